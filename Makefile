@@ -1,0 +1,70 @@
+# `make` lists the targets. Brokers: scripts/brokers, rules of the lint: .golangci.yml.
+
+SHELL := /bin/bash
+GO ?= go
+BENCH ?= .
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
+
+# Two packages at a time: more would measure how the brokers share one machine.
+TEST := $(GO) test -race -shuffle=on -timeout 20m -p 2
+# Starts what does not run yet, sets MILLRACE_*_URL, stops what it started, also on failure.
+WITH_BROKERS := scripts/brokers run
+
+.DEFAULT_GOAL := help
+.PHONY: help test test-short lint fmt brokers brokers-stop brokers-status bench cover conformance clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: lint ## everything: format, lint, vet and all tests against real brokers, with the race detector
+	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./...
+
+test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing installed
+	env -u MILLRACE_KAFKA_URL -u MILLRACE_RABBITMQ_URL -u MILLRACE_POSTGRES_URL -u MILLRACE_MYSQL_URL \
+		-u MILLRACE_REQUIRE_BROKERS $(GO) test -short -race -shuffle=on -timeout 10m ./...
+
+lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scripts if shellcheck is there
+	$(GOLANGCI) run ./...
+	$(GO) mod tidy -diff
+	@if command -v shellcheck >/dev/null; then \
+		echo shellcheck; shellcheck -x scripts/brokers scripts/brokers.d/*.bash .ci/run; \
+	else echo "shellcheck is not installed: scripts are not checked"; fi
+
+fmt: $(GOLANGCI) ## format the Go files (gofumpt, goimports)
+	$(GOLANGCI) fmt ./...
+
+brokers: ## install and start Kafka, RabbitMQ, PostgreSQL and MariaDB in .brokers/, and leave them running
+	@scripts/brokers start
+	@echo "The URLs are in .brokers/env: use them by  . .brokers/env"
+
+brokers-stop: ## stop the brokers; their data is kept
+	@scripts/brokers stop
+
+brokers-status: ## show which brokers run, and where
+	@scripts/brokers status
+
+bench: ## benchmarks of the repository with brokers (BENCH=regexp chooses)
+	$(WITH_BROKERS) $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m ./...
+
+cover: ## all tests with brokers, coverage of all packages in cover.html
+	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 \
+		$(GO) test -coverpkg=./... -coverprofile=cover.out -timeout 20m -p 2 ./...
+	$(GO) tool cover -html cover.out -o cover.html
+	@$(GO) tool cover -func cover.out | tail -n 1
+
+conformance: ## the conformance suite on memory, SQLite and the four brokers, as a user runs it
+	@$(WITH_BROKERS) bash -c 'failed=0; db=$$(mktemp -d); trap "rm -rf $$db" EXIT; \
+		for url in memory: "sqlite:$$db/bus.db" "$$MILLRACE_KAFKA_URL" "$$MILLRACE_RABBITMQ_URL" \
+			"$$MILLRACE_POSTGRES_URL" "$$MILLRACE_MYSQL_URL"; do \
+			echo "== $$url"; $(GO) run ./cmd/millrace conformance --url "$$url" || failed=1; \
+		done; exit $$failed'
+
+clean: ## stop the brokers and delete their data, built commands and reports
+	@scripts/brokers clean
+	rm -rf bin cover.out cover.html
+
+# Built here once, with the version pinned; the name tells the version, so a new pin builds anew.
+$(GOLANGCI):
+	GOBIN='$(CURDIR)/.tools/new' GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv .tools/new/golangci-lint $@

@@ -1,0 +1,7 @@
+// Package all registers every driver that comes with Millrace. A service that knows its broker imports that driver
+// alone, and does not compile the others.
+package all
+
+import (
+	_ "github.com/millrace-go/millrace/adapters/memory"
+)

@@ -1,0 +1,171 @@
+// Package memory is a bus inside one process: bounded, ordered by key, with groups and replay for groups that come
+// late. It is the default for tests and for services whose parts talk to each other in one process.
+//
+// # URLs
+//
+//	memory:                     a bus of its own for each Open
+//	memory:NAME                 one bus for all that open this name in the process, until the last of them closes
+//
+// Parameters, of which those of a shared bus's first Open hold:
+//
+//	capacity=100000             messages that a topic holds until all its groups have settled them (1 to 100,000,000)
+//	bytes=268435456             the same in bytes (1 KiB to 1 TiB)
+//	retain=10000                settled messages that a topic keeps for groups that come late (0 to capacity)
+//
+// # Delivery semantics
+//
+// Published means: stored in memory; everything is gone with the process. A topic that is full makes publishers wait,
+// within their context, for the slowest group. A topic without any group keeps its newest messages, up to capacity,
+// and forgets older ones. Equal keys are handled in publish order, also across the members of a group. A message is
+// delivered again only if its group's member left without settling it.
+//
+// # Topology
+//
+// A topic has 16 lanes, spread evenly over a group's members. Topics and groups come into being when they are named.
+//
+// # Native client
+//
+// There is none.
+package memory
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+func init() { bus.RegisterDriver("memory", fromURL) }
+
+// Config configures a memory bus. A field that is zero has its default.
+type Config struct {
+	// Name shares one bus between all that open the same name; "" is a bus of its own.
+	Name string
+	// Capacity bounds the messages that a topic holds. Defaults to 100,000.
+	Capacity int
+	// Bytes bounds them by [bus.Message.Size]. Defaults to 256 MiB.
+	Bytes int
+	// Retain is how many settled messages a topic keeps for groups that come late. Defaults to 10,000, and to
+	// Capacity if that is less; -1 is none.
+	Retain int
+}
+
+// Defaults of Config.
+const (
+	DefaultCapacity = 100_000
+	DefaultBytes    = 256 << 20
+	DefaultRetain   = 10_000
+)
+
+func fromURL(_ context.Context, p *bus.Params) (bus.Driver, error) {
+	u := p.URL()
+	if u.Host != "" || u.Path != "" || u.User != nil {
+		p.Fail("want memory: or memory:NAME, without slashes")
+	}
+	c := Config{
+		Name:     u.Opaque,
+		Capacity: p.Int("capacity", DefaultCapacity, 1, 100_000_000),
+		Bytes:    p.Int("bytes", DefaultBytes, 1<<10, 1<<40),
+	}
+	c.Retain = p.Int("retain", min(DefaultRetain, c.Capacity), 0, c.Capacity)
+	if c.Retain == 0 {
+		c.Retain = -1
+	}
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	return open(c)
+}
+
+// Open opens a memory bus.
+func Open(c Config, opts ...bus.Option) (*bus.Bus, error) {
+	d, err := open(c)
+	if err != nil {
+		return nil, err
+	}
+	return bus.New(d, opts...), nil
+}
+
+func open(c Config) (*driver, error) {
+	if c.Capacity == 0 {
+		c.Capacity = DefaultCapacity
+	}
+	if c.Bytes == 0 {
+		c.Bytes = DefaultBytes
+	}
+	switch c.Retain {
+	case 0:
+		c.Retain = min(DefaultRetain, c.Capacity)
+	case -1:
+		c.Retain = 0
+	}
+	if c.Capacity < 1 || c.Bytes < 1 || c.Retain < 0 || c.Retain > c.Capacity {
+		return nil, fmt.Errorf("memory: %w: Capacity %d, Bytes %d, Retain %d: want at least 1, at least 1, and -1 to Capacity", bus.ErrInvalid, c.Capacity, c.Bytes, c.Retain)
+	}
+	return &driver{store: shared.open(c), sources: map[*source]struct{}{}, closed: make(chan struct{})}, nil
+}
+
+// shared are the stores that have a name.
+var shared = stores{byName: map[string]*store{}}
+
+type stores struct {
+	mu     sync.Mutex
+	byName map[string]*store
+}
+
+func (s *stores) open(c Config) *store {
+	if c.Name == "" {
+		return newStore(c)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.byName[c.Name]
+	if st == nil {
+		st = newStore(c)
+		s.byName[c.Name] = st
+	}
+	st.users++
+	return st
+}
+
+func (s *stores) close(st *store) {
+	if st.config.Name == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.users--; st.users == 0 {
+		delete(s.byName, st.config.Name)
+	}
+}
+
+// store is everything that a bus holds.
+type store struct {
+	config Config
+	users  int // guarded by stores.mu
+
+	mu     sync.RWMutex
+	topics map[string]*topic
+	poison map[string]*poisonStore
+}
+
+func newStore(c Config) *store {
+	return &store{config: c, topics: map[string]*topic{}, poison: map[string]*poisonStore{}}
+}
+
+func (s *store) topic(name string) *topic {
+	s.mu.RLock()
+	t := s.topics[name]
+	s.mu.RUnlock()
+	if t != nil {
+		return t
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t = s.topics[name]; t == nil {
+		t = newTopic(name, s.config)
+		s.topics[name] = t
+	}
+	return t
+}

@@ -1,0 +1,164 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// Handling is the context of one call of a handler: it knows the delivery, and keeps what the handler emits until
+// it has succeeded. Routers and tests make it; handlers meet it as their ctx, through [DeliveryFrom] and [Emit].
+type Handling struct {
+	context.Context
+	bus      *Bus
+	delivery Delivery
+	batch    bool
+
+	mu   sync.Mutex
+	out  []emitted
+	done bool
+}
+
+type emitted struct {
+	topic string
+	msg   *Message
+	cause string // id of the causing message, in a batch
+}
+
+type handlingKey struct{}
+
+// NewHandling makes the context of a call that handles d. What is emitted under it is published through b.
+func NewHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
+	return &Handling{Context: ctx, bus: b, delivery: d}
+}
+
+// NewBatchHandling is NewHandling for a batch. d tells what its messages share: topic, group, handler.
+func NewBatchHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
+	if d.Message == nil {
+		d.Message = &Message{}
+	}
+	return &Handling{Context: ctx, bus: b, delivery: d, batch: true}
+}
+
+// Value implements context.Context.
+func (h *Handling) Value(key any) any {
+	if key == (handlingKey{}) {
+		return h
+	}
+	return h.Context.Value(key)
+}
+
+func handlingFrom(ctx context.Context) *Handling {
+	h, _ := ctx.Value(handlingKey{}).(*Handling)
+	return h
+}
+
+// DeliveryFrom tells a handler how its message arrived: topic, group, lane, position, attempt, first-seen time. In a
+// batch handler it tells what the batch shares. Outside of a handler it is zero, with an empty Message.
+func DeliveryFrom(ctx context.Context) Delivery {
+	if h := handlingFrom(ctx); h != nil {
+		return h.delivery
+	}
+	return Delivery{Message: &Message{}}
+}
+
+// Emit publishes with the handler's success: after the handler and its middleware returned nil, and before the
+// message is settled. If the handler fails, nothing is published; if the publishing fails, the message counts as
+// failed. In a batch handler it needs [WithCause], so that it is known with whose success it goes.
+//
+// It is an error outside of a handler, and after the handler has returned.
+func Emit(ctx context.Context, topic string, event any, opts ...PublishOption) error {
+	return Emitter(ctx).Publish(ctx, topic, event, opts...)
+}
+
+// Emitter is [Emit] as a Publisher, for code that is given one.
+func Emitter(ctx context.Context) Publisher {
+	if h := handlingFrom(ctx); h != nil {
+		return h
+	}
+	return noEmitter{}
+}
+
+// Publish implements Publisher; see [Emit].
+func (h *Handling) Publish(_ context.Context, topic string, event any, opts ...PublishOption) error {
+	m, err := h.encode(event, opts)
+	if err != nil {
+		return fmt.Errorf("emit %q: %w", topic, err)
+	}
+	return h.emit(topic, m)
+}
+
+func (h *Handling) encode(event any, opts []PublishOption) (*Message, error) {
+	return h.bus.encode(event, opts)
+}
+
+// PublishMessages implements Publisher; see [Emit].
+func (h *Handling) PublishMessages(_ context.Context, topic string, msgs ...*Message) error {
+	return h.emit(topic, msgs...)
+}
+
+func (h *Handling) emit(topic string, msgs ...*Message) error {
+	if err := CheckName("topic", topic); err != nil {
+		return fmt.Errorf("emit: %w", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return errors.New("emit: the handler has returned already; what it starts must end before it does")
+	}
+	for _, m := range msgs {
+		e := emitted{topic: topic, msg: m}
+		if h.batch {
+			if e.cause = m.Headers.Get(HeaderCausationID); e.cause == "" {
+				return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")
+			}
+		}
+		h.out = append(h.out, e)
+	}
+	return nil
+}
+
+// Flush publishes what was emitted, one call for each run of messages to one topic, and ends the call: no Emit
+// succeeds after it. In a batch, failed names the messages whose outputs are dropped; it may be nil.
+func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error {
+	out := h.end()
+	for len(out) > 0 {
+		topic := out[0].topic
+		n := 0
+		msgs := make([]*Message, 0, len(out))
+		for n < len(out) && out[n].topic == topic {
+			if e := out[n]; failed == nil || !failed(e.cause) {
+				msgs = append(msgs, e.msg)
+			}
+			n++
+		}
+		out = out[n:]
+		if err := h.bus.PublishMessages(ctx, topic, msgs...); err != nil {
+			return fmt.Errorf("emit: %w", err)
+		}
+	}
+	return nil
+}
+
+// Discard ends the call without publishing: what was emitted is dropped.
+func (h *Handling) Discard() { h.end() }
+
+func (h *Handling) end() []emitted {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := h.out
+	h.out, h.done = nil, true
+	return out
+}
+
+// noEmitter is the emitter outside of a handler.
+type noEmitter struct{}
+
+var errNotHandling = errors.New("emit: this context is not a handler's")
+
+func (noEmitter) Publish(context.Context, string, any, ...PublishOption) error { return errNotHandling }
+
+func (noEmitter) PublishMessages(_ context.Context, _ string, msgs ...*Message) error {
+	return FailAll(len(msgs), errNotHandling)
+}

@@ -1,0 +1,51 @@
+package bus
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Option configures a Bus.
+type Option func(*options)
+
+type options struct {
+	source         string
+	codecs         []Codec
+	logger         *slog.Logger
+	closeTimeout   time.Duration
+	connectTimeout time.Duration
+}
+
+func newOptions(opts []Option) options {
+	o := options{
+		source:         "/" + filepath.Base(os.Args[0]),
+		codecs:         []Codec{JSON},
+		logger:         slog.New(slog.DiscardHandler),
+		closeTimeout:   10 * time.Second,
+		connectTimeout: 15 * time.Second,
+	}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
+// WithSource sets the Source of messages that have none. Defaults to "/" and the program's name.
+func WithSource(s string) Option { return func(o *options) { o.source = s } }
+
+// WithCodecs sets the codecs: the first encodes what is published, all decode, chosen by content type. Defaults to
+// [JSON], which stays available for decoding in any case.
+func WithCodecs(c ...Codec) Option {
+	return func(o *options) { o.codecs = append(append([]Codec(nil), c...), JSON) }
+}
+
+// WithLogger sets the log for what happens in the background. Defaults to none.
+func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
+
+// WithCloseTimeout bounds Close. Defaults to 10 s.
+func WithCloseTimeout(d time.Duration) Option { return func(o *options) { o.closeTimeout = d } }
+
+// WithConnectTimeout bounds Open. Defaults to 15 s.
+func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.connectTimeout = d } }

@@ -1,0 +1,164 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Params reads a driver's URL. Each method takes one parameter of the query, or its default; mistakes are collected
+// and all reported by [Params.Err], which a driver calls last: it also reports parameters that nobody asked for.
+// Not safe for concurrent use.
+type Params struct {
+	url   *url.URL
+	query url.Values
+	known []string
+	errs  []error
+}
+
+// ParseParams parses a bus URL. Its errors never hold the URL's password.
+func ParseParams(rawURL string) (*Params, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		// *url.Error would print the whole URL, its password included.
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err
+		}
+		// A parser's error may quote a part of the input that is a piece of the password.
+		if strings.Contains(rawURL, "@") {
+			err = errors.New("malformed; characters such as / ? # % in user and password must be percent-encoded")
+		}
+		return nil, fmt.Errorf("bus: URL: %w: %w", ErrInvalid, err)
+	}
+	q, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("bus: query of the URL %s: %w: a parameter is malformed, or separated by ; and not &", Redact(u), ErrInvalid)
+	}
+	return &Params{url: u, query: q}, nil
+}
+
+// Redact prints u without its password and without query parameters that may hold a secret.
+func Redact(u *url.URL) string {
+	c := *u
+	q := c.Query()
+	for name := range q {
+		if isSecret(name) {
+			q.Set(name, "xxxxx")
+		}
+	}
+	if len(q) > 0 {
+		c.RawQuery = q.Encode()
+	}
+	return c.Redacted()
+}
+
+func isSecret(name string) bool {
+	name = strings.ToLower(name)
+	return slices.ContainsFunc([]string{"pass", "secret", "token", "key"}, func(s string) bool { return strings.Contains(name, s) })
+}
+
+// URL returns the URL itself: host, path, user. Its String holds the password; print [Params.String] instead.
+func (p *Params) URL() *url.URL { return p.url }
+
+// String prints the URL redacted.
+func (p *Params) String() string { return Redact(p.url) }
+
+// Fail reports a mistake in the URL outside of the query, such as a missing host.
+func (p *Params) Fail(format string, args ...any) {
+	p.errs = append(p.errs, fmt.Errorf(format, args...))
+}
+
+func (p *Params) value(name string) (string, bool) {
+	p.known = append(p.known, name)
+	vs, ok := p.query[name]
+	if !ok {
+		return "", false
+	}
+	if len(vs) > 1 {
+		p.Fail("parameter %q is given %d times", name, len(vs))
+	}
+	return vs[0], true
+}
+
+// Text is a parameter that may have any value.
+func (p *Params) Text(name, def string) string {
+	if v, ok := p.value(name); ok {
+		return v
+	}
+	return def
+}
+
+// Duration is a parameter such as 250ms or 1m30s, between lo and hi.
+func (p *Params) Duration(name string, def, lo, hi time.Duration) time.Duration {
+	v, ok := p.value(name)
+	if !ok {
+		return def
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < lo || d > hi {
+		p.Fail("parameter %q is %q: want a duration between %v and %v, such as %v", name, v, lo, hi, def)
+		return def
+	}
+	return d
+}
+
+// Int is a whole number between lo and hi.
+func (p *Params) Int(name string, def, lo, hi int) int {
+	v, ok := p.value(name)
+	if !ok {
+		return def
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < lo || n > hi {
+		p.Fail("parameter %q is %q: want a whole number between %d and %d", name, v, lo, hi)
+		return def
+	}
+	return n
+}
+
+// Bool is true or false.
+func (p *Params) Bool(name string, def bool) bool {
+	return p.Enum(name, strconv.FormatBool(def), strconv.FormatBool(!def)) == "true"
+}
+
+// Enum is one of the allowed values, of which the first is the default.
+func (p *Params) Enum(name string, allowed ...string) string {
+	v, ok := p.value(name)
+	if !ok {
+		return allowed[0]
+	}
+	if !slices.Contains(allowed, v) {
+		p.Fail("parameter %q is %q: want one of %s", name, v, strings.Join(allowed, ", "))
+		return allowed[0]
+	}
+	return v
+}
+
+// Err returns all mistakes at once: those of the calls before, and parameters that were not asked for.
+func (p *Params) Err() error {
+	slices.Sort(p.known)
+	known := slices.Compact(p.known)
+	var unknown []string
+	for name := range p.query {
+		if !slices.Contains(known, name) {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	errs := p.errs
+	for _, name := range unknown {
+		if len(known) == 0 {
+			errs = append(errs, fmt.Errorf("parameter %q is unknown: this URL takes none", name))
+			continue
+		}
+		errs = append(errs, fmt.Errorf("parameter %q is unknown: want one of %s", name, strings.Join(known, ", ")))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("bus: URL %s: %w: %w", p, ErrInvalid, errors.Join(errs...))
+}

@@ -1,0 +1,197 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// PublishOption sets a part of the message that an event is published as.
+type PublishOption func(*Message)
+
+// WithKey sets the key. It overrides [Keyer].
+func WithKey(k string) PublishOption { return func(m *Message) { m.Key = k } }
+
+// WithID sets the id. Defaults to [NewID].
+func WithID(id string) PublishOption { return func(m *Message) { m.ID = id } }
+
+// WithType sets the type. It overrides [Typer].
+func WithType(t string) PublishOption { return func(m *Message) { m.Type = t } }
+
+// WithSubject sets the subject.
+func WithSubject(s string) PublishOption { return func(m *Message) { m.Subject = s } }
+
+// WithTime sets when the event happened. Defaults to now.
+func WithTime(t time.Time) PublishOption { return func(m *Message) { m.Time = t } }
+
+// WithHeader adds a header.
+func WithHeader(name, value string) PublishOption {
+	return func(m *Message) { m.Headers.Add(name, value) }
+}
+
+// Names of headers that tell what led to a message. They travel as CloudEvents extensions.
+const (
+	HeaderCorrelationID = "correlationid"
+	HeaderCausationID   = "causationid"
+)
+
+// WithCause says which message led to this one: its id becomes the causation id, and its correlation id, or else
+// its id, the correlation id. In a batch handler, Emit needs it.
+func WithCause(cause *Message) PublishOption {
+	return func(m *Message) {
+		m.Headers.Set(HeaderCausationID, cause.ID)
+		correlation := cause.Headers.Get(HeaderCorrelationID)
+		if correlation == "" {
+			correlation = cause.ID
+		}
+		m.Headers.Set(HeaderCorrelationID, correlation)
+	}
+}
+
+// PublishAll publishes many events in one call. The error is a *PublishError, index-aligned with events.
+func PublishAll[T any](ctx context.Context, p Publisher, topic string, events []T, opts ...PublishOption) error {
+	enc, ok := p.(interface {
+		encode(event any, opts []PublishOption) (*Message, error)
+	})
+	if !ok {
+		errs := make([]error, len(events))
+		for i := range events {
+			errs[i] = p.Publish(ctx, topic, events[i], opts...)
+		}
+		if Each(errs) == nil {
+			return nil
+		}
+		return &PublishError{errs}
+	}
+	msgs := make([]*Message, len(events))
+	for i := range events {
+		m, err := enc.encode(events[i], opts)
+		if err != nil {
+			errs := FailAll(len(events), fmt.Errorf("publish %q: not sent, because event %d cannot be encoded: %w", topic, i, ErrInvalid))
+			errs.Errs[i] = fmt.Errorf("publish %q: %w", topic, err)
+			return errs
+		}
+		msgs[i] = m
+	}
+	return p.PublishMessages(ctx, topic, msgs...)
+}
+
+// encode makes the message of an event. A message is taken as it is, copied so that the options leave it alone.
+func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
+	var m *Message
+	switch e := event.(type) {
+	case *Message:
+		c := *e
+		m = &c
+	case Message:
+		m = &e
+	default:
+		codec := b.options.codecs[0]
+		data, err := codec.Marshal(event)
+		if err != nil {
+			return nil, fmt.Errorf("%w: encode %T as %s: %w", ErrInvalid, event, codec.ContentType(), err)
+		}
+		m = &Message{Type: typeNameOf(event), ContentType: codec.ContentType(), Payload: data}
+		if k, ok := event.(Keyer); ok {
+			m.Key = k.EventKey()
+		}
+	}
+	if len(opts) > 0 {
+		m.Headers = slices.Clone(m.Headers) // options may write into it
+	}
+	for _, opt := range opts {
+		opt(m)
+	}
+	return m, nil
+}
+
+// complete fills what is empty and checks what every broker can carry.
+func (b *Bus) complete(m *Message, now time.Time) error {
+	if m == nil {
+		return fmt.Errorf("%w: the message is nil", ErrInvalid)
+	}
+	if m.ID == "" {
+		m.ID = newID(now)
+	}
+	if m.Time.IsZero() {
+		m.Time = now
+	}
+	if m.Source == "" {
+		m.Source = b.options.source
+	}
+	for i := range m.Headers {
+		if err := checkHeader(m.Headers[i].Name); err != nil {
+			return err
+		}
+	}
+	for _, text := range [...]struct{ field, value string }{
+		{"ID", m.ID}, {"Type", m.Type}, {"Source", m.Source}, {"Subject", m.Subject}, {"ContentType", m.ContentType},
+	} {
+		if len(text.value) > maxText || !plainText(text.value) {
+			return fmt.Errorf("%w: %s is %.40q: want at most %d bytes of UTF-8 without control characters", ErrInvalid, text.field, text.value, maxText)
+		}
+	}
+	if len(m.Key) > maxText {
+		return fmt.Errorf("%w: Key has %d bytes: want at most %d", ErrInvalid, len(m.Key), maxText)
+	}
+	if b.limit > 0 && m.Size() > b.limit {
+		return fmt.Errorf("%w: %d bytes with its headers: this bus takes at most %d", ErrTooLarge, m.Size(), b.limit)
+	}
+	return nil
+}
+
+// maxText is what AMQP can carry in its short fields, and so the limit on every broker.
+const maxText = 255
+
+// plainText is true for valid UTF-8 without control characters. The loop over bytes serves nearly all texts.
+func plainText(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if c < 0x20 || c == 0x7f {
+			return false
+		}
+		if c >= utf8.RuneSelf {
+			return utf8.ValidString(s)
+		}
+	}
+	return true
+}
+
+// reserved are the header names under which drivers write the message's own fields.
+var reserved = []string{"ce_", "ce-", "cloudevents_", "cloudevents:", "millrace-"}
+
+func checkHeader(name string) error {
+	if name == "" || len(name) > maxText || !utf8.ValidString(name) || strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("%w: header name %.40q: want 1 to %d bytes of UTF-8", ErrInvalid, name, maxText)
+	}
+	if len(name) < 3 || !strings.ContainsAny(name[:1], "cCmM") { // nearly all names: no reserved one can begin so
+		return nil
+	}
+	lower := strings.ToLower(name)
+	for _, prefix := range reserved {
+		if strings.HasPrefix(lower, prefix) {
+			return fmt.Errorf("%w: header name %q: names that begin with %q are reserved for the message's own fields", ErrInvalid, name, prefix)
+		}
+	}
+	if lower == "content-type" {
+		return fmt.Errorf("%w: header name %q is reserved: set ContentType", ErrInvalid, name)
+	}
+	return nil
+}
+
+// CheckName says what is wrong with the name of a topic or group (what is the word in the error). Allowed on every
+// broker are 1 to 200 of the characters a-z A-Z 0-9 . _ -, and not "." or "..".
+func CheckName(what, name string) error {
+	bad := name == "" || len(name) > 200 || name == "." || name == ".."
+	for i := 0; i < len(name) && !bad; i++ {
+		c := name[i]
+		bad = !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-')
+	}
+	if bad {
+		return fmt.Errorf("%w: %s name %.60q: want 1 to 200 of the characters a-z A-Z 0-9 . _ -", ErrInvalid, what, name)
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+// Package cloudevents maps messages to CloudEvents 1.0 and back, for all drivers: binary mode attribute by attribute,
+// which each driver writes in its protocol's form, and structured-mode JSON.
+package cloudevents
+
+import (
+	"strings"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Each calls yield with each attribute of m that is set: id, source, specversion, type, subject, time, without any
+// prefix. The content type is not among them: protocols have a place of their own for it.
+func Each(m *bus.Message, yield func(name, value string)) {
+	yield("specversion", "1.0")
+	yield("id", m.ID)
+	yield("source", m.Source)
+	if m.Type != "" {
+		yield("type", m.Type)
+	}
+	if m.Subject != "" {
+		yield("subject", m.Subject)
+	}
+	yield("time", m.Time.UTC().Format(time.RFC3339Nano))
+}
+
+// IsExtension says whether a header travels as a CloudEvents extension attribute, and so with the prefix.
+func IsExtension(header string) bool {
+	return header == bus.HeaderCorrelationID || header == bus.HeaderCausationID
+}
+
+// Attribute returns a header's attribute name in lower case if it begins with one of the prefixes under which the
+// protocols' bindings write attributes (ce_, ce-, cloudEvents_, cloudEvents:).
+func Attribute(header string) (string, bool) {
+	if len(header) > 3 && (header[:3] == "ce_" || header[:3] == "ce-") {
+		return strings.ToLower(header[3:]), true
+	}
+	const long = len("cloudEvents_")
+	if len(header) > long && (header[:long] == "cloudEvents_" || header[:long] == "cloudEvents:") {
+		return strings.ToLower(header[long:]), true
+	}
+	return "", false
+}
+
+// Set puts an attribute into m: into its field, or among the headers if it is an extension.
+func Set(m *bus.Message, name, value string) {
+	switch name {
+	case "specversion": // there is only one
+	case "id":
+		m.ID = value
+	case "source":
+		m.Source = value
+	case "type":
+		m.Type = value
+	case "subject":
+		m.Subject = value
+	case "datacontenttype":
+		m.ContentType = value
+	case "time":
+		t, err := time.Parse(time.RFC3339Nano, value)
+		if err != nil { // a foreign producer's mistake is no reason to lose what it said
+			m.Headers.Add(name, value)
+			return
+		}
+		m.Time = t
+	default:
+		m.Headers.Add(name, value)
+	}
+}

@@ -1,0 +1,101 @@
+// Package window keeps, for one lane of a log-like broker, which messages are finished, though they finish in any
+// order. What is committed is the first unfinished position and, beyond it, what is finished already, so that after a
+// crash nothing finished is handled again.
+package window
+
+import "sort"
+
+// Window is the state of one lane. The zero value is not ready: use New or Restore. Not safe for concurrent use.
+//
+// It holds the unfinished positions only (and some finished ones between them, until it is compacted), so its size
+// is bounded by what is in flight, not by how far one slow message lags behind.
+type Window struct {
+	next    int64   // all positions below are known here: delivered, or skipped for ever
+	queue   []entry // in the order of positions; queue[head] is unfinished
+	head    int     // entries before it are finished
+	done    int     // how many from head on are finished
+	skip    []int64 // unfinished positions of an earlier ownership that are still to be read again, in order
+	skipTo  int64   // positions below are finished, save those in skip
+	version uint64
+}
+
+type entry struct {
+	pos  int64
+	done bool
+}
+
+// New returns a window that begins at position next.
+func New(next int64) *Window { return &Window{next: next, skipTo: next} }
+
+// Add notes that the message at pos is about to be delivered. It returns false if the message was finished under an
+// earlier ownership and must not be delivered again. Positions must grow from call to call; gaps are fine.
+func (w *Window) Add(pos int64) bool {
+	w.next = pos + 1
+	if pos < w.skipTo {
+		for len(w.skip) > 0 && w.skip[0] < pos {
+			w.skip = w.skip[1:] // gone from the log, so it will never come
+		}
+		if len(w.skip) == 0 || w.skip[0] != pos {
+			return false
+		}
+		w.skip = w.skip[1:]
+	}
+	w.queue = append(w.queue, entry{pos: pos})
+	return true
+}
+
+// open are the entries that are not finished, and finished ones between them.
+func (w *Window) open() []entry { return w.queue[w.head:] }
+
+// Advance notes that the lane holds nothing to deliver below next that was not added: the records there are
+// control records, compacted away, or another's.
+func (w *Window) Advance(next int64) { w.next = max(w.next, next) }
+
+// Done finishes the message at pos. It returns false if pos is not open, as when it is finished already.
+func (w *Window) Done(pos int64) bool {
+	open := w.open()
+	i := sort.Search(len(open), func(i int) bool { return open[i].pos >= pos })
+	if i == len(open) || open[i].pos != pos || open[i].done {
+		return false
+	}
+	open[i].done = true
+	w.done++
+	w.version++
+	for w.head < len(w.queue) && w.queue[w.head].done {
+		w.head++
+		w.done--
+	}
+	// Room is made when at least half of it is waste, so that each entry is moved about once.
+	if w.head == len(w.queue) || w.head+w.done > max(64, len(w.queue)/2) {
+		w.compact()
+	}
+	return true
+}
+
+// compact forgets the finished entries: what is below next and not in the queue is finished.
+func (w *Window) compact() {
+	kept := w.queue[:0]
+	for _, e := range w.open() {
+		if !e.done {
+			kept = append(kept, e)
+		}
+	}
+	w.queue, w.head, w.done = kept, 0, 0
+}
+
+// Position is the first unfinished position: where a new owner starts to read.
+func (w *Window) Position() int64 {
+	if w.head < len(w.queue) {
+		return w.queue[w.head].pos
+	}
+	if len(w.skip) > 0 && w.next < w.skipTo {
+		return max(w.next, w.skip[0])
+	}
+	return max(w.next, w.skipTo)
+}
+
+// Open is the number of delivered messages that are not finished.
+func (w *Window) Open() int { return len(w.queue) - w.head - w.done }
+
+// Version changes whenever something is finished, so that a committer can tell whether there is anything new.
+func (w *Window) Version() uint64 { return w.version }

@@ -1,0 +1,147 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// rule decides what follows a try that ended with err, and notes it in the task.
+func (c *consumer) rule(t *task, err error) {
+	r := t.route
+	if err == nil {
+		r.handled.Add(1)
+		t.outcome = settle
+		return
+	}
+	if t.lane.ctx.Err() != nil {
+		t.outcome = abandon // the lane or the process is going; the failure may well come from that
+		return
+	}
+	now := time.Now()
+	if t.failure.First.IsZero() {
+		t.failure.First = now
+	}
+	ruling := r.policy.judge(err, t.d.Attempt, t.failure.First, now)
+	if ruling.kind == succeeded {
+		r.handled.Add(1)
+		c.log.Info("error ignored", "handler", r.name, "id", t.d.ID, "err", err)
+		t.outcome = settle
+		return
+	}
+	r.failed.Add(1)
+	last := err // of its own, so that err need not live on the heap of every call
+	r.lastError.Store(&last)
+	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.d.Attempt
+	if p, ok := errors.AsType[*PanicError](err); ok {
+		t.failure.Stack = p.Stack
+	}
+	if ruling.kind == retry {
+		c.log.Warn("handler failed; the message is tried again", "handler", r.name, "id", t.d.ID, "attempt", t.d.Attempt, "in", ruling.delay, "err", err)
+		t.outcome, t.due = hold, now.Add(ruling.delay)
+		return
+	}
+	t.failure.Class = ruling.class
+	switch r.policy.Then {
+	case Drop:
+		c.log.Error("handler failed; the message is dropped, as its policy says", "handler", r.name, "id", t.d.ID, "attempt", t.d.Attempt, "class", ruling.class, "err", err)
+		t.outcome = settle
+	case Stop:
+		t.outcome = abandon
+		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.d.ID, ruling.class, t.d.Attempt, err))
+	default:
+		t.entry = t.poisonEntry(now)
+		c.poison(t)
+	}
+}
+
+// halt stops consuming because a policy says so; the router's other handlers go on.
+func (c *consumer) halt(err error) {
+	c.mu.Lock()
+	c.state, c.err = StateFailed, err
+	c.mu.Unlock()
+	c.log.Error("consuming stops", "err", err)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), c.core.drainTimeout)
+		defer cancel()
+		_ = c.stop(ctx) // the reason is kept for health
+	}()
+}
+
+func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {
+	return &bus.PoisonEntry{
+		ID:      bus.NewID(),
+		Message: t.d.Message,
+		Topic:   t.d.Topic, Group: t.d.Group, Handler: t.d.Handler,
+		Lane: t.d.Lane, Position: t.d.Position,
+		Failure: t.failure, Host: hostname(), Time: now,
+	}
+}
+
+var hostname = sync.OnceValue(func() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
+})
+
+// poison puts the task's message into the group's poison queue. While that is not reachable the message stays held
+// and is put again with back-off; the in-flight bound then slows the intake down.
+func (c *consumer) poison(t *task) {
+	err := c.core.putPoison(t.lane.ctx, c.sub.Group, *t.entry)
+	if err == nil {
+		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.d.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
+		if t.route != nil {
+			t.route.poisoned.Add(1)
+		}
+		for _, hook := range c.core.hooks.poisoned {
+			hook.Poisoned(t.lane.ctx, *t.entry)
+		}
+		t.outcome = settle
+		return
+	}
+	if t.lane.ctx.Err() != nil {
+		t.outcome = abandon
+		return
+	}
+	c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.d.ID, "err", err)
+	b := backoff{next: backoffFirst << min(t.putFails, 6)}
+	t.putFails++
+	t.outcome, t.due = hold, time.Now().Add(b.delay())
+}
+
+// putPoison stores an entry; each group's store is opened at its first use.
+func (c *core) putPoison(ctx context.Context, group string, e bus.PoisonEntry) error {
+	c.poisonMu.Lock()
+	store := c.poison[group]
+	if store == nil {
+		var err error
+		if store, err = c.bus.Driver().Poison(ctx, group); err != nil {
+			c.poisonMu.Unlock()
+			return err
+		}
+		c.poison[group] = store
+	}
+	c.poisonMu.Unlock()
+	return store.Put(ctx, e)
+}
+
+func errUnknownType(typ string, table *routeTable) error {
+	if typ == "" {
+		return errors.New("the message has no type, and more than one handler could take it")
+	}
+	var known []string
+	for name := range table.byType {
+		known = append(known, name)
+	}
+	slices.Sort(known)
+	return fmt.Errorf("no handler takes messages of type %q; there are handlers for %s", typ, strings.Join(known, ", "))
+}

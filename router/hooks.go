@@ -1,0 +1,48 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// HandledHook is told of each handler call when it has ended. It runs on the handler's goroutine: be quick.
+type HandledHook interface {
+	Handled(ctx context.Context, h Handled)
+}
+
+// PoisonedHook is told of each message that was put into the poison queue.
+type PoisonedHook interface {
+	Poisoned(ctx context.Context, e bus.PoisonEntry)
+}
+
+// Handled is one call of a handler. The delivery of a batch is what its messages share.
+type Handled struct {
+	Delivery bus.Delivery
+	Messages int
+	Took     time.Duration
+	Err      error
+}
+
+type hooks struct {
+	handled  []HandledHook
+	poisoned []PoisonedHook
+	errs     []error
+}
+
+func (h *hooks) add(values []any) {
+	for _, v := range values {
+		used := false
+		if hook, ok := v.(HandledHook); ok {
+			h.handled, used = append(h.handled, hook), true
+		}
+		if hook, ok := v.(PoisonedHook); ok {
+			h.poisoned, used = append(h.poisoned, hook), true
+		}
+		if !used {
+			h.errs = append(h.errs, fmt.Errorf("Hooks: %T implements neither HandledHook nor PoisonedHook", v))
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/cloudevents"
+)
+
+// maxReceive is how many deliveries are asked for at once: enough to make a lock and a round trip per batch cheap.
+const maxReceive = 512
+
+// pump pulls deliveries while there is room for them.
+func (c *consumer) pump() {
+	buf := make([]bus.Delivery, min(c.cfg.inFlight.messages, maxReceive))
+	var b backoff
+	for {
+		n, bytes := c.waitForRoom()
+		if n == 0 {
+			return
+		}
+		n, err := c.source.Receive(c.intake, buf[:min(n, len(buf))], bytes)
+		if n > 0 {
+			c.admit(buf[:n])
+			clear(buf[:n]) // the buffer must not keep messages alive
+		}
+		switch {
+		case err == nil:
+			if b.next > 0 {
+				b = backoff{}
+				c.receiving(nil)
+			}
+		case c.intake.Err() != nil:
+			return
+		case errors.Is(err, bus.ErrClosed):
+			err = fmt.Errorf("receive from topic %q: %w", c.sub.Topic, err)
+			c.halt(err)
+			c.core.end(err)
+			return
+		default:
+			c.receiving(err)
+			c.log.Warn("receiving failed; trying again", "err", err)
+			b.wait(c.intake)
+		}
+	}
+}
+
+// receiving notes for health whether receiving works.
+func (c *consumer) receiving(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+// waitForRoom returns how much may be received now; 0 messages when the intake has ended.
+func (c *consumer) waitForRoom() (messages, bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.hasRoom() {
+		if c.draining {
+			return 0, 0
+		}
+		c.room.Wait()
+	}
+	if c.draining {
+		return 0, 0
+	}
+	return c.cfg.inFlight.messages - c.inFlight, max(c.cfg.inFlight.bytes-c.bytes, 1)
+}
+
+// hasRoom waits for a quarter of the bounds to be free, so that batches stay large, unless the workers would run dry.
+func (c *consumer) hasRoom() bool {
+	messages, bytes := c.cfg.inFlight.messages-c.inFlight, c.cfg.inFlight.bytes-c.bytes
+	if c.draining {
+		return true
+	}
+	if c.paused || messages <= 0 || (bytes <= 0 && c.inFlight > 0) {
+		return false
+	}
+	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
+}
+
+// admit takes a batch of deliveries into the scheduler.
+func (c *consumer) admit(batch []bus.Delivery) {
+	now := time.Now()
+	var unwrapped []error // rare: messages in structured mode
+	for i := range batch {
+		if err := cloudevents.Unwrap(batch[i].Message); err != nil {
+			if unwrapped == nil {
+				unwrapped = make([]error, len(batch))
+			}
+			unwrapped[i] = err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.draining {
+		return // not settled, so the source gives them back when it is closed
+	}
+	var l *lane
+	for i := range batch {
+		d := &batch[i]
+		if l == nil || l.id.ID != d.Lane {
+			l = c.lanes[d.Lane]
+		}
+		if l == nil || l.id.Epoch != d.Epoch || l.gone {
+			l = nil
+			continue // the lane went while the batch was under way; its next owner is given the message
+		}
+		t := c.newTask()
+		t.d, t.lane, t.size = *d, l, d.Message.Size()
+		t.d.Group = c.sub.Group
+		t.d.Attempt = max(t.d.Attempt, 1)
+		if t.d.FirstSeen.IsZero() {
+			t.d.FirstSeen = now
+		}
+		c.inFlight++
+		c.bytes += t.size
+		c.admitTask(t, unwrapped, i)
+	}
+	c.wakeWorkers()
+}
+
+func (c *consumer) admitTask(t *task, unwrapped []error, i int) {
+	t.route = c.table.find(t.d.Type)
+	switch {
+	case unwrapped != nil && unwrapped[i] != nil:
+		t.refuse("undecodable", unwrapped[i])
+	case t.route == nil && c.cfg.strict:
+		t.refuse("unknown type", errUnknownType(t.d.Type, c.table))
+	case t.route == nil:
+		c.skipped++
+		t.lane.busy++
+		c.settleTask(t)
+		return
+	default:
+		t.d.Handler = t.route.name
+	}
+	t.keyed = t.d.Key != "" && !c.cfg.unordered
+	if !t.keyed || c.keys.enter(t) {
+		c.makeReady(t)
+	}
+}
+
+// refuse sends a task to the poison queue that no handler is called for.
+func (t *task) refuse(class string, err error) {
+	t.failure = bus.Failure{Class: class, Text: err.Error(), First: t.d.FirstSeen, Last: t.d.FirstSeen}
+	t.entry = t.poisonEntry(t.d.FirstSeen)
+}
+
+func (c *consumer) newTask() *task {
+	t := c.free
+	if t == nil {
+		return &task{}
+	}
+	c.free, t.next = t.next, nil
+	return t
+}
+
+// recycle forgets a task whose message is out of flight.
+func (c *consumer) recycle(t *task) {
+	c.inFlight--
+	c.bytes -= t.size
+	*t = task{next: c.free}
+	c.free = t
+	if c.hasRoom() {
+		c.room.Signal()
+	}
+}

@@ -1,0 +1,123 @@
+package router
+
+import (
+	"container/heap"
+	"context"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Assigned implements bus.LaneObserver.
+func (c *consumer) Assigned(lanes []bus.Lane) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range lanes {
+		l := &lane{id: id}
+		l.ctx, l.cancel = context.WithCancelCause(c.ctx)
+		if old := c.lanes[id.ID]; old != nil {
+			c.lose(old, bus.ErrLaneLost)
+		}
+		c.lanes[id.ID] = l
+	}
+	c.log.Debug("lanes assigned", "lanes", len(lanes), "owned", len(c.lanes))
+}
+
+// Revoking implements bus.LaneObserver: no handler starts any more for the lanes' messages, and those that run have
+// until ctx ends; then they count as lost.
+func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
+	c.mu.Lock()
+	var leaving []*lane
+	var idle []chan struct{}
+	for _, id := range lanes {
+		l := c.owned(id)
+		if l == nil {
+			continue
+		}
+		l.gone = true
+		delete(c.lanes, id.ID)
+		leaving = append(leaving, l)
+		if l.busy > 0 {
+			if l.idle == nil {
+				l.idle = make(chan struct{})
+			}
+			idle = append(idle, l.idle)
+		}
+	}
+	c.dropHeld()
+	c.mu.Unlock()
+	for _, ch := range idle {
+		select {
+		case <-ch:
+		case <-ctx.Done():
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range leaving {
+		c.lose(l, bus.ErrLaneLost)
+	}
+	c.log.Debug("lanes handed over", "lanes", len(leaving), "owned", len(c.lanes))
+}
+
+// Lost implements bus.LaneObserver.
+func (c *consumer) Lost(lanes []bus.Lane, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range lanes {
+		if l := c.owned(id); l != nil {
+			delete(c.lanes, id.ID)
+			c.lose(l, &laneLostError{cause})
+		}
+	}
+	c.dropHeld()
+	c.log.Info("lanes lost", "lanes", len(lanes), "owned", len(c.lanes), "cause", cause)
+}
+
+// owned returns the lane if this very ownership is still held.
+func (c *consumer) owned(id bus.Lane) *lane {
+	if l := c.lanes[id.ID]; l != nil && l.id == id {
+		return l
+	}
+	return nil
+}
+
+// lose ends an ownership: handlers that still run are told, and their results do not count.
+func (c *consumer) lose(l *lane, cause error) {
+	l.gone, l.lost = true, true
+	l.cancel(cause)
+}
+
+// dropHeld lets go of the tasks of lanes that are gone, so that they do not fill the in-flight bound until due.
+func (c *consumer) dropHeld() {
+	var gone []*task
+	kept := c.held[:0]
+	for _, t := range c.held {
+		if t.lane.gone {
+			gone = append(gone, t)
+		} else {
+			kept = append(kept, t)
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	clear(c.held[len(kept):])
+	c.held = kept
+	heap.Init(&c.held)
+	for _, t := range gone {
+		c.drop(t)
+	}
+	c.wakeWorkers()
+}
+
+// laneLostError is ErrLaneLost with the driver's reason.
+type laneLostError struct{ cause error }
+
+func (e *laneLostError) Error() string {
+	if e.cause == nil {
+		return bus.ErrLaneLost.Error()
+	}
+	return bus.ErrLaneLost.Error() + ": " + e.cause.Error()
+}
+
+func (e *laneLostError) Unwrap() []error { return []error{bus.ErrLaneLost, e.cause} }

@@ -1,0 +1,362 @@
+package router_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/router"
+)
+
+func nop(context.Context, *bus.Message) error { return nil }
+
+func TestCheckReportsEveryMistake(t *testing.T) {
+	type A struct{}
+	type B struct{}
+	b := openBus(t)
+	single := func(next bus.Handler) bus.Handler {
+		return bus.HandlerFunc(func(ctx context.Context, m *bus.Message) error { return next.Handle(ctx, m) })
+	}
+	for _, tc := range []struct {
+		name string
+		make func() *router.Router
+		want []string
+	}{
+		{"nothing", func() *router.Router { return router.New(b, "g") }, []string{"no handlers"}},
+		{"nil bus", func() *router.Router { return router.New(nil, "g") }, []string{"the bus is nil"}},
+		{"names", func() *router.Router {
+			r := router.New(b, "my group")
+			r.HandleFunc("a/b", nop)
+			return r
+		}, []string{`group name "my group"`, `topic name "a/b"`}},
+		{"values", func() *router.Router {
+			r := router.New(b, "g", router.DrainTimeout(-1), router.Hooks(7))
+			r.Handle("nil", nil)
+			r.HandleFunc("t", nop, router.Workers(0), router.InFlight(0, 0), router.Timeout(-1), router.Fill(0, -1), router.From(bus.StartAt(time.Time{})),
+				router.Policy{Retry: router.Schedule{-1}})
+			return r
+		}, []string{"DrainTimeout", "Hooks", "handler is nil", "Workers is 0", "InFlight is 0", "Timeout", "Fill", "From", "Retry[0]"}},
+		{"two for all types", func() *router.Router {
+			r := router.New(b, "g")
+			r.HandleFunc("t", nop, router.Name("one"))
+			r.HandleFunc("t", nop, router.Name("two"))
+			return r
+		}, []string{"one and two would both take all types"}},
+		{"two for a type", func() *router.Router {
+			r := router.New(b, "g")
+			router.On(r, "t", func(context.Context, A) error { return nil })
+			router.On(r, "t", func(context.Context, B) error { return nil }, router.Accept("A"))
+			return r
+		}, []string{`would both take type "A"`}},
+		{"same name", func() *router.Router {
+			r := router.New(b, "g")
+			r.HandleFunc("t", nop, router.Name("n"))
+			r.HandleFunc("u", nop, router.Name("n"))
+			return r
+		}, []string{`two handlers are named "n"`}},
+		{"conflict", func() *router.Router {
+			r := router.New(b, "g")
+			router.On(r, "t", func(context.Context, A) error { return nil }, router.Workers(3))
+			router.On(r, "t", func(context.Context, B) error { return nil }, router.Workers(4))
+			return r
+		}, []string{"sets Workers to 4, another one to 3"}},
+		{"single middleware over a batch", func() *router.Router {
+			r := router.New(b, "g", router.Use(single))
+			router.OnBatch(r, "t", func(context.Context, []bus.Event[A]) error { return nil })
+			return r
+		}, []string{"middleware 1 takes single messages only", "bus.Around"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := tc.make()
+			err := r.Check()
+			for _, want := range tc.want {
+				if err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, bus.ErrInvalid) {
+					t.Errorf("Check: %v\nwant %q", err, want)
+				}
+			}
+			if rerr := r.Run(t.Context()); rerr == nil || rerr.Error() != err.Error() {
+				t.Errorf("Run: %v, want what Check says", rerr)
+			}
+		})
+	}
+	r := router.New(b, "g", router.Workers(8))
+	router.On(r, "t", func(context.Context, A) error { return nil }, router.Workers(3))
+	router.On(r, "t", func(context.Context, B) error { return nil })
+	if err := r.Check(); err != nil {
+		t.Errorf("the deeper setting wins without a conflict: %v", err)
+	}
+}
+
+func TestDrainLetsHandlersFinishAndGivesTheRestBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		count := map[string]int{}
+		live := true
+		handler := func(ctx context.Context, m *bus.Message) error {
+			time.Sleep(time.Second)
+			live = live && ctx.Err() == nil
+			count[m.ID]++
+			return nil
+		}
+		first := router.New(b, "g", router.Workers(1))
+		first.HandleFunc("t", handler)
+		stop := run(t, first)
+		for i := range 10 {
+			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: "k"})
+		}
+		time.Sleep(2500 * time.Millisecond) // in the middle of the third
+		synctest.Wait()
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if len(count) != 3 || !live {
+			t.Fatalf("after the drain: %v, contexts live: %v", count, live)
+		}
+		second := router.New(b, "g", router.Workers(1))
+		second.HandleFunc("t", handler)
+		run(t, second)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for i := range 10 {
+			if count[fmt.Sprint(i)] != 1 {
+				t.Errorf("%d was handled %d times", i, count[fmt.Sprint(i)])
+			}
+		}
+	})
+}
+
+func TestDrainDoesNotWaitForADelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Hour}})
+		r.HandleFunc("t", func(context.Context, *bus.Message) error { return errors.New("later") })
+		stop := run(t, r)
+		publish(t, b, "t", &bus.Message{ID: "m"})
+		synctest.Wait()
+		start := time.Now()
+		if err := stop(); err != nil || time.Since(start) > 0 {
+			t.Fatalf("stop: %v after %v", err, time.Since(start))
+		}
+		r = router.New(b, "g")
+		got := ""
+		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { got = m.ID; return nil })
+		run(t, r)
+		synctest.Wait()
+		if got != "m" {
+			t.Error("the message that waited for its retry was lost")
+		}
+	})
+}
+
+func TestDrainTimeoutCancelsHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		r := router.New(b, "g", router.DrainTimeout(5*time.Second))
+		var cause error
+		ended := make(chan struct{})
+		r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error {
+			defer close(ended)
+			<-ctx.Done()
+			cause = context.Cause(ctx)
+			time.Sleep(time.Second)
+			return ctx.Err()
+		})
+		stop := run(t, r)
+		publish(t, b, "t", &bus.Message{ID: "m"})
+		synctest.Wait()
+		start := time.Now()
+		err := stop()
+		if err == nil || !strings.Contains(err.Error(), "1 handlers of group") || time.Since(start) != 5*time.Second {
+			t.Errorf("stop: %v after %v", err, time.Since(start))
+		}
+		<-ended
+		if cause == nil || !strings.Contains(cause.Error(), "drain timeout") {
+			t.Errorf("cause %v", cause)
+		}
+		synctest.Wait()
+		if e := poisoned(t, b, "g"); len(e) != 0 {
+			t.Errorf("a shutdown poisoned a healthy message: %v", e)
+		}
+	})
+}
+
+func TestLifecycleMisuse(t *testing.T) {
+	b := openBus(t)
+	t.Run("second Run", func(t *testing.T) {
+		r := router.New(b, "g")
+		r.HandleFunc("t", nop)
+		stop := run(t, r)
+		if err := r.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "called twice") {
+			t.Errorf("second Run: %v", err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if err := r.Run(t.Context()); !errors.Is(err, bus.ErrClosed) {
+			t.Errorf("Run after the end: %v", err)
+		}
+		if err := r.Ready(t.Context()); err != nil {
+			t.Errorf("Ready remembers that the start went well: %v", err)
+		}
+		if err := r.HandleFunc("u", nop).Ready(t.Context()); !errors.Is(err, bus.ErrClosed) {
+			t.Errorf("handler after the end: %v", err)
+		}
+	})
+	t.Run("Shutdown before Run", func(t *testing.T) {
+		r := router.New(b, "g")
+		r.HandleFunc("t", nop)
+		for range 2 {
+			if err := r.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := r.Run(t.Context()); !errors.Is(err, bus.ErrClosed) {
+			t.Errorf("Run: %v", err)
+		}
+		if err := r.Ready(t.Context()); !errors.Is(err, bus.ErrClosed) {
+			t.Errorf("Ready: %v", err)
+		}
+	})
+	t.Run("Run on a closed bus", func(t *testing.T) {
+		closed := openBus(t)
+		if err := closed.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r := router.New(closed, "g")
+		r.HandleFunc("t", nop)
+		if err := r.Run(t.Context()); !errors.Is(err, bus.ErrClosed) {
+			t.Errorf("Run: %v", err)
+		}
+		if h := r.Health().Routes[0]; h.State != router.StateFailed {
+			t.Errorf("state %s", h.State)
+		}
+	})
+	t.Run("bus closed under the router", func(t *testing.T) {
+		closed := openBus(t)
+		r := router.New(closed, "g")
+		r.HandleFunc("t", nop)
+		over := make(chan error)
+		go func() { over <- r.Run(t.Context()) }()
+		if err := r.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := closed.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-over; !errors.Is(err, bus.ErrClosed) {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+func TestGoRunsBesideTheHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		r := router.New(b, "g")
+		handling := false
+		r.HandleFunc("t", func(context.Context, *bus.Message) error {
+			handling = true
+			time.Sleep(time.Second)
+			handling = false
+			return nil
+		})
+		outlived := false
+		r.Go("side", func(ctx context.Context) error {
+			<-ctx.Done()
+			outlived = !handling
+			return nil
+		})
+		stop := run(t, r)
+		publish(t, b, "t", &bus.Message{})
+		synctest.Wait()
+		if err := stop(); err != nil || !outlived {
+			t.Errorf("run: %v; its context outlived the handlers: %v", err, outlived)
+		}
+		boom := errors.New("boom")
+		r = router.New(b, "g")
+		r.HandleFunc("t", nop)
+		r.Go("side", func(context.Context) error { return boom })
+		if err := r.Run(t.Context()); !errors.Is(err, boom) || !strings.Contains(err.Error(), "side") {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+func TestPauseResumeStopAndAdd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		count := map[string]int{}
+		h := func(ctx context.Context, _ *bus.Message) error {
+			count[bus.DeliveryFrom(ctx).Handler]++
+			return nil
+		}
+		r := router.New(b, "g")
+		one := r.HandleFunc("one", h)
+		stop := run(t, r)
+		one.Pause()
+		publish(t, b, "one", &bus.Message{})
+		synctest.Wait()
+		if count["g/one"] != 0 || one.Health().State != router.StatePaused || r.Health().Err() != nil {
+			t.Fatalf("paused: %v, %+v", count, one.Health())
+		}
+		one.Resume()
+		synctest.Wait()
+		if count["g/one"] != 1 {
+			t.Fatalf("resumed: %v", count)
+		}
+		two := r.HandleFunc("two", h)
+		if err := two.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.HandleFunc("two", h, router.Name("other")).Ready(t.Context()); err == nil {
+			t.Error("a second handler for a topic that is consumed must be refused")
+		}
+		publish(t, b, "two", &bus.Message{})
+		synctest.Wait()
+		if count["g/two"] != 1 {
+			t.Fatalf("added: %v", count)
+		}
+		if err := two.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		publish(t, b, "two", &bus.Message{})
+		synctest.Wait()
+		if count["g/two"] != 1 || two.Health().State != router.StateStopped {
+			t.Fatalf("stopped: %v", count)
+		}
+		again := r.HandleFunc("two", h)
+		if err := again.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if count["g/two"] != 2 {
+			t.Fatalf("added again: %v", count)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestShutdownCutsTheDrainShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		r := router.New(b, "g", router.DrainTimeout(time.Hour))
+		r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error { <-ctx.Done(); return ctx.Err() })
+		run(t, r)
+		publish(t, b, "t", &bus.Message{})
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		_ = r.Shutdown(ctx)
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}

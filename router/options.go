@@ -1,0 +1,149 @@
+package router
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// RootOption is an option for New only. Every Option is one too.
+type RootOption interface{ root(*core, *settings) }
+
+// Option is for New, Group, With and every handler: the innermost wins.
+type Option interface {
+	RootOption
+	apply(*settings)
+}
+
+// setting is a value and how deep in the nesting it was set. Those of a subscription (Workers, InFlight, From,
+// Unordered, Strict) are shared by the handlers of one topic and group, so the deepest wins and two different ones
+// of one depth are a conflict.
+type setting[T comparable] struct {
+	value T
+	depth int
+}
+
+type inFlight struct{ messages, bytes int }
+
+type settings struct {
+	depth int
+
+	name    string
+	timeout time.Duration
+	accept  []string
+	policy  Policy
+	use     []bus.Middleware
+	fill    fill
+
+	workers   setting[int]
+	inFlight  setting[inFlight]
+	from      setting[bus.Start]
+	unordered setting[bool]
+	strict    setting[bool]
+}
+
+type fill struct {
+	n    int
+	wait time.Duration
+}
+
+// Defaults of the options.
+const (
+	DefaultWorkers       = 16
+	DefaultInFlight      = 2048
+	DefaultInFlightBytes = 32 << 20
+	DefaultDrainTimeout  = 30 * time.Second
+	DefaultFill          = 100
+)
+
+func defaults() settings {
+	return settings{
+		policy:   Policy{}.withDefaults(),
+		fill:     fill{n: DefaultFill},
+		workers:  setting[int]{value: DefaultWorkers},
+		inFlight: setting[inFlight]{value: inFlight{DefaultInFlight, DefaultInFlightBytes}},
+	}
+}
+
+// with returns s with the options applied one level deeper.
+func (s settings) with(opts []Option) settings {
+	s.depth++
+	s.use = s.use[:len(s.use):len(s.use)]
+	s.name = ""
+	for _, o := range opts {
+		o.apply(&s)
+	}
+	return s
+}
+
+type option func(*settings)
+
+func (o option) apply(s *settings)         { o(s) }
+func (o option) root(_ *core, s *settings) { o(s) }
+
+type rootOption func(*core)
+
+func (o rootOption) root(c *core, _ *settings) { o(c) }
+
+// DrainTimeout bounds how long Run waits for running handlers when it ends; then their contexts are cancelled.
+// Defaults to 30 s.
+func DrainTimeout(d time.Duration) RootOption {
+	return rootOption(func(c *core) { c.drainTimeout = d })
+}
+
+// Logger sets the log. Defaults to that of the bus, which defaults to none.
+func Logger(l *slog.Logger) RootOption { return rootOption(func(c *core) { c.log = l }) }
+
+// Hooks adds observers: values that implement one or more of [HandledHook] and [PoisonedHook].
+func Hooks(hooks ...any) RootOption {
+	return rootOption(func(c *core) { c.hooks.add(hooks) })
+}
+
+// Name names a handler, in logs, health and poison entries, which find their handler by it. Defaults to
+// group/topic/type, or group/topic for a handler of all types.
+func Name(n string) Option { return option(func(s *settings) { s.name = n }) }
+
+// Workers is the number of handler calls that run at once, for a topic and group in this process. Defaults to 16.
+func Workers(n int) Option {
+	return option(func(s *settings) { s.workers = setting[int]{n, s.depth} })
+}
+
+// InFlight bounds the messages of a topic and group that are received and not yet settled, by number and by bytes
+// ([bus.Message.Size]); one message may exceed the bytes. Defaults to 2,048 and 32 MiB.
+func InFlight(messages, bytes int) Option {
+	return option(func(s *settings) { s.inFlight = setting[inFlight]{inFlight{messages, bytes}, s.depth} })
+}
+
+// Timeout bounds each call of a handler: its context ends. 0, the default, is no bound.
+func Timeout(d time.Duration) Option { return option(func(s *settings) { s.timeout = d }) }
+
+// From is where a group starts that the topic has not seen before. Defaults to [bus.Earliest].
+func From(start bus.Start) Option {
+	return option(func(s *settings) { s.from = setting[bus.Start]{start, s.depth} })
+}
+
+// Unordered gives up the order of equal keys, for more concurrency.
+func Unordered() Option {
+	return option(func(s *settings) { s.unordered = setting[bool]{true, s.depth} })
+}
+
+// Strict sends messages of a type that no handler of the topic and group takes to the poison queue. By default they
+// are settled and counted ([RouteHealth]).
+func Strict() Option {
+	return option(func(s *settings) { s.strict = setting[bool]{true, s.depth} })
+}
+
+// Accept sets the message types that a handler takes, instead of its own.
+func Accept(types ...string) Option { return option(func(s *settings) { s.accept = types }) }
+
+// Use adds middleware, inside of what was added further out.
+func Use(mw ...bus.Middleware) Option {
+	return option(func(s *settings) { s.use = append(s.use, mw...) })
+}
+
+// Fill is for batch handlers: a call gets up to n messages, and waits up to wait for that many. Defaults to 100 and
+// 0: whatever is there.
+func Fill(n int, wait time.Duration) Option {
+	return option(func(s *settings) { s.fill = fill{n, wait} })
+}

@@ -1,0 +1,194 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Policy is what follows a handler's error. It is an Option; a field that is zero has its default.
+//
+// What the handler says wins: [bus.Permanent], [bus.RetryAfter], [bus.Ignore].
+type Policy struct {
+	// Retry is the delay before each further try. Defaults to Exponential(50ms, 10min, 12). While a message waits,
+	// the later ones of its key wait behind it, and all others go on.
+	Retry Schedule
+	// MaxAge ends the tries at this age of the first failure. Defaults to none.
+	MaxAge time.Duration
+	// Permanent matches errors that no retry can help.
+	Permanent Match
+	// Ignore matches errors that count as success.
+	Ignore Match
+	// Then is what follows the last try. Defaults to Poison.
+	Then Action
+}
+
+func (p Policy) apply(s *settings)         { s.policy = p.withDefaults() }
+func (p Policy) root(_ *core, s *settings) { p.apply(s) }
+
+func (p Policy) withDefaults() Policy {
+	if p.Retry == nil {
+		p.Retry = Exponential(50*time.Millisecond, 10*time.Minute, 12)
+	}
+	return p
+}
+
+func (p Policy) check() error {
+	for i, d := range p.Retry {
+		if d < 0 {
+			return fmt.Errorf("Policy.Retry[%d] is %v: want 0 or more", i, d)
+		}
+	}
+	if p.MaxAge < 0 {
+		return fmt.Errorf("Policy.MaxAge is %v: want 0 (none) or more", p.MaxAge)
+	}
+	if p.Then < Poison || p.Then > Stop {
+		return fmt.Errorf("Policy.Then is %d: want router.Poison, router.Drop or router.Stop", p.Then)
+	}
+	return nil
+}
+
+// Schedule is the least delay before the second try, the third, and so on. The engine adds up to a tenth at random,
+// so that messages which failed together do not all come back together.
+type Schedule []time.Duration
+
+// Never is the schedule without a second try.
+var Never = Schedule{}
+
+// Exponential is a schedule of n delays that double from first up to most.
+func Exponential(first, most time.Duration, n int) Schedule {
+	s := make(Schedule, 0, max(n, 0))
+	for d := first; len(s) < n; d = min(2*d, most) {
+		s = append(s, d)
+	}
+	return s
+}
+
+func jitter(d time.Duration) time.Duration {
+	if d < 10 {
+		return d
+	}
+	return d + rand.N(d/10)
+}
+
+// Match says whether an error is meant.
+type Match func(error) bool
+
+// Is matches what errors.Is finds.
+func Is(errs ...error) Match {
+	return func(err error) bool {
+		for _, e := range errs {
+			if errors.Is(err, e) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// As matches what errors.As finds as an E.
+func As[E error]() Match {
+	return func(err error) bool {
+		_, ok := errors.AsType[E](err)
+		return ok
+	}
+}
+
+// Any matches what one of m does.
+func Any(m ...Match) Match {
+	return func(err error) bool {
+		for _, f := range m {
+			if f(err) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func (m Match) matches(err error) bool { return m != nil && m(err) }
+
+// Action is what follows the last try.
+type Action int
+
+const (
+	// Poison puts the message into the group's poison queue, with the reason.
+	Poison Action = iota
+	// Drop settles the message and logs it.
+	Drop
+	// Stop stops consuming the topic for this group; the message stays unsettled.
+	Stop
+)
+
+// PanicError is the error of a handler that panicked. It is retried like any other.
+type PanicError struct {
+	// Value is what was passed to panic, Stack the goroutine's stack.
+	Value any
+	Stack string
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
+
+// ErrGoexit is the error of a handler that called runtime.Goexit, as t.FailNow does.
+var ErrGoexit = errors.New("the handler ended its goroutine (runtime.Goexit)")
+
+// ruling is what the policy says about an error.
+type ruling struct {
+	kind  rulingKind
+	delay time.Duration
+	class string
+}
+
+type rulingKind int8
+
+const (
+	succeeded rulingKind = iota
+	retry
+	exhausted // by the policy's Then
+)
+
+// judge rules on a try's error. attempt is the number of the try, first the time of the first failure.
+func (p *Policy) judge(err error, attempt int, first, now time.Time) ruling {
+	switch {
+	case err == nil, bus.IsIgnored(err):
+		return ruling{kind: succeeded}
+	case bus.IsPermanent(err):
+		return ruling{kind: exhausted, class: class(err, "permanent")}
+	}
+	delay, told := bus.RetryDelay(err)
+	if !told {
+		if p.Ignore.matches(err) {
+			return ruling{kind: succeeded}
+		}
+		if p.Permanent.matches(err) {
+			return ruling{kind: exhausted, class: class(err, "permanent")}
+		}
+	}
+	if attempt > len(p.Retry) {
+		return ruling{kind: exhausted, class: class(err, "retries exhausted")}
+	}
+	if !told {
+		delay = jitter(p.Retry[attempt-1])
+	}
+	if p.MaxAge > 0 && now.Add(delay).Sub(first) > p.MaxAge {
+		return ruling{kind: exhausted, class: class(err, "retries exhausted")}
+	}
+	return ruling{kind: retry, delay: delay}
+}
+
+// class is the failure's class: what the error is, or else how it came to its end.
+func class(err error, otherwise string) string {
+	if _, ok := errors.AsType[*PanicError](err); ok {
+		return "panic"
+	}
+	switch {
+	case errors.Is(err, bus.ErrUndecodable):
+		return "undecodable"
+	case bus.IsTimeout(err):
+		return "timeout"
+	}
+	return otherwise
+}

@@ -1,0 +1,193 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Route is a handler bound to a topic. Handlers of one topic and group share a subscription: they are paused,
+// resumed and stopped together. Safe for concurrent use.
+type Route struct {
+	core  *core
+	topic string
+	group string
+	name  string
+	types []string
+	set   settings
+	err   error // what is wrong with it by itself; see Check
+
+	handler bus.Handler
+	batch   bus.BatchHandler // nil: the handler takes single messages
+	queue   *batchQueue
+	timeout time.Duration
+	policy  Policy
+
+	handled   atomic.Uint64
+	failed    atomic.Uint64
+	poisoned  atomic.Uint64
+	lastError atomic.Pointer[error]
+
+	ready    chan struct{} // closed when started or failed to
+	startErr error
+	consumer atomic.Pointer[consumer]
+}
+
+func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
+	r := &Route{core: c, topic: topic, group: group, set: s, timeout: s.timeout, policy: s.policy, ready: make(chan struct{})}
+	if h == nil {
+		r.err = fmt.Errorf("topic %q: the handler is nil", topic)
+		return r
+	}
+	if t, ok := h.(bus.EventTyper); ok {
+		r.types = t.EventTypes()
+	}
+	if s.accept != nil {
+		r.types = s.accept
+	}
+	r.name = s.name
+	if r.name == "" {
+		r.name = strings.Join(append([]string{group, topic}, r.types...), "/")
+	}
+	_, wantsBatch := h.(bus.BatchHandler)
+	for i := len(s.use) - 1; i >= 0; i-- {
+		h = s.use[i](h)
+		if h == nil {
+			r.err = fmt.Errorf("handler %s: middleware %d returned nil", r.name, i+1)
+			return r
+		}
+		if _, ok := h.(bus.BatchHandler); wantsBatch && !ok {
+			r.err = fmt.Errorf("handler %s: middleware %d takes single messages only, but the handler takes batches: write it with bus.Around", r.name, i+1)
+			return r
+		}
+	}
+	r.handler = h
+	if wantsBatch {
+		r.batch = h.(bus.BatchHandler)
+		r.queue = &batchQueue{fill: s.fill}
+	}
+	r.err = r.check()
+	return r
+}
+
+func (r *Route) check() error {
+	s := r.set
+	var errs []string
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Sprintf(format, args...)) }
+	if err := bus.CheckName("topic", r.topic); err != nil {
+		bad("%v", err)
+	}
+	if s.workers.value < 1 || s.workers.value > 10_000 {
+		bad("Workers is %d: want 1 to 10,000", s.workers.value)
+	}
+	if f := s.inFlight.value; f.messages < 1 || f.messages > 1_000_000 || f.bytes < 1 {
+		bad("InFlight is %d messages, %d bytes: want 1 to 1,000,000 messages and at least 1 byte", f.messages, f.bytes)
+	}
+	if s.timeout < 0 {
+		bad("Timeout is %v: want 0 (none) or more", s.timeout)
+	}
+	if s.fill.n < 1 || s.fill.wait < 0 {
+		bad("Fill is %d messages, %v: want at least 1 message and 0 or more", s.fill.n, s.fill.wait)
+	}
+	if r.batch != nil && s.fill.n > s.inFlight.value.messages {
+		bad("Fill is %d messages, but InFlight only %d", s.fill.n, s.inFlight.value.messages)
+	}
+	if t, ok := s.from.value.Time(); ok && t.IsZero() {
+		bad("From is StartAt of the zero time")
+	}
+	if err := s.policy.check(); err != nil {
+		bad("%v", err)
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("handler %s: %s", r.name, strings.Join(errs, "; "))
+	}
+	return nil
+}
+
+// Name returns the handler's name; see the option [Name].
+func (r *Route) Name() string { return r.name }
+
+// Pause stops calling the handlers of the topic and group, and taking in their messages, until Resume. Calls that
+// run go on to their end. Nothing is given back to the broker.
+func (r *Route) Pause() {
+	if c := r.consumer.Load(); c != nil {
+		c.pause(true)
+	}
+}
+
+// Resume ends a Pause.
+func (r *Route) Resume() {
+	if c := r.consumer.Load(); c != nil {
+		c.pause(false)
+	}
+}
+
+// Ready waits until the handler consumes. It returns the error with which its start failed, or the context's.
+func (r *Route) Ready(ctx context.Context) error {
+	select {
+	case <-r.ready:
+		return r.startErr
+	case <-ctx.Done():
+		return fmt.Errorf("handler %s is not ready: %w", r.name, ctx.Err())
+	}
+}
+
+// Stop drains the subscription of the handler's topic and group, within ctx, and leaves it. Other members of the
+// group go on with its messages; this router does not consume the topic for the group any more.
+func (r *Route) Stop(ctx context.Context) error {
+	c := r.consumer.Load()
+	if c == nil {
+		return fmt.Errorf("handler %s: it does not run", r.name)
+	}
+	return c.stop(ctx)
+}
+
+// routeTable finds the handler of a message by its type.
+type routeTable struct {
+	routes  []*Route
+	byType  map[string]*Route
+	all     *Route // takes every type that no other takes
+	untyped *Route // takes messages without a type
+}
+
+// newRouteTable checks that it is clear who takes what.
+func newRouteTable(routes []*Route) (*routeTable, error) {
+	t := &routeTable{routes: routes, byType: map[string]*Route{}}
+	typed := 0
+	for _, r := range routes {
+		if len(r.types) == 0 {
+			if t.all != nil {
+				return nil, fmt.Errorf("topic %q, group %q: handlers %s and %s would both take all types; give one another group, or router.Accept", r.topic, r.group, t.all.name, r.name)
+			}
+			t.all = r
+			continue
+		}
+		typed++
+		t.untyped = r
+		for _, name := range r.types {
+			if other := t.byType[name]; other != nil {
+				return nil, fmt.Errorf("topic %q, group %q: handlers %s and %s would both take type %q; give one another group", r.topic, r.group, other.name, r.name, name)
+			}
+			t.byType[name] = r
+		}
+	}
+	if t.all != nil || typed != 1 {
+		t.untyped = t.all
+	}
+	return t, nil
+}
+
+// find returns the handler of a type, or nil if nobody takes it.
+func (t *routeTable) find(typ string) *Route {
+	if typ == "" {
+		return t.untyped
+	}
+	if r := t.byType[typ]; r != nil {
+		return r
+	}
+	return t.all
+}

@@ -1,0 +1,262 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Router binds handlers to topics and runs them. It is made by [New], and is safe for concurrent use.
+type Router struct {
+	core  *core
+	group string
+	mu    sync.Mutex
+	set   settings
+}
+
+// core is what the groups of one router share.
+type core struct {
+	bus          *bus.Bus
+	log          *slog.Logger
+	drainTimeout time.Duration
+	hooks        hooks
+
+	poisonMu sync.Mutex
+	poison   map[string]bus.PoisonStore
+
+	mu        sync.Mutex
+	routes    []*Route
+	tasks     []background
+	errs      []error // mistakes of construction
+	phase     phase
+	consumers []*consumer
+	failure   error         // what ended Run early
+	ending    chan struct{} // closed when the end is wanted
+	hurry     chan struct{} // closed when the drain is to be cut short
+	ready     chan struct{} // closed when the first start is over
+	done      chan struct{} // closed when Run has returned
+	result    error
+	startErr  error
+}
+
+type phase int8
+
+const (
+	idle phase = iota
+	running
+	draining
+	ended
+)
+
+type background struct {
+	name string
+	run  func(context.Context) error
+}
+
+// New makes a router whose handlers consume as group. It never fails: [Router.Check] and Run report every mistake
+// at once.
+func New(b *bus.Bus, group string, opts ...RootOption) *Router {
+	c := &core{
+		bus:          b,
+		drainTimeout: DefaultDrainTimeout,
+		poison:       map[string]bus.PoisonStore{},
+		ending:       make(chan struct{}),
+		hurry:        make(chan struct{}),
+		ready:        make(chan struct{}),
+		done:         make(chan struct{}),
+	}
+	s := defaults()
+	s.depth = 1
+	for _, o := range opts {
+		o.root(c, &s)
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+		if b != nil {
+			c.log = b.Logger()
+		}
+	}
+	if b == nil {
+		c.errs = append(c.errs, errors.New("the bus is nil"))
+	}
+	if c.drainTimeout <= 0 {
+		c.errs = append(c.errs, fmt.Errorf("DrainTimeout is %v: want more than 0", c.drainTimeout))
+	}
+	c.errs = append(c.errs, c.hooks.errs...)
+	return newRouter(c, group, s)
+}
+
+func newRouter(c *core, group string, s settings) *Router {
+	if err := bus.CheckName("group", group); err != nil {
+		c.mu.Lock()
+		c.errs = append(c.errs, err)
+		c.mu.Unlock()
+	}
+	return &Router{core: c, group: group, set: s}
+}
+
+// Group returns a router of another group that shares r's life and starts from its options.
+func (r *Router) Group(name string, opts ...Option) *Router {
+	return newRouter(r.core, name, r.settings(opts))
+}
+
+// With returns a router of the same group and life with other defaults for the handlers that are added through it.
+func (r *Router) With(opts ...Option) *Router {
+	return &Router{core: r.core, group: r.group, set: r.settings(opts)}
+}
+
+func (r *Router) settings(opts []Option) settings {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.set.with(opts)
+}
+
+// Use adds middleware to the handlers that are added after it, the first one outermost.
+func (r *Router) Use(mw ...bus.Middleware) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.set.use = append(r.set.use[:len(r.set.use):len(r.set.use)], mw...)
+}
+
+// Handle binds a handler to a topic. Several on one topic and group share a subscription and are told apart by the
+// message types they take ([bus.EventTyper], [Accept]). While the router runs, the handler starts at once, if its
+// topic is not consumed yet by its group; [Route.Ready] tells how it went.
+func (r *Router) Handle(topic string, h bus.Handler, opts ...Option) *Route {
+	route := newRoute(r.core, r.group, topic, h, r.settings(opts))
+	r.core.add(route)
+	return route
+}
+
+// HandleFunc is Handle for a function on raw messages.
+func (r *Router) HandleFunc(topic string, h func(context.Context, *bus.Message) error, opts ...Option) *Route {
+	return r.Handle(topic, bus.HandlerFunc(h), opts...)
+}
+
+// On binds a function on events of type T to a topic; see [bus.Typed].
+func On[T any](r *Router, topic string, h func(context.Context, T) error, opts ...Option) *Route {
+	return r.Handle(topic, bus.Typed(h), opts...)
+}
+
+// OnBatch binds a function on batches of events to a topic; see [bus.TypedBatch] and [Fill].
+func OnBatch[T any](r *Router, topic string, h func(context.Context, []bus.Event[T]) error, opts ...Option) *Route {
+	return r.Handle(topic, bus.TypedBatch(h), opts...)
+}
+
+// Go runs f beside the handlers: it is started before them, and its ctx ends after they have drained. An error of
+// it ends Run. It must be called before Run.
+func (r *Router) Go(name string, f func(context.Context) error) {
+	c := r.core
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f == nil {
+		c.errs = append(c.errs, fmt.Errorf("Go %q: the function is nil", name))
+		return
+	}
+	if c.phase != idle {
+		c.errs = append(c.errs, fmt.Errorf("Go %q: call it before Run", name))
+		return
+	}
+	c.tasks = append(c.tasks, background{name, f})
+}
+
+// Routes returns the handlers in the order in which they were added.
+func (r *Router) Routes() []*Route {
+	r.core.mu.Lock()
+	defer r.core.mu.Unlock()
+	return append([]*Route(nil), r.core.routes...)
+}
+
+// Check reports every mistake in how the router was put together, without talking to the broker. Run calls it.
+func (r *Router) Check() error {
+	c := r.core
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.planAll()
+	return err
+}
+
+// planAll plans what Run starts with.
+func (c *core) planAll() ([]*consumer, error) {
+	if len(c.routes) == 0 && len(c.tasks) == 0 && len(c.errs) == 0 {
+		return nil, fmt.Errorf("router: %w: it has no handlers", bus.ErrInvalid)
+	}
+	return c.plan(c.routes)
+}
+
+// subscriptionKey is what the handlers of one consumer share.
+type subscriptionKey struct{ group, topic string }
+
+// plan makes the consumers of the routes; it reports all mistakes.
+func (c *core) plan(routes []*Route) ([]*consumer, error) {
+	errs := append([]error(nil), c.errs...)
+	var order []subscriptionKey
+	shared := map[subscriptionKey][]*Route{}
+	names := map[string]bool{}
+	for _, r := range routes {
+		if r.err != nil {
+			errs = append(errs, r.err)
+			continue
+		}
+		if names[r.name] {
+			errs = append(errs, fmt.Errorf("two handlers are named %q: set router.Name", r.name))
+		}
+		names[r.name] = true
+		k := subscriptionKey{r.group, r.topic}
+		if shared[k] == nil {
+			order = append(order, k)
+		}
+		shared[k] = append(shared[k], r)
+	}
+	var consumers []*consumer
+	for _, k := range order {
+		table, err := newRouteTable(shared[k])
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		cfg, from, err := subscriptionSettings(shared[k])
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		sub := bus.Subscription{Topic: k.topic, Group: k.group, Start: from, InFlight: cfg.inFlight.messages, Bytes: cfg.inFlight.bytes}
+		consumers = append(consumers, newConsumer(c, sub, cfg, table))
+	}
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("router: %w: %w", bus.ErrInvalid, errors.Join(errs...))
+	}
+	return consumers, nil
+}
+
+// subscriptionSettings merges the settings that the handlers of a subscription share.
+func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, err error) {
+	first := routes[0].set
+	workers, flight, start, unordered, strict := first.workers, first.inFlight, first.from, first.unordered, first.strict
+	var errs []error
+	for _, r := range routes[1:] {
+		errs = append(errs,
+			merge(&workers, r.set.workers, "Workers", r),
+			merge(&flight, r.set.inFlight, "InFlight", r),
+			merge(&start, r.set.from, "From", r),
+			merge(&unordered, r.set.unordered, "Unordered", r),
+			merge(&strict, r.set.strict, "Strict", r))
+	}
+	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value}
+	return cfg, start.value, errors.Join(errs...)
+}
+
+// merge lets the deeper of two settings win.
+func merge[T comparable](into *setting[T], other setting[T], name string, r *Route) error {
+	if other.depth == into.depth && other.value != into.value {
+		return fmt.Errorf("topic %q, group %q: handler %s sets %s to %v, another one to %v, but they share a subscription", r.topic, r.group, r.name, name, other.value, into.value)
+	}
+	if other.depth > into.depth {
+		*into = other
+	}
+	return nil
+}

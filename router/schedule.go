@@ -1,0 +1,219 @@
+package router
+
+import (
+	"container/heap"
+	"time"
+)
+
+// batchQueue holds the tasks of one batch handler that may run, until there are enough for a call.
+type batchQueue struct {
+	list
+	fill  fill
+	since time.Time // when the first of them came
+}
+
+// makeReady puts a task where workers take it from. Called with the lock held, as all of this file.
+func (c *consumer) makeReady(t *task) {
+	if t.route != nil && t.route.batch != nil && t.entry == nil {
+		q := t.route.queue
+		if q.n == 0 && q.fill.wait > 0 {
+			q.since = time.Now()
+			c.wakeAt(q.since.Add(q.fill.wait))
+		}
+		q.push(t)
+		return
+	}
+	c.ready.push(t)
+}
+
+// due says whether a batch is to be called now: it is full, has waited long enough, or nothing more can come.
+func (c *consumer) due(q *batchQueue) bool {
+	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.inFlight >= c.cfg.inFlight.messages ||
+		time.Since(q.since) >= q.fill.wait)
+}
+
+// takeable is the number of tasks, or batches, that workers could take now.
+func (c *consumer) takeable() int {
+	if c.paused {
+		return 0
+	}
+	n := c.ready.n
+	for _, q := range c.batches {
+		if c.due(q) {
+			n++
+		}
+	}
+	return n
+}
+
+// wakeWorkers sees to it that somebody takes what is ready. Each woken worker wakes the next if there is more.
+func (c *consumer) wakeWorkers() {
+	if c.draining || c.takeable() == 0 {
+		return
+	}
+	if c.idle > 0 {
+		c.work.Signal()
+	} else if len(c.workers) < c.cfg.workers {
+		w := &worker{c: c}
+		c.workers = append(c.workers, w)
+		c.running++
+		go w.run()
+	}
+}
+
+const (
+	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then serves them all.
+	maxTake = 32
+	// quick is the time of a handler call up to which that is worth more than spreading the tasks.
+	quick = 20 * time.Microsecond
+)
+
+// take gives w the next tasks, without waiting. It returns false if there are none.
+func (c *consumer) take(w *worker) bool {
+	w.n, w.many = 0, nil
+	w.next.Store(0)
+	if c.paused {
+		return false
+	}
+	// Batches and single tasks take turns, so that neither starves.
+	w.batchesFirst = !w.batchesFirst
+	if w.batchesFirst {
+		return c.takeBatch(w) || c.takeSingles(w) || c.steal(w)
+	}
+	return c.takeSingles(w) || c.takeBatch(w) || c.steal(w)
+}
+
+func (c *consumer) takeSingles(w *worker) bool {
+	n := (c.ready.n + c.idle) / (c.idle + 1) // a fair share of what idle workers could take too
+	most := 1
+	if w.pace < quick && w.paced {
+		most = maxTake
+	}
+	for w.n < min(n, most) {
+		t := c.ready.pop()
+		if t.lane.gone {
+			c.drop(t)
+			n = min(n, w.n+c.ready.n)
+			continue
+		}
+		t.lane.busy++
+		w.tasks[w.n] = t
+		w.n++
+	}
+	return w.n > 0
+}
+
+func (c *consumer) takeBatch(w *worker) bool {
+	for _, q := range c.batches {
+		if !c.due(q) {
+			continue
+		}
+		for q.n > 0 && len(w.many) < q.fill.n {
+			t := q.pop()
+			if t.lane.gone {
+				c.drop(t)
+				continue
+			}
+			t.lane.busy++
+			w.many = append(w.many, t)
+		}
+		if q.n > 0 && q.fill.wait > 0 {
+			q.since = time.Now()
+			c.wakeAt(q.since.Add(q.fill.wait))
+		}
+		if len(w.many) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// steal takes one task that another worker took but has not begun, because the one before it turned out to be slow.
+func (c *consumer) steal(w *worker) bool {
+	for _, v := range c.workers {
+		if v == w || v.n < 2 {
+			continue
+		}
+		if i := int(v.next.Add(1)) - 1; i < v.n {
+			w.tasks[0], w.n = v.tasks[i], 1
+			v.tasks[i] = nil
+			return true
+		}
+	}
+	return false
+}
+
+// finish takes a task back from a worker.
+func (c *consumer) finish(t *task) {
+	if t.lane.lost && t.outcome == settle {
+		t.outcome = abandon // its result does not count any more
+	}
+	switch t.outcome {
+	case settle:
+		c.leaveKey(t)
+		c.settleTask(t)
+	case hold:
+		t.lane.release(1)
+		if t.lane.gone {
+			c.drop(t)
+			return
+		}
+		heap.Push(&c.held, t)
+		c.wakeAt(t.due)
+	default:
+		t.lane.release(1)
+		c.drop(t)
+	}
+}
+
+// drop lets go of a task unsettled; the broker gives the message to the lane's next owner.
+func (c *consumer) drop(t *task) {
+	c.leaveKey(t)
+	c.recycle(t)
+}
+
+func (c *consumer) leaveKey(t *task) {
+	if !t.keyed {
+		return
+	}
+	if next := c.keys.leave(t); next != nil {
+		c.makeReady(next)
+	}
+}
+
+// wakeAt sees to it that the timer goes off at t or earlier.
+func (c *consumer) wakeAt(t time.Time) {
+	d := max(time.Until(t), 0)
+	if c.timer == nil {
+		c.timer = time.AfterFunc(d, c.onTimer)
+		c.timerAt = t
+		return
+	}
+	if c.timerAt.IsZero() || t.Before(c.timerAt) {
+		c.timer.Reset(d)
+		c.timerAt = t
+	}
+}
+
+// onTimer makes ready what is due, and lets workers look at batches that have waited long enough.
+func (c *consumer) onTimer() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.draining {
+		return
+	}
+	c.timerAt = time.Time{}
+	now := time.Now()
+	for len(c.held) > 0 && !c.held[0].due.After(now) {
+		c.makeReady(heap.Pop(&c.held).(*task))
+	}
+	if len(c.held) > 0 {
+		c.wakeAt(c.held[0].due)
+	}
+	for _, q := range c.batches {
+		if q.n > 0 && q.fill.wait > 0 && !c.due(q) {
+			c.wakeAt(q.since.Add(q.fill.wait))
+		}
+	}
+	c.wakeWorkers()
+}

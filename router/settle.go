@@ -1,0 +1,77 @@
+package router
+
+import (
+	"errors"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// settleTask hands a task over to the settler. Called with the lock held.
+func (c *consumer) settleTask(t *task) {
+	c.done = append(c.done, t)
+	if len(c.done) == 1 {
+		c.settling.Signal()
+	}
+}
+
+// settler settles what is done in batches: while one is under way the next gathers, so that a slow broker makes
+// larger batches and a quick one adds no delay.
+func (c *consumer) settler() {
+	defer close(c.settled)
+	var tokens []bus.Token
+	for {
+		batch := c.nextDone()
+		if batch == nil {
+			return
+		}
+		tokens = tokens[:0]
+		for _, t := range batch {
+			tokens = append(tokens, t.d.Token)
+		}
+		c.settleTokens(tokens)
+		c.mu.Lock()
+		for _, t := range batch {
+			t.lane.release(1)
+			c.recycle(t)
+		}
+		clear(batch)
+		c.spare = batch[:0]
+		c.mu.Unlock()
+	}
+}
+
+// nextDone waits for tasks to settle; nil is the end.
+func (c *consumer) nextDone() []*task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.done) == 0 {
+		if c.finished {
+			return nil
+		}
+		c.settling.Wait()
+	}
+	batch := c.done
+	c.done, c.spare = c.spare, nil
+	return batch
+}
+
+// settleTokens settles, however often it takes, until the drain's patience ends. Stale tokens are not an error: the
+// messages come again to the lane's owner.
+func (c *consumer) settleTokens(tokens []bus.Token) {
+	for b := (backoff{}); ; {
+		err := c.source.Settle(c.ctx, tokens)
+		if err == nil {
+			return
+		}
+		if errors.Is(err, bus.ErrStale) {
+			c.log.Debug("some messages were handled, but their lane has another owner; they come again", "err", err)
+			return
+		}
+		if c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
+			c.log.Warn("handled messages could not be settled; they come again", "messages", len(tokens), "err", err)
+			return
+		}
+		c.log.Warn("settling failed; trying again", "messages", len(tokens), "err", err)
+		b.wait(c.ctx)
+	}
+}

@@ -1,0 +1,61 @@
+package router
+
+import (
+	"context"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
+type task struct {
+	d     bus.Delivery
+	size  int
+	route *Route // nil: no handler takes the message
+	lane  *lane
+
+	// Places in the scheduler; see keyTable and list.
+	hash   uint64
+	keyed  bool
+	next   *task
+	chain  *task
+	behind *task
+	last   *task
+
+	// What has happened so far, and what is to happen next.
+	tries    int
+	failure  bus.Failure
+	due      time.Time
+	entry    *bus.PoisonEntry // to be put into the poison queue; no handler is called any more
+	putFails int
+	outcome  outcome
+}
+
+// outcome is how a worker hands a task back.
+type outcome int8
+
+const (
+	settle  outcome = iota // done with: settle it
+	hold                   // run it again when it is due
+	abandon                // give it back to the broker unsettled
+)
+
+// lane is one ownership of a lane by this process. Its fields are guarded by the consumer's lock, but for gone.
+type lane struct {
+	id     bus.Lane
+	ctx    context.Context // of the handlers of its messages
+	cancel context.CancelCauseFunc
+	// gone: no handler may start any more. lost: nothing may be settled any more either.
+	gone, lost bool
+	// busy counts tasks that a worker has, and those handled but not yet settled at the driver.
+	busy int
+	idle chan struct{} // made by a revocation, closed when busy is 0
+}
+
+func (l *lane) release(n int) {
+	l.busy -= n
+	if l.busy == 0 && l.idle != nil {
+		close(l.idle)
+		l.idle = nil
+	}
+}

@@ -1,0 +1,278 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// worker calls handlers, one at a time.
+type worker struct {
+	c            *consumer
+	batchesFirst bool
+
+	// What it has taken: n single tasks, of which next is the first that nobody has begun (others may steal the
+	// rest), or a batch. Written with the consumer's lock held.
+	tasks [maxTake]*task
+	n     int
+	next  atomic.Int32
+	many  []*task
+
+	done  []*task // handled, to be handed back
+	now   []*task // being handled
+	pace  time.Duration
+	paced bool // pace is known
+}
+
+// run is the worker's goroutine: it handles what has been taken, then takes more.
+func (w *worker) run() {
+	defer w.ended()
+	for {
+		start := time.Now()
+		if handled := w.handleTaken(); handled > 0 {
+			w.observe(time.Since(start), handled)
+		}
+		if !w.exchange() {
+			return
+		}
+	}
+}
+
+// handleTaken handles what the worker has taken and nobody stole, and returns how many calls that were.
+func (w *worker) handleTaken() (calls int) {
+	if batch := w.many; batch != nil {
+		w.many = nil
+		w.handleBatch(batch)
+		return 1
+	}
+	for {
+		i := int(w.next.Add(1)) - 1
+		if i >= w.n {
+			return calls
+		}
+		t := w.tasks[i]
+		w.tasks[i] = nil
+		w.now = append(w.now[:0], t)
+		w.handle(t)
+		w.now = w.now[:0]
+		w.done = append(w.done, t)
+		calls++
+	}
+}
+
+// observe keeps a moving average of a call's time. A slow call is believed at once, quick ones little by little.
+func (w *worker) observe(took time.Duration, calls int) {
+	each := took / time.Duration(max(calls, 1))
+	if each > w.pace {
+		w.pace = each
+	} else {
+		w.pace -= (w.pace - each) / 8
+	}
+	w.paced = true
+}
+
+// exchange hands back what is done and takes what is ready, under one lock; it waits when there is nothing. It
+// returns false at the end.
+func (w *worker) exchange() bool {
+	c := w.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range w.done {
+		c.finish(t)
+	}
+	clear(w.done)
+	w.done = w.done[:0]
+	for !c.draining {
+		if c.take(w) {
+			c.wakeWorkers()
+			return true
+		}
+		c.idle++
+		c.work.Wait()
+		c.idle--
+	}
+	return false
+}
+
+// ended runs when the goroutine ends: at the drain, or because a handler called runtime.Goexit. Then the task counts
+// as failed and another goroutine goes on as this worker.
+func (w *worker) ended() {
+	c := w.c
+	if len(w.now) > 0 {
+		for _, t := range w.now {
+			c.rule(t, ErrGoexit)
+			w.done = append(w.done, t)
+		}
+		w.now = nil
+		go w.run()
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running--
+	c.work.Broadcast() // drain waits for this
+}
+
+// handle calls the handler of one message, and rules on what it returned.
+func (w *worker) handle(t *task) {
+	c := w.c
+	if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
+		t.outcome = abandon
+		return
+	}
+	if t.entry != nil {
+		c.poison(t)
+		return
+	}
+	t.tries++
+	t.d.Attempt += min(t.tries-1, 1) // each further try of ours counts one more
+	h := bus.NewHandling(t.lane.ctx, c.core.bus, t.d)
+	start := w.clock()
+	err := t.route.call(h, t.d.Message)
+	if err == nil || bus.IsIgnored(err) {
+		if ferr := h.Flush(t.lane.ctx, nil); ferr != nil {
+			err = ferr
+		}
+	} else {
+		h.Discard()
+	}
+	w.observed(h, t.d, 1, start, err)
+	c.rule(t, err)
+}
+
+// handleBatch is handle for a batch.
+func (w *worker) handleBatch(batch []*task) {
+	c := w.c
+	tasks := batch[:0]
+	for _, t := range batch {
+		if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
+			t.outcome = abandon
+			w.done = append(w.done, t)
+			continue
+		}
+		t.tries++
+		t.d.Attempt += min(t.tries-1, 1)
+		tasks = append(tasks, t)
+	}
+	if len(tasks) == 0 {
+		return
+	}
+	msgs := make([]*bus.Message, len(tasks))
+	for i, t := range tasks {
+		msgs[i] = t.d.Message
+	}
+	ctx, cancel := w.batchContext(tasks)
+	defer cancel(nil)
+	first := tasks[0].d
+	shared := bus.Delivery{Topic: first.Topic, Group: first.Group, Handler: first.Handler, Attempt: first.Attempt, FirstSeen: first.FirstSeen}
+	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
+	w.now = append(w.now[:0], tasks...)
+	start := w.clock()
+	err := tasks[0].route.callBatch(h, msgs)
+	errs := outcomes(err, len(msgs))
+	failed := map[string]bool{}
+	for i, e := range errs {
+		if e != nil && !bus.IsIgnored(e) {
+			failed[msgs[i].ID] = true
+		}
+	}
+	if ferr := h.Flush(ctx, func(id string) bool { return failed[id] }); ferr != nil {
+		for i := range errs {
+			if errs[i] == nil {
+				errs[i] = ferr
+			}
+		}
+	}
+	w.observed(h, shared, len(msgs), start, err)
+	w.now = w.now[:0]
+	for i, t := range tasks {
+		c.rule(t, errs[i])
+		w.done = append(w.done, t)
+	}
+}
+
+// batchContext ends when any of the batch's lanes is lost: what the handler does then is repeated by another.
+func (w *worker) batchContext(tasks []*task) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(w.c.ctx)
+	var seen []*lane
+next:
+	for _, t := range tasks {
+		for _, l := range seen {
+			if l == t.lane {
+				continue next
+			}
+		}
+		seen = append(seen, t.lane)
+	}
+	var stops []func() bool
+	for _, l := range seen {
+		stops = append(stops, context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) }))
+	}
+	return ctx, func(cause error) {
+		for _, stop := range stops {
+			stop()
+		}
+		cancel(cause)
+	}
+}
+
+// outcomes spreads a batch handler's error over its n messages.
+func outcomes(err error, n int) []error {
+	errs := make([]error, n)
+	if be, ok := errors.AsType[*bus.BatchError](err); ok {
+		if len(be.Errs) == n {
+			copy(errs, be.Errs)
+			return errs
+		}
+		err = fmt.Errorf("batch handler: bus.Each was given %d errors for %d messages: %w", len(be.Errs), n, err)
+	}
+	for i := range errs {
+		errs[i] = err
+	}
+	return errs
+}
+
+func (w *worker) clock() (now time.Time) {
+	if len(w.c.core.hooks.handled) > 0 {
+		now = time.Now()
+	}
+	return now
+}
+
+func (w *worker) observed(ctx context.Context, d bus.Delivery, n int, start time.Time, err error) {
+	for _, hook := range w.c.core.hooks.handled {
+		hook.Handled(ctx, Handled{Delivery: d, Messages: n, Took: time.Since(start), Err: err})
+	}
+}
+
+// call calls the handler under the route's timeout. A panic becomes an error.
+func (r *Route) call(ctx context.Context, m *bus.Message) (err error) {
+	if r.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, r.timeout)
+		defer cancel()
+	}
+	defer recovered(&err)
+	return r.handler.Handle(ctx, m)
+}
+
+func (r *Route) callBatch(ctx context.Context, ms []*bus.Message) (err error) {
+	if r.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, r.timeout)
+		defer cancel()
+	}
+	defer recovered(&err)
+	return r.batch.HandleBatch(ctx, ms)
+}
+
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = &PanicError{Value: p, Stack: string(debug.Stack())}
+	}
+}
