@@ -115,23 +115,29 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 	}
 	if m.ID == "" {
 		m.ID = newID(now)
+	} else if err := checkText("ID", m.ID); err != nil {
+		return err
 	}
 	if m.Time.IsZero() {
 		m.Time = now
 	}
 	if m.Source == "" {
 		m.Source = b.options.source
+	} else if err := checkText("Source", m.Source); err != nil {
+		return err
+	}
+	if err := checkText("Type", m.Type); err != nil {
+		return err
+	}
+	if err := checkText("Subject", m.Subject); err != nil {
+		return err
+	}
+	if err := checkText("ContentType", m.ContentType); err != nil {
+		return err
 	}
 	for i := range m.Headers {
 		if err := checkHeader(m.Headers[i].Name); err != nil {
 			return err
-		}
-	}
-	for _, text := range [...]struct{ field, value string }{
-		{"ID", m.ID}, {"Type", m.Type}, {"Source", m.Source}, {"Subject", m.Subject}, {"ContentType", m.ContentType},
-	} {
-		if len(text.value) > maxText || !plainText(text.value) {
-			return fmt.Errorf("%w: %s is %.40q: want at most %d bytes of UTF-8 without control characters", ErrInvalid, text.field, text.value, maxText)
 		}
 	}
 	if len(m.Key) > maxText {
@@ -145,6 +151,13 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 
 // maxText is what AMQP can carry in its short fields, and so the limit on every broker.
 const maxText = 255
+
+func checkText(field, text string) error {
+	if len(text) > maxText || !plainText(text) {
+		return fmt.Errorf("%w: %s is %.40q: want at most %d bytes of UTF-8 without control characters", ErrInvalid, field, text, maxText)
+	}
+	return nil
+}
 
 // plainText is true for valid UTF-8 without control characters. The loop over bytes serves nearly all texts.
 func plainText(s string) bool {
