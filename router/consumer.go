@@ -51,7 +51,9 @@ type consumer struct {
 	// Workers.
 	workers  []*worker
 	idle     int
-	running  int        // workers that have not ended
+	running  int // workers that have not ended
+	watchdog *time.Timer
+	watching bool       // the watchdog is running
 	work     *sync.Cond // there is something to take, or the end has come
 	room     *sync.Cond // there may be room for more in flight
 	draining bool
@@ -103,6 +105,8 @@ func (c *consumer) start() error {
 	defer c.mu.Unlock()
 	if err == nil && !c.draining {
 		c.source, c.state, c.err = source, StateRunning, nil
+		c.watchdog = time.AfterFunc(time.Hour, c.watch)
+		c.watchdog.Stop()
 		go c.settler()
 		go c.pump()
 		return nil
@@ -206,6 +210,7 @@ func (c *consumer) drain(ctx context.Context) {
 	}
 	c.cancel(bus.ErrClosed)
 	c.mu.Lock()
+	c.watchdog.Stop()
 	if c.timer != nil {
 		c.timer.Stop()
 	}

@@ -95,7 +95,7 @@ func (f *fake) Put(context.Context, ...bus.PoisonEntry) error {
 	return f.next(&f.poisonErr)
 }
 func (f *fake) List(context.Context) iter.Seq2[bus.PoisonEntry, error] { return nil }
-func (f *fake) Remove(context.Context, ...string) error               { return nil }
+func (f *fake) Remove(context.Context, ...string) error                { return nil }
 
 func (f *fake) send(lane int32, epoch uint64, pos int64, key string) {
 	f.deliver <- bus.Delivery{Message: &bus.Message{ID: key, Key: key}, Token: bus.Token{Lane: lane, Epoch: epoch, Position: pos}, Topic: "t", Attempt: 1}

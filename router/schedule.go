@@ -61,11 +61,48 @@ func (c *consumer) wakeWorkers() {
 	}
 }
 
+// shareWork is called by a worker that has taken its tasks. What one more exchange of a quick worker will take is not
+// worth waking another for, unless the call turns out slow: then the watchdog wakes one, which takes or steals the rest.
+func (c *consumer) shareWork(w *worker) {
+	if w.quick() && c.ready.n <= maxTake && len(c.batches) == 0 {
+		if (w.n > 1 || c.ready.n > 0) && !c.watching {
+			c.watching = true
+			c.watchdog.Reset(watchdogDelay)
+		}
+		return
+	}
+	c.wakeWorkers()
+}
+
+// watch is the watchdog: somebody has had more than one task for a while.
+func (c *consumer) watch() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watching = false
+	if c.draining {
+		return
+	}
+	if c.idle > 0 {
+		c.work.Signal()
+	} else {
+		c.wakeWorkers()
+	}
+	for _, w := range c.workers {
+		if int(w.next.Load()) < w.n { // still not begun: look again
+			c.watching = true
+			c.watchdog.Reset(watchdogDelay)
+			return
+		}
+	}
+}
+
 const (
 	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then serves them all.
 	maxTake = 32
 	// quick is the time of a handler call up to which that is worth more than spreading the tasks.
 	quick = 20 * time.Microsecond
+	// watchdogDelay is how long tasks wait behind a call that turned out slow, while others are idle.
+	watchdogDelay = time.Millisecond
 )
 
 // take gives w the next tasks, without waiting. It returns false if there are none.
@@ -84,9 +121,8 @@ func (c *consumer) take(w *worker) bool {
 }
 
 func (c *consumer) takeSingles(w *worker) bool {
-	n := (c.ready.n + c.idle) / (c.idle + 1) // a fair share of what idle workers could take too
-	most := 1
-	if w.pace < quick && w.paced {
+	n, most := c.ready.n, 1
+	if w.quick() {
 		most = maxTake
 	}
 	for w.n < min(n, most) {

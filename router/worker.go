@@ -76,6 +76,9 @@ func (w *worker) observe(took time.Duration, calls int) {
 	w.paced = true
 }
 
+// quick says whether calls are known to be so short that the lock is what costs.
+func (w *worker) quick() bool { return w.paced && w.pace < quick }
+
 // exchange hands back what is done and takes what is ready, under one lock; it waits when there is nothing. It
 // returns false at the end.
 func (w *worker) exchange() bool {
@@ -89,7 +92,7 @@ func (w *worker) exchange() bool {
 	w.done = w.done[:0]
 	for !c.draining {
 		if c.take(w) {
-			c.wakeWorkers()
+			c.shareWork(w)
 			return true
 		}
 		c.idle++

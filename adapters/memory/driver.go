@@ -17,7 +17,6 @@ type driver struct {
 	sources map[*source]struct{}
 	isOver  bool
 	closed  chan struct{}
-	under   sync.WaitGroup // publishes under way
 }
 
 // Capabilities implements bus.Driver.
@@ -29,23 +28,8 @@ func fail(op, topic string, err error) error {
 	return &bus.Error{Op: op, Broker: "memory", Topic: topic, Err: err, Definite: true, Retryable: !errors.Is(err, bus.ErrClosed)}
 }
 
-// enter registers a call that Close waits for.
-func (d *driver) enter() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.isOver {
-		return false
-	}
-	d.under.Add(1)
-	return true
-}
-
 // Publish implements bus.Driver.
 func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
-	if !d.enter() {
-		return bus.FailAll(len(msgs), fail("publish", topic, bus.ErrClosed))
-	}
-	defer d.under.Done()
 	n, err := d.store.topic(topic).append(ctx, d.closed, msgs)
 	if err == nil {
 		return nil
@@ -99,7 +83,6 @@ func (d *driver) Close(ctx context.Context) error {
 	for _, s := range open {
 		errs = append(errs, s.Close(ctx))
 	}
-	d.under.Wait()
 	shared.close(d.store)
 	return errors.Join(errs...)
 }

@@ -17,7 +17,7 @@
 // Published means: stored in memory; everything is gone with the process. A topic that is full makes publishers wait,
 // within their context, for the slowest group. A topic without any group keeps its newest messages, up to capacity,
 // and forgets older ones. Equal keys are handled in publish order, also across the members of a group. A message is
-// delivered again only if its group's member left without settling it.
+// delivered again only if its group's member left without settling it. StartAt goes by the messages' Time.
 //
 // # Topology
 //

@@ -15,10 +15,9 @@ type source struct {
 	group    *group
 	observer bus.LaneObserver
 
-	wake     *sync.Cond
-	sleeping bool
-	turn     int // the lane to look at first
-	closed   bool
+	wake   *sync.Cond
+	turn   int // the lane to look at first
+	closed bool
 }
 
 // Receive implements bus.Source.
@@ -47,11 +46,8 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		s.sleeping = true
-		t.asleep++
+		t.asleep = append(t.asleep, s)
 		s.wake.Wait()
-		t.asleep--
-		s.sleeping = false
 	}
 }
 

@@ -25,8 +25,9 @@ type topic struct {
 	stored  int // messages
 	bytes   int
 	free    uint32 // the lane of the next message without a key
-	asleep  int    // sources that wait for messages
-	waiting int    // publishers that wait for room
+	seq     int64  // number of the next message, across lanes
+	asleep  []*source
+	waiting int // publishers that wait for room
 	room    *sync.Cond
 }
 
@@ -38,9 +39,13 @@ func newTopic(name string, c Config) *topic {
 
 // append stores messages, and returns how many before it had to give up.
 func (t *topic) append(ctx context.Context, closed <-chan struct{}, msgs []*bus.Message) (int, error) {
-	now := time.Now().UnixNano()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	select {
+	case <-closed: // checked under the lock: what was appended before is there, and nothing comes after
+		return 0, bus.ErrClosed
+	default:
+	}
 	defer t.wakeSources()
 	for i, m := range msgs {
 		size := m.Size()
@@ -50,7 +55,8 @@ func (t *topic) append(ctx context.Context, closed <-chan struct{}, msgs []*bus.
 			}
 		}
 		lane := &t.logs[t.laneOf(m)]
-		lane.push(m, now, size)
+		lane.push(m, t.seq, size)
+		t.seq++
 		t.stored++
 		t.bytes += size
 	}
@@ -110,46 +116,32 @@ func (t *topic) waitForRoom(ctx context.Context, closed <-chan struct{}, size in
 // evict forgets messages that every group has settled, the oldest first, down to what is to be retained; with no
 // group, it makes room for one sixteenth of the capacity.
 func (t *topic) evict() {
-	keep := t.config.Retain
-	keepBytes := t.config.Bytes / 2
+	keep, keepBytes := t.config.Retain, t.config.Bytes/2
 	if len(t.groups) == 0 {
 		keep, keepBytes = t.config.Capacity-1-t.config.Capacity/16, t.config.Bytes-t.config.Bytes/16
 	}
-	var limit [lanes]int64 // what may go lies below
-	for i := range limit {
-		limit[i] = t.logs[i].next
-		for _, g := range t.groups {
-			limit[i] = min(limit[i], g.lanes[i].window.Position())
-		}
+	for keep > 0 && t.bytes > keepBytes && t.stored <= keep {
+		keep /= 2 // few large messages: go by bytes
 	}
-	for t.stored > keep || t.bytes > keepBytes {
-		oldest := -1
-		for i := range t.logs {
-			l := &t.logs[i]
-			if l.base < limit[i] && (oldest < 0 || l.first().at < t.logs[oldest].first().at) {
-				oldest = i
-			}
+	for i := range t.logs {
+		l := &t.logs[i]
+		limit := l.next
+		for _, g := range t.groups {
+			limit = min(limit, g.lanes[i].window.Position())
 		}
-		if oldest < 0 {
-			return
+		for l.base < limit && l.at(l.base).seq < t.seq-int64(keep) {
+			t.bytes -= l.pop()
+			t.stored--
 		}
-		t.stored--
-		t.bytes -= t.logs[oldest].pop()
 	}
 }
 
 // wakeSources wakes members that wait for messages. Called with the lock held.
 func (t *topic) wakeSources() {
-	if t.asleep == 0 {
-		return
+	for _, s := range t.asleep {
+		s.wake.Broadcast()
 	}
-	for _, g := range t.groups {
-		for _, s := range g.members {
-			if s.sleeping {
-				s.wake.Broadcast()
-			}
-		}
-	}
+	t.asleep = t.asleep[:0]
 }
 
 // log is one lane: a ring of messages that grows as needed.
@@ -160,19 +152,20 @@ type log struct {
 
 type entry struct {
 	msg  bus.Message
-	at   int64 // when it was published, Unix ns
+	seq  int64
 	size int
 }
 
-func (l *log) at(pos int64) *entry { return &l.ring[pos&int64(len(l.ring)-1)] }
-func (l *log) first() *entry       { return l.at(l.base) }
+func (l *log) at(pos int64) *entry {
+	return &l.ring[pos&int64(len(l.ring)-1)]
+}
 
-func (l *log) push(m *bus.Message, at int64, size int) {
+func (l *log) push(m *bus.Message, seq int64, size int) {
 	if int(l.next-l.base) == len(l.ring) {
 		l.grow()
 	}
 	e := l.at(l.next)
-	e.msg, e.at, e.size = *m, at, size
+	e.msg, e.seq, e.size = *m, seq, size
 	l.next++
 }
 
@@ -185,18 +178,17 @@ func (l *log) grow() {
 }
 
 func (l *log) pop() (size int) {
-	e := l.first()
+	e := l.at(l.base)
 	size = e.size
 	*e = entry{}
 	l.base++
 	return size
 }
 
-// since is the position of the first message published at t or later.
+// since is the position of the first message whose time is t or later.
 func (l *log) since(t time.Time) int64 {
-	at := t.UnixNano()
 	for pos := l.base; pos < l.next; pos++ {
-		if l.at(pos).at >= at {
+		if !l.at(pos).msg.Time.Before(t) {
 			return pos
 		}
 	}
