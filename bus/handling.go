@@ -9,11 +9,15 @@ import (
 
 // Handling is the context of one call of a handler: it knows the delivery, and keeps what the handler emits until
 // it has succeeded. Routers and tests make it; handlers meet it as their ctx, through [DeliveryFrom] and [Emit].
+//
+// The zero value is made ready by Begin.
 type Handling struct {
 	context.Context
-	bus      *Bus
-	delivery Delivery
-	batch    bool
+	// Delivery is what is being handled; in a batch, what its messages share.
+	Delivery Delivery
+
+	bus   *Bus
+	batch bool
 
 	mu   sync.Mutex
 	out  []emitted
@@ -30,7 +34,14 @@ type handlingKey struct{}
 
 // NewHandling makes the context of a call that handles d. What is emitted under it is published through b.
 func NewHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
-	return &Handling{Context: ctx, bus: b, delivery: d}
+	h := &Handling{}
+	h.Begin(ctx, b, d)
+	return h
+}
+
+// Begin is NewHandling in memory that the caller has: a router makes many at once.
+func (h *Handling) Begin(ctx context.Context, b *Bus, d Delivery) {
+	h.Context, h.bus, h.Delivery = ctx, b, d
 }
 
 // NewBatchHandling is NewHandling for a batch. d tells what its messages share: topic, group, handler.
@@ -38,7 +49,9 @@ func NewBatchHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
 	if d.Message == nil {
 		d.Message = &Message{}
 	}
-	return &Handling{Context: ctx, bus: b, delivery: d, batch: true}
+	h := NewHandling(ctx, b, d)
+	h.batch = true
+	return h
 }
 
 // Value implements context.Context.
@@ -58,7 +71,7 @@ func handlingFrom(ctx context.Context) *Handling {
 // batch handler it tells what the batch shares. Outside of a handler it is zero, with an empty Message.
 func DeliveryFrom(ctx context.Context) Delivery {
 	if h := handlingFrom(ctx); h != nil {
-		return h.delivery
+		return h.Delivery
 	}
 	return Delivery{Message: &Message{}}
 }

@@ -29,33 +29,33 @@ func (c *consumer) rule(t *task, err error) {
 	if t.failure.First.IsZero() {
 		t.failure.First = now
 	}
-	ruling := r.policy.judge(err, t.d.Attempt, t.failure.First, now)
+	ruling := r.policy.judge(err, t.h.Delivery.Attempt, t.failure.First, now)
 	if ruling.kind == succeeded {
 		r.handled.Add(1)
-		c.log.Info("error ignored", "handler", r.name, "id", t.d.ID, "err", err)
+		c.log.Info("error ignored", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
 		t.outcome = settle
 		return
 	}
 	r.failed.Add(1)
 	last := err // of its own, so that err need not live on the heap of every call
 	r.lastError.Store(&last)
-	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.d.Attempt
+	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.h.Delivery.Attempt
 	if p, ok := errors.AsType[*PanicError](err); ok {
 		t.failure.Stack = p.Stack
 	}
 	if ruling.kind == retry {
-		c.log.Warn("handler failed; the message is tried again", "handler", r.name, "id", t.d.ID, "attempt", t.d.Attempt, "in", ruling.delay, "err", err)
-		t.outcome, t.due = hold, now.Add(ruling.delay)
+		c.log.Warn("handler failed; the message is tried again", "handler", r.name, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
+		c.retryAt(t, now.Add(ruling.delay))
 		return
 	}
 	t.failure.Class = ruling.class
 	switch r.policy.Then {
 	case Drop:
-		c.log.Error("handler failed; the message is dropped, as its policy says", "handler", r.name, "id", t.d.ID, "attempt", t.d.Attempt, "class", ruling.class, "err", err)
+		c.log.Error("handler failed; the message is dropped, as its policy says", "handler", r.name, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "class", ruling.class, "err", err)
 		t.outcome = settle
 	case Stop:
 		t.outcome = abandon
-		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.d.ID, ruling.class, t.d.Attempt, err))
+		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.h.Delivery.ID, ruling.class, t.h.Delivery.Attempt, err))
 	default:
 		t.entry = t.poisonEntry(now)
 		c.poison(t)
@@ -75,12 +75,23 @@ func (c *consumer) halt(err error) {
 	}()
 }
 
+// retryAt holds the task for another try: with a message of its own, since it may wait for long and the one that was
+// received shares memory with those that came with it; and in a context of its own, since the last handler may have
+// left something running in the old one.
+func (c *consumer) retryAt(t *task, due time.Time) {
+	t.outcome, t.due = hold, due
+	d := t.h.Delivery
+	d.Message = d.Message.Clone()
+	d.Attempt++
+	t.h = bus.NewHandling(t.lane.ctx, c.core.bus, d)
+}
+
 func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {
 	return &bus.PoisonEntry{
 		ID:      bus.NewID(),
-		Message: t.d.Message,
-		Topic:   t.d.Topic, Group: t.d.Group, Handler: t.d.Handler,
-		Lane: t.d.Lane, Position: t.d.Position,
+		Message: t.h.Delivery.Message,
+		Topic:   t.h.Delivery.Topic, Group: t.h.Delivery.Group, Handler: t.h.Delivery.Handler,
+		Lane: t.h.Delivery.Lane, Position: t.h.Delivery.Position,
 		Failure: t.failure, Host: hostname(), Time: now,
 	}
 }
@@ -98,7 +109,7 @@ var hostname = sync.OnceValue(func() string {
 func (c *consumer) poison(t *task) {
 	err := c.core.putPoison(t.lane.ctx, c.sub.Group, *t.entry)
 	if err == nil {
-		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.d.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
+		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
 		if t.route != nil {
 			t.route.poisoned.Add(1)
 		}
@@ -112,7 +123,7 @@ func (c *consumer) poison(t *task) {
 		t.outcome = abandon
 		return
 	}
-	c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.d.ID, "err", err)
+	c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.h.Delivery.ID, "err", err)
 	b := backoff{next: backoffFirst << min(t.putFails, 6)}
 	t.putFails++
 	t.outcome, t.due = hold, time.Now().Add(b.delay())

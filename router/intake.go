@@ -82,6 +82,9 @@ func (c *consumer) hasRoom() bool {
 	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
 }
 
+// slab is how many handlings are allocated at once. A message that is kept for long keeps its slab.
+const slab = 64
+
 // admit takes a batch of deliveries into the scheduler.
 func (c *consumer) admit(batch []bus.Delivery) {
 	now := time.Now()
@@ -100,8 +103,12 @@ func (c *consumer) admit(batch []bus.Delivery) {
 		return // not settled, so the source gives them back when it is closed
 	}
 	var l *lane
+	var handlings []bus.Handling
 	for i := range batch {
 		d := &batch[i]
+		if i%slab == 0 {
+			handlings = make([]bus.Handling, min(slab, len(batch)-i))
+		}
 		if l == nil || l.id.ID != d.Lane {
 			l = c.lanes[d.Lane]
 		}
@@ -110,12 +117,13 @@ func (c *consumer) admit(batch []bus.Delivery) {
 			continue // the lane went while the batch was under way; its next owner is given the message
 		}
 		t := c.newTask()
-		t.d, t.lane, t.size = *d, l, d.Message.Size()
-		t.d.Group = c.sub.Group
-		t.d.Attempt = max(t.d.Attempt, 1)
-		if t.d.FirstSeen.IsZero() {
-			t.d.FirstSeen = now
+		t.h, t.lane, t.size = &handlings[i%slab], l, d.Message.Size()
+		d.Group = c.sub.Group
+		d.Attempt = max(d.Attempt, 1)
+		if d.FirstSeen.IsZero() {
+			d.FirstSeen = now
 		}
+		t.h.Begin(l.ctx, c.core.bus, *d)
 		c.inFlight++
 		c.bytes += t.size
 		c.admitTask(t, unwrapped, i)
@@ -124,21 +132,21 @@ func (c *consumer) admit(batch []bus.Delivery) {
 }
 
 func (c *consumer) admitTask(t *task, unwrapped []error, i int) {
-	t.route = c.table.find(t.d.Type)
+	t.route = c.table.find(t.h.Delivery.Type)
 	switch {
 	case unwrapped != nil && unwrapped[i] != nil:
 		t.refuse("undecodable", unwrapped[i])
 	case t.route == nil && c.cfg.strict:
-		t.refuse("unknown type", errUnknownType(t.d.Type, c.table))
+		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
 		c.skipped++
 		t.lane.busy++
 		c.settleTask(t)
 		return
 	default:
-		t.d.Handler = t.route.name
+		t.h.Delivery.Handler = t.route.name
 	}
-	t.keyed = t.d.Key != "" && !c.cfg.unordered
+	t.keyed = t.h.Delivery.Key != "" && !c.cfg.unordered
 	if !t.keyed || c.keys.enter(t) {
 		c.makeReady(t)
 	}
@@ -146,8 +154,8 @@ func (c *consumer) admitTask(t *task, unwrapped []error, i int) {
 
 // refuse sends a task to the poison queue that no handler is called for.
 func (t *task) refuse(class string, err error) {
-	t.failure = bus.Failure{Class: class, Text: err.Error(), First: t.d.FirstSeen, Last: t.d.FirstSeen}
-	t.entry = t.poisonEntry(t.d.FirstSeen)
+	t.failure = bus.Failure{Class: class, Text: err.Error(), First: t.h.Delivery.FirstSeen, Last: t.h.Delivery.FirstSeen}
+	t.entry = t.poisonEntry(t.h.Delivery.FirstSeen)
 }
 
 func (c *consumer) newTask() *task {

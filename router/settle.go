@@ -26,7 +26,7 @@ func (c *consumer) settler() {
 		}
 		tokens = tokens[:0]
 		for _, t := range batch {
-			tokens = append(tokens, t.d.Token)
+			tokens = append(tokens, t.h.Delivery.Token)
 		}
 		c.settleTokens(tokens)
 		c.mu.Lock()

@@ -9,7 +9,7 @@ import (
 
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
 type task struct {
-	d     bus.Delivery
+	h     *bus.Handling // the message, and the context of its handler
 	size  int
 	route *Route // nil: no handler takes the message
 	lane  *lane

@@ -133,10 +133,9 @@ func (w *worker) handle(t *task) {
 		return
 	}
 	t.tries++
-	t.d.Attempt += min(t.tries-1, 1) // each further try of ours counts one more
-	h := bus.NewHandling(t.lane.ctx, c.core.bus, t.d)
+	h := t.h
 	start := w.clock()
-	err := t.route.call(h, t.d.Message)
+	err := t.route.call(h, t.h.Delivery.Message)
 	if err == nil || bus.IsIgnored(err) {
 		if ferr := h.Flush(t.lane.ctx, nil); ferr != nil {
 			err = ferr
@@ -144,7 +143,7 @@ func (w *worker) handle(t *task) {
 	} else {
 		h.Discard()
 	}
-	w.observed(h, t.d, 1, start, err)
+	w.observed(h, t.h.Delivery, 1, start, err)
 	c.rule(t, err)
 }
 
@@ -159,7 +158,6 @@ func (w *worker) handleBatch(batch []*task) {
 			continue
 		}
 		t.tries++
-		t.d.Attempt += min(t.tries-1, 1)
 		tasks = append(tasks, t)
 	}
 	if len(tasks) == 0 {
@@ -167,11 +165,11 @@ func (w *worker) handleBatch(batch []*task) {
 	}
 	msgs := make([]*bus.Message, len(tasks))
 	for i, t := range tasks {
-		msgs[i] = t.d.Message
+		msgs[i] = t.h.Delivery.Message
 	}
 	ctx, cancel := w.batchContext(tasks)
 	defer cancel(nil)
-	first := tasks[0].d
+	first := tasks[0].h.Delivery
 	shared := bus.Delivery{Topic: first.Topic, Group: first.Group, Handler: first.Handler, Attempt: first.Attempt, FirstSeen: first.FirstSeen}
 	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
 	w.now = append(w.now[:0], tasks...)
