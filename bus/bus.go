@@ -59,6 +59,7 @@ func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Messag
 	if err := b.checkPublish(ctx, topic); err != nil {
 		return FailAll(len(msgs), err)
 	}
+	addOutgoing(ctx, msgs)
 	now := time.Now()
 	for i, m := range msgs {
 		if err := b.complete(m, now); err != nil {

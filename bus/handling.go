@@ -94,12 +94,12 @@ func Emitter(ctx context.Context) Publisher {
 }
 
 // Publish implements Publisher; see [Emit].
-func (h *Handling) Publish(_ context.Context, topic string, event any, opts ...PublishOption) error {
+func (h *Handling) Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error {
 	m, err := h.encode(event, opts)
 	if err != nil {
 		return fmt.Errorf("emit %q: %w", topic, err)
 	}
-	return h.emit(topic, m)
+	return h.PublishMessages(ctx, topic, m)
 }
 
 func (h *Handling) encode(event any, opts []PublishOption) (*Message, error) {
@@ -107,7 +107,8 @@ func (h *Handling) encode(event any, opts []PublishOption) (*Message, error) {
 }
 
 // PublishMessages implements Publisher; see [Emit].
-func (h *Handling) PublishMessages(_ context.Context, topic string, msgs ...*Message) error {
+func (h *Handling) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
+	addOutgoing(ctx, msgs) // now, because the middleware's context ends before the handler's outputs are published
 	return h.emit(topic, msgs...)
 }
 

@@ -84,3 +84,20 @@ func (e *BatchError) Error() string {
 
 // Unwrap returns the errors of the messages that failed.
 func (e *BatchError) Unwrap() []error { return (&PublishError{e.Errs}).Unwrap() }
+
+// Outcomes spreads the error of a handler that was given n messages over them: those of [Each] one by one, any other
+// error to all. For routers and middleware.
+func Outcomes(err error, n int) []error {
+	errs := make([]error, n)
+	if be, ok := errors.AsType[*BatchError](err); ok {
+		if len(be.Errs) == n {
+			copy(errs, be.Errs)
+			return errs
+		}
+		err = fmt.Errorf("batch handler: bus.Each was given %d errors for %d messages: %w", len(be.Errs), n, err)
+	}
+	for i := range errs {
+		errs[i] = err
+	}
+	return errs
+}

@@ -2,8 +2,6 @@ package router
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -175,7 +173,7 @@ func (w *worker) handleBatch(batch []*task) {
 	w.now = append(w.now[:0], tasks...)
 	start := w.clock()
 	err := tasks[0].route.callBatch(h, msgs)
-	errs := outcomes(err, len(msgs))
+	errs := bus.Outcomes(err, len(msgs))
 	failed := map[string]bool{}
 	for i, e := range errs {
 		if e != nil && !bus.IsIgnored(e) {
@@ -220,22 +218,6 @@ next:
 		}
 		cancel(cause)
 	}
-}
-
-// outcomes spreads a batch handler's error over its n messages.
-func outcomes(err error, n int) []error {
-	errs := make([]error, n)
-	if be, ok := errors.AsType[*bus.BatchError](err); ok {
-		if len(be.Errs) == n {
-			copy(errs, be.Errs)
-			return errs
-		}
-		err = fmt.Errorf("batch handler: bus.Each was given %d errors for %d messages: %w", len(be.Errs), n, err)
-	}
-	for i := range errs {
-		errs[i] = err
-	}
-	return errs
 }
 
 func (w *worker) clock() (now time.Time) {

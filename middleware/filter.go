@@ -1,0 +1,67 @@
+package middleware
+
+import (
+	"context"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Filter handles the messages for which keep is true, and settles the others unhandled.
+func Filter(keep func(*bus.Message) bool) bus.Middleware {
+	return each(func(ctx context.Context, m *bus.Message) (skip bool, err error) { return !keep(m), nil })
+}
+
+// Validate refuses messages for which check returns an error: they go to the poison queue without a try. An error
+// that check marked itself (bus.RetryAfter, bus.Ignore) keeps its mark.
+func Validate(check func(context.Context, *bus.Message) error) bus.Middleware {
+	return each(func(ctx context.Context, m *bus.Message) (bool, error) {
+		err := check(ctx, m)
+		if _, told := bus.RetryDelay(err); err == nil || told || bus.IsIgnored(err) {
+			return false, err
+		}
+		return false, bus.Permanent(err)
+	})
+}
+
+// each makes a middleware that looks at every message before the handler does: it may skip the message, which is then
+// settled, or fail it. The handler is given the others.
+func each(look func(context.Context, *bus.Message) (skip bool, err error)) bus.Middleware {
+	return func(next bus.Handler) bus.Handler {
+		single := bus.HandlerFunc(func(ctx context.Context, m *bus.Message) error {
+			if skip, err := look(ctx, m); skip || err != nil {
+				return err
+			}
+			return next.Handle(ctx, m)
+		})
+		batch, ok := next.(bus.BatchHandler)
+		if !ok {
+			return single
+		}
+		return eachBatch{single, look, batch}
+	}
+}
+
+type eachBatch struct {
+	bus.HandlerFunc
+	look func(context.Context, *bus.Message) (bool, error)
+	next bus.BatchHandler
+}
+
+// HandleBatch implements bus.BatchHandler.
+func (e eachBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
+	errs := make([]error, len(ms))
+	kept := make([]*bus.Message, 0, len(ms))
+	place := make([]int, 0, len(ms))
+	for i, m := range ms {
+		skip, err := e.look(ctx, m)
+		if errs[i] = err; !skip && err == nil {
+			kept, place = append(kept, m), append(place, i)
+		}
+	}
+	if len(kept) > 0 {
+		for j, err := range bus.Outcomes(e.next.HandleBatch(ctx, kept), len(kept)) {
+			errs[place[j]] = err
+		}
+	}
+	return bus.Each(errs)
+}

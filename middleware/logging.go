@@ -1,0 +1,40 @@
+package middleware
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Logging logs each call of a handler when it has ended: at debug level if it succeeded, at warn level with the error if
+// not. It logs ids and names, never keys, payloads or headers.
+func Logging(l *slog.Logger) bus.Middleware {
+	return bus.Around(func(ctx context.Context, c bus.Call) error {
+		start := time.Now()
+		err := c.Next(ctx)
+		level, outcome := slog.LevelDebug, "handled"
+		if err != nil {
+			level, outcome = slog.LevelWarn, "handler failed"
+		}
+		if !l.Enabled(ctx, level) {
+			return err
+		}
+		d := bus.DeliveryFrom(ctx)
+		attrs := []slog.Attr{
+			slog.String("handler", d.Handler), slog.String("topic", d.Topic), slog.String("group", d.Group),
+			slog.Int("messages", c.Len()), slog.Int("attempt", d.Attempt), slog.Duration("took", time.Since(start)),
+		}
+		for m := range c.Messages() {
+			if c.Len() == 1 {
+				attrs = append(attrs, slog.String("id", m.ID), slog.String("type", m.Type))
+			}
+		}
+		if err != nil {
+			attrs = append(attrs, slog.Any("err", err))
+		}
+		l.LogAttrs(ctx, level, outcome, attrs...)
+		return err
+	})
+}
