@@ -38,9 +38,11 @@ func (r *recorder) Publish(_ context.Context, topic string, msgs []*bus.Message)
 func (r *recorder) Subscribe(context.Context, bus.Subscription, bus.LaneObserver) (bus.Source, error) {
 	return nil, bus.ErrUnsupported
 }
+
 func (r *recorder) Poison(context.Context, string) (bus.PoisonStore, error) {
 	return nil, bus.ErrUnsupported
 }
+
 func (r *recorder) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Broker: "rec", MaxMessage: 10_000}
 }

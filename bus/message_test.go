@@ -66,7 +66,7 @@ func TestCloneSharesNothing(t *testing.T) {
 
 func TestNothingConfidentialIsPrinted(t *testing.T) {
 	m := &bus.Message{ID: "m1", Key: "secret-key", Payload: []byte("secret-body"), Headers: bus.Headers{{Name: "auth", Value: "secret-token"}}}
-	for _, text := range []string{m.String(), fmt.Sprintf("%v", m), fmt.Sprintf("%+v", *m), fmt.Sprintf("%s", m), fmt.Sprintf("%v", bus.Delivery{Message: m})} {
+	for _, text := range []string{m.String(), fmt.Sprintf("%v", m), fmt.Sprintf("%+v", *m), fmt.Sprintf("%v", bus.Delivery{Message: m})} {
 		if strings.Contains(text, "secret") || !strings.Contains(text, "m1") {
 			t.Errorf("printed as %s", text)
 		}

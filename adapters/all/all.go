@@ -3,5 +3,6 @@
 package all
 
 import (
+	// Each registers its schemes when it is imported.
 	_ "github.com/millrace-go/millrace/adapters/memory"
 )
