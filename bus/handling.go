@@ -16,8 +16,9 @@ type Handling struct {
 	// Delivery is what is being handled; in a batch, what its messages share.
 	Delivery Delivery
 
-	bus   *Bus
-	batch bool
+	bus    *Bus
+	batch  bool
+	direct bool // emitting is publishing
 
 	mu   sync.Mutex
 	out  []emitted
@@ -42,6 +43,13 @@ func NewHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
 // Begin is NewHandling in memory that the caller has: a router makes many at once.
 func (h *Handling) Begin(ctx context.Context, b *Bus, d Delivery) {
 	h.Context, h.bus, h.Delivery = ctx, b, d
+}
+
+// NewDirectHandling is NewHandling for a handler that is called without a router: what it emits is published at once.
+func NewDirectHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
+	h := NewHandling(ctx, b, d)
+	h.direct = true
+	return h
 }
 
 // NewBatchHandling is NewHandling for a batch. d tells what its messages share: topic, group, handler.
@@ -108,6 +116,9 @@ func (h *Handling) encode(event any, opts []PublishOption) (*Message, error) {
 
 // PublishMessages implements Publisher; see [Emit].
 func (h *Handling) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
+	if h.direct {
+		return h.bus.PublishMessages(ctx, topic, msgs...)
+	}
 	addOutgoing(ctx, msgs) // now, because the middleware's context ends before the handler's outputs are published
 	return h.emit(topic, msgs...)
 }

@@ -1,0 +1,127 @@
+// Package bustest is for tests of services on Millrace: a bus in memory that remembers what was published, a router that
+// runs for the length of a test, and a recorder for handlers that are called directly.
+//
+// Inside of testing/synctest, delays of retries cost no time, and synctest.Wait returns when every handler is done.
+package bustest
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/millrace-go/millrace/adapters/memory"
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/router"
+)
+
+// New is a bus in memory of its own, closed at the end of the test.
+func New(t testing.TB, opts ...bus.Option) *bus.Bus {
+	t.Helper()
+	m, err := memory.Open(memory.Config{})
+	if err != nil {
+		t.Fatalf("bustest: %v", err)
+	}
+	b := bus.New(&remembering{Driver: m.Driver()}, opts...)
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("bustest: close: %v", err)
+		}
+	})
+	return b
+}
+
+// Run starts r and waits until it is ready. At the end of the test it drains r, and fails t if Run failed.
+func Run(t testing.TB, r *router.Router) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() { over <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Errorf("bustest: run: %v", err)
+		}
+	})
+	if err := r.Ready(ctx); err != nil {
+		t.Fatalf("bustest: %v", err)
+	}
+}
+
+// Recorder is a Publisher that keeps what it is given. Safe for concurrent use.
+type Recorder struct {
+	*bus.Bus
+}
+
+// NewRecorder makes a recorder.
+func NewRecorder(t testing.TB, opts ...bus.Option) *Recorder {
+	t.Helper()
+	return &Recorder{New(t, opts...)}
+}
+
+// Handling is a context as a handler of m sees it. What is emitted under it goes to the recorder at once.
+func (r *Recorder) Handling(ctx context.Context, m *bus.Message) context.Context {
+	return bus.NewDirectHandling(ctx, r.Bus, bus.Delivery{Message: m, Topic: "test", Group: "test", Handler: "test", Attempt: 1})
+}
+
+// Published returns the events of type T on topic so far, decoded, in order; messages of other types are left out. p is
+// what New or NewRecorder made.
+func Published[T any](t testing.TB, p bus.Publisher, topic string) []T {
+	t.Helper()
+	var b *bus.Bus
+	switch p := p.(type) {
+	case *bus.Bus:
+		b = p
+	case *Recorder:
+		b = p.Bus
+	}
+	if b == nil {
+		t.Fatalf("bustest: Published wants a publisher of New or NewRecorder, not a %T", p)
+	}
+	d, ok := b.Driver().(*remembering)
+	if !ok {
+		t.Fatal("bustest: Published wants a bus that New made")
+	}
+	var events []T
+	for _, m := range d.published(topic) {
+		if name := bus.TypeName[T](); name != "" && m.Type != "" && m.Type != name {
+			continue
+		}
+		var v T
+		if err := b.Decode(m, &v); err != nil {
+			t.Fatalf("bustest: %v", err)
+		}
+		events = append(events, v)
+	}
+	return events
+}
+
+// remembering is the memory driver, and keeps what was published.
+type remembering struct {
+	bus.Driver
+
+	mu   sync.Mutex
+	msgs map[string][]*bus.Message
+}
+
+// Publish implements bus.Driver.
+func (d *remembering) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+	if err := d.Driver.Publish(ctx, topic, msgs); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.msgs == nil {
+		d.msgs = map[string][]*bus.Message{}
+	}
+	for _, m := range msgs {
+		d.msgs[topic] = append(d.msgs[topic], m.Clone())
+	}
+	return nil
+}
+
+func (d *remembering) published(topic string) []*bus.Message {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.msgs[topic])
+}
