@@ -87,7 +87,7 @@ func TestConfigurationListsEveryParameter(t *testing.T) {
 		}
 		text, _, _ := strings.Cut(rest, "\n## ")
 		var listed []string
-		for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(text, -1) {
+		for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_-]+)` \\|").FindAllStringSubmatch(text, -1) {
 			listed = append(listed, row[1])
 		}
 		slices.Sort(listed)
