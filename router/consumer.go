@@ -191,6 +191,9 @@ func (c *consumer) drain(ctx context.Context) {
 		}
 		c.work.Wait()
 	}
+	for _, w := range c.workers {
+		c.reap(w) // of those that are left behind
+	}
 	c.finished = true
 	c.settling.Broadcast()
 	c.mu.Unlock()

@@ -146,7 +146,8 @@ func (c *consumer) admitTask(t *task, unwrapped []error, i int) {
 	default:
 		t.h.Delivery.Handler = t.route.name
 	}
-	t.keyed = t.h.Delivery.Key != "" && !c.cfg.unordered
+	t.key = t.h.Delivery.Key // a copy: h is changed by the worker that has the task
+	t.keyed = t.key != "" && !c.cfg.unordered
 	if !t.keyed || c.keys.enter(t) {
 		c.makeReady(t)
 	}

@@ -22,10 +22,10 @@ func (k *keyTable) slot(t *task) **task { return &k.slots[t.hash&uint64(len(k.sl
 
 // enter puts t behind the earlier tasks of its key. It returns true if there are none: t is the head and may run.
 func (k *keyTable) enter(t *task) bool {
-	t.hash = maphash.String(k.seed, t.h.Delivery.Key)
+	t.hash = maphash.String(k.seed, t.key)
 	slot := k.slot(t)
 	for head := *slot; head != nil; head = head.chain {
-		if head.hash == t.hash && head.h.Delivery.Key == t.h.Delivery.Key {
+		if head.hash == t.hash && head.key == t.key {
 			if head.behind == nil {
 				head.behind = t
 			} else {

@@ -2,6 +2,7 @@ package router
 
 import (
 	"container/heap"
+	"math/bits"
 	"time"
 )
 
@@ -48,13 +49,19 @@ func (c *consumer) takeable() int {
 
 // wakeWorkers sees to it that somebody takes what is ready. Each woken worker wakes the next if there is more.
 func (c *consumer) wakeWorkers() {
-	if c.draining || c.takeable() == 0 {
-		return
+	if c.takeable() > 0 {
+		c.wakeWorker()
 	}
-	if c.idle > 0 {
+}
+
+// wakeWorker wakes an idle worker, or starts one more.
+func (c *consumer) wakeWorker() {
+	switch {
+	case c.draining:
+	case c.idle > 0:
 		c.work.Signal()
-	} else if len(c.workers) < c.cfg.workers {
-		w := &worker{c: c}
+	case len(c.workers) < c.cfg.workers:
+		w := &worker{c: c, at: -1}
 		c.workers = append(c.workers, w)
 		c.running++
 		go w.run()
@@ -62,19 +69,30 @@ func (c *consumer) wakeWorkers() {
 }
 
 // shareWork is called by a worker that has taken its tasks. What one more exchange of a quick worker will take is not
-// worth waking another for, unless the call turns out slow: then the watchdog wakes one, which takes or steals the rest.
+// worth waking another for. If a call turns out slow, the watchdog sees to the tasks in the worker's hands.
 func (c *consumer) shareWork(w *worker) {
+	if w.n > 1 {
+		c.guard()
+	}
 	if w.quick() && c.ready.n <= maxTake && len(c.batches) == 0 {
-		if (w.n > 1 || c.ready.n > 0) && !c.watching {
-			c.watching = true
-			c.watchdog.Reset(watchdogDelay)
+		if c.ready.n > 0 {
+			c.guard()
 		}
 		return
 	}
 	c.wakeWorkers()
 }
 
-// watch is the watchdog: somebody has had more than one task for a while.
+// guard starts the watchdog, unless it runs.
+func (c *consumer) guard() {
+	if !c.watching {
+		c.watching = true
+		c.watchdog.Reset(watchdogDelay)
+	}
+}
+
+// watch is the watchdog. It hands back what workers have finished, so that no key waits for another's slow call, and
+// wakes somebody for what they have not begun.
 func (c *consumer) watch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,22 +100,29 @@ func (c *consumer) watch() {
 	if c.draining {
 		return
 	}
-	if c.idle > 0 {
-		c.work.Signal()
-	} else {
-		c.wakeWorkers()
-	}
+	waiting := false
 	for _, w := range c.workers {
-		if int(w.next.Load()) < w.n { // still not begun: look again
-			c.watching = true
-			c.watchdog.Reset(watchdogDelay)
-			return
-		}
+		c.reap(w)
+		waiting = waiting || int(w.next.Load()) < w.n
+	}
+	if waiting || c.ready.n > 0 {
+		c.wakeWorker()
+		c.guard()
+	}
+}
+
+// reap takes back what a worker has finished.
+func (c *consumer) reap(w *worker) {
+	for set := w.finished.Swap(0); set != 0; set &= set - 1 {
+		i := bits.TrailingZeros32(set)
+		c.finish(w.tasks[i])
+		w.tasks[i] = nil
 	}
 }
 
 const (
-	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then serves them all.
+	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then serves them all. It is
+	// the number of bits of worker.finished.
 	maxTake = 32
 	// quick is the time of a handler call up to which that is worth more than spreading the tasks.
 	quick = 20 * time.Microsecond

@@ -15,6 +15,7 @@ type task struct {
 	lane  *lane
 
 	// Places in the scheduler; see keyTable and list.
+	key    string
 	hash   uint64
 	keyed  bool
 	next   *task

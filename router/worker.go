@@ -14,15 +14,20 @@ type worker struct {
 	c            *consumer
 	batchesFirst bool
 
-	// What it has taken: n single tasks, of which next is the first that nobody has begun (others may steal the
-	// rest), or a batch. Written with the consumer's lock held.
-	tasks [maxTake]*task
-	n     int
-	next  atomic.Int32
-	many  []*task
+	// What it has taken: n single tasks, of which next is the first that nobody has begun, and finished has a bit for
+	// each that it has handled. While it is busy with one that turned out slow, others steal those it has not begun and
+	// hand back those that it has finished. Written with the consumer's lock held, but for next and finished.
+	tasks    [maxTake]*task
+	n        int
+	next     atomic.Int32
+	finished atomic.Uint32
+	at       int // the one being handled, or -1
 
-	done  []*task // handled, to be handed back
-	now   []*task // being handled
+	// Or a batch.
+	many []*task
+	now  []*task // being handled
+	done []*task // handled, to be handed back
+
 	pace  time.Duration
 	paced bool // pace is known
 }
@@ -53,12 +58,10 @@ func (w *worker) handleTaken() (calls int) {
 		if i >= w.n {
 			return calls
 		}
-		t := w.tasks[i]
-		w.tasks[i] = nil
-		w.now = append(w.now[:0], t)
-		w.handle(t)
-		w.now = w.now[:0]
-		w.done = append(w.done, t)
+		w.at = i
+		w.handle(w.tasks[i])
+		w.at = -1
+		w.finished.Or(1 << i)
 		calls++
 	}
 }
@@ -83,6 +86,7 @@ func (w *worker) exchange() bool {
 	c := w.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.reap(w)
 	for _, t := range w.done {
 		c.finish(t)
 	}
@@ -104,7 +108,12 @@ func (w *worker) exchange() bool {
 // as failed and another goroutine goes on as this worker.
 func (w *worker) ended() {
 	c := w.c
-	if len(w.now) > 0 {
+	if w.at >= 0 || len(w.now) > 0 {
+		if w.at >= 0 {
+			c.rule(w.tasks[w.at], ErrGoexit)
+			w.finished.Or(1 << w.at)
+			w.at = -1
+		}
 		for _, t := range w.now {
 			c.rule(t, ErrGoexit)
 			w.done = append(w.done, t)

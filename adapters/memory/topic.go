@@ -39,6 +39,9 @@ func newTopic(name string, c Config) *topic {
 
 // append stores messages, and returns how many before it had to give up.
 func (t *topic) append(ctx context.Context, closed <-chan struct{}, msgs []*bus.Message) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	select {
