@@ -159,7 +159,7 @@ type Source interface {
 
 // PoisonStore keeps what a group could not handle, until somebody looks. Entries do not expire.
 type PoisonStore interface {
-	// Put stores entries durably. An entry with the ID of a stored one replaces it.
+	// Put stores entries durably. An entry with the ID of a stored one replaces it, at its place or as the newest.
 	Put(ctx context.Context, entries ...PoisonEntry) error
 	// List yields all entries, oldest first, without disturbing them. It ends after the first error.
 	List(ctx context.Context) iter.Seq2[PoisonEntry, error]

@@ -1,0 +1,192 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// ledger notes what was published to a topic and every call of a group's handler. Messages are numbered by key.
+type ledger struct {
+	e *env
+
+	mu        sync.Mutex
+	published map[string]int      // id → number within its key
+	byKey     map[string][]string // key → ids in publish order
+	calls     map[string]int      // id → calls that succeeded
+	order     map[string][]int    // key → numbers in the order of handling
+	active    map[string]string   // key → id being handled
+	now, most int                 // calls at once
+	strange   []string            // what should not have come at all
+	total     int
+}
+
+func (e *env) ledger() *ledger {
+	return &ledger{
+		e: e, published: map[string]int{}, byKey: map[string][]string{}, calls: map[string]int{}, order: map[string][]int{},
+		active: map[string]string{},
+	}
+}
+
+// make makes n messages, spread over so many keys ("" if there are none), and notes them as published.
+func (l *ledger) make(n, keys int) []*bus.Message {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	msgs := make([]*bus.Message, n)
+	for i := range msgs {
+		key := ""
+		if keys > 0 {
+			key = "key-" + strconv.Itoa(rand.IntN(keys))
+		}
+		m := &bus.Message{ID: bus.NewID(), Key: key, Payload: []byte(strconv.Itoa(len(l.byKey[key])))}
+		l.published[m.ID] = len(l.byKey[key])
+		l.byKey[key] = append(l.byKey[key], m.ID)
+		msgs[i] = m
+	}
+	return msgs
+}
+
+// unpublish takes back a message that was definitely not published.
+func (l *ledger) unpublish(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.published, id)
+}
+
+// handler is a handler that keeps the ledger around work, which may be nil.
+func (l *ledger) handler(work func(ctx context.Context, m *bus.Message) error) func(context.Context, *bus.Message) error {
+	return func(ctx context.Context, m *bus.Message) error {
+		l.enter(m)
+		var err error
+		if work != nil {
+			err = work(ctx, m)
+		}
+		l.leave(m, err)
+		return err
+	}
+}
+
+func (l *ledger) enter(m *bus.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.published[m.ID]; !ok {
+		l.strange = append(l.strange, m.ID)
+	}
+	if other, ok := l.active[m.Key]; ok && m.Key != "" {
+		l.e.errorf("%s and %s of key %s were handled at once", other, m.ID, m.Key)
+	}
+	l.active[m.Key] = m.ID
+	l.now++
+	l.most = max(l.most, l.now)
+}
+
+func (l *ledger) leave(m *bus.Message, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now--
+	delete(l.active, m.Key)
+	if err == nil {
+		l.calls[m.ID]++
+		l.total++
+		l.order[m.Key] = append(l.order[m.Key], l.published[m.ID])
+	}
+}
+
+// distinct is how many different messages have been handled.
+func (l *ledger) distinct() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.calls)
+}
+
+// complete waits until each published message has been handled.
+func (l *ledger) complete() {
+	l.waitFor(func() int { return len(l.published) })
+}
+
+// waitFor waits until so many different messages have been handled.
+func (l *ledger) waitFor(count func() int) {
+	for {
+		l.mu.Lock()
+		missing := l.missing()
+		enough := len(l.calls) >= count()
+		l.mu.Unlock()
+		if enough {
+			return
+		}
+		l.e.pause(2e6, missing)
+	}
+}
+
+// missing describes what has not been handled. Called with the lock held.
+func (l *ledger) missing() string {
+	var ids []string
+	for id := range l.published {
+		if l.calls[id] == 0 {
+			ids = append(ids, id)
+		}
+	}
+	return fmt.Sprintf("%d of %d messages were not handled: %s", len(ids), len(l.published), first(ids))
+}
+
+func first(ids []string) string {
+	if len(ids) > 3 {
+		return strings.Join(ids[:3], ", ") + ", …"
+	}
+	return strings.Join(ids, ", ")
+}
+
+// exact reports whatever was lost, repeated, out of order or not published at all.
+func (l *ledger) exact() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var lost, repeated []string
+	for id := range l.published {
+		switch n := l.calls[id]; {
+		case n == 0:
+			lost = append(lost, id)
+		case n > 1:
+			repeated = append(repeated, id)
+		}
+	}
+	if len(lost) > 0 {
+		l.e.errorf("%d of %d messages were lost: %s", len(lost), len(l.published), first(lost))
+	}
+	if len(repeated) > 0 {
+		l.e.errorf("%d of %d messages were handled more than once: %s", len(repeated), len(l.published), first(repeated))
+	}
+	if len(l.strange) > 0 {
+		l.e.errorf("%d messages came that were not published here: %s", len(l.strange), first(l.strange))
+	}
+	l.inOrder()
+}
+
+// inOrder reports a key whose messages were handled out of order. A repeat may go back, and then goes on from there:
+// the numbers must grow by at most one beyond the highest so far. Called with the lock held.
+func (l *ledger) inOrder() {
+	for key, numbers := range l.order {
+		if key == "" {
+			continue
+		}
+		highest := -1
+		for i, n := range numbers {
+			if n > highest+1 || i > 0 && n > numbers[i-1]+1 {
+				l.e.errorf("key %s: its message %d was handled after %d", key, n, max(highest, 0))
+				return
+			}
+			highest = max(highest, n)
+		}
+	}
+}
+
+// ordered is inOrder for callers.
+func (l *ledger) ordered() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inOrder()
+}
