@@ -48,6 +48,8 @@ func boundInFlight(e *env) {
 	once.Do(func() { close(gate) })
 	l.complete()
 	l.exact()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.most > bound {
 		e.errorf("%d messages were handled at once, bound is %d", l.most, bound)
 	}

@@ -29,7 +29,11 @@ func newEnv(ctx context.Context, open Open) *env {
 	return &env{ctx: ctx, open: open, tag: bus.NewID()[24:], status: Pass}
 }
 
-// do runs a check in a goroutine of its own, so that it may end itself, then cleans up.
+// grace is how long a check, and then its cleaning up, may go on after its time is up, before it is left behind.
+const grace = 5 * time.Second
+
+// do runs a check in a goroutine of its own, so that it may end itself, then cleans up. A driver that hangs is left
+// behind.
 func (e *env) do(run func(e *env)) {
 	for _, f := range []func(){func() { run(e) }, e.clean} {
 		done := make(chan struct{})
@@ -42,7 +46,16 @@ func (e *env) do(run func(e *env)) {
 			}()
 			f()
 		}()
-		<-done
+		select {
+		case <-done:
+			continue
+		case <-e.ctx.Done():
+		}
+		select {
+		case <-done:
+		case <-time.After(grace):
+			e.errorf("it hangs: %v after its time was up it has not ended", grace)
+		}
 	}
 }
 

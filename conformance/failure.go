@@ -63,6 +63,8 @@ func failureRetry(e *env) {
 		defer mu.Unlock()
 		return len(handled) == 3
 	})
+	mu.Lock()
+	defer mu.Unlock()
 	if !slices.Equal(attempts, []int{1, 2, 3}) {
 		e.errorf("the attempts were numbered %v", attempts)
 	}

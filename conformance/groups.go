@@ -24,17 +24,13 @@ func groupsFanOut(e *env) {
 	b := e.bus()
 	topic := e.name("fanout")
 	root := router.New(b, e.name("g0"))
-	var ledgers []*ledger
-	for _, name := range []string{"g0", "g1", "g2"} {
-		l := e.ledger()
-		ledgers = append(ledgers, l)
-		root.Group(e.name(name)).HandleFunc(topic, l.handler(nil))
+	l := e.ledger()
+	msgs := l.make(300, 10)
+	ledgers := []*ledger{l, l.shared(), l.shared()}
+	for i, name := range []string{"g0", "g1", "g2"} {
+		root.Group(e.name(name)).HandleFunc(topic, ledgers[i].handler(nil))
 	}
 	e.run(root)
-	msgs := ledgers[0].make(300, 10)
-	for _, l := range ledgers[1:] {
-		l.published, l.byKey = ledgers[0].published, ledgers[0].byKey
-	}
 	e.publish(b, topic, msgs...)
 	for _, l := range ledgers {
 		l.complete()
@@ -124,14 +120,14 @@ func groupsLate(e *env) {
 		e.lacking("a late group gets only what is published after it came")
 	}
 	topic := e.name("late")
-	early, late := e.ledger(), e.ledger()
+	early := e.ledger()
 	r := router.New(b, e.name("early"))
 	r.HandleFunc(topic, early.handler(nil))
 	run := e.run(r)
 	e.publish(b, topic, early.make(300, 10)...)
 	early.complete()
 	run.drain()
-	late.published, late.byKey = early.published, early.byKey
+	late := early.shared()
 	r = router.New(b, e.name("late"))
 	r.HandleFunc(topic, late.handler(nil))
 	e.run(r)

@@ -18,17 +18,17 @@ type ledger struct {
 	mu        sync.Mutex
 	published map[string]int      // id → number within its key
 	byKey     map[string][]string // key → ids in publish order
+	keyOf     map[string]string   // id → key
 	calls     map[string]int      // id → calls that succeeded
 	order     map[string][]int    // key → numbers in the order of handling
 	active    map[string]string   // key → id being handled
 	now, most int                 // calls at once
 	strange   []string            // what should not have come at all
-	total     int
 }
 
 func (e *env) ledger() *ledger {
 	return &ledger{
-		e: e, published: map[string]int{}, byKey: map[string][]string{}, calls: map[string]int{}, order: map[string][]int{},
+		e: e, published: map[string]int{}, byKey: map[string][]string{}, keyOf: map[string]string{}, calls: map[string]int{}, order: map[string][]int{},
 		active: map[string]string{},
 	}
 }
@@ -46,9 +46,17 @@ func (l *ledger) make(n, keys int) []*bus.Message {
 		m := &bus.Message{ID: bus.NewID(), Key: key, Payload: []byte(strconv.Itoa(len(l.byKey[key])))}
 		l.published[m.ID] = len(l.byKey[key])
 		l.byKey[key] = append(l.byKey[key], m.ID)
+		l.keyOf[m.ID] = key
 		msgs[i] = m
 	}
 	return msgs
+}
+
+// shared is a ledger of another group for the same messages. To be made when all of them have been made.
+func (l *ledger) shared() *ledger {
+	other := l.e.ledger()
+	other.published, other.byKey, other.keyOf = l.published, l.byKey, l.keyOf
+	return other
 }
 
 // unpublish takes back a message that was definitely not published.
@@ -77,10 +85,14 @@ func (l *ledger) enter(m *bus.Message) {
 	if _, ok := l.published[m.ID]; !ok {
 		l.strange = append(l.strange, m.ID)
 	}
-	if other, ok := l.active[m.Key]; ok && m.Key != "" {
-		l.e.errorf("%s and %s of key %s were handled at once", other, m.ID, m.Key)
+	key := l.keyOf[m.ID]
+	if m.Key != key {
+		l.e.errorf("%s was published with key %q, and came with %q", m.ID, key, m.Key)
 	}
-	l.active[m.Key] = m.ID
+	if other, ok := l.active[key]; ok && key != "" {
+		l.e.errorf("%s and %s of key %s were handled at once", other, m.ID, key)
+	}
+	l.active[key] = m.ID
 	l.now++
 	l.most = max(l.most, l.now)
 }
@@ -88,12 +100,12 @@ func (l *ledger) enter(m *bus.Message) {
 func (l *ledger) leave(m *bus.Message, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	key := l.keyOf[m.ID]
 	l.now--
-	delete(l.active, m.Key)
+	delete(l.active, key)
 	if err == nil {
 		l.calls[m.ID]++
-		l.total++
-		l.order[m.Key] = append(l.order[m.Key], l.published[m.ID])
+		l.order[key] = append(l.order[key], l.published[m.ID])
 	}
 }
 
@@ -182,11 +194,4 @@ func (l *ledger) inOrder() {
 			highest = max(highest, n)
 		}
 	}
-}
-
-// ordered is inOrder for callers.
-func (l *ledger) ordered() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.inOrder()
 }

@@ -122,7 +122,11 @@ func lifecycleRestart(e *env) {
 		run.drain()
 		e.must(b.Close(), "close")
 	}
-	b := e.bus()
+	b, err := e.open(e.ctx)
+	e.must(err, "open")
+	e.publish(b, topic, l.make(100, 10)...) // while nobody consumes
+	e.must(b.Close(), "close")
+	b = e.bus()
 	r := router.New(b, group)
 	r.HandleFunc(topic, l.handler(nil))
 	e.run(r)

@@ -127,5 +127,5 @@ func Run(t *testing.T, open Open) {
 }
 
 func (r Result) String() string {
-	return fmt.Sprintf("%-7s %-34s %6.2fs  %s", r.Status, r.Test, r.Seconds, r.Detail)
+	return fmt.Sprintf("%-7s %-36s %6.2fs  %s", r.Status, r.Test, r.Seconds, r.Detail)
 }

@@ -4,5 +4,9 @@ package all
 
 import (
 	// Each registers its schemes when it is imported.
+	_ "github.com/millrace-go/millrace/adapters/kafka"
 	_ "github.com/millrace-go/millrace/adapters/memory"
+	_ "github.com/millrace-go/millrace/adapters/rabbitmq"
+	_ "github.com/millrace-go/millrace/adapters/sql/postgres"
+	_ "github.com/millrace-go/millrace/adapters/sql/sqlite"
 )

@@ -98,10 +98,10 @@ var errInterrupted = errors.New("interrupted")
 // replay sends the orders through the bus, until all services have handled all of them.
 func (c config) replay(ctx context.Context, orders []OrderPlaced, stderr io.Writer) (books *Books, err error) {
 	b, err := bus.Open(ctx, c.url, bus.WithSource("/shop"))
-	switch {
-	case ctx.Err() != nil:
-		return nil, errInterrupted
-	case err != nil:
+	if err != nil {
+		if ctx.Err() != nil {
+			err = errInterrupted
+		}
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()

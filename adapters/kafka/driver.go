@@ -1,0 +1,219 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// driver is one opened bus. It publishes and administers with one client; each source has a client of its own,
+// because a client is a member of one group, and so that a slow reader's connection delays no publisher.
+type driver struct {
+	config Config
+	client *kgo.Client
+	adm    *kadm.Client
+	topics *topics
+	buffer *budget
+	pool   fetchPool
+
+	mu      sync.Mutex
+	sources map[*source]struct{}
+	isOver  bool
+	closed  chan struct{} // closed when Close begins
+	done    chan struct{} // closed when Close is complete
+	err     error         // Close's, set before done is closed
+}
+
+func open(ctx context.Context, c Config) (*driver, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	d := &driver{
+		config:  c,
+		buffer:  newBudget(publishBuffer),
+		sources: map[*source]struct{}{},
+		closed:  make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+	d.topics = newTopics(&d.config)
+	client, err := kgo.NewClient(d.options(
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerLinger(c.Linger),
+		kgo.ProducerBatchCompression(codecs[c.Compression](), kgo.NoCompression()),
+		kgo.ProducerBatchMaxBytesFn(d.topics.limit),
+		kgo.RecordDeliveryTimeout(c.PublishTimeout),
+		// The budget bounds what is buffered, in bytes. The client's own bound would need the callers' contexts, and
+		// when one of them ends the client fails other callers' messages, too: a partition's buffer fails as a whole.
+		kgo.MaxBufferedRecords(math.MaxInt32),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka: %w: %w", bus.ErrInvalid, err)
+	}
+	d.client = client
+	d.adm = kadm.NewClient(client)
+	d.topics.client, d.topics.adm = client, d.adm
+	if err := d.greet(ctx); err != nil {
+		client.Close()
+		return nil, fail("open", "", err)
+	}
+	return d, nil
+}
+
+// options are those of every client, the given ones, and the caller's last.
+func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
+	opts := []kgo.Opt{
+		kgo.SeedBrokers(d.config.Brokers...),
+		kgo.ClientID("millrace"),
+		// After a leader has moved, the default of 5 s would be how long its partitions stand still.
+		kgo.MetadataMinAge(500 * time.Millisecond),
+	}
+	if d.config.TLS != nil {
+		opts = append(opts, kgo.DialTLSConfig(d.config.TLS))
+	}
+	if d.config.SASL != nil {
+		opts = append(opts, kgo.SASL(d.config.SASL))
+	}
+	if d.config.Rack != "" {
+		opts = append(opts, kgo.Rack(d.config.Rack))
+	}
+	return append(append(opts, more...), d.config.Client...)
+}
+
+// greet waits until a broker has answered. Only what may pass is tried again.
+func (d *driver) greet(ctx context.Context) error {
+	for b := (backoff{}); ; {
+		err := d.client.Ping(ctx)
+		if err == nil || !retryable(err) {
+			return err
+		}
+		if b.wait(ctx) != nil {
+			return err
+		}
+	}
+}
+
+// Capabilities implements bus.Driver. The largest message is the topic's affair, so none is stated here.
+func (d *driver) Capabilities() bus.Capabilities {
+	return bus.Capabilities{Broker: "kafka", Durable: true, Replay: true, StartAt: true}
+}
+
+// As gives the native client to bus.As.
+func (d *driver) As(target any) bool {
+	if c, ok := target.(**kgo.Client); ok {
+		*c = d.client
+		return true
+	}
+	return false
+}
+
+// Ping implements bus.Pinger.
+func (d *driver) Ping(ctx context.Context) error {
+	if d.isClosed() {
+		return fail("ping", "", bus.ErrClosed)
+	}
+	if err := d.client.Ping(ctx); err != nil {
+		return fail("ping", "", err)
+	}
+	return nil
+}
+
+// Lag implements bus.Lagger. What was finished beyond the committed offset, or not committed yet, counts too.
+func (d *driver) Lag(ctx context.Context, topic, group string) (int64, error) {
+	if d.isClosed() {
+		return 0, fail("lag", topic, bus.ErrClosed)
+	}
+	ends, err := d.adm.ListCommittedOffsets(ctx, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return 0, fail("lag", topic, err)
+	}
+	committed, err := d.adm.FetchOffsetsForTopics(ctx, group, topic)
+	if err == nil {
+		err = committed.Error()
+	}
+	if err != nil {
+		return 0, fail("lag", topic, err)
+	}
+	var lag int64
+	known := false
+	unread := map[int32]int64{} // ends of partitions that the group has no position in
+	for p, end := range ends[topic] {
+		if o, ok := committed.Lookup(topic, p); ok && o.At >= 0 {
+			known = true
+			lag += max(end.Offset-o.At, 0)
+		} else {
+			unread[p] = end.Offset
+		}
+	}
+	if !known {
+		return 0, fail("lag", topic, fmt.Errorf("%w: group %q has no position in the topic", bus.ErrNotFound, group))
+	}
+	if len(unread) == 0 {
+		return lag, nil
+	}
+	starts, err := d.adm.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return 0, fail("lag", topic, err)
+	}
+	for p, end := range unread {
+		start, _ := starts.Lookup(topic, p)
+		lag += max(end-start.Offset, 0)
+	}
+	return lag, nil
+}
+
+func (d *driver) isClosed() bool {
+	select {
+	case <-d.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close implements bus.Driver: sources leave their groups, publishes under way end.
+func (d *driver) Close(ctx context.Context) error {
+	d.mu.Lock()
+	if d.isOver {
+		d.mu.Unlock()
+		select {
+		case <-d.done:
+			return d.err
+		case <-ctx.Done():
+			return fail("close", "", ctx.Err())
+		}
+	}
+	d.isOver = true
+	close(d.closed)
+	open := make([]*source, 0, len(d.sources))
+	for s := range d.sources {
+		open = append(open, s)
+	}
+	d.mu.Unlock()
+	defer close(d.done)
+
+	errs := make([]error, len(open)+1)
+	var wg sync.WaitGroup
+	for i, s := range open {
+		wg.Go(func() { errs[i] = s.Close(ctx) })
+	}
+	wg.Go(func() {
+		if err := d.client.Flush(ctx); err != nil {
+			errs[len(open)] = fail("close", "", fmt.Errorf("messages being published were not confirmed in time: %w", err))
+		}
+	})
+	wg.Wait()
+	d.client.Close()
+	d.err = errors.Join(errs...)
+	return d.err
+}

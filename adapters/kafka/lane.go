@@ -1,0 +1,92 @@
+package kafka
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"strings"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/window"
+)
+
+// lane is one ownership of a partition. Its fields are guarded by the source's lock.
+type lane struct {
+	bus.Lane
+	window  *window.Window
+	next    int64     // the next offset to be polled
+	since   time.Time // records of before are skipped, up to the first one that is not; zero: none are
+	leaving bool      // it is being handed over: nothing of it is delivered any more
+
+	leaderEpoch int32  // of the last record polled, for Kafka's own check of truncated logs (KIP-320)
+	committed   int64  // -1: nothing of this partition was ever committed
+	version     uint64 // of the window when it was committed
+}
+
+// commit is what is to be committed of a lane.
+type commit struct {
+	lane     *lane
+	position int64
+	epoch    int32 // the leader's
+	version  uint64
+	metadata string
+}
+
+// dirty says whether there is something to commit.
+func (l *lane) dirty() bool {
+	return l.window.Position() != l.committed || l.window.Version() != l.version
+}
+
+func (l *lane) commit(room int) commit {
+	c := commit{lane: l, position: l.window.Position(), epoch: l.leaderEpoch, version: l.window.Version()}
+	c.metadata = encodeMetadata(l.window, c.position, room)
+	return c
+}
+
+// The metadata of a commit: a mark with the version of the format, then, in base64, the offset of the commit as a
+// varint and the window's encoding. The offset is repeated because tools that carry commits from one cluster to
+// another translate the offset and copy the metadata; a window would then name the wrong messages as finished.
+const (
+	metadataMark = "mr1:"
+	// metadataRoom is Kafka's default of offset.metadata.max.bytes. More makes the broker refuse the partition's commit.
+	metadataRoom = 4096
+)
+
+var metadataEncoding = base64.RawStdEncoding.Strict()
+
+// encodeMetadata returns "" when the position says it all, or when there is no room.
+func encodeMetadata(w *window.Window, position int64, room int) string {
+	var base [binary.MaxVarintLen64]byte
+	n := binary.PutUvarint(base[:], uint64(position))
+	limit := metadataEncoding.DecodedLen(room-len(metadataMark)) - n
+	if limit < 32 {
+		return ""
+	}
+	enc := w.Encode(base[:n:n], limit)
+	if len(enc) == n {
+		return ""
+	}
+	return metadataMark + metadataEncoding.EncodeToString(enc)
+}
+
+// restore returns the window of a lane whose group committed this. Metadata that is another program's, damaged, or of
+// another offset is ignored: then what is finished beyond the offset is delivered again.
+func restore(position int64, metadata string) *window.Window {
+	text, ok := strings.CutPrefix(metadata, metadataMark)
+	if !ok {
+		return window.New(position)
+	}
+	enc, err := metadataEncoding.DecodeString(text)
+	if err != nil {
+		return window.New(position)
+	}
+	base, n := binary.Uvarint(enc)
+	if n <= 0 || base != uint64(position) {
+		return window.New(position)
+	}
+	w, err := window.Restore(position, enc[n:])
+	if err != nil {
+		return window.New(position)
+	}
+	return w
+}

@@ -1,0 +1,268 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/window"
+)
+
+// committedOffset is what the group has committed of a partition.
+type committedOffset struct {
+	offset   int64
+	metadata string
+}
+
+// fetched notes the commits of partitions that are about to be assigned, for their metadata. The client calls it just
+// before assigned.
+func (s *source) fetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
+	committed := map[int32]committedOffset{}
+	for _, g := range resp.Groups {
+		for _, t := range g.Topics { // one: the client consumes one topic
+			for _, p := range t.Partitions {
+				if p.ErrorCode != 0 || p.Offset < 0 {
+					continue
+				}
+				c := committedOffset{offset: p.Offset}
+				if p.Metadata != nil {
+					c.metadata = *p.Metadata
+				}
+				committed[p.Partition] = c
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fetchedAs = committed
+	return nil
+}
+
+// assigned makes lanes of the partitions that the client begins to fetch when it returns, and says where they begin.
+// An error makes the client leave the group and join it anew, so only the end of the session is one; ctx says so.
+func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	partitions := offsets[s.sub.Topic]
+	s.mu.Lock()
+	committed, at := s.fetchedAs, s.start
+	s.mu.Unlock()
+	var unknown []int32
+	for p := range partitions {
+		if _, ok := committed[p]; !ok {
+			unknown = append(unknown, p)
+		}
+	}
+	begin, err := s.begin(ctx, unknown, at)
+	if err != nil {
+		return nil, err
+	}
+	fresh := make([]*lane, 0, len(partitions))
+	for p, o := range partitions {
+		l := &lane{Lane: bus.Lane{ID: p}, leaderEpoch: o.EpochOffset().Epoch, committed: -1}
+		if c, ok := committed[p]; ok {
+			l.next, l.committed = c.offset, c.offset
+			l.window = restore(c.offset, c.metadata)
+		} else {
+			l.next, l.leaderEpoch = begin[p], -1
+			l.window = window.New(l.next)
+			partitions[p] = kgo.NewOffset().At(l.next)
+			if at.timed(p) {
+				l.since = at.at
+			}
+		}
+		l.version = l.window.Version()
+		fresh = append(fresh, l)
+	}
+	return offsets, s.own(fresh)
+}
+
+// begin finds where partitions begin that the group has not committed, however long it takes.
+func (s *source) begin(ctx context.Context, partitions []int32, at start) (map[int32]int64, error) {
+	if len(partitions) == 0 {
+		return nil, nil
+	}
+	for b := (backoff{}); ; {
+		offsets, err := s.driver.offsets(ctx, s.sub.Topic, partitions, at)
+		if err == nil {
+			return offsets, nil
+		}
+		if ctx.Err() == nil {
+			s.mu.Lock()
+			s.report(fail("receive", s.sub.Topic, errors.Join(errors.New("the partitions' beginning was not found"), err)))
+			s.mu.Unlock()
+		}
+		if err := b.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// change is a lane that takes the place of another, or comes new.
+type change struct{ was, now *lane }
+
+// own makes lanes ours. It keeps Receive out until the observer knows of them.
+func (s *source) own(fresh []*lane) error {
+	s.mu.Lock()
+	s.assigning++
+	if s.polling {
+		s.stopPoll()
+	}
+	for s.polling {
+		s.change.Wait()
+	}
+	changes := make([]change, 0, len(fresh))
+	if !s.closed {
+		for _, l := range fresh {
+			changes = append(changes, s.replace(l))
+		}
+	}
+	s.mu.Unlock()
+	s.announce(changes)
+	s.mu.Lock()
+	s.assigning--
+	s.change.Broadcast()
+	s.mu.Unlock()
+	s.wakeCommitter()
+	return nil
+}
+
+// replace puts a lane in its place, under a new epoch. Called with the lock held.
+func (s *source) replace(l *lane) change {
+	was := s.lanes[l.ID]
+	if was != nil {
+		s.drop(was)
+	}
+	s.epoch++
+	l.Epoch = s.epoch
+	s.lanes[l.ID] = l
+	return change{was, l}
+}
+
+// rewind begins a new ownership of a lane of ours at an offset that was read before. Called with the lock held.
+func (s *source) rewind(l *lane, to int64) change {
+	return s.replace(&lane{
+		Lane:        bus.Lane{ID: l.ID},
+		window:      window.New(to),
+		next:        to,
+		leaderEpoch: -1,
+		committed:   -1,
+	})
+}
+
+// drop forgets a lane, and what was polled of it. Called with the lock held.
+func (s *source) drop(l *lane) {
+	l.leaving = true
+	delete(s.lanes, l.ID)
+	s.unqueue()
+}
+
+// unqueue forgets what was polled of lanes that are leaving. Called with the lock held.
+func (s *source) unqueue() {
+	kept := s.queue[:0]
+	for _, q := range s.queue {
+		if !q.lane.leaving {
+			kept = append(kept, q)
+		}
+	}
+	clear(s.queue[len(kept):])
+	s.queue = kept
+}
+
+// announce tells the observer, from a goroutine other than Receive's.
+func (s *source) announce(changes []change) {
+	var gone, come []bus.Lane
+	for _, c := range changes {
+		if c.was != nil {
+			gone = append(gone, c.was.Lane)
+		}
+		come = append(come, c.now.Lane)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if len(gone) > 0 {
+			s.observer.Lost(gone, errRewound)
+		}
+		if len(come) > 0 {
+			s.observer.Assigned(come)
+		}
+	}()
+	<-done
+}
+
+var (
+	errRewound = errors.New("the partition is read anew from an earlier offset")
+	errSession = errors.New("the membership ended: the session expired, or the group refuses this member")
+)
+
+// revoked hands partitions over: it returns when nothing of them is being handled any more and their commits are made.
+func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+	s.mu.Lock()
+	if s.closed { // Close commits, and waits for nobody
+		s.mu.Unlock()
+		return
+	}
+	lanes := s.those(m)
+	for _, l := range lanes {
+		l.leaving = true
+	}
+	s.unqueue()
+	s.mu.Unlock()
+	if len(lanes) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, drainTimeout)
+	s.observer.Revoking(ctx, ids(lanes))
+	cancel()
+	ctx, cancel = context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	err := s.commitAll(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range lanes {
+		if s.lanes[l.ID] == l {
+			delete(s.lanes, l.ID)
+		}
+	}
+	if err != nil {
+		s.report(fail("commit", s.sub.Topic, err))
+	}
+}
+
+// lost forgets partitions that are somebody else's already. Nothing may be committed for them any more.
+func (s *source) lost(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+	s.mu.Lock()
+	lanes := s.those(m)
+	for _, l := range lanes {
+		s.drop(l)
+	}
+	if s.stopCommit != nil {
+		s.stopCommit()
+	}
+	closed := s.closed
+	s.mu.Unlock()
+	if len(lanes) > 0 && !closed {
+		s.observer.Lost(ids(lanes), errSession)
+	}
+}
+
+// those are the lanes of these partitions that we own. Called with the lock held.
+func (s *source) those(m map[string][]int32) []*lane {
+	var lanes []*lane
+	for _, p := range m[s.sub.Topic] {
+		if l := s.lanes[p]; l != nil {
+			lanes = append(lanes, l)
+		}
+	}
+	return lanes
+}
+
+func ids(lanes []*lane) []bus.Lane {
+	out := make([]bus.Lane, len(lanes))
+	for i, l := range lanes {
+		out[i] = l.Lane
+	}
+	return out
+}

@@ -1,0 +1,143 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// poll waits for records and queues them. An assignment interrupts it, for what the client has handed out of a
+// partition's last ownership must be queued, and dropped, before the partition has a new one; nil then means: again.
+// (The client's BlockRebalanceOnPoll would do so, but it also holds up polls while a lane is drained, and
+// so all other lanes for as long as the slowest handler takes.)
+func (s *source) poll(ctx context.Context, count int) error {
+	polling, stop := context.WithCancel(ctx)
+	defer stop()
+	s.mu.Lock()
+	for s.assigning > 0 {
+		s.change.Wait()
+	}
+	if s.closed {
+		s.mu.Unlock()
+		return fail("receive", s.sub.Topic, bus.ErrClosed)
+	}
+	s.polling, s.stopPoll = true, stop
+	s.mu.Unlock()
+
+	fetches := s.client.PollRecords(polling, count)
+
+	s.mu.Lock()
+	var rewound []change
+	for i := range fetches {
+		for j := range fetches[i].Topics {
+			t := &fetches[i].Topics[j]
+			for k := range t.Partitions {
+				p := &t.Partitions[k]
+				if p.Err != nil {
+					s.failed(p)
+				}
+				if c, ok := s.enqueue(p); ok {
+					rewound = append(rewound, c)
+				}
+			}
+		}
+	}
+	s.mu.Unlock()
+	if len(rewound) > 0 {
+		s.announce(rewound)
+	}
+	s.mu.Lock()
+	s.polling, s.stopPoll = false, nil
+	s.change.Broadcast()
+	s.mu.Unlock()
+	return nil
+}
+
+// enqueue queues the records of a partition that this source owns. Called with the lock held.
+func (s *source) enqueue(p *kgo.FetchPartition) (change, bool) {
+	l := s.lanes[p.Partition]
+	if l == nil || l.leaving || len(p.Records) == 0 {
+		return change{}, false
+	}
+	var rewound change
+	first, last := p.Records[0], p.Records[len(p.Records)-1]
+	if first.Offset < l.next { // the log ends, or ended, before what the group has read: it was cut off, or made anew
+		s.report(s.lossError(p.Partition, "the partition was truncated or created anew: the group was at offset %d and goes on at %d", l.next, first.Offset))
+		rewound = s.rewind(l, first.Offset)
+		l = rewound.now
+	}
+	q := run{lane: l, from: l.next, records: p.Records}
+	if p.LogStartOffset > l.next {
+		s.report(s.truncated(p.Partition, l.next, p.LogStartOffset))
+		q.from = p.LogStartOffset
+	}
+	s.queue = append(s.queue, q)
+	l.next = last.Offset + 1
+	l.leaderEpoch = last.LeaderEpoch
+	return rewound, rewound.now != nil
+}
+
+// failed reports a partition's error, unless it is of our own making. Those that pass, the client retries itself and
+// does not show. Called with the lock held.
+func (s *source) failed(p *kgo.FetchPartition) {
+	if p.Partition < 0 { // the poll's own end: an assignment, Close, or Receive's context
+		return
+	}
+	if isMissing(p.Err) {
+		s.driver.topics.forget(s.sub.Topic)
+	}
+	if _, ok := errors.AsType[*kgo.ErrGroupSession](p.Err); ok {
+		s.report(fail("receive", s.sub.Topic, p.Err))
+		return
+	}
+	s.report(fail("receive", s.sub.Topic, fmt.Errorf("partition %d: %w", p.Partition, p.Err)))
+}
+
+// truncated is the report that retention was quicker than the group.
+func (s *source) truncated(partition int32, from, to int64) error {
+	return s.lossError(partition, "records from %d to %d were deleted by retention before the group %q read them", from, to-1, s.sub.Group)
+}
+
+func (s *source) lossError(partition int32, format string, args ...any) error {
+	return &bus.Error{
+		Op: "receive", Broker: "kafka", Topic: s.sub.Topic, Retryable: true,
+		Err: fmt.Errorf("partition %d: %w", partition, fmt.Errorf(format, args...)),
+	}
+}
+
+// skips says whether a record is not a message for this group: a transaction's marker, or one from before the point in
+// time at which the group starts.
+func (l *lane) skips(r *kgo.Record) bool {
+	if r.Attrs.IsControl() {
+		return true
+	}
+	if l.since.IsZero() {
+		return false
+	}
+	if publishedBefore(r, l.since) {
+		return true
+	}
+	l.since = time.Time{}
+	return false
+}
+
+// publishedBefore goes by the broker's time, which has milliseconds. Within the millisecond of t, it goes by the
+// message's own time if that is its time of publishing.
+func publishedBefore(r *kgo.Record, t time.Time) bool {
+	if ms, at := r.Timestamp.UnixMilli(), t.UnixMilli(); ms != at {
+		return ms < at
+	}
+	for i := range r.Headers {
+		if r.Headers[i].Key != headerTime {
+			continue
+		}
+		own, err := time.Parse(time.RFC3339Nano, string(r.Headers[i].Value))
+		return err == nil && own.Before(t) && r.Timestamp.Sub(own) < 2*time.Millisecond
+	}
+	return false
+}

@@ -1,0 +1,145 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Publish implements bus.Driver.
+func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+	if len(msgs) == 0 {
+		return nil
+	}
+	refuse := func(err error) error {
+		return bus.FailAll(len(msgs), publishFailure(topic, fmt.Errorf("%w: %w", errNotSent, err)))
+	}
+	if d.isClosed() {
+		return refuse(bus.ErrClosed)
+	}
+	if !d.topics.has(topic) {
+		bounded, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
+		defer cancel()
+		if err := d.topics.ensure(bounded, topic); err != nil {
+			return refuse(err)
+		}
+	}
+	records, size := encode(topic, msgs)
+	if !d.buffer.tryTake(size) {
+		bounded, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
+		defer cancel()
+		if err := d.buffer.take(bounded, size); err != nil {
+			return refuse(fmt.Errorf("%d MiB of messages wait for the brokers already: %w", publishBuffer>>20, err))
+		}
+	}
+	c := d.produce(ctx, records, size)
+	return c.wait(ctx, topic)
+}
+
+// call is the records of one publish on their way.
+type call struct {
+	driver  *driver
+	size    int
+	records []kgo.Record
+	done    chan struct{} // closed when all records are finished
+
+	mu   sync.Mutex
+	left int
+	errs []error // by record; nil as long as none failed
+}
+
+// produce hands the records to the client, which keeps their order. They are sent even if ctx ends: the client cannot
+// cancel a record without failing its neighbours, which may be other callers'.
+func (d *driver) produce(ctx context.Context, records []kgo.Record, size int) *call {
+	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records)}
+	detached := context.WithoutCancel(ctx) // for hooks that look into it
+	promise := c.finish
+	for i := range records {
+		d.client.Produce(detached, &records[i], promise)
+	}
+	return c
+}
+
+// finish is called by the client for each record, from one goroutine.
+func (c *call) finish(r *kgo.Record, err error) {
+	c.mu.Lock()
+	r.Context = nil // marks the record as finished, for outcome
+	if err != nil {
+		c.note(r, err)
+	}
+	c.left--
+	last := c.left == 0
+	c.mu.Unlock()
+	if last {
+		c.driver.buffer.give(c.size)
+		close(c.done)
+	}
+}
+
+func (c *call) note(r *kgo.Record, err error) {
+	if c.errs == nil {
+		c.errs = make([]error, len(c.records))
+	}
+	for i := range c.records {
+		if &c.records[i] == r {
+			c.errs[i] = err
+			return
+		}
+	}
+}
+
+// wait waits until all records are durable or failed, or the caller's patience ends.
+func (c *call) wait(ctx context.Context, topic string) error {
+	patience := time.NewTimer(c.driver.config.PublishTimeout)
+	defer patience.Stop()
+	var cause error
+	select {
+	case <-c.done:
+		if c.errs == nil {
+			return nil
+		}
+	case <-ctx.Done():
+		cause = context.Cause(ctx)
+		if !errors.Is(cause, ctx.Err()) {
+			cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
+		}
+	case <-patience.C:
+		cause = fmt.Errorf("not confirmed within %v: %w", c.driver.config.PublishTimeout, context.DeadlineExceeded)
+	}
+	return c.outcome(topic, cause)
+}
+
+// outcome says of each record what became of it; cause is why those that are still under way are not waited for.
+func (c *call) outcome(topic string, cause error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	errs := make([]error, len(c.records))
+	failed := false
+	for i := range c.records {
+		err := cause
+		if c.records[i].Context == nil {
+			err = nil
+			if c.errs != nil {
+				err = c.errs[i]
+			}
+		}
+		if err == nil {
+			continue
+		}
+		if isMissing(err) { // deleted since it was looked up
+			c.driver.topics.forget(topic)
+		}
+		errs[i] = publishFailure(topic, err)
+		failed = true
+	}
+	if !failed {
+		return nil
+	}
+	return &bus.PublishError{Errs: errs}
+}

@@ -1,0 +1,263 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// source is one member of a group on one topic.
+type source struct {
+	driver   *driver
+	sub      bus.Subscription
+	observer bus.LaneObserver
+	start    start
+
+	ctx    context.Context // ends when Close begins
+	cancel context.CancelFunc
+	dirty  chan struct{} // wakes the committer; holds one value
+	turn   chan struct{} // holds one value: commits are made one at a time
+	idle   chan struct{} // closed when the background has ended
+	left   chan struct{} // closed when Close is complete
+	err    error         // Close's, set before left is closed
+
+	decoder decoder    // Receive's
+	batch   []accepted // Receive's: what it is about to return
+	topicID [16]byte   // the watcher's
+
+	mu         sync.Mutex
+	client     *kgo.Client
+	lanes      map[int32]*lane
+	epoch      uint64 // of the last ownership
+	fetchedAs  map[int32]committedOffset
+	queue      []run   // polled and not delivered, in order
+	reports    []error // for Receive to return
+	polling    bool    // Receive is between the start of a poll and the end of queueing what it brought
+	stopPoll   context.CancelFunc
+	stopCommit context.CancelFunc
+	assigning  int // assignments that wait for the poll to end, or are under way
+	change     *sync.Cond
+	room       int // for a commit's metadata
+	closed     bool
+}
+
+// run is a stretch of a lane's records.
+type run struct {
+	lane    *lane
+	from    int64 // nothing below is to come, whatever was expected
+	records []*kgo.Record
+}
+
+type accepted struct {
+	lane   bus.Lane
+	record *kgo.Record
+}
+
+func newSource(d *driver, s bus.Subscription, o bus.LaneObserver, at start) *source {
+	src := &source{
+		driver:   d,
+		sub:      s,
+		observer: o,
+		start:    at,
+		dirty:    make(chan struct{}, 1),
+		turn:     make(chan struct{}, 1),
+		idle:     make(chan struct{}),
+		left:     make(chan struct{}),
+		lanes:    map[int32]*lane{},
+		room:     metadataRoom,
+	}
+	src.turn <- struct{}{}
+	src.ctx, src.cancel = context.WithCancel(context.Background())
+	src.change = sync.NewCond(&src.mu)
+	return src
+}
+
+// Receive implements bus.Source.
+func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		n, err := s.take(dst, maxBytes)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if err := s.poll(ctx, len(dst)); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// take fills dst with what was polled before, or returns a report that is due.
+func (s *source) take(dst []bus.Delivery, maxBytes int) (int, error) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return 0, fail("receive", s.sub.Topic, bus.ErrClosed)
+	}
+	s.accept(len(dst), maxBytes)
+	if len(s.batch) == 0 && len(s.reports) > 0 {
+		err := s.reports[0]
+		s.reports = s.reports[1:]
+		s.mu.Unlock()
+		return 0, err
+	}
+	s.mu.Unlock()
+	return s.deliver(dst), nil
+}
+
+// accept moves records from the queue to the batch, up to these bounds: from here on they are in flight. Called with
+// the lock held.
+func (s *source) accept(count, bytes int) {
+	for len(s.queue) > 0 && len(s.batch) < count {
+		q := &s.queue[0]
+		l := q.lane
+		l.window.Advance(q.from)
+		for len(q.records) > 0 && len(s.batch) < count {
+			r := q.records[0]
+			if l.skips(r) {
+				l.window.Advance(r.Offset + 1)
+				q.records = q.records[1:]
+				continue
+			}
+			size := recordSize(r)
+			if len(s.batch) > 0 && size > bytes {
+				return
+			}
+			q.records = q.records[1:]
+			if l.window.Add(r.Offset) {
+				s.batch = append(s.batch, accepted{lane: l.Lane, record: r})
+				bytes -= size
+			}
+		}
+		if len(q.records) == 0 {
+			s.queue[0] = run{}
+			s.queue = s.queue[1:]
+		}
+	}
+}
+
+// deliver decodes the batch into dst. It needs no lock: the lanes may be gone, and then the tokens are stale.
+func (s *source) deliver(dst []bus.Delivery) int {
+	reserved := 0
+	for i := range s.batch {
+		if reserved == 0 {
+			reserved = s.decoder.reserve(s.batch[i:])
+		}
+		reserved--
+		a := &s.batch[i]
+		dst[i] = bus.Delivery{
+			Message: s.decoder.message(a.record),
+			Token:   bus.Token{Lane: a.lane.ID, Epoch: a.lane.Epoch, Position: a.record.Offset},
+			Topic:   s.sub.Topic,
+			Group:   s.sub.Group,
+			Attempt: 1,
+		}
+		a.record.Recycle()
+	}
+	n := len(s.batch)
+	clear(s.batch) // the records' buffers must not live on
+	s.batch = s.batch[:0]
+	return n
+}
+
+// background runs until Close begins.
+func (s *source) background() {
+	defer close(s.idle)
+	var wg sync.WaitGroup
+	wg.Go(s.committer)
+	wg.Go(s.watcher)
+	wg.Wait()
+}
+
+// Settle implements bus.Source.
+func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fail("settle", s.sub.Topic, bus.ErrClosed)
+	}
+	stale := 0
+	var l *lane
+	for _, t := range tokens {
+		if l == nil || l.ID != t.Lane {
+			l = s.lanes[t.Lane]
+		}
+		if l == nil || l.Epoch != t.Epoch {
+			stale++
+			continue
+		}
+		l.window.Done(t.Position)
+	}
+	s.mu.Unlock()
+	s.wakeCommitter()
+	if stale > 0 {
+		return fail("settle", s.sub.Topic, fmt.Errorf("%d of %d: %w", stale, len(tokens), bus.ErrStale))
+	}
+	return nil
+}
+
+// report leaves an error for Receive to return. What it says already is not said twice. Called with the lock held.
+func (s *source) report(err error) {
+	const most = 16
+	for _, r := range s.reports {
+		if r.Error() == err.Error() {
+			return
+		}
+	}
+	if len(s.reports) < most {
+		s.reports = append(s.reports, err)
+	}
+}
+
+// Close implements bus.Source.
+func (s *source) Close(ctx context.Context) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		select {
+		case <-s.left:
+			return s.err
+		case <-ctx.Done():
+			return fail("close", s.sub.Topic, ctx.Err())
+		}
+	}
+	s.closed = true
+	s.queue = nil
+	if s.polling {
+		s.stopPoll()
+	}
+	client := s.client
+	s.mu.Unlock()
+	defer close(s.left)
+	s.cancel()
+
+	var errs []error
+	select {
+	case <-s.idle:
+	case <-ctx.Done(): // its commit is under way for long, and ours will not do better
+	}
+	if err := s.commitAll(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("settled messages are delivered again, for they could not be committed: %w", err))
+	}
+	s.mu.Lock()
+	clear(s.lanes) // from here on every token is stale
+	s.mu.Unlock()
+	// The group is left within ctx; then Close has nothing to wait for any more.
+	if err := client.LeaveGroupContext(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("leave the group: %w", err))
+	}
+	client.Close()
+	s.driver.mu.Lock()
+	delete(s.driver.sources, s)
+	s.driver.mu.Unlock()
+	if len(errs) > 0 {
+		s.err = fail("close", s.sub.Topic, errors.Join(errs...))
+	}
+	return s.err
+}

@@ -1,0 +1,211 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+const (
+	// rebalanceTimeout is how long a group waits for a member that has to hand partitions over.
+	rebalanceTimeout = time.Minute
+	// drainTimeout is how much of it the handlers get, and commitTimeout what the last commit gets. The rest is for
+	// the way to the broker.
+	drainTimeout  = 45 * time.Second
+	commitTimeout = 10 * time.Second
+	// heartbeatInterval bounds how late a member hears that another one came or left. Kafka's default of 3 s would be
+	// how long the partitions of a member that left stand still.
+	heartbeatInterval = 500 * time.Millisecond
+	// fetchWait is how long a broker holds a fetch that finds nothing. A partition that is assigned meanwhile is in
+	// the next one only, so this, too, is a part of the time that a handover takes. It is the Java client's default.
+	fetchWait = 500 * time.Millisecond
+)
+
+// Bounds of what a client fetches ahead from one broker, within which the subscription's own bound is kept to. Below
+// 1 MiB, every request would bring a part of a batch; above 32 MiB, more would not be quicker.
+const (
+	minFetchBytes = 1 << 20
+	maxFetchBytes = 32 << 20
+)
+
+// Subscribe implements bus.Driver.
+func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	if d.isClosed() {
+		return nil, fail("subscribe", s.Topic, bus.ErrClosed)
+	}
+	if at, ok := s.Start.Time(); ok && at.IsZero() {
+		return nil, fail("subscribe", s.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
+	}
+	if err := d.topics.ensure(ctx, s.Topic); err != nil {
+		return nil, fail("subscribe", s.Topic, err)
+	}
+	start, err := d.start(ctx, s)
+	if err != nil {
+		return nil, fail("subscribe", s.Topic, err)
+	}
+	src := newSource(d, s, o, start)
+	if err := src.join(); err != nil {
+		return nil, fail("subscribe", s.Topic, err)
+	}
+	d.mu.Lock()
+	closed := d.isOver
+	if !closed {
+		d.sources[src] = struct{}{}
+	}
+	d.mu.Unlock()
+	if closed {
+		_ = src.Close(ctx)
+		return nil, fail("subscribe", s.Topic, bus.ErrClosed)
+	}
+	return src, nil
+}
+
+// join makes the client that is the group's member.
+func (s *source) join() error {
+	d, c := s.driver, &s.driver.config
+	fetch := int32(min(max(s.sub.Bytes, minFetchBytes), maxFetchBytes))
+	opts := []kgo.Opt{
+		kgo.ConsumerGroup(s.sub.Group),
+		kgo.ConsumeTopics(s.sub.Topic),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.SessionTimeout(c.SessionTimeout),
+		kgo.HeartbeatInterval(min(c.SessionTimeout/10, heartbeatInterval)),
+		kgo.RebalanceTimeout(rebalanceTimeout),
+		kgo.DisableAutoCommit(),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the position gets past them
+		kgo.FetchMaxBytes(fetch),
+		kgo.FetchMaxPartitionBytes(max(fetch/4, minFetchBytes)),
+		kgo.FetchMaxWait(fetchWait),
+		kgo.WithPools(&d.pool),
+		// Where to go on when the log is not what it was. Below its start, the client goes to the start in any case.
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.OnOffsetsFetched(s.fetched),
+		kgo.AdjustFetchOffsetsFn(s.assigned),
+		kgo.OnPartitionsRevoked(s.revoked),
+		kgo.OnPartitionsLost(s.lost),
+	}
+	if c.Instance != "" {
+		opts = append(opts, kgo.InstanceID(c.Instance+"."+s.sub.Topic))
+	}
+	client, err := kgo.NewClient(d.options(opts...)...)
+	if err != nil {
+		return fmt.Errorf("%w: %w", bus.ErrInvalid, err)
+	}
+	s.mu.Lock()
+	s.client = client
+	s.mu.Unlock()
+	go s.background()
+	return nil
+}
+
+// start is where the partitions begin of which a group has not committed anything.
+type start struct {
+	// pinned are the ends of the partitions at the time of the subscription, for Latest.
+	pinned map[int32]int64
+	// at is the point in time of a StartAt, for partitions below count; zero is the oldest message.
+	at    time.Time
+	count int32
+}
+
+// start finds out where a new group begins, so that nothing is missed that is published from now on. A group that has
+// a position in the topic is not new: partitions without a position were added later, and begin with their oldest.
+func (d *driver) start(ctx context.Context, s bus.Subscription) (start, error) {
+	at, timed := s.Start.Time()
+	if s.Start == bus.Earliest {
+		return start{}, nil
+	}
+	committed, err := d.adm.FetchOffsetsForTopics(ctx, s.Group, s.Topic)
+	if err == nil {
+		err = committed.Error()
+	}
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return start{}, fmt.Errorf("read the group's position: %w", err)
+	}
+	for _, o := range committed[s.Topic] {
+		if o.At >= 0 {
+			return start{}, nil
+		}
+	}
+	ends, err := d.adm.ListEndOffsets(ctx, s.Topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return start{}, fmt.Errorf("find the topic's end: %w", err)
+	}
+	if timed {
+		return start{at: at, count: int32(len(ends[s.Topic]))}, nil
+	}
+	pinned := map[int32]int64{}
+	for p, end := range ends[s.Topic] {
+		pinned[p] = end.Offset
+	}
+	// The position is the group's, not this member's: whoever is assigned a partition has to begin there. While the
+	// group has members, for another topic, only they may commit; then this member does when it is assigned.
+	responses, err := d.adm.CommitOffsets(ctx, s.Group, ends.Offsets())
+	if err == nil {
+		err = responses.Error()
+	}
+	if err != nil && !errors.Is(err, kerr.UnknownMemberID) {
+		return start{}, fmt.Errorf("commit the topic's end as the group's position: %w", err)
+	}
+	return start{pinned: pinned}, nil
+}
+
+// offsets finds where these partitions begin.
+func (d *driver) offsets(ctx context.Context, topic string, partitions []int32, s start) (map[int32]int64, error) {
+	begin := map[int32]int64{}
+	var oldest, timed bool
+	for _, p := range partitions {
+		if at, ok := s.pinned[p]; ok {
+			begin[p] = at
+		} else if s.timed(p) {
+			timed = true
+		} else {
+			oldest = true
+		}
+	}
+	list := func(offsets kadm.ListedOffsets, err error, want func(int32) bool) error {
+		if err != nil {
+			return err
+		}
+		for _, p := range partitions {
+			if _, ok := begin[p]; ok || !want(p) {
+				continue
+			}
+			o, ok := offsets.Lookup(topic, p)
+			if !ok {
+				return fmt.Errorf("partition %d: %w", p, kerr.UnknownTopicOrPartition)
+			}
+			if o.Err != nil {
+				return fmt.Errorf("partition %d: %w", p, o.Err)
+			}
+			begin[p] = o.Offset
+		}
+		return nil
+	}
+	if timed {
+		offsets, err := d.adm.ListOffsetsAfterMilli(ctx, s.at.UnixMilli(), topic)
+		if err := list(offsets, err, s.timed); err != nil {
+			return nil, err
+		}
+	}
+	if oldest {
+		offsets, err := d.adm.ListStartOffsets(ctx, topic)
+		if err := list(offsets, err, func(int32) bool { return true }); err != nil {
+			return nil, err
+		}
+	}
+	return begin, nil
+}
+
+// timed says whether the partition begins at a point in time.
+func (s *start) timed(partition int32) bool { return !s.at.IsZero() && partition < s.count }

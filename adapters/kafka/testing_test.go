@@ -1,0 +1,231 @@
+package kafka_test
+
+import (
+	"context"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"go.uber.org/goleak"
+
+	"github.com/millrace-go/millrace/adapters/kafka"
+	"github.com/millrace-go/millrace/bus"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// brokerURL is the real broker's, or skips the test.
+func brokerURL(tb testing.TB) string {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skip("needs a broker")
+	}
+	url := os.Getenv("MILLRACE_KAFKA_URL")
+	if url == "" {
+		if os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1" {
+			tb.Fatal("MILLRACE_KAFKA_URL is not set")
+		}
+		tb.Skip("MILLRACE_KAFKA_URL is not set: run `make brokers` and `. .brokers/env`")
+	}
+	return url
+}
+
+// within bounds what a test waits for. Nothing is expected to take this long.
+func within(tb testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(tb.Context(), 60*time.Second)
+	tb.Cleanup(cancel)
+	return ctx
+}
+
+// open opens a bus that is closed with the test.
+func open(tb testing.TB, c kafka.Config) *bus.Bus {
+	tb.Helper()
+	b, err := kafka.Open(within(tb), c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			tb.Errorf("close: %v", err)
+		}
+	})
+	return b
+}
+
+// realConfig is the configuration of the real broker.
+func realConfig(tb testing.TB) kafka.Config {
+	tb.Helper()
+	c, err := kafka.ParseURL(brokerURL(tb))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+// name makes a topic or group name of its own.
+func name(prefix string) string { return prefix + "-" + bus.NewID() }
+
+// observer records what it is told, and lets a test say what Revoking waits for.
+type observer struct {
+	revoking func(ctx context.Context, lanes []bus.Lane)
+
+	mu     sync.Mutex
+	change chan struct{}
+	owned  map[int32]uint64
+	lost   []bus.Lane
+}
+
+func newObserver() *observer {
+	return &observer{owned: map[int32]uint64{}, change: make(chan struct{})}
+}
+
+func (o *observer) changed() {
+	close(o.change)
+	o.change = make(chan struct{})
+}
+
+func (o *observer) Assigned(lanes []bus.Lane) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range lanes {
+		o.owned[l.ID] = l.Epoch
+	}
+	o.changed()
+}
+
+func (o *observer) Revoking(ctx context.Context, lanes []bus.Lane) {
+	if o.revoking != nil {
+		o.revoking(ctx, lanes)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range lanes {
+		delete(o.owned, l.ID)
+	}
+	o.changed()
+}
+
+func (o *observer) Lost(lanes []bus.Lane, _ error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range lanes {
+		if o.owned[l.ID] == l.Epoch {
+			delete(o.owned, l.ID)
+		}
+		o.lost = append(o.lost, l)
+	}
+	o.changed()
+}
+
+// until waits for the observer to know what ok wants.
+func (o *observer) until(tb testing.TB, what string, ok func(*observer) bool) {
+	tb.Helper()
+	ctx := within(tb)
+	for {
+		o.mu.Lock()
+		good, change := ok(o), o.change
+		o.mu.Unlock()
+		if good {
+			return
+		}
+		select {
+		case <-change:
+		case <-ctx.Done():
+			tb.Fatalf("never happened: %s", what)
+		}
+	}
+}
+
+func owns(n int) func(*observer) bool {
+	return func(o *observer) bool { return len(o.owned) == n }
+}
+
+// subscribe subscribes, and closes the source with the test.
+func subscribe(tb testing.TB, b *bus.Bus, topic, group string, start bus.Start, o bus.LaneObserver) bus.Source {
+	tb.Helper()
+	s, err := b.Driver().Subscribe(within(tb), bus.Subscription{Topic: topic, Group: group, Start: start, InFlight: 1000, Bytes: 8 << 20}, o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { closeSource(tb, s) })
+	return s
+}
+
+func closeSource(tb testing.TB, s bus.Source) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := s.Close(ctx); err != nil {
+		tb.Errorf("close the source: %v", err)
+	}
+}
+
+// receive receives n messages.
+func receive(tb testing.TB, s bus.Source, n int) []bus.Delivery {
+	tb.Helper()
+	ctx := within(tb)
+	var got []bus.Delivery
+	buf := make([]bus.Delivery, 100)
+	for len(got) < n {
+		k, err := s.Receive(ctx, buf[:min(len(buf), n-len(got))], 1<<20)
+		if err != nil {
+			tb.Fatalf("after %d of %d messages: %v", len(got), n, err)
+		}
+		got = append(got, buf[:k]...)
+	}
+	return got
+}
+
+func settle(tb testing.TB, s bus.Source, ds ...bus.Delivery) {
+	tb.Helper()
+	tokens := make([]bus.Token, len(ds))
+	for i := range ds {
+		tokens[i] = ds[i].Token
+	}
+	if err := s.Settle(within(tb), tokens); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func publish(tb testing.TB, b *bus.Bus, topic string, ms ...*bus.Message) {
+	tb.Helper()
+	if err := b.PublishMessages(within(tb), topic, ms...); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// texts are messages with these payloads, all of one key.
+func texts(payloads ...string) []*bus.Message {
+	ms := make([]*bus.Message, len(payloads))
+	for i, p := range payloads {
+		ms[i] = &bus.Message{Key: "k", Payload: []byte(p)}
+	}
+	return ms
+}
+
+func payloads(ds []bus.Delivery) []string {
+	out := make([]string, len(ds))
+	for i := range ds {
+		out[i] = string(ds[i].Payload)
+	}
+	return out
+}
+
+// fakeCluster starts a cluster inside the test.
+func fakeCluster(tb testing.TB, opts ...kfake.Opt) *kfake.Cluster {
+	tb.Helper()
+	opts = append([]kfake.Opt{kfake.NumBrokers(2), kfake.GroupMinSessionTimeout(100 * time.Millisecond)}, opts...)
+	c, err := kfake.NewCluster(opts...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(c.Close)
+	return c
+}
+
+// fakeConfig is the configuration of a cluster inside the test, whose topics get four partitions.
+func fakeConfig(c *kfake.Cluster) kafka.Config {
+	return kafka.Config{Brokers: c.ListenAddrs(), Partitions: 4, CommitInterval: 5 * time.Millisecond}
+}

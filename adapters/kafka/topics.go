@@ -1,0 +1,168 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// batchOverhead is what a batch and a record cost beside the record's own bytes, generously: 61 bytes of batch header
+// and varints.
+const batchOverhead = 256
+
+// topics knows which topics exist and how large a batch they take. A topic is looked up once.
+type topics struct {
+	client *kgo.Client
+	adm    *kadm.Client
+	config *Config
+
+	limits sync.Map      // topic name -> int32, the largest batch it takes
+	turn   chan struct{} // holds one value: look-ups are made one at a time, so that 64 first publishes ask once
+}
+
+func newTopics(c *Config) *topics {
+	t := &topics{config: c, turn: make(chan struct{}, 1)}
+	t.turn <- struct{}{}
+	return t
+}
+
+// limit is the largest batch of a topic. The client asks when it first meets one of the topic's partitions, which is
+// after ensure has looked the topic up.
+func (t *topics) limit(name string) int32 {
+	if l, ok := t.limits.Load(name); ok {
+		return l.(int32)
+	}
+	return int32(t.config.MaxMessage + batchOverhead)
+}
+
+// forget makes the next ensure look again: the topic was deleted.
+func (t *topics) forget(name string) { t.limits.Delete(name) }
+
+// has says whether a topic was found before.
+func (t *topics) has(name string) bool {
+	_, ok := t.limits.Load(name)
+	return ok
+}
+
+// ensure sees to it that a topic exists: it is created if the configuration says with how many partitions.
+func (t *topics) ensure(ctx context.Context, name string) error {
+	if t.has(name) {
+		return nil
+	}
+	return t.look(ctx, name, t.config.Partitions, nil)
+}
+
+// look finds a topic, or creates it with these partitions unless they are 0.
+func (t *topics) look(ctx context.Context, name string, partitions int, configs map[string]*string) error {
+	select {
+	case <-t.turn:
+		defer func() { t.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if t.has(name) {
+		return nil
+	}
+	created := false
+	for b := (backoff{}); ; {
+		detail, err := t.find(ctx, name)
+		switch {
+		case err == nil:
+			t.limits.Store(name, t.readLimit(ctx, name))
+			return nil
+		case errors.Is(err, kerr.UnknownTopicOrPartition) && !created:
+			if partitions == 0 {
+				return errMissing(name)
+			}
+			if err := t.create(ctx, name, partitions, configs); err != nil {
+				return err
+			}
+			created = true // from now on, unknown means: not known to that broker yet
+			continue
+		case !kerr.IsRetriable(err):
+			return err
+		case len(detail.Partitions) > 0 && !created:
+			return nil // it exists; the client waits for leaders that are missing now
+		}
+		if err := b.wait(ctx); err != nil {
+			return fmt.Errorf("the topic was created and is not served yet: %w", err)
+		}
+	}
+}
+
+// find asks for a topic; the error is nil if it exists and each partition has a leader. What is known of it comes in
+// any case. (The admin client would answer from a cache, and so not know what was created just now.)
+func (t *topics) find(ctx context.Context, name string) (kmsg.MetadataResponseTopic, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = &name
+	req.Topics = append(req.Topics, topic)
+	resp, err := req.RequestWith(ctx, t.client)
+	if err != nil {
+		return kmsg.MetadataResponseTopic{}, err
+	}
+	if len(resp.Topics) != 1 {
+		return kmsg.MetadataResponseTopic{}, errors.New("the broker's answer is not about the topic")
+	}
+	found := resp.Topics[0]
+	if err := kerr.ErrorForCode(found.ErrorCode); err != nil {
+		return found, err
+	}
+	for _, p := range found.Partitions {
+		if err := kerr.ErrorForCode(p.ErrorCode); err != nil && p.Leader < 0 {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+func (t *topics) create(ctx context.Context, name string, partitions int, configs map[string]*string) error {
+	if configs == nil {
+		configs = t.sized(0)
+	}
+	_, err := t.adm.CreateTopic(ctx, int32(partitions), int16(t.config.Replication), configs, name)
+	if err == nil || errors.Is(err, kerr.TopicAlreadyExists) { // another process was quicker
+		return nil
+	}
+	return fmt.Errorf("create the topic with %d partitions: %w", partitions, err)
+}
+
+// sized are the configs of a topic that takes our largest message, and so much more.
+func (t *topics) sized(more int) map[string]*string {
+	size := strconv.Itoa(t.config.MaxMessage + batchOverhead + more)
+	return map[string]*string{"max.message.bytes": &size}
+}
+
+// readLimit asks for a topic's own limit. Who may not read the topic's configuration finds out by being refused.
+func (t *topics) readLimit(ctx context.Context, name string) int32 {
+	limit := int32(t.config.MaxMessage + batchOverhead)
+	configs, err := t.adm.DescribeTopicConfigs(ctx, name)
+	if err != nil {
+		return limit
+	}
+	for _, c := range configs {
+		for _, kv := range c.Configs {
+			if kv.Key != "max.message.bytes" {
+				continue
+			}
+			if n, err := strconv.Atoi(kv.MaybeValue()); err == nil && n >= 512 { // less, the client does not take
+				limit = min(limit, int32(min(n, 1<<30)))
+			}
+		}
+	}
+	return limit
+}
+
+func errMissing(topic string) error {
+	return fmt.Errorf("%w: the topic does not exist, and this bus does not create topics: create it, or open the bus with partitions=N (as in kafka://…?partitions=12): %w",
+		bus.ErrNotFound, kerr.UnknownTopicOrPartition)
+}

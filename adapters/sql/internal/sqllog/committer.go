@@ -1,0 +1,86 @@
+package sqllog
+
+import (
+	"context"
+	"slices"
+)
+
+// windowBytes bounds the encoding of a window. Beyond it, a crash repeats what was finished out of order.
+const windowBytes = 4096
+
+// commitAlways stores what is settled, a commit interval after the first of it.
+func (s *Source) commitAlways() {
+	for b := (backoff{}); ; {
+		select {
+		case <-s.dirty:
+		case <-s.closing:
+			return // Close commits what is left
+		}
+		if !sleep(s.driver.config.Commit, s.closing, nil) {
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.io, callTimeout)
+		err := s.commit(ctx)
+		cancel()
+		if err == nil {
+			b.reset()
+			continue
+		}
+		signal(s.dirty)
+		if !sleep(b.next(), s.closing, nil) {
+			return
+		}
+	}
+}
+
+// commit stores the progress of all lanes that have any. Lanes that turn out to belong to somebody else are lost.
+func (s *Source) commit(ctx context.Context) error {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	s.mu.Lock()
+	var progress []Progress
+	var lanes []*lane
+	var versions []uint64
+	held := slices.Clone(s.lanes)
+	for _, l := range s.parting {
+		if l.gone {
+			held = append(held, l)
+		}
+	}
+	for _, l := range held {
+		if l == nil || l.window.Version() == l.saved {
+			continue
+		}
+		progress = append(progress, Progress{
+			Shard: l.id.ID, Epoch: l.id.Epoch, Position: l.window.Position(), Window: l.window.Encode(nil, windowBytes),
+		})
+		lanes, versions = append(lanes, l), append(versions, l.window.Version())
+	}
+	member := s.member.id
+	s.mu.Unlock()
+	if len(progress) == 0 {
+		return nil
+	}
+	n, err := s.driver.store.Commit(ctx, s.group, member, progress)
+	if err != nil {
+		return err
+	}
+	var others map[int32]bool
+	if n < len(progress) { // a repeated commit changes nothing, which some databases count as no row
+		if others, err = s.notMine(ctx, member, progress); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	var lost []*lane
+	for i, l := range lanes {
+		if others[l.id.ID] {
+			lost = append(lost, l)
+		} else {
+			l.saved = versions[i]
+		}
+	}
+	s.mu.Unlock()
+	s.lose(lost, errTaken)
+	return nil
+}

@@ -1,0 +1,86 @@
+package sqllog
+
+import (
+	"context"
+	"database/sql"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Dialect is how a database wants the engine's own statements. They are written with ? for parameters and with words
+// in braces: {topic} and the other tables; {now}, {insert}, {ignore} and {upsert} as below.
+type Dialect struct {
+	// Name is the broker's name in errors: "postgres".
+	Name string
+	// Prefix comes before the name of every table: "millrace." or "millrace_".
+	Prefix string
+	// Numbered: parameters are $1, $2 and not ?.
+	Numbered bool
+	// Now is an expression for the database's time in microseconds.
+	Now string
+	// Insert and Ignore enclose an insert that does nothing if the row exists.
+	Insert, Ignore string
+	// Upsert begins the assignments of an insert into the poison table that replaces the row if it exists.
+	Upsert string
+	// Isolation must let each statement see what was committed before it.
+	Isolation sql.IsolationLevel
+	// Log returns the table that holds a topic's messages, and the condition that selects them there.
+	Log func(topic int64) (table, where string)
+	// CreateTopic prepares the table of a new topic's messages. nil: there is nothing to do.
+	CreateTopic func(ctx context.Context, tx *sql.Tx, topic int64) error
+	// TableExists asks whether the table meta exists.
+	TableExists string
+	// Lock and Unlock guard migrations, on one connection. Either may be "".
+	Lock, Unlock string
+	// Migrations are the statements that lead from each version to the next.
+	Migrations [][]string
+	// Durable: what is committed outlives the process.
+	Durable bool
+	// MaxMessage is the size of the largest message, if there is a limit.
+	MaxMessage int
+	// Writers is how many batches may be under way at once; the second and further ones start only if SpillRows
+	// messages wait.
+	Writers, SpillRows int
+	// BatchRows and BatchBytes bound a batch.
+	BatchRows, BatchBytes int
+
+	compiled sync.Map // template to statement
+}
+
+// SQL returns the statement of a template. Templates are constants, so there are few.
+func (d *Dialect) SQL(template string) string {
+	if s, ok := d.compiled.Load(template); ok {
+		return s.(string)
+	}
+	s := d.compile(template)
+	d.compiled.Store(template, s)
+	return s
+}
+
+// LogSQL is SQL for a statement on one topic's messages: {log} is their table, {of} the condition that selects them.
+func (d *Dialect) LogSQL(topic int64, template string) string {
+	table, where := d.Log(topic)
+	return d.compile(strings.NewReplacer("{log}", table, "{of}", where).Replace(template))
+}
+
+func (d *Dialect) compile(template string) string {
+	words := strings.NewReplacer("{now}", d.Now, "{insert}", d.Insert, "{ignore}", d.Ignore, "{upsert}", d.Upsert,
+		"{", d.Prefix, "}", "")
+	text := words.Replace(template)
+	if !d.Numbered {
+		return text
+	}
+	var b strings.Builder
+	n := 0
+	for _, c := range []byte(text) { // none of the statements has a ? in a literal
+		if c != '?' {
+			b.WriteByte(c)
+			continue
+		}
+		n++
+		b.WriteByte('$')
+		b.WriteString(strconv.Itoa(n))
+	}
+	return b.String()
+}

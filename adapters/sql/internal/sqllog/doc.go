@@ -1,0 +1,36 @@
+// Package sqllog is the engine that the SQL drivers share: a log in tables, whose dialects bring the client library and
+// the statements that have to be fast.
+//
+// # Tables
+//
+//	topic   name, number of shards (fixed when the topic is created)
+//	log     the messages, insert-only: topic, shard, seq (grows along a shard in the order in which rows become visible)
+//	grp     a group on a topic
+//	lane    one row for each group and shard: position, window, epoch, owner
+//	member  the sources that are alive, each with the database time at which its lease ends
+//	poison  what groups could not handle
+//	meta    one row: version of the tables, identity of the installation, when old messages were last deleted
+//
+// # Ownership
+//
+// A source is a member with an id of its own that never comes back. Its lease is its member row: renewed by database
+// time, and while it lives the lanes that name it as their owner are its. A member whose lease has ended is deleted by
+// whoever sees it first, and a lane whose owner is no member is free. Everything that gives lanes out happens under the
+// lock of the group's row; taking a lane adds one to its epoch. A position is written only where owner and epoch still
+// match, so that a member that was presumed dead cannot move it. The member itself gives everything up before its lease
+// ends by its own clock, counted from before the renewal was sent.
+//
+// One lease for a member and not one for a lane: a renewal is one row, whatever the number of lanes.
+//
+// # Goroutines
+//
+// Of a driver: one for each batch of messages under way to the database; one that tells other processes; one that
+// listens to them; one that deletes old messages. Of a source: a reader, a committer, a keeper of its membership, and
+// one while lanes are surrendered. All end with Close.
+//
+// # Locks
+//
+// Source.commitMu comes before Source.observerMu, and that before Source.mu. The database is called under commitMu or no
+// lock; an observer under commitMu and observerMu for what does not block, under no lock for Revoking.
+// Driver.mu comes before hub.mu. hub.mu and publisher.mu are leaves.
+package sqllog

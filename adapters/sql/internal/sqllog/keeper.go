@@ -1,0 +1,340 @@
+package sqllog
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/window"
+)
+
+// revokeTimeout bounds how long the handlers of lanes that another member is to have may go on.
+const revokeTimeout = 30 * time.Second
+
+// hungryPause is the time between looks while other members have to give lanes up for this one.
+const hungryPause = 100 * time.Millisecond
+
+var (
+	errNotRenewed = errors.New("the lease could not be renewed in time")
+	errDeleted    = errors.New("the lease had ended before it was renewed")
+	errTaken      = errors.New("another member has taken the lane")
+)
+
+// keep holds the membership and this member's share of the lanes until the source closes.
+func (s *Source) keep() {
+	var failing time.Time
+	for b := (backoff{}); ; {
+		pause, err := s.tick()
+		if err == nil {
+			b, failing = backoff{}, time.Time{}
+		} else {
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			s.report(err, failing)
+			pause = b.next()
+		}
+		if s.member.joined { // not to miss the end of the lease
+			pause = min(pause, max(time.Until(s.member.deadline), time.Millisecond))
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-s.moved:
+			t.Stop()
+		case <-s.closing:
+			t.Stop()
+			return
+		}
+	}
+}
+
+// tick looks at the group once and does what is to be done. It returns when to look again.
+func (s *Source) tick() (pause time.Duration, err error) {
+	d := s.driver
+	lease := d.config.Lease
+	now := time.Now()
+	if s.member.joined && !now.Before(s.member.deadline) {
+		s.evicted(errNotRenewed)
+	}
+	limit := now.Add(callTimeout)
+	if s.member.joined && s.member.deadline.Before(limit) {
+		limit = s.member.deadline // a call that takes longer is of no use
+	}
+	ctx, cancel := context.WithDeadline(s.io, limit)
+	defer cancel()
+	if !s.member.joined {
+		return s.claim(ctx)
+	}
+	if now.Sub(s.member.renewed) >= lease/3 {
+		if alive, err := s.renew(ctx); err != nil || !alive {
+			return 0, err
+		}
+	}
+	v, err := d.look(ctx, d.store.DB(), s.group)
+	if err != nil {
+		return 0, err
+	}
+	if !slices.Contains(v.members, s.member.id) {
+		_, err := s.renew(ctx)
+		return 0, err
+	}
+	h := s.holdings(&v)
+	s.lose(h.lost, errTaken)
+	switch quota := v.quota(s.member.id); {
+	case h.owned > quota:
+		s.part(h.owned - quota)
+	case h.owned < quota && len(h.free) > 0:
+		return s.claim(ctx)
+	case h.owned < quota:
+		return hungryPause, nil
+	case len(h.strays) > 0:
+		if err := d.release(ctx, s.group, s.member.id, h.strays); err != nil {
+			return 0, err
+		}
+	}
+	return min(lease/10, time.Second), nil
+}
+
+// quota is how many lanes the member should have: the same for all, and one more for the oldest if it does not work out.
+func (v *view) quota(member string) int {
+	n := len(v.members)
+	rank := slices.Index(v.members, member)
+	if rank < 0 {
+		return 0
+	}
+	quota := len(v.lanes) / n
+	if rank < len(v.lanes)%n {
+		quota++
+	}
+	return quota
+}
+
+// holdings are a group's lanes from this member's point of view.
+type holdings struct {
+	owned  int       // held, and not parting
+	free   []laneRow // nobody's, or strays
+	strays []laneRow // ours in the database only: a claim or a release had no known outcome
+	lost   []*lane   // held here only
+}
+
+func (s *Source) holdings(v *view) (h holdings) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, row := range v.lanes {
+		if slices.ContainsFunc(s.parting, func(l *lane) bool { return l.id.ID == row.shard }) {
+			continue
+		}
+		l := s.lanes[row.shard]
+		switch {
+		case l != nil && row.owner == s.member.id && row.epoch == l.id.Epoch:
+			h.owned++
+		case l != nil:
+			h.lost = append(h.lost, l)
+		case row.owner == s.member.id:
+			h.strays = append(h.strays, row)
+			h.free = append(h.free, row)
+		case !v.owns(row):
+			h.free = append(h.free, row)
+		}
+	}
+	return h
+}
+
+func (s *Source) renew(ctx context.Context) (alive bool, err error) {
+	sent := time.Now()
+	alive, err = s.driver.renew(ctx, s.driver.store.DB(), s.member.id)
+	switch {
+	case err != nil:
+	case alive:
+		s.renewed(sent)
+	default:
+		s.evicted(errDeleted)
+	}
+	return alive, err
+}
+
+// renewed notes a renewal. The lease ends here a tenth earlier than in the database, for clocks that run at different
+// speeds, and because what ends with it takes a moment.
+func (s *Source) renewed(sent time.Time) {
+	lease := s.driver.config.Lease
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.member.joined = true
+	s.member.renewed, s.member.deadline = sent, sent.Add(lease-lease/10)
+}
+
+// claim joins if need be, and takes free lanes up to this member's share.
+func (s *Source) claim(ctx context.Context) (pause time.Duration, err error) {
+	joining := !s.member.joined
+	var missing int
+	sent := time.Now()
+	taken, alive, err := s.driver.claim(ctx, s.group, s.member, func(v view) []laneRow {
+		h := s.holdings(&v)
+		quota := v.quota(s.member.id)
+		take := h.free[:min(len(h.free), max(quota-h.owned, 0))]
+		missing = quota - h.owned - len(take)
+		return take
+	})
+	if err != nil {
+		return 0, err
+	}
+	if !alive {
+		s.evicted(errDeleted)
+		return 0, nil
+	}
+	s.renewed(sent)
+	s.assign(taken)
+	if missing <= 0 {
+		return min(s.driver.config.Lease/10, time.Second), nil
+	}
+	if joining { // the others do not know yet
+		s.driver.hub.moved(s.group)
+		s.driver.announcer.moved(s.group)
+	}
+	return hungryPause, nil
+}
+
+// assign begins to read the lanes that were taken.
+func (s *Source) assign(taken []claimed) {
+	if len(taken) == 0 {
+		return
+	}
+	lanes := make([]*lane, len(taken))
+	ids := make([]bus.Lane, len(taken))
+	for i, c := range taken {
+		// A window that cannot be read, which a newer version may have written, starts at the position.
+		w, _ := window.Restore(c.position, c.window)
+		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
+		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version()}
+	}
+	s.observerMu.Lock()
+	defer s.observerMu.Unlock()
+	s.observer.Assigned(ids)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range lanes {
+		s.lanes[l.id.ID] = l
+	}
+	signal(s.room)
+}
+
+// evicted ends the membership, with which everything held is lost. The next tick joins under a new id.
+func (s *Source) evicted(cause error) {
+	s.mu.Lock()
+	s.member = newMember()
+	var all []*lane
+	for _, l := range s.lanes {
+		if l != nil {
+			all = append(all, l)
+		}
+	}
+	for _, l := range s.parting {
+		if !slices.Contains(all, l) {
+			all = append(all, l)
+		}
+	}
+	s.mu.Unlock()
+	s.lose(all, cause)
+}
+
+// lose gives lanes up that are somebody else's already.
+func (s *Source) lose(lanes []*lane, cause error) {
+	if len(lanes) == 0 {
+		return
+	}
+	s.observerMu.Lock() // a lane that is lost and claimed again is reported in this order
+	defer s.observerMu.Unlock()
+	s.mu.Lock()
+	var ids []bus.Lane
+	for _, l := range lanes {
+		if i := slices.Index(s.parting, l); i >= 0 { // its observer hears of it by the end of Revoking's context
+			s.parting = slices.Delete(s.parting, i, i+1)
+			s.abandon()
+		} else if !l.gone {
+			ids = append(ids, l.id)
+		}
+		s.drop(l)
+	}
+	s.purge()
+	s.mu.Unlock()
+	if len(ids) > 0 {
+		s.observer.Lost(ids, cause)
+	}
+}
+
+// drop makes a lane's tokens stale. Called with the lock held.
+func (s *Source) drop(l *lane) {
+	l.gone = true
+	if s.lanes[l.id.ID] == l {
+		s.lanes[l.id.ID] = nil
+	}
+}
+
+// part begins to surrender lanes, the last ones, unless that is under way already.
+func (s *Source) part(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.parting) > 0 || s.closed != nil {
+		return
+	}
+	var lanes []*lane
+	for i := len(s.lanes) - 1; i >= 0 && len(lanes) < n; i-- {
+		if l := s.lanes[i]; l != nil {
+			l.parting = true
+			lanes = append(lanes, l)
+		}
+	}
+	if len(lanes) == 0 {
+		return
+	}
+	s.purge()
+	s.parting = slices.Clone(lanes)
+	ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
+	s.abandon = cancel
+	member := s.member.id
+	s.work.Go(func() {
+		defer cancel()
+		s.surrender(ctx, member, lanes)
+	})
+}
+
+// surrender hands lanes over: when their handlers have ended, what was settled is committed, and then they are free.
+func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
+	ids := make([]bus.Lane, len(lanes))
+	rows := make([]laneRow, len(lanes))
+	for i, l := range lanes {
+		ids[i] = l.id
+		rows[i] = laneRow{shard: l.id.ID, epoch: l.id.Epoch}
+	}
+	s.observer.Revoking(ctx, ids)
+	s.mu.Lock()
+	for _, l := range lanes {
+		s.drop(l)
+	}
+	s.mu.Unlock()
+	for b := (backoff{}); ; {
+		bounded, cancel := context.WithTimeout(s.io, callTimeout)
+		err := s.commit(bounded)
+		if err == nil {
+			err = s.driver.release(bounded, s.group, member, rows)
+		}
+		cancel()
+		if err == nil {
+			break
+		}
+		s.mu.Lock()
+		lost := len(s.parting) == 0
+		s.mu.Unlock()
+		if lost || !sleep(b.next(), s.closing, nil) { // Close does it, or there is nothing left to do
+			return
+		}
+	}
+	s.mu.Lock()
+	s.parting = nil
+	s.mu.Unlock()
+	s.driver.hub.moved(s.group)
+	s.driver.announcer.moved(s.group)
+}

@@ -1,0 +1,180 @@
+package sqllog
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"iter"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// poisonStore is the poison table's part for one group. An entry is one row with a JSON document, so that whoever looks
+// into the table can read it.
+type poisonStore struct {
+	driver *Driver
+	group  string
+}
+
+// Poison implements bus.Driver.
+func (d *Driver) Poison(_ context.Context, group string) (bus.PoisonStore, error) {
+	if !d.enter() {
+		return nil, d.fail("poison", "", bus.ErrClosed)
+	}
+	defer d.calls.Done()
+	return &poisonStore{driver: d, group: group}, nil
+}
+
+func (s *poisonStore) do(ctx context.Context, op string, do func(ctx context.Context) error) error {
+	if !s.driver.enter() {
+		return s.driver.fail(op, "", bus.ErrClosed)
+	}
+	defer s.driver.calls.Done()
+	if err := s.driver.persist(ctx, do); err != nil {
+		return s.driver.fail(op, "", err)
+	}
+	return nil
+}
+
+// Put implements bus.PoisonStore.
+func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+	put := s.driver.dialect.SQL("INSERT INTO {poison} (grp, id, entry) VALUES (?, ?, ?) {upsert} entry = ?")
+	return s.do(ctx, "poison put", func(ctx context.Context) error {
+		return s.driver.transact(ctx, func(tx *sql.Tx) error {
+			for i := range entries {
+				doc, err := encodeEntry(&entries[i])
+				if err != nil {
+					return err
+				}
+				if _, err := tx.ExecContext(ctx, put, s.group, entries[i].ID, doc, doc); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// listPage is how many entries List reads at once: it keeps no cursor open while its caller looks at them.
+const listPage = 100
+
+// List implements bus.PoisonStore.
+func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+	page := s.driver.dialect.SQL("SELECT ord, entry FROM {poison} WHERE grp = ? AND ord > ? ORDER BY ord LIMIT ?")
+	return func(yield func(bus.PoisonEntry, error) bool) {
+		last := int64(-1)
+		for {
+			var docs [][]byte
+			next := last
+			err := s.do(ctx, "poison list", func(ctx context.Context) error {
+				docs, next = docs[:0], last
+				return collect(ctx, s.driver.store.DB(), func(rows *sql.Rows) error {
+					var doc []byte
+					if err := rows.Scan(&next, &doc); err != nil {
+						return err
+					}
+					docs = append(docs, doc)
+					return nil
+				}, page, s.group, last, listPage)
+			})
+			if err != nil {
+				yield(bus.PoisonEntry{}, err)
+				return
+			}
+			for _, doc := range docs {
+				entry, err := decodeEntry(doc)
+				if err != nil {
+					yield(bus.PoisonEntry{}, s.driver.fail("poison list", "", err))
+					return
+				}
+				if !yield(entry, nil) {
+					return
+				}
+			}
+			if len(docs) < listPage {
+				return
+			}
+			last = next
+		}
+	}
+}
+
+// Remove implements bus.PoisonStore.
+func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
+	remove := s.driver.dialect.SQL("DELETE FROM {poison} WHERE grp = ? AND id = ?")
+	return s.do(ctx, "poison remove", func(ctx context.Context) error {
+		return s.driver.transact(ctx, func(tx *sql.Tx) error {
+			for _, id := range ids {
+				if _, err := tx.ExecContext(ctx, remove, s.group, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// document is how an entry is stored. Bytes that need not be text are base64, as encoding/json writes them.
+type document struct {
+	ID       string      `json:"id"`
+	Topic    string      `json:"topic"`
+	Group    string      `json:"group"`
+	Handler  string      `json:"handler"`
+	Lane     int32       `json:"lane"`
+	Position int64       `json:"position"`
+	Failure  bus.Failure `json:"failure"`
+	Host     string      `json:"host"`
+	Time     time.Time   `json:"time"`
+	Message  *original   `json:"message"`
+}
+
+type original struct {
+	ID          string      `json:"id"`
+	Key         []byte      `json:"key"`
+	Type        string      `json:"type"`
+	Source      string      `json:"source"`
+	Subject     string      `json:"subject"`
+	Time        time.Time   `json:"time"`
+	ContentType string      `json:"contenttype"`
+	Headers     [][2][]byte `json:"headers"`
+	Payload     []byte      `json:"payload"` // null and "" are told apart
+}
+
+func encodeEntry(e *bus.PoisonEntry) ([]byte, error) {
+	d := document{
+		ID: e.ID, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
+		Failure: e.Failure, Host: e.Host, Time: e.Time,
+	}
+	if m := e.Message; m != nil {
+		d.Message = &original{
+			ID: m.ID, Key: []byte(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time,
+			ContentType: m.ContentType, Payload: m.Payload,
+		}
+		for _, h := range m.Headers {
+			d.Message.Headers = append(d.Message.Headers, [2][]byte{[]byte(h.Name), []byte(h.Value)})
+		}
+	}
+	return json.Marshal(d)
+}
+
+func decodeEntry(doc []byte) (bus.PoisonEntry, error) {
+	var d document
+	if err := json.Unmarshal(doc, &d); err != nil {
+		return bus.PoisonEntry{}, err
+	}
+	e := bus.PoisonEntry{
+		ID: d.ID, Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
+		Failure: d.Failure, Host: d.Host, Time: d.Time,
+	}
+	if m := d.Message; m != nil {
+		e.Message = &bus.Message{
+			ID: m.ID, Key: string(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time,
+			ContentType: m.ContentType, Payload: m.Payload,
+		}
+		for _, h := range m.Headers {
+			e.Message.Headers.Add(string(h[0]), string(h[1]))
+		}
+	}
+	return e, nil
+}

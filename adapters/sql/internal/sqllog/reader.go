@@ -1,0 +1,142 @@
+package sqllog
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// read reads ahead until the source closes.
+func (s *Source) read() {
+	reader := s.driver.store.Reader(s.topic.id)
+	var b backoff
+	var failing time.Time // since when
+	pause := minPause
+	q := Query{}
+	var owners []*lane
+	average := 1 << 10 // bytes of a message, from what was read last
+	turn := 0          // the lane to read first, so that a bound on the whole read is fair
+	for {
+		if owners = s.plan(&q, owners[:0], turn, average); owners == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.io, callTimeout)
+		more, err := reader.Read(ctx, &q)
+		cancel()
+		if n := len(q.Records); n > 0 {
+			bytes := s.accept(&q, owners)
+			average = (average + bytes/n) / 2
+			turn = int(q.Records[n-1].Shard) + 1
+			pause = minPause
+		}
+		clear(q.Records)
+		switch {
+		case err != nil:
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			s.report(err, failing)
+			if !sleep(b.next(), s.closing, nil) {
+				return
+			}
+		case more == Ready:
+			b, failing = backoff{}, time.Time{}
+		default:
+			b, failing = backoff{}, time.Time{}
+			limit := s.driver.config.Poll
+			if more == Held {
+				limit = maxHeldPause
+			}
+			woken, ok := s.idle(min(pause, limit))
+			if !ok {
+				return
+			}
+			if woken {
+				pause = minPause
+			} else {
+				pause = min(2*pause, s.driver.config.Poll)
+			}
+		}
+	}
+}
+
+// minPause is the first pause when nothing is left to read; each is twice the one before, up to the poll interval.
+const minPause = 2 * time.Millisecond
+
+// maxHeldPause bounds the pause while messages are about to become safe to read: as long as a commit takes.
+const maxHeldPause = time.Millisecond
+
+// idle waits for a message to be published, for lanes to change, or for d. It returns false when the source closes.
+func (s *Source) idle(d time.Duration) (woken, ok bool) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-s.wake:
+		return true, true
+	case <-s.room:
+		return true, true
+	case <-t.C:
+		return false, true
+	case <-s.closing:
+		return false, false
+	}
+}
+
+// plan waits until there is room and a lane, and makes the next query. owners are the lanes of its cursors; nil: the
+// source closes.
+func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
+	for {
+		s.mu.Lock()
+		q.Cursors = q.Cursors[:0]
+		if !s.isFull() {
+			for i := range s.lanes {
+				l := s.lanes[(turn+i)%len(s.lanes)]
+				if l != nil && !l.parting {
+					q.Cursors = append(q.Cursors, Cursor{Shard: l.id.ID, From: l.read})
+					owners = append(owners, l)
+				}
+			}
+		}
+		q.Bytes = s.aheadBytes - s.bytes
+		q.Limit = max(min(s.ahead-(len(s.ready)-s.head), q.Bytes/average), 1)
+		q.Records = q.Records[:0]
+		s.mu.Unlock()
+		if len(owners) > 0 {
+			return owners
+		}
+		select {
+		case <-s.room:
+		case <-s.closing:
+			return nil
+		}
+	}
+}
+
+// accept queues what was read of lanes that are still ours, and returns the size of all.
+func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	mine := make([]*lane, len(s.lanes))
+	for i, c := range q.Cursors {
+		// A lane may have been lost or owned anew since the query was made.
+		if l := owners[i]; s.lanes[c.Shard] == l && !l.parting {
+			l.read = c.From
+			mine[c.Shard] = l
+		}
+	}
+	for _, r := range q.Records {
+		size := r.Message.Size()
+		bytes += size
+		if l := mine[r.Shard]; l != nil {
+			if r.Message.ID == "" { // a foreign program has put it there
+				r.Message.ID = fmt.Sprintf("%s/%d/%d", s.topic.name, r.Shard, r.Seq)
+			}
+			s.ready = append(s.ready, arrival{lane: l, msg: r.Message, pos: r.Seq, size: size})
+			s.bytes += size
+		}
+	}
+	if s.head < len(s.ready) {
+		signal(s.arrived)
+	}
+	return bytes
+}

@@ -1,0 +1,297 @@
+package sqllog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/window"
+)
+
+// Source implements bus.Source: one member of a group on a topic. Its reader (reader.go) reads ahead of Receive, its
+// committer (committer.go) stores what Settle marks, its keeper (keeper.go) holds its lanes.
+type Source struct {
+	driver   *Driver
+	topic    topic
+	group    int64
+	observer bus.LaneObserver
+
+	// ahead bounds what has been read and not received yet.
+	ahead, aheadBytes int
+
+	closing chan struct{} // closed when Close begins
+	io      context.Context
+	stopIO  context.CancelFunc
+	work    sync.WaitGroup
+
+	// Signals, of capacity one.
+	wake    chan struct{} // to the reader: there may be messages
+	room    chan struct{} // to the reader: there is room, or lanes have changed
+	moved   chan struct{} // to the keeper: members or lanes have changed
+	dirty   chan struct{} // to the committer: something was settled
+	arrived chan struct{} // to Receive: there are messages, or there is an error
+
+	commitMu   sync.Mutex // held while progress is written, so that older progress never follows newer
+	observerMu sync.Mutex // held while the observer is told of lanes that come or are lost
+
+	mu      sync.Mutex
+	lanes   []*lane // by shard; nil: not ours
+	ready   []arrival
+	head    int // of ready
+	bytes   int // of ready
+	outage  error
+	member  member
+	parting []*lane            // lanes that are being surrendered, until they are free
+	abandon context.CancelFunc // ends the wait for their handlers
+	closed  chan struct{}      // closed when Close has ended; nil: not begun
+	err     error
+}
+
+// lane is one ownership. It is guarded by Source.mu.
+type lane struct {
+	id     bus.Lane
+	window *window.Window
+	read   int64  // the first position that has not been read
+	saved  uint64 // the version of the window that was committed
+	// parting: no delivery any more, but settling goes on. gone: it is not ours.
+	parting, gone bool
+}
+
+// arrival is a message that has been read and not received yet.
+type arrival struct {
+	lane *lane
+	msg  *bus.Message
+	pos  int64
+	size int
+}
+
+// maxAhead bounds the messages that a reader reads at once: more makes a read no cheaper.
+const maxAhead = 2048
+
+// maxAheadBytes does the same in bytes.
+const maxAheadBytes = 8 << 20
+
+// Subscribe implements bus.Driver.
+func (d *Driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	if !d.enter() {
+		return nil, d.fail("subscribe", sub.Topic, bus.ErrClosed)
+	}
+	defer d.calls.Done()
+	if at, ok := sub.Start.Time(); ok && at.IsZero() {
+		return nil, d.fail("subscribe", sub.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
+	}
+	t, err := d.topics.get(ctx, sub.Topic)
+	if err != nil {
+		return nil, d.fail("subscribe", sub.Topic, err)
+	}
+	var group int64
+	err = d.persist(ctx, func(ctx context.Context) (err error) {
+		group, err = d.group(ctx, t, sub.Group, sub.Start)
+		return err
+	})
+	if err != nil {
+		return nil, d.fail("subscribe", sub.Topic, err)
+	}
+	s := &Source{
+		driver: d, topic: t, group: group, observer: o,
+		ahead: min(max(sub.InFlight, 1), maxAhead), aheadBytes: min(max(sub.Bytes, 1), maxAheadBytes),
+		closing: make(chan struct{}), lanes: make([]*lane, t.shards), member: newMember(),
+		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
+	}
+	s.io, s.stopIO = context.WithCancel(context.Background())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.isClosed {
+		s.stopIO()
+		return nil, d.fail("subscribe", sub.Topic, bus.ErrClosed)
+	}
+	d.sources[s] = struct{}{}
+	d.listen()
+	d.hub.add(s)
+	s.work.Go(s.read)
+	s.work.Go(s.commitAlways)
+	s.work.Go(s.keep)
+	return s, nil
+}
+
+// Receive implements bus.Source.
+func (s *Source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		n, err := s.take(dst, maxBytes)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.arrived:
+		case <-s.closing:
+		}
+	}
+}
+
+// take fills dst with what has been read.
+func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		return 0, s.driver.fail("receive", s.topic.name, bus.ErrClosed)
+	}
+	full := s.isFull()
+	n := 0
+	for s.head < len(s.ready) && n < len(dst) {
+		a := s.ready[s.head]
+		if n > 0 && a.size > maxBytes {
+			break
+		}
+		s.ready[s.head] = arrival{}
+		s.head++
+		s.bytes -= a.size
+		if !a.lane.window.Add(a.pos) {
+			continue // finished under an earlier ownership
+		}
+		dst[n] = bus.Delivery{
+			Message: a.msg,
+			Token:   bus.Token{Lane: a.lane.id.ID, Epoch: a.lane.id.Epoch, Position: a.pos},
+			Topic:   s.topic.name,
+			Attempt: 1,
+		}
+		maxBytes -= a.size
+		n++
+	}
+	if s.head == len(s.ready) {
+		s.ready, s.head = s.ready[:0], 0
+	}
+	if full && !s.isFull() {
+		signal(s.room)
+	}
+	if n == 0 && s.outage != nil {
+		err := s.outage
+		s.outage = nil
+		return 0, s.driver.fail("receive", s.topic.name, err)
+	}
+	return n, nil
+}
+
+// isFull says whether enough has been read: half of the bounds, so that reads stay large.
+func (s *Source) isFull() bool {
+	return len(s.ready)-s.head > s.ahead/2 || s.bytes > s.aheadBytes/2
+}
+
+// Settle implements bus.Source.
+func (s *Source) Settle(_ context.Context, tokens []bus.Token) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		return s.driver.fail("settle", s.topic.name, bus.ErrClosed)
+	}
+	stale, changed := 0, false
+	for _, t := range tokens {
+		l := s.owned(t.Lane, t.Epoch)
+		if l == nil {
+			stale++
+			continue
+		}
+		changed = l.window.Done(t.Position) || changed
+	}
+	if changed {
+		signal(s.dirty)
+	}
+	if stale > 0 {
+		return s.driver.fail("settle", s.topic.name, fmt.Errorf("%d of %d: %w", stale, len(tokens), bus.ErrStale))
+	}
+	return nil
+}
+
+// owned returns the lane of this very ownership, if it is still held. Called with the lock held.
+func (s *Source) owned(id int32, epoch uint64) *lane {
+	if id < 0 || int(id) >= len(s.lanes) || s.lanes[id] == nil || s.lanes[id].id.Epoch != epoch {
+		return nil
+	}
+	return s.lanes[id]
+}
+
+// purge forgets what has been read of lanes that are parting or gone. Called with the lock held.
+func (s *Source) purge() {
+	kept := s.ready[:0]
+	for _, a := range s.ready[s.head:] {
+		if a.lane.parting || a.lane.gone {
+			s.bytes -= a.size
+		} else {
+			kept = append(kept, a)
+		}
+	}
+	clear(s.ready[len(kept):])
+	s.ready, s.head = kept, 0
+	signal(s.room)
+}
+
+// Close implements bus.Source.
+func (s *Source) Close(ctx context.Context) error {
+	s.mu.Lock()
+	if s.closed != nil {
+		s.mu.Unlock()
+		select {
+		case <-s.closed:
+			return s.err
+		case <-ctx.Done():
+			return s.driver.fail("close", s.topic.name, ctx.Err())
+		}
+	}
+	s.closed = make(chan struct{})
+	close(s.closing)
+	if s.abandon != nil {
+		s.abandon()
+	}
+	s.mu.Unlock()
+
+	defer close(s.closed)
+	defer s.stopIO()
+	defer context.AfterFunc(ctx, s.stopIO)() // what is under way then ends soon
+	s.work.Wait()
+	s.driver.hub.remove(s)
+	if err := s.leave(ctx); err != nil {
+		s.err = s.driver.fail("close", s.topic.name, fmt.Errorf("what was settled last may be given again: %w", err))
+	}
+	s.driver.hub.moved(s.group)
+	s.driver.announcer.moved(s.group)
+	s.driver.mu.Lock()
+	delete(s.driver.sources, s)
+	s.driver.mu.Unlock()
+	return s.err
+}
+
+// leave makes what was settled durable and gives everything up, trying again until ctx ends.
+func (s *Source) leave(ctx context.Context) error {
+	for b := (backoff{}); ; {
+		bounded, cancel := context.WithTimeout(ctx, callTimeout)
+		err := s.commit(bounded)
+		if err == nil {
+			err = s.depart(bounded)
+		}
+		cancel()
+		if err == nil || !s.driver.store.Fault(err).Retryable || !sleep(b.next(), nil, ctx.Done()) {
+			return err
+		}
+	}
+}
+
+// report lets Receive return an error, once, if an outage lasts: the router's health then shows it. Short ones are
+// nobody's business.
+func (s *Source) report(err error, since time.Time) {
+	if time.Since(since) < reportAfter || errors.Is(err, context.Canceled) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.outage = err
+	signal(s.arrived)
+}
+
+const reportAfter = 3 * time.Second

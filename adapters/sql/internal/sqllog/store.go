@@ -1,0 +1,106 @@
+package sqllog
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Store is a dialect: what has to be fast or differs from one database to another.
+type Store interface {
+	// Dialect returns the texts of the statements that the engine runs itself.
+	Dialect() *Dialect
+	// DB runs the engine's own statements, all of them rare.
+	DB() *sql.DB
+	// Append inserts records in their order, all or nothing. An error whose outcome is not known is an [Uncertain].
+	Append(ctx context.Context, batch []Record) error
+	// Reader returns a reader of one topic.
+	Reader(topic int64) Reader
+	// Commit stores the progress of lanes where group, member and epoch match and the position does not go back. It
+	// returns how many rows it changed, or any smaller number if that is not known.
+	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
+	// Head returns a position of the topic up to which all messages are visible, and which all that are published
+	// from now on exceed.
+	Head(ctx context.Context, topic int64) (int64, error)
+	// Fault judges an error.
+	Fault(err error) Fault
+	// As finds a native client.
+	As(target any) bool
+	// Close closes what the store opened itself.
+	Close() error
+}
+
+// Notifier is a store whose database can tell other processes.
+type Notifier interface {
+	// Notify sends the texts.
+	Notify(ctx context.Context, texts []string) error
+	// Listen calls ready once it listens, then heard for each text, until ctx or the connection ends.
+	Listen(ctx context.Context, ready func(), heard func(text string)) error
+}
+
+// Record is one message in the log.
+type Record struct {
+	Topic   int64
+	Shard   int32
+	Seq     int64 // given by the database
+	Message *bus.Message
+}
+
+// Reader reads on in one topic. It is used by one goroutine.
+type Reader interface {
+	// Read appends what follows the cursors to q.Records and moves the cursors.
+	Read(ctx context.Context, q *Query) (More, error)
+}
+
+// Query is one read.
+type Query struct {
+	Cursors []Cursor
+	// Limit bounds the records, Bytes their [bus.Message.Size]: reading stops with the record that reaches it.
+	Limit, Bytes int
+	Records      []Record
+}
+
+// Cursor is the first position of a shard that has not been read.
+type Cursor struct {
+	Shard int32
+	From  int64
+}
+
+// More says what to expect after a read.
+type More int8
+
+const (
+	// Drained: nothing is left.
+	Drained More = iota
+	// Held: there is something that is not safe to read yet, and will be soon.
+	Held
+	// Ready: there is more.
+	Ready
+)
+
+// Progress is what is committed of a lane.
+type Progress struct {
+	Shard    int32
+	Epoch    uint64
+	Position int64
+	Window   []byte
+}
+
+// Fault is what an error means.
+type Fault struct {
+	// Retryable: the same may succeed later.
+	Retryable bool
+	// OfMessage: one of the messages is to blame, and the others could be stored without it.
+	OfMessage bool
+	// TooLarge: a limit of the database on the size of a message.
+	TooLarge bool
+}
+
+// Uncertain is an error of which it is not known whether it prevented what was asked.
+type Uncertain struct{ Err error }
+
+func (e *Uncertain) Error() string { return e.Err.Error() }
+
+// Unwrap returns the client library's error.
+func (e *Uncertain) Unwrap() error { return e.Err }

@@ -1,0 +1,221 @@
+// Package postgres is a bus in a PostgreSQL database: an insert-only log in tables, for services that have the database
+// anyway. The engine is shared with the other SQL drivers; the library is pgx. Tested with PostgreSQL 15.
+//
+// # URLs
+//
+//	postgres://user:password@host:5432/database?sslmode=verify-full
+//
+// Parameters of the bus:
+//
+//	schema=millrace             where the tables are; it is created if need be
+//	shards=16                   lanes of topics that this bus creates (1 to 256); those that exist keep theirs
+//	lease=10s                   how long the lanes of a process that died stay its own (500ms to 10m)
+//	poll=250ms                  longest pause between looks for messages, should a notification be missed (2ms to 1m)
+//	commit=10ms                 how long settling gathers before it is written (1ms to 1s)
+//	retention=0s                delete messages that are older and that every group has finished; 0s keeps all (to 100 years)
+//	listen=true                 hear of other processes' messages by LISTEN, on a connection of its own; false: by looking
+//	migrate=true                create and update the tables; false: only check their version
+//
+// Parameters of the connections, as pgx and libpq define them: sslmode, sslrootcert, sslcert, sslkey, sslpassword, sslsni,
+// sslnegotiation, channel_binding, connect_timeout, application_name, target_session_attrs, passfile, search_path,
+// statement_timeout, default_query_exec_mode, pool_max_conns (16 if it is not given), pool_min_conns,
+// pool_max_conn_lifetime, pool_max_conn_idle_time, pool_health_check_period.
+//
+// Behind PgBouncer in transaction mode: listen=false, and default_query_exec_mode=exec if it is older than 1.21 or has
+// prepared statements switched off.
+//
+// # Delivery semantics
+//
+// Published means: committed, with the database's synchronous_commit. Concurrent calls share commits. In a lane, messages
+// come in the order of their positions, and nothing is skipped, however the transactions of several writers overlap: a reader
+// waits for the writers that may still bring an earlier position, and for nothing else. Equal keys are handled in the order
+// in which they were published, also across the processes of a group. What was finished before a crash, up to the commit
+// interval, is not delivered again, however far an unfinished message lags behind. Groups may begin at the oldest message,
+// at the newest, or at a time, which is that of insertion by the database's clock.
+//
+// The bus must reach the primary: on a standby, the locks that the order rests on cannot be seen.
+//
+// # Topology
+//
+// Tables in the schema: topic, log, grp, lane, member, poison, meta, and the sequence log_seq. [Migrations] prints their
+// definitions. Advisory locks are taken with two keys, of which the first is a hash of the schema's name.
+//
+// # Native client
+//
+// bus.As[*pgxpool.Pool].
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
+)
+
+func init() {
+	bus.RegisterDriver("postgres", fromURL)
+	bus.RegisterDriver("postgresql", fromURL)
+}
+
+// Config configures a bus. A field that is zero has its default.
+type Config struct {
+	// Schema is where the tables are. Small letters, digits and _. Defaults to "millrace".
+	Schema string
+	// Shards is the number of lanes of topics that this bus creates: how many processes of a group can share one.
+	// 1 to 256. Defaults to 16.
+	Shards int
+	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults to 10 s.
+	Lease time.Duration
+	// Poll is the longest pause between looks for messages, should a notification be missed. 2 ms to 1 min.
+	// Defaults to 250 ms.
+	Poll time.Duration
+	// Commit is how long settling gathers before it is written. 1 ms to 1 s. Defaults to 10 ms.
+	Commit time.Duration
+	// Retention is the age at which messages are deleted that every group has finished. Defaults to 0: never.
+	Retention time.Duration
+	// NoListen does without LISTEN, which needs a connection of its own: messages of other processes are then found by
+	// looking, at the latest after Poll.
+	NoListen bool
+	// NoMigrate leaves the tables as they are, and only checks their version.
+	NoMigrate bool
+}
+
+// Defaults of Config.
+const (
+	DefaultSchema = "millrace"
+	// DefaultPoolSize is the bound of a pool of which the URL does not say it.
+	DefaultPoolSize = 16
+)
+
+// connection are the URL's parameters that pgx understands.
+var connection = []string{
+	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslsni", "sslnegotiation", "channel_binding",
+	"connect_timeout", "application_name", "target_session_attrs", "passfile", "search_path", "statement_timeout",
+	"default_query_exec_mode", "pool_max_conns", "pool_min_conns", "pool_max_conn_lifetime", "pool_max_conn_idle_time",
+	"pool_health_check_period",
+}
+
+func fromURL(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+	c := Config{Schema: p.Text("schema", DefaultSchema), NoListen: !p.Bool("listen", true)}
+	if err := sqllog.CheckIdentifier("parameter \"schema\"", c.Schema); err != nil {
+		p.Fail("%w", err)
+	}
+	common := sqllog.FromParams(p)
+	q := url.Values{}
+	for _, name := range connection {
+		if v := p.Text(name, ""); v != "" {
+			q.Set(name, v)
+		}
+	}
+	u := *p.URL()
+	if u.Opaque != "" {
+		p.Fail("want postgres://user:password@host/database")
+	}
+	u.RawQuery = q.Encode()
+	pc, err := parse(&u)
+	if err != nil {
+		p.Fail("%w", err)
+	}
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	if !q.Has("pool_max_conns") {
+		pc.MaxConns = DefaultPoolSize
+	}
+	return open(ctx, pc, c, common)
+}
+
+// parse parses without the password, which errors of the library could show.
+func parse(u *url.URL) (*pgxpool.Config, error) {
+	bare := *u
+	password, has := "", false
+	if u.User != nil {
+		password, has = u.User.Password()
+		bare.User = url.User(u.User.Username())
+	}
+	pc, err := pgxpool.ParseConfig(bare.String())
+	if err != nil {
+		return nil, err
+	}
+	if has {
+		pc.ConnConfig.Password = password
+	}
+	return pc, nil
+}
+
+// Open opens a bus over a pool of its own, made of pc, for which pgxpool.ParseConfig is the usual source. ctx bounds
+// the opening.
+func Open(ctx context.Context, pc *pgxpool.Config, c Config, opts ...bus.Option) (*bus.Bus, error) {
+	common, err := c.complete()
+	if err != nil {
+		return nil, err
+	}
+	d, err := open(ctx, pc, c, common)
+	if err != nil {
+		return nil, err
+	}
+	return bus.New(d, opts...), nil
+}
+
+// New opens a bus over a pool that the caller keeps, and closes after the bus.
+func New(ctx context.Context, pool *pgxpool.Pool, c Config, opts ...bus.Option) (*bus.Bus, error) {
+	common, err := c.complete()
+	if err != nil {
+		return nil, err
+	}
+	d, err := newDriver(ctx, newStore(pool, false, c.Schema), c, common)
+	if err != nil {
+		return nil, err
+	}
+	return bus.New(d, opts...), nil
+}
+
+// Migrations returns the SQL that creates and updates the tables, for the schema ("" is the default).
+func Migrations(schema string) (string, error) {
+	c := Config{Schema: schema}
+	if _, err := c.complete(); err != nil {
+		return "", err
+	}
+	return dialect(c.Schema).Script(), nil
+}
+
+func (c *Config) complete() (sqllog.Config, error) {
+	if c.Schema == "" {
+		c.Schema = DefaultSchema
+	}
+	common := sqllog.Config{
+		Shards: c.Shards, Lease: c.Lease, Poll: c.Poll, Commit: c.Commit, Retention: c.Retention, NoMigrate: c.NoMigrate,
+	}
+	if err := common.Complete("postgres"); err != nil {
+		return common, err
+	}
+	if err := sqllog.CheckIdentifier("Schema", c.Schema); err != nil {
+		return common, fmt.Errorf("postgres: %w", err)
+	}
+	return common, nil
+}
+
+func open(ctx context.Context, pc *pgxpool.Config, c Config, common sqllog.Config) (*sqllog.Driver, error) {
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: open: %w", err)
+	}
+	return newDriver(ctx, newStore(pool, true, c.Schema), c, common)
+}
+
+func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*sqllog.Driver, error) {
+	if s.pool.Config().MaxConns < 2 {
+		err := fmt.Errorf("postgres: %w: the pool has one connection: want at least 2, or publishing and reading wait for each other", bus.ErrInvalid)
+		return nil, errors.Join(err, s.Close())
+	}
+	if c.NoListen {
+		return sqllog.New(ctx, struct{ sqllog.Store }{s}, common) // hides Notify and Listen
+	}
+	return sqllog.New(ctx, s, common)
+}

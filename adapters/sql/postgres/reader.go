@@ -1,0 +1,305 @@
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Numbers are drawn before the commit, so rows become visible out of their order: who simply reads on after the last row
+// loses those that come late. Therefore whoever draws numbers holds a shared advisory lock on the topic until it
+// has committed, and PostgreSQL makes a commit visible before it lets go of the locks. A reader looks at the last
+// number that was drawn (the head), after that at the holders of the lock, and after that at the rows. Rows up to the
+// head are complete once each of these holders has gone; who draws later gets a greater number. Other transactions, however
+// long, are of no concern.
+
+// fence knows up to where the rows of one topic are complete.
+type fence struct {
+	safe    int64
+	pending []sighting
+}
+
+// sighting is a head, and who held the lock after it was seen.
+type sighting struct {
+	head    int64
+	holders []string
+}
+
+// maxSightings bounds pending. While a writer hangs, newer sightings replace the last one.
+const maxSightings = 16
+
+// see takes a new head and the holders that were seen after it, and moves safe.
+func (f *fence) see(head int64, holders []string) {
+	// A prepared transaction has another name than it had before, so it could be any of the earlier holders.
+	prepared := slices.ContainsFunc(holders, func(h string) bool { return strings.HasPrefix(h, "-1/") })
+	kept := f.pending[:0]
+	for _, s := range f.pending {
+		if prepared || slices.ContainsFunc(s.holders, func(h string) bool { return slices.Contains(holders, h) }) {
+			kept = append(kept, s)
+		} else {
+			f.safe = max(f.safe, s.head)
+		}
+	}
+	f.pending = kept
+	switch {
+	case len(holders) == 0:
+		f.safe = max(f.safe, head)
+	case len(f.pending) == maxSightings:
+		f.pending[maxSightings-1] = sighting{head, holders}
+	default:
+		f.pending = append(f.pending, sighting{head, holders})
+	}
+}
+
+// reader implements sqllog.Reader.
+type reader struct {
+	store *store
+	topic int64
+	fence fence
+	// behind: what was read last was far below the head, so it need not be looked at.
+	behind bool
+	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in small ones.
+	active int
+
+	slab    []bus.Message
+	buffers [2][]byte
+}
+
+func (s *store) Reader(topic int64) sqllog.Reader { return &reader{store: s, topic: topic} }
+
+// Read implements sqllog.Reader, in one round trip.
+func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error) {
+	s := r.store
+	conn, err := s.acquire(ctx, &s.head, &s.holders, &s.read)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Release()
+	lane := max((q.Limit+r.active)/max(r.active, 1), 1)
+	if r.active == 0 {
+		lane = max(q.Limit/len(q.Cursors), 1)
+	}
+	p := conn.Conn().PgConn().StartPipeline(ctx)
+	look := !r.behind
+	if look {
+		s.send(p, &s.head)
+		s.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
+	}
+	s.send(p, &s.read, raw4(int32(r.topic)), r.shards(q.Cursors), r.positions(q.Cursors), raw8(int64(lane)), raw8(int64(q.Limit)))
+	if err := p.Flush(); err != nil {
+		return 0, errors.Join(err, p.Close())
+	}
+	if look {
+		if err := r.look(p); err != nil {
+			return 0, errors.Join(err, p.Close())
+		}
+	}
+	var more sqllog.More
+	err = result(p, func(rows *pgconn.ResultReader) (err error) {
+		more, err = r.rows(rows, q, lane)
+		return err
+	})
+	if cerr := p.Close(); err == nil {
+		err = cerr
+	}
+	return more, err
+}
+
+// look reads the head and the holders.
+func (r *reader) look(p *pgconn.Pipeline) error {
+	var head int64
+	err := result(p, func(rows *pgconn.ResultReader) error {
+		for rows.NextRow() {
+			head = int64(binary.BigEndian.Uint64(rows.Values()[0]))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var holders []string
+	err = result(p, func(rows *pgconn.ResultReader) error {
+		for rows.NextRow() {
+			holders = append(holders, string(rows.Values()[0]))
+		}
+		return nil
+	})
+	if err == nil {
+		r.fence.see(head, holders)
+	}
+	return err
+}
+
+// result reads one statement's rows, and the end of its transaction.
+func result(p *pgconn.Pipeline, read func(*pgconn.ResultReader) error) error {
+	got, err := p.GetResults()
+	if err != nil {
+		return err
+	}
+	rows, ok := got.(*pgconn.ResultReader)
+	if !ok {
+		return fmt.Errorf("unexpected answer %T", got)
+	}
+	err = read(rows)
+	if _, cerr := rows.Close(); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return err
+	}
+	_, err = p.GetResults() // the end of the transaction
+	return err
+}
+
+// rows takes the rows up to the fence.
+func (r *reader) rows(rows *pgconn.ResultReader, q *sqllog.Query, lane int) (sqllog.More, error) {
+	var n, inLane, bytes int
+	var held, full bool
+	active, shard := 0, int32(-1)
+	var cursor *sqllog.Cursor
+	for rows.NextRow() {
+		v := rows.Values()
+		n++
+		if s := int32(int16(binary.BigEndian.Uint16(v[0]))); s != shard {
+			shard, inLane = s, 0
+			active++
+			i := slices.IndexFunc(q.Cursors, func(c sqllog.Cursor) bool { return c.Shard == shard })
+			if i < 0 {
+				return 0, fmt.Errorf("shard %d was not asked for", shard)
+			}
+			cursor = &q.Cursors[i]
+		}
+		if inLane++; inLane == lane {
+			full = true
+		}
+		seq := int64(binary.BigEndian.Uint64(v[1]))
+		if seq > r.fence.safe {
+			held = true
+			continue
+		}
+		if bytes >= q.Bytes {
+			full = true
+			continue // the rest is on its way here already; it is not kept
+		}
+		m := r.message(v)
+		q.Records = append(q.Records, sqllog.Record{Shard: shard, Seq: seq, Message: m})
+		cursor.From = seq + 1
+		bytes += m.Size()
+	}
+	r.active = active
+	full = full || n == q.Limit
+	r.behind = full && !held
+	switch {
+	case full && len(q.Records) > 0:
+		return sqllog.Ready, nil
+	case held:
+		return sqllog.Held, nil
+	}
+	return sqllog.Drained, nil
+}
+
+// message makes a message of a row's columns from the third on. Its texts share one allocation.
+func (r *reader) message(v [][]byte) *bus.Message {
+	if len(r.slab) == 0 {
+		r.slab = make([]bus.Message, 64)
+	}
+	m := &r.slab[0]
+	r.slab = r.slab[1:]
+	n := 0
+	for _, c := range v[3:10] {
+		n += len(c)
+	}
+	var b strings.Builder
+	b.Grow(n)
+	for _, c := range v[3:10] {
+		b.Write(c)
+	}
+	texts := b.String()
+	next := func(c []byte) (s string) {
+		s, texts = texts[:len(c)], texts[len(c):]
+		return s
+	}
+	m.Time = time.Unix(0, int64(binary.BigEndian.Uint64(v[2]))).UTC()
+	m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType = next(v[3]), next(v[4]), next(v[5]), next(v[6]), next(v[7]), next(v[8])
+	sqllog.DecodeHeaders(m, next(v[9]))
+	if v[10] != nil {
+		m.Payload = append(make([]byte, 0, len(v[10])), v[10]...)
+	}
+	return m
+}
+
+func raw4(v int32) []byte { return binary.BigEndian.AppendUint32(nil, uint32(v)) }
+func raw8(v int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(v)) }
+
+func (r *reader) shards(cursors []sqllog.Cursor) []byte {
+	b := array(r.buffers[0][:0], oidInt2, len(cursors))
+	for _, c := range cursors {
+		b = int2b(b, int16(c.Shard))
+	}
+	r.buffers[0] = b
+	return b
+}
+
+func (r *reader) positions(cursors []sqllog.Cursor) []byte {
+	b := array(r.buffers[1][:0], oidInt8, len(cursors))
+	for _, c := range cursors {
+		b = int8b(b, c.From)
+	}
+	r.buffers[1] = b
+	return b
+}
+
+// Head implements sqllog.Store: it waits for the holders of the topic's lock.
+func (s *store) Head(ctx context.Context, topic int64) (int64, error) {
+	r := &reader{store: s, topic: topic}
+	var first int64
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		head, err := r.lookOnce(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if first == 0 {
+			first = head
+		}
+		if r.fence.safe >= first {
+			return r.fence.safe, nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func (r *reader) lookOnce(ctx context.Context) (head int64, err error) {
+	s := r.store
+	conn, err := s.acquire(ctx, &s.head, &s.holders)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Release()
+	p := conn.Conn().PgConn().StartPipeline(ctx)
+	s.send(p, &s.head)
+	s.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
+	if err := p.Flush(); err != nil {
+		return 0, errors.Join(err, p.Close())
+	}
+	err = r.look(p)
+	if cerr := p.Close(); err == nil {
+		err = cerr
+	}
+	if n := len(r.fence.pending); n > 0 {
+		return r.fence.pending[n-1].head, err
+	}
+	return r.fence.safe, err
+}

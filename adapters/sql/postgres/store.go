@@ -1,0 +1,205 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+)
+
+// store implements sqllog.Store.
+type store struct {
+	pool    *pgxpool.Pool
+	owned   bool
+	db      *sql.DB // over the pool, for what is rare
+	dialect *sqllog.Dialect
+	class   int32 // of the advisory locks
+	channel string
+	// prepare: statements may be prepared under a name, as the pool's own are.
+	prepare bool
+
+	insert, head, holders, read statement
+	commit, notify              string
+}
+
+// statement is one that is sent in the protocol's own form, without the library's conversions.
+type statement struct {
+	name, text string
+	params     []uint32 // types
+}
+
+// Types of parameters.
+const (
+	oidInt2       = 21
+	oidInt4       = 23
+	oidInt8       = 20
+	oidText       = 25
+	oidBytea      = 17
+	oidInt2Array  = 1005
+	oidInt4Array  = 1007
+	oidInt8Array  = 1016
+	oidTextArray  = 1009
+	oidByteaArray = 1001
+)
+
+func newStore(pool *pgxpool.Pool, owned bool, schema string) *store {
+	d := dialect(schema)
+	return &store{
+		pool: pool, owned: owned, db: stdlib.OpenDBFromPool(pool), dialect: d,
+		class: lockClass(schema), channel: "millrace_" + schema,
+		prepare: pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement,
+		insert: statement{
+			name: "millrace_insert_" + schema,
+			// The locks come before the first number is drawn, because the count needs them all and the numbers are
+			// drawn for rows that have been joined with it.
+			text: d.SQL(`WITH locks AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared($1, topic) FROM unnest($2::int4[]) topic)
+INSERT INTO {log} (topic, shard, seq, created, time, id, msg_key, type, source, subject, content_type, headers, payload)
+SELECT m.topic, m.shard, nextval('{log_seq}'), begun.at, m.time, m.id, m.msg_key, m.type, m.source, m.subject, m.content_type, m.headers, m.payload
+FROM (SELECT COUNT(*), {now} AS at FROM locks) begun,
+unnest($3::int4[], $4::int2[], $5::int8[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[])
+AS m (topic, shard, time, id, msg_key, type, source, subject, content_type, headers, payload)`),
+			params: []uint32{oidInt4, oidInt4Array, oidInt4Array, oidInt2Array, oidInt8Array, oidTextArray, oidByteaArray, oidTextArray, oidTextArray, oidTextArray, oidTextArray, oidTextArray, oidByteaArray},
+		},
+		head: statement{
+			name: "millrace_head_" + schema,
+			text: d.SQL("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {log_seq}"),
+		},
+		holders: statement{
+			name: "millrace_holders",
+			text: `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND classid = ($1::int8 & 4294967295)::oid AND objid = $2::int8::oid AND objsubid = 2
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+			params: []uint32{oidInt8, oidInt8},
+		},
+		read: statement{
+			name: "millrace_read_" + schema,
+			text: d.SQL(`SELECT l.shard, l.seq, l.time, l.id, l.msg_key, l.type, l.source, l.subject, l.content_type, l.headers, l.payload
+FROM unnest($2::int2[], $3::int8[]) c (shard, pos), LATERAL (SELECT * FROM {log} l WHERE l.topic = $1 AND l.shard = c.shard AND l.seq >= c.pos ORDER BY l.seq LIMIT $4) l LIMIT $5`),
+			params: []uint32{oidInt4, oidInt2Array, oidInt8Array, oidInt8, oidInt8},
+		},
+		commit: d.SQL(`UPDATE {lane} l SET pos = c.pos, win = c.win FROM unnest($3::int2[], $4::int8[], $5::int8[], $6::bytea[]) c (shard, epoch, pos, win)
+WHERE l.grp = $1 AND l.owner = $2 AND l.shard = c.shard AND l.epoch = c.epoch AND l.pos <= c.pos`),
+		notify: "SELECT pg_notify($1, t) FROM unnest($2::text[]) t",
+	}
+}
+
+func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
+func (s *store) DB() *sql.DB              { return s.db }
+
+func (s *store) As(target any) bool {
+	if pool, ok := target.(**pgxpool.Pool); ok {
+		*pool = s.pool
+		return true
+	}
+	return false
+}
+
+func (s *store) Close() error {
+	err := s.db.Close()
+	if s.owned {
+		s.pool.Close()
+	}
+	return err
+}
+
+// acquire takes a connection on which the statements are ready.
+func (s *store) acquire(ctx context.Context, statements ...*statement) (*pgxpool.Conn, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil || !s.prepare {
+		return conn, err
+	}
+	for _, st := range statements {
+		if _, err := conn.Conn().Prepare(ctx, st.name, st.text); err != nil { // nothing, if it is prepared already
+			conn.Release()
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
+// inBinary is the format of all parameters and results.
+var inBinary = []int16{1}
+
+// send sends a statement with a transaction of its own.
+func (s *store) send(p *pgconn.Pipeline, st *statement, params ...[]byte) {
+	if s.prepare {
+		p.SendQueryPrepared(st.name, params, inBinary, inBinary)
+	} else {
+		p.SendQueryParams(st.text, params, st.params, inBinary, inBinary)
+	}
+	p.SendPipelineSync()
+}
+
+// Append implements sqllog.Store: one statement, which is a transaction of its own.
+func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
+	conn, err := s.acquire(ctx, &s.insert)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	e := encoders.Get().(*encoder)
+	defer encoders.Put(e)
+	params := e.encode(s.class, batch)
+	var result *pgconn.ResultReader
+	if pg := conn.Conn().PgConn(); s.prepare {
+		result = pg.ExecPrepared(ctx, s.insert.name, params, inBinary, inBinary)
+	} else {
+		result = pg.ExecParams(ctx, s.insert.text, params, s.insert.params, inBinary, inBinary)
+	}
+	if _, err = result.Close(); err == nil {
+		return nil
+	}
+	// An error that the server reports has undone the statement; but if it is the last that this connection says,
+	// the commit may have come before it.
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.SeverityUnlocalized == "ERROR" || pgconn.SafeToRetry(err) {
+		return err
+	}
+	return &sqllog.Uncertain{Err: err}
+}
+
+// Commit implements sqllog.Store.
+func (s *store) Commit(ctx context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
+	shards, epochs, positions, windows := make([]int16, len(lanes)), make([]int64, len(lanes)), make([]int64, len(lanes)), make([][]byte, len(lanes))
+	for i, l := range lanes {
+		shards[i], epochs[i], positions[i] = int16(l.Shard), int64(l.Epoch), l.Position
+		if len(l.Window) > 0 {
+			windows[i] = l.Window
+		}
+	}
+	tag, err := s.pool.Exec(ctx, s.commit, group, member, shards, epochs, positions, windows)
+	return int(tag.RowsAffected()), err
+}
+
+// Fault implements sqllog.Store.
+func (s *store) Fault(err error) sqllog.Fault {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		// Not the server's word: the network, or a context.
+		return sqllog.Fault{Retryable: !errors.Is(err, sql.ErrConnDone) && !isClosedPool(err)}
+	}
+	switch {
+	case e.Code == "42501" || strings.HasPrefix(e.Code, "28"): // no privilege, wrong password
+		return sqllog.Fault{}
+	case strings.HasPrefix(e.Code, "54"): // a limit of the program
+		return sqllog.Fault{OfMessage: true, TooLarge: true}
+	case strings.HasPrefix(e.Code, "22"), strings.HasPrefix(e.Code, "23"): // data, a constraint
+		return sqllog.Fault{OfMessage: true}
+	case e.Code == "25006": // read only: a standby, until it is promoted or the address leads elsewhere
+		return sqllog.Fault{Retryable: true}
+	}
+	for _, class := range []string{"08", "40", "53", "55", "57", "58", "XX"} {
+		if strings.HasPrefix(e.Code, class) {
+			return sqllog.Fault{Retryable: true}
+		}
+	}
+	return sqllog.Fault{}
+}
+
+// isClosedPool says whether the pool was closed by its owner. The library has no error value for it that is wrapped.
+func isClosedPool(err error) bool { return strings.Contains(err.Error(), "closed pool") }

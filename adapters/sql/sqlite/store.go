@@ -1,0 +1,359 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
+)
+
+// store implements sqllog.Store.
+type store struct {
+	dialect *sqllog.Dialect
+	write   *sql.DB // one connection, if it is ours
+	read    *sql.DB // the same pool for a database in memory or of the caller
+	owned   bool
+
+	commit prepared
+
+	mu     sync.Mutex
+	topics map[int64]*statements
+}
+
+// statements are those of one topic.
+type statements struct {
+	insert, insertMany prepared // of one message, of insertRows
+	head, read         prepared
+}
+
+// prepared is a statement that is prepared when it is first needed.
+type prepared struct {
+	db   *sql.DB
+	text string
+
+	mu   sync.Mutex
+	stmt *sql.Stmt
+}
+
+func (p *prepared) get() (*sql.Stmt, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stmt == nil {
+		stmt, err := p.db.PrepareContext(context.Background(), p.text)
+		if err != nil {
+			return nil, err
+		}
+		p.stmt = stmt
+	}
+	return p.stmt, nil
+}
+
+func (p *prepared) close() {
+	if p.stmt != nil {
+		p.stmt.Close()
+	}
+}
+
+// insertRows is how many messages one statement inserts: more than one saves about a fifth of the time.
+const insertRows = 16
+
+func (s *store) init() {
+	s.topics = map[int64]*statements{}
+	s.commit = prepared{db: s.write, text: s.dialect.SQL("UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ?")}
+}
+
+func (s *store) topic(id int64) *statements {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.topics[id]
+	if t == nil {
+		log, _ := s.dialect.Log(id)
+		insert := "INSERT INTO " + log + " (shard, created, id, msg_key, type, source, subject, time, content_type, headers, payload) VALUES "
+		row := "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+		t = &statements{
+			insert:     prepared{db: s.write, text: insert + row},
+			insertMany: prepared{db: s.write, text: insert + strings.Repeat(row+", ", insertRows-1) + row},
+			head:       prepared{db: s.read, text: "SELECT COALESCE(MAX(seq), 0) FROM " + log},
+			// The shards wanted are four masks of 64 bits, so that one statement does for any set of them.
+			read: prepared{db: s.read, text: "SELECT seq, shard, id, msg_key, type, source, subject, time, content_type, headers, payload FROM " + log +
+				" WHERE seq >= ? AND seq <= ? AND ((CASE shard >> 6 WHEN 0 THEN ? WHEN 1 THEN ? WHEN 2 THEN ? ELSE ? END) >> (shard & 63)) & 1 ORDER BY seq"},
+		}
+		s.topics[id] = t
+	}
+	return t
+}
+
+func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
+func (s *store) DB() *sql.DB              { return s.write }
+
+func (s *store) As(target any) bool {
+	if db, ok := target.(**sql.DB); ok {
+		*db = s.read
+		return true
+	}
+	return false
+}
+
+func (s *store) Close() error {
+	s.commit.close()
+	for _, t := range s.topics {
+		for _, p := range []*prepared{&t.insert, &t.insertMany, &t.head, &t.read} {
+			p.close()
+		}
+	}
+	if !s.owned {
+		return nil
+	}
+	err := s.write.Close()
+	if s.read != s.write {
+		err = errors.Join(err, s.read.Close())
+	}
+	return err
+}
+
+// Head implements sqllog.Store. What is visible has no gaps, because there is one writer at a time.
+func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
+	stmt, err := s.topic(topic).head.get()
+	if err != nil {
+		return 0, err
+	}
+	err = stmt.QueryRowContext(ctx).Scan(&head)
+	return head, err
+}
+
+// Append implements sqllog.Store. Its statements are short and wait for other processes at most for the busy timeout,
+// so they do without the context, whose watching costs this library a goroutine a statement.
+func (s *store) Append(_ context.Context, batch []sqllog.Record) error {
+	ctx := context.Background()
+	type insert struct {
+		records   []sqllog.Record
+		one, many *sql.Stmt
+	}
+	var inserts []insert
+	for len(batch) > 0 {
+		n := 1
+		for n < len(batch) && batch[n].Topic == batch[0].Topic {
+			n++
+		}
+		t := s.topic(batch[0].Topic)
+		one, err := t.insert.get()
+		if err != nil {
+			return err
+		}
+		many, err := t.insertMany.get()
+		if err != nil {
+			return err
+		}
+		inserts = append(inserts, insert{batch[:n], one, many})
+		batch = batch[n:]
+	}
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	created := time.Now().UnixMicro() // inside the transaction, so that it grows with the position
+	args := make([]any, 0, insertRows*11)
+	for _, in := range inserts {
+		one, many := tx.StmtContext(ctx, in.one), tx.StmtContext(ctx, in.many)
+		for records := in.records; len(records) > 0; {
+			n, stmt := 1, one
+			if len(records) >= insertRows {
+				n, stmt = insertRows, many
+			}
+			args = args[:0]
+			for i := range n {
+				args = appendRow(args, &records[i], created)
+			}
+			if _, err := stmt.ExecContext(ctx, args...); err != nil {
+				return err
+			}
+			records = records[n:]
+		}
+	}
+	return s.finish(tx)
+}
+
+func appendRow(args []any, r *sqllog.Record, created int64) []any {
+	m := r.Message
+	var headers, payload any
+	if text, ok := sqllog.EncodeHeaders(m); ok {
+		headers = text
+	}
+	if m.Payload != nil {
+		payload = m.Payload
+	}
+	return append(args, r.Shard, created, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, sqllog.Nanos(m.Time), m.ContentType, headers, payload)
+}
+
+// finish commits. A commit that found the file busy or the disk full was rolled back; after any other failure the
+// transaction may turn up when the file is opened again.
+func (s *store) finish(tx *sql.Tx) error {
+	err := tx.Commit()
+	if err == nil {
+		return nil
+	}
+	if code, ok := resultCode(err); ok && (code == sqlite3.SQLITE_BUSY || code == sqlite3.SQLITE_FULL) {
+		return err
+	}
+	return &sqllog.Uncertain{Err: err}
+}
+
+// Commit implements sqllog.Store.
+func (s *store) Commit(_ context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
+	ctx := context.Background()
+	update, err := s.commit.get()
+	if err != nil {
+		return 0, err
+	}
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	stmt := tx.StmtContext(ctx, update)
+	n := 0
+	for _, l := range lanes {
+		var win any
+		if len(l.Window) > 0 {
+			win = l.Window
+		}
+		r, err := stmt.ExecContext(ctx, l.Position, win, group, l.Shard, member, l.Epoch, l.Position)
+		if err != nil {
+			return 0, err
+		}
+		rows, err := r.RowsAffected()
+		if err != nil {
+			return 0, err
+		}
+		n += int(rows)
+	}
+	return n, s.finish(tx)
+}
+
+func resultCode(err error) (int, bool) {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
+		return 0, false
+	}
+	return e.Code() & 0xff, true // the rest is detail
+}
+
+// Fault implements sqllog.Store.
+func (s *store) Fault(err error) sqllog.Fault {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return sqllog.Fault{Retryable: true}
+	}
+	code, _ := resultCode(err)
+	switch code {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT:
+		return sqllog.Fault{Retryable: true}
+	case sqlite3.SQLITE_TOOBIG:
+		return sqllog.Fault{OfMessage: true, TooLarge: true}
+	}
+	return sqllog.Fault{}
+}
+
+// newMessages is how many messages a reader allocates at once.
+const newMessages = 64
+
+// reader implements sqllog.Reader.
+type reader struct {
+	of   *statements
+	slab []bus.Message
+	from [sqllog.MaxShards]int64
+}
+
+func (s *store) Reader(topic int64) sqllog.Reader { return &reader{of: s.topic(topic)} }
+
+// Read implements sqllog.Reader. The table is in the order of positions, so one pass serves all shards.
+func (r *reader) Read(_ context.Context, q *sqllog.Query) (sqllog.More, error) {
+	ctx := context.Background() // as in Append
+	headStmt, err := r.of.head.get()
+	if err != nil {
+		return 0, err
+	}
+	var head int64
+	if err := headStmt.QueryRowContext(ctx).Scan(&head); err != nil {
+		return 0, err
+	}
+	lowest := head + 1
+	var masks [4]uint64
+	for _, c := range q.Cursors {
+		r.from[c.Shard] = c.From
+		lowest = min(lowest, c.From)
+		masks[c.Shard>>6] |= 1 << (c.Shard & 63)
+	}
+	if lowest > head {
+		return sqllog.Drained, nil
+	}
+	stmt, err := r.of.read.get()
+	if err != nil {
+		return 0, err
+	}
+	rows, err := stmt.QueryContext(ctx, lowest, head, int64(masks[0]), int64(masks[1]), int64(masks[2]), int64(masks[3]))
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	more, through := sqllog.Drained, head
+	for bytes := 0; rows.Next(); {
+		if len(q.Records) >= q.Limit || bytes >= q.Bytes {
+			more, through = sqllog.Ready, q.Records[len(q.Records)-1].Seq
+			break
+		}
+		record, err := r.scan(rows)
+		if err != nil {
+			return 0, err
+		}
+		if record.Seq < r.from[record.Shard] {
+			continue
+		}
+		q.Records = append(q.Records, record)
+		bytes += record.Message.Size()
+	}
+	if err := rows.Err(); err != nil {
+		return 0, err
+	}
+	for i := range q.Cursors {
+		q.Cursors[i].From = max(q.Cursors[i].From, through+1)
+	}
+	return more, nil
+}
+
+func (r *reader) scan(rows *sql.Rows) (sqllog.Record, error) {
+	if len(r.slab) == 0 {
+		r.slab = make([]bus.Message, newMessages)
+	}
+	m := &r.slab[0]
+	record := sqllog.Record{Message: m}
+	var key sql.RawBytes
+	var nanos int64
+	var headers sql.NullString
+	var payload any // a []byte would be nil for an empty blob too
+	err := rows.Scan(&record.Seq, &record.Shard, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &nanos, &m.ContentType, &headers, &payload)
+	if err != nil {
+		return record, err
+	}
+	r.slab = r.slab[1:]
+	m.Key = string(key)
+	m.Time = time.Unix(0, nanos).UTC()
+	switch p := payload.(type) {
+	case []byte:
+		if m.Payload = p; p == nil {
+			m.Payload = []byte{}
+		}
+	case string: // a foreign program has put it there
+		m.Payload = []byte(p)
+	}
+	sqllog.DecodeHeaders(m, headers.String)
+	return record, nil
+}

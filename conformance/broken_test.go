@@ -1,0 +1,396 @@
+package conformance_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/millrace-go/millrace/adapters/memory"
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/conformance"
+)
+
+// broken is the memory driver with something wrong. A hook that is nil leaves its part as it is.
+type broken struct {
+	bus.Driver
+	publish   func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error
+	subscribe func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error)
+	receive   func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error)
+	settle    func(s bus.Source, ctx context.Context, tokens []bus.Token) error
+	close     func(s bus.Source, ctx context.Context) error
+	poison    func(s bus.PoisonStore) bus.PoisonStore
+	caps      func(c bus.Capabilities) bus.Capabilities
+	shut      func(d bus.Driver, ctx context.Context) error
+}
+
+func (b *broken) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+	if b.publish != nil {
+		return b.publish(b.Driver, ctx, topic, msgs)
+	}
+	return b.Driver.Publish(ctx, topic, msgs)
+}
+
+func (b *broken) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	subscribe := func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+		return d.Subscribe(ctx, s, o)
+	}
+	if b.subscribe != nil {
+		subscribe = b.subscribe
+	}
+	src, err := subscribe(b.Driver, ctx, s, o)
+	if err != nil {
+		return nil, err
+	}
+	return &brokenSource{Source: src, b: b}, nil
+}
+
+func (b *broken) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	s, err := b.Driver.Poison(ctx, group)
+	if err == nil && b.poison != nil {
+		s = b.poison(s)
+	}
+	return s, err
+}
+
+func (b *broken) Capabilities() bus.Capabilities {
+	if b.caps != nil {
+		return b.caps(b.Driver.Capabilities())
+	}
+	return b.Driver.Capabilities()
+}
+
+func (b *broken) Close(ctx context.Context) error {
+	if b.shut != nil {
+		return b.shut(b.Driver, ctx)
+	}
+	return b.Driver.Close(ctx)
+}
+
+type brokenSource struct {
+	bus.Source
+	b *broken
+}
+
+func (s *brokenSource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+	if s.b.receive != nil {
+		return s.b.receive(s.Source, ctx, dst, maxBytes)
+	}
+	return s.Source.Receive(ctx, dst, maxBytes)
+}
+
+func (s *brokenSource) Settle(ctx context.Context, tokens []bus.Token) error {
+	if s.b.settle != nil {
+		return s.b.settle(s.Source, ctx, tokens)
+	}
+	return s.Source.Settle(ctx, tokens)
+}
+
+func (s *brokenSource) Close(ctx context.Context) error {
+	if s.b.close != nil {
+		return s.b.close(s.Source, ctx)
+	}
+	return s.Source.Close(ctx)
+}
+
+// edit is a driver that changes messages on their way in.
+func edit(f func(m *bus.Message)) *broken {
+	return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		changed := make([]*bus.Message, len(msgs))
+		for i, m := range msgs {
+			changed[i] = m.Clone()
+			f(changed[i])
+		}
+		return d.Publish(ctx, topic, changed)
+	}}
+}
+
+// filter is a driver that changes batches on their way out; the hook returns how many deliveries are left.
+func filter(f func(dst []bus.Delivery) int) *broken {
+	return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+		for {
+			n, err := s.Receive(ctx, dst, maxBytes)
+			if n = f(dst[:n]); n > 0 || err != nil {
+				return n, err
+			}
+		}
+	}}
+}
+
+// poisonHooks is a poison store with something wrong.
+type poisonHooks struct {
+	bus.PoisonStore
+	put    func(s bus.PoisonStore, ctx context.Context, entries []bus.PoisonEntry) error
+	list   func(s bus.PoisonStore, ctx context.Context) iter.Seq2[bus.PoisonEntry, error]
+	remove func(s bus.PoisonStore, ctx context.Context, ids []string) error
+}
+
+func (p *poisonHooks) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+	if p.put != nil {
+		return p.put(p.PoisonStore, ctx, entries)
+	}
+	return p.PoisonStore.Put(ctx, entries...)
+}
+
+func (p *poisonHooks) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+	if p.list != nil {
+		return p.list(p.PoisonStore, ctx)
+	}
+	return p.PoisonStore.List(ctx)
+}
+
+func (p *poisonHooks) Remove(ctx context.Context, ids ...string) error {
+	if p.remove != nil {
+		return p.remove(p.PoisonStore, ctx, ids)
+	}
+	return p.PoisonStore.Remove(ctx, ids...)
+}
+
+// defects are drivers broken on purpose, each with the checks that must notice.
+var defects = []struct {
+	name    string
+	make    func() *broken
+	noticed []string
+}{
+	{
+		"payloads: nil becomes empty",
+		func() *broken {
+			return edit(func(m *bus.Message) {
+				if m.Payload == nil {
+					m.Payload = []byte{}
+				}
+			})
+		},
+		[]string{"round-trip/fields"},
+	},
+	{"headers: repeats are dropped", func() *broken {
+		return edit(func(m *bus.Message) {
+			for i := range m.Headers {
+				m.Headers.Set(m.Headers[i].Name, m.Headers.Get(m.Headers[i].Name))
+				if i >= len(m.Headers)-1 {
+					return
+				}
+			}
+		})
+	}, []string{"round-trip/fields", "failure/permanent"}},
+	{"large payloads are cut", func() *broken {
+		return edit(func(m *bus.Message) { m.Payload = m.Payload[:min(len(m.Payload), 100_000)] })
+	}, []string{"round-trip/large"}},
+	{"the key is lost", func() *broken { return edit(func(m *bus.Message) { m.Key = "" }) }, []string{"round-trip/through-the-router", "order/keys", "order/keys-while-failing", "failure/retry"}},
+	{
+		"publish: one of many is dropped, and nobody is told",
+		func() *broken {
+			var n atomic.Int64
+			return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+				kept := slices.DeleteFunc(slices.Clone(msgs), func(*bus.Message) bool { return n.Add(1)%37 == 0 })
+				return d.Publish(ctx, topic, kept)
+			}}
+		},
+		[]string{"publish/concurrent", "groups/fan-out", "groups/topics-apart", "groups/published-before", "groups/late", "groups/start-at", "lifecycle/pause"},
+	},
+	{"publish: an error is at the wrong index", func() *broken {
+		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.MaxMessage = 1 << 20; return c }, publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			if len(msgs) == 2 {
+				return &bus.PublishError{Errs: []error{nil, errors.New("wrong place")}}
+			}
+			return d.Publish(ctx, topic, msgs)
+		}}
+	}, []string{"publish/errors-aligned"}},
+	{"publish: an ended context is not heeded", func() *broken {
+		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			return d.Publish(context.WithoutCancel(ctx), topic, msgs)
+		}}
+	}, []string{"publish/cancelled"}},
+	{"publish: works after close", func() *broken {
+		return &broken{shut: func(bus.Driver, context.Context) error { return nil }}
+	}, []string{"publish/closed"}},
+	{"publish: says not published although it was", func() *broken {
+		var n atomic.Int64
+		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			err := d.Publish(ctx, topic, msgs)
+			if n.Add(1)%50 == 0 {
+				return bus.FailAll(len(msgs), &bus.Error{Op: "publish", Err: errors.New("lie"), Definite: true})
+			}
+			return err
+		}}
+	}, []string{"publish/close-meanwhile"}},
+	{"every message comes twice", func() *broken {
+		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			return d.Publish(ctx, topic, append(slices.Clone(msgs), msgs...))
+		}}
+	}, []string{"groups/share", "order/concurrency-beyond-lanes", "bounds/in-flight", "bounds/bytes", "lifecycle/drain", "failure/batch", "failure/emit"}},
+	{"two messages of a key are swapped", func() *broken {
+		return filter(func(dst []bus.Delivery) int {
+			first := map[string]int{}
+			for i := range dst {
+				if j, ok := first[dst[i].Key]; ok {
+					dst[i], dst[j] = dst[j], dst[i]
+					break
+				}
+				first[dst[i].Key] = i
+			}
+			return len(dst)
+		})
+	}, []string{"order/keys", "order/slow-key-delays-nobody", "bounds/receive"}},
+	{"deliveries are lost on the way out", func() *broken {
+		var n atomic.Int64
+		return filter(func(dst []bus.Delivery) int {
+			kept := 0
+			for _, d := range dst {
+				if n.Add(1)%7 != 0 {
+					dst[kept] = d
+					kept++
+				}
+			}
+			return kept
+		})
+	}, []string{"round-trip/fields", "groups/latest", "lifecycle/drain"}},
+	{"records that cannot be decoded stop the source", func() *broken {
+		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+			n, err := s.Receive(ctx, dst[:1], maxBytes)
+			if n == 1 && (strings.HasPrefix(dst[0].ContentType, "image/") || dst[0].Type == "typeC") {
+				return 0, errors.New("cannot decode")
+			}
+			return n, err
+		}}
+	}, []string{"failure/undecodable", "types/strict"}},
+	{"receive: the bounds are not kept", func() *broken {
+		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, _ int) (int, error) {
+			return s.Receive(ctx, dst, 1<<40)
+		}}
+	}, []string{"bounds/receive"}},
+	{"receive: does not end with its context", func() *broken {
+		return &broken{receive: func(s bus.Source, _ context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+			return s.Receive(context.Background(), dst, maxBytes)
+		}}
+	}, []string{"lifecycle/receive-ends"}},
+	{"settle: does nothing", func() *broken {
+		return &broken{settle: func(bus.Source, context.Context, []bus.Token) error { return nil }}
+	}, []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "members/stale-settle", "members/leave-and-join"}},
+	{"settle: everything received is settled at once", func() *broken {
+		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+			n, err := s.Receive(ctx, dst, maxBytes)
+			for i := range n {
+				_ = s.Settle(ctx, []bus.Token{dst[i].Token})
+			}
+			return n, err
+		}}
+	}, []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "failure/healthy-at-shutdown", "members/stale-settle", "members/leave-and-join"}},
+	{"settle: stale tokens are no error", func() *broken {
+		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
+			_ = s.Settle(ctx, tokens)
+			return nil
+		}}
+	}, []string{"members/stale-settle"}},
+	{"lanes are not assigned before they deliver", func() *broken {
+		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+			return d.Subscribe(ctx, s, unassigned{o})
+		}}
+	}, []string{"bounds/receive", "types/routing", "failure/exhausted", "lifecycle/no-goroutine-left"}},
+	{"latest begins at the start", func() *broken {
+		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+			s.Start = bus.Earliest
+			return d.Subscribe(ctx, s, o)
+		}}
+	}, []string{"groups/latest", "groups/start-at"}},
+	{"a durable bus forgets", func() *broken {
+		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.Durable = true; return c }}
+	}, []string{"lifecycle/restart"}},
+	{"close: says that it failed", func() *broken {
+		return &broken{shut: func(d bus.Driver, ctx context.Context) error { return errors.Join(d.Close(ctx), errors.New("failed")) }}
+	}, []string{"lifecycle/concurrent-close"}},
+	{"a goroutine is left", func() *broken {
+		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+			go func() { <-leaked }()
+			return d.Subscribe(ctx, s, o)
+		}}
+	}, []string{"lifecycle/no-goroutine-left"}},
+	{"groups share what each should have", func() *broken {
+		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+			s.Group = "one"
+			return d.Subscribe(ctx, s, o)
+		}}
+	}, []string{"groups/fan-out", "groups/late"}},
+	{"poison: entries are forgotten", func() *broken {
+		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
+			return &poisonHooks{PoisonStore: s, put: func(bus.PoisonStore, context.Context, []bus.PoisonEntry) error { return nil }}
+		}}
+	}, []string{"poison/store", "poison/concurrent", "failure/permanent", "failure/exhausted", "types/strict"}},
+	{"poison: looking removes", func() *broken {
+		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
+			return &poisonHooks{PoisonStore: s, list: func(s bus.PoisonStore, ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+				return func(yield func(bus.PoisonEntry, error) bool) {
+					for e, err := range s.List(ctx) {
+						_ = s.Remove(ctx, e.ID)
+						if !yield(e, err) {
+							return
+						}
+					}
+				}
+			}}
+		}}
+	}, []string{"poison/store"}},
+	{"poison: nothing can be removed", func() *broken {
+		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
+			return &poisonHooks{PoisonStore: s, remove: func(bus.PoisonStore, context.Context, []string) error { return nil }}
+		}}
+	}, []string{"poison/store"}},
+}
+
+// leaked ends the goroutines that a defect left, at the end of all tests.
+var leaked = make(chan struct{})
+
+// unassigned keeps assignments from the router.
+type unassigned struct{ bus.LaneObserver }
+
+func (unassigned) Assigned([]bus.Lane) {}
+
+// TestBrokenDriversAreNoticed: a check is worth something if it has been seen to fail.
+func TestBrokenDriversAreNoticed(t *testing.T) {
+	defer close(leaked)
+	var mu sync.Mutex
+	failedOnce := map[string]bool{}
+	t.Run("defects", func(t *testing.T) {
+		for i, d := range defects {
+			t.Run(d.name, func(t *testing.T) {
+				t.Parallel()
+				b := d.make()
+				open := func(context.Context) (*bus.Bus, error) {
+					m, err := memory.Open(memory.Config{Name: "broken-" + string(rune('a'+i))})
+					if err != nil {
+						return nil, err
+					}
+					one := *b
+					one.Driver = m.Driver()
+					return bus.New(&one), nil
+				}
+				pattern := regexp.MustCompile("^(" + strings.Join(d.noticed, "|") + ")$")
+				seen := 0
+				for r := range conformance.Verify(t.Context(), open, conformance.Options{Run: pattern, Timeout: 3 * time.Second}) {
+					seen++
+					if r.Status != conformance.Fail {
+						t.Errorf("%s: %s %s", r.Test, r.Status, r.Detail)
+						continue
+					}
+					mu.Lock()
+					failedOnce[r.Test] = true
+					mu.Unlock()
+				}
+				if seen != len(d.noticed) {
+					t.Errorf("%d of the checks %v exist", seen, d.noticed)
+				}
+			})
+		}
+	})
+	for _, name := range conformance.Checks() {
+		if !failedOnce[name] {
+			t.Errorf("check %s was not seen to fail against any broken driver", name)
+		}
+	}
+}
