@@ -1,0 +1,194 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// revokeTimeout bounds how long a lane that is given up waits for its handlers.
+const revokeTimeout = time.Minute
+
+// consumer reads the deliveries of one registration at a lane.
+type consumer struct {
+	lane     *lane
+	session  *session
+	ch       *amqp.Channel
+	own      *ownership
+	assigned bool
+	gone     chan struct{} // closed when the channel has ended
+	cause    error         // why, set before
+	cancels  chan string
+	// early delivers what was kept before the group came, deliveries the lane's queue. One of them is set: the lane
+	// proper is consumed behind the early queue's end marker.
+	early, deliveries <-chan amqp.Delivery
+	end               int64 // the end marker's position
+}
+
+func newConsumer(l *lane, session *session) (*consumer, error) {
+	ch, err := session.conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	c := &consumer{
+		lane: l, session: session, ch: ch, own: newOwnership(l.id, ch, l.source.prefetch), gone: make(chan struct{}),
+		cancels: ch.NotifyCancel(make(chan string, 4)),
+	}
+	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
+	go func() {
+		c.cause = errors.New("channel closed")
+		if err := <-closes; err != nil {
+			c.cause = err
+		}
+		close(c.gone)
+	}()
+	return c, nil
+}
+
+// begin registers with the broker.
+func (c *consumer) begin(early bool) (err error) {
+	if early {
+		c.early, err = c.consume(c.lane.earlyName())
+	} else {
+		c.deliveries, err = c.consume(c.lane.name())
+	}
+	return err
+}
+
+func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
+	if err := c.ch.Qos(c.lane.source.prefetch, 0, false); err != nil {
+		return nil, err
+	}
+	deliveries, err := c.ch.Consume(queue, queue, false, false, false, false, nil)
+	if err != nil {
+		return nil, err
+	}
+	// Whoever is active there learns by it that it is, and that there may be a member more.
+	c.lane.wake()
+	return deliveries, nil
+}
+
+// follow reads until the lane is given up or lost, or ctx ends.
+func (c *consumer) follow(ctx context.Context) error {
+	settled := c.own.early
+	for {
+		select {
+		case m, ok := <-c.early:
+			if !ok {
+				return c.failure()
+			}
+			if err := c.arrive(&m); err != nil {
+				return err
+			}
+		case m, ok := <-c.deliveries:
+			if !ok {
+				return c.failure()
+			}
+			if err := c.arrive(&m); err != nil {
+				return err
+			}
+		case <-settled:
+			settled = nil
+			if err := c.dropEarly(); err != nil {
+				return err
+			}
+		case queue, ok := <-c.cancels:
+			switch {
+			case !ok:
+				c.cancels = nil
+			case queue == c.lane.name() || c.early != nil:
+				return errCancelled
+			}
+		case <-c.lane.revoke:
+			if c.assigned {
+				return c.giveUp(ctx)
+			}
+		case <-c.own.stuck:
+			return errStuck
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// arrive takes a delivery.
+func (c *consumer) arrive(m *amqp.Delivery) error {
+	s, tag := c.lane.source, int64(m.DeliveryTag)
+	c.own.add(tag)
+	if !c.assigned {
+		c.assigned = true
+		c.lane.owned.Store(true)
+		s.observer.Assigned([]bus.Lane{c.own.lane})
+		s.rebalance()
+	}
+	if kind, ok := m.Headers[markerHeader]; ok {
+		return c.mark(kind, tag)
+	}
+	message := decode(m)
+	identify(message, s.sub.Topic, bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag})
+	s.deliver(arrival{c.own, message, tag})
+	return nil
+}
+
+// mark takes a marker.
+func (c *consumer) mark(kind any, tag int64) (err error) {
+	if kind == markEnd && c.early != nil {
+		// The marker stays unsettled until all before it is settled: without it, the lane's next owner would wait for
+		// it for ever.
+		c.early, c.end = nil, tag
+		c.own.expectEnd(tag)
+		c.deliveries, err = c.consume(c.lane.name())
+		return err
+	}
+	c.own.finish(tag)
+	c.lane.source.rebalance()
+	return nil
+}
+
+// dropEarly deletes the early queue, of which all is settled: nothing is ever put behind its end marker.
+func (c *consumer) dropEarly() error {
+	t := &topology{session: c.session}
+	defer t.close()
+	if err := t.deleteQueue(c.lane.earlyName()); err != nil {
+		return err
+	}
+	c.own.finish(c.end)
+	return nil
+}
+
+// giveUp hands the lane to the next member in line, when what was being handled has ended.
+func (c *consumer) giveUp(ctx context.Context) error {
+	c.lane.owned.Store(false)
+	c.lane.source.shut(c.own)
+	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		select {
+		case <-c.gone: // another member has the lane already
+			cancel()
+		case <-ended:
+		}
+	}()
+	c.lane.source.observer.Revoking(ctx, []bus.Lane{c.own.lane})
+	close(ended)
+	select {
+	case <-c.gone:
+		return c.cause
+	default:
+		return errGivenUp
+	}
+}
+
+// failure is why the deliveries ended.
+func (c *consumer) failure() error {
+	if !c.ch.IsClosed() {
+		return errCancelled
+	}
+	<-c.gone
+	return c.cause
+}

@@ -1,0 +1,135 @@
+package rabbitmq
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/cloudevents"
+)
+
+// header is a header as it arrived.
+type header struct {
+	name  string
+	value any
+}
+
+// decode makes a message of whatever arrived: ours, or a foreign publisher's with or without CloudEvents attributes.
+// It never fails. What the attributes leave open, the AMQP properties fill.
+func decode(d *amqp.Delivery) *bus.Message {
+	m := &bus.Message{ContentType: d.ContentType, Payload: d.Body}
+	var rest []header
+	var order []any
+	for name, value := range d.Headers {
+		switch name {
+		case keyHeader:
+			m.Key = text(value)
+		case tombstoneHeader:
+			if len(d.Body) == 0 {
+				m.Payload = nil
+			}
+		case orderHeader:
+			order, _ = value.([]any)
+		case "x-delivery-count", "x-acquired-count":
+			// A quorum queue adds it to what it delivers again; it is not the publisher's.
+			if !d.Redelivered || !isInteger(value) {
+				rest = append(rest, header{name, value})
+			}
+		default:
+			if attribute, ok := cloudevents.Attribute(name); !ok {
+				rest = append(rest, header{strings.TrimPrefix(name, escapePrefix), value})
+			} else if isField(attribute) {
+				cloudevents.Set(m, attribute, text(value))
+			} else {
+				rest = append(rest, header{attribute, value})
+			}
+		}
+	}
+	rest = fromProperties(m, d, rest)
+	if len(rest) > 0 {
+		addHeaders(m, rest, order)
+	}
+	return m
+}
+
+// isField says whether an attribute has a field of the message, and does not travel among its headers.
+func isField(attribute string) bool {
+	switch attribute {
+	case "id", "source", "specversion", "type", "subject", "time", "datacontenttype":
+		return true
+	}
+	return false
+}
+
+// fromProperties fills in from the AMQP properties, and adds those that have no field to the headers.
+func fromProperties(m *bus.Message, d *amqp.Delivery, rest []header) []header {
+	if m.ID == "" {
+		m.ID = d.MessageId
+	}
+	if m.Type == "" {
+		m.Type = d.Type
+	}
+	if m.Source == "" {
+		m.Source = d.AppId
+	}
+	if m.Time.IsZero() {
+		m.Time = d.Timestamp
+	}
+	if m.Time.IsZero() {
+		m.Time = time.Now()
+	}
+	for _, p := range [...]header{
+		{bus.HeaderCorrelationID, d.CorrelationId},
+		{"content-encoding", d.ContentEncoding},
+		{"reply-to", d.ReplyTo},
+		{"user-id", d.UserId},
+	} {
+		if p.value != "" && !slices.ContainsFunc(rest, func(h header) bool { return h.name == p.name }) {
+			rest = append(rest, p)
+		}
+	}
+	return rest
+}
+
+// addHeaders adds the headers in the order that the publisher noted, and those that it did not know (the broker's,
+// a relay's) behind them in alphabetical order.
+func addHeaders(m *bus.Message, rest []header, order []any) {
+	slices.SortFunc(rest, func(a, b header) int { return strings.Compare(a.name, b.name) })
+	if len(order) == 0 {
+		for _, h := range rest {
+			for _, v := range values(h.value) {
+				m.Headers.Add(h.name, v)
+			}
+		}
+		return
+	}
+	left := make(map[string][]string, len(rest))
+	for _, h := range rest {
+		left[h.name] = append(left[h.name], values(h.value)...)
+	}
+	for _, o := range order {
+		name := text(o)
+		if vs := left[name]; len(vs) > 0 {
+			m.Headers.Add(name, vs[0])
+			left[name] = vs[1:]
+		}
+	}
+	for _, h := range rest {
+		for _, v := range left[h.name] {
+			m.Headers.Add(h.name, v)
+		}
+		left[h.name] = nil
+	}
+}
+
+// identify gives a foreign message without an id one of its own. RabbitMQ has no positions that last, so the id is
+// of this delivery: when the message is delivered again, it has another.
+func identify(m *bus.Message, topic string, t bus.Token) {
+	if m.ID == "" {
+		m.ID = fmt.Sprintf("%s/%d/%x-%d", topic, t.Lane, t.Epoch, t.Position)
+	}
+}

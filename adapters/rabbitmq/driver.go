@@ -1,0 +1,210 @@
+package rabbitmq
+
+import (
+	"context"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// driver implements bus.Driver.
+type driver struct {
+	cfg     Config
+	pub     *publisher
+	consume *link           // made at the first Subscribe
+	closing context.Context // ends when Close begins
+	shut    context.CancelFunc
+	closed  chan struct{} // closed when Close has ended
+
+	mu      sync.Mutex
+	sources map[*source]struct{}
+	calls   sync.WaitGroup           // publishes under way
+	turns   map[string]chan struct{} // by topic: see lockTopic
+}
+
+func open(ctx context.Context, c Config) (*driver, error) {
+	c, err := c.complete()
+	if err != nil {
+		return nil, err
+	}
+	l := newLink(c, "publish")
+	if err := l.connect(ctx); err != nil {
+		return nil, fail("open", "", err)
+	}
+	d := &driver{
+		cfg: c, pub: &publisher{cfg: c, link: l}, consume: newLink(c, "consume"), closed: make(chan struct{}),
+		sources: map[*source]struct{}{}, turns: map[string]chan struct{}{},
+	}
+	d.closing, d.shut = context.WithCancel(context.Background())
+	return d, nil
+}
+
+// Publish implements bus.Driver.
+func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+	err := bus.CheckName("topic", topic)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil && !d.enter() {
+		err = bus.ErrClosed
+	}
+	if err != nil {
+		return bus.FailAll(len(msgs), &bus.Error{
+			Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: retryable(err),
+		})
+	}
+	defer d.calls.Done()
+	return d.pub.publish(ctx, topic, msgs)
+}
+
+// enter counts a call that Close waits for, unless Close has begun.
+func (d *driver) enter() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing.Err() != nil {
+		return false
+	}
+	d.calls.Add(1)
+	return true
+}
+
+func (d *driver) register(s *source) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing.Err() != nil {
+		return false
+	}
+	d.sources[s] = struct{}{}
+	return true
+}
+
+func (d *driver) unregister(s *source) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.sources, s)
+}
+
+// Capabilities implements bus.Driver.
+func (d *driver) Capabilities() bus.Capabilities {
+	return bus.Capabilities{Broker: broker, Durable: true, MaxMessage: d.cfg.MaxMessage}
+}
+
+// Ping implements bus.Pinger: it asks the broker on each connection that is in use.
+func (d *driver) Ping(ctx context.Context) error {
+	links := []*link{d.pub.link}
+	if d.consume.used() {
+		links = append(links, d.consume)
+	}
+	for _, l := range links {
+		s, err := l.get(ctx)
+		if err == nil {
+			_, err = call(ctx, s, func(_ context.Context, t *topology) (*amqp.Channel, error) { return t.channel() })
+		}
+		if err != nil {
+			return fail("ping", "", err)
+		}
+	}
+	return nil
+}
+
+// Lag implements bus.Lagger. It counts what waits in the group's queues, and what this process's members hold
+// unsettled. What members in other processes hold is not counted, at most the in-flight bound of each: RabbitMQ does
+// not tell it over AMQP.
+func (d *driver) Lag(ctx context.Context, topic, group string) (int64, error) {
+	if err := checkNames(topic, group); err != nil {
+		return 0, fail("lag", topic, err)
+	}
+	name := groupName(topic, group)
+	s, err := d.consume.get(ctx)
+	if err != nil {
+		return 0, fail("lag", topic, err)
+	}
+	waiting, err := call(ctx, s, func(_ context.Context, t *topology) (int, error) {
+		lanes, err := t.existingLanes(name)
+		sum := 0
+		for i := range lanes {
+			for _, queue := range [...]string{laneName(name, i), earlyName(name, i)} {
+				q, _, err := t.queue(queue)
+				if err != nil {
+					return 0, err
+				}
+				sum += q.Messages
+			}
+		}
+		return sum, err
+	})
+	if err != nil {
+		return 0, fail("lag", topic, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for s := range d.sources {
+		if s.group == name {
+			waiting += s.unsettled()
+		}
+	}
+	return int64(waiting), nil
+}
+
+// As implements the method that bus.As looks for: **amqp091.Connection is given the connection that publishes, while
+// there is one.
+func (d *driver) As(target any) bool {
+	t, ok := target.(**amqp.Connection)
+	if !ok {
+		return false
+	}
+	s := d.pub.link.current()
+	if s == nil {
+		return false
+	}
+	*t = s.conn
+	return true
+}
+
+// Close implements bus.Driver. It waits for publishes that were sent; those that wait for a connection fail.
+func (d *driver) Close(ctx context.Context) error {
+	d.mu.Lock()
+	first := d.closing.Err() == nil
+	d.shut()
+	var sources []*source
+	for s := range d.sources {
+		sources = append(sources, s)
+	}
+	d.mu.Unlock()
+	if first {
+		go func() {
+			defer close(d.closed)
+			d.end(ctx, sources)
+		}()
+	}
+	select {
+	case <-d.closed:
+		return nil
+	case <-ctx.Done():
+		return fail("close", "", context.Cause(ctx))
+	}
+}
+
+// end closes everything within ctx, and without regard to what is under way when ctx ends.
+func (d *driver) end(ctx context.Context, sources []*source) {
+	d.pub.link.stop()
+	var closing sync.WaitGroup
+	for _, s := range sources {
+		closing.Go(func() { _ = s.Close(ctx) }) // what is not done in time ends with the connection
+	}
+	called := make(chan struct{})
+	go func() {
+		d.calls.Wait()
+		close(called)
+	}()
+	closing.Wait()
+	select {
+	case <-called:
+	case <-ctx.Done():
+	}
+	closing.Go(func() { d.consume.close(ctx) })
+	closing.Go(func() { d.pub.link.close(ctx) })
+	closing.Wait()
+}

@@ -1,0 +1,54 @@
+package rabbitmq
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+func TestPublishReceiveSettle(t *testing.T) {
+	for _, queue := range []string{Quorum, Classic} {
+		t.Run(queue, func(t *testing.T) {
+			ctx := testContext(t)
+			topic := newTopic(t, "g")
+			c := brokerConfig(t)
+			c.Queue = queue
+			d := openDriver(t, c)
+			sub := bus.Subscription{Topic: topic, Group: "g"}
+			o := newObserver()
+			s := subscribe(t, d, sub, o)
+			o.waitLanes(t, ctx, DefaultLanes)
+			publish(t, d, topic, messages(0, 1000, 50)...)
+			got := receive(t, ctx, s, 1000)
+			checkOrder(t, got, 0, 1000)
+			settle(t, s, slices.DeleteFunc(got, func(m bus.Delivery) bool { return m.ID >= "m000900" }))
+			if err := s.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			// What was settled is gone, what was not comes again, in order.
+			publish(t, d, topic, messages(1000, 1100, 50)...)
+			s = subscribe(t, d, sub, newObserver())
+			got = receive(t, ctx, s, 200)
+			checkOrder(t, got, 900, 1100)
+			settle(t, s, got)
+		})
+	}
+}
+
+// What a topic got before its first group is given to that group, before what came meanwhile.
+func TestUnrouted(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "first", "late")
+	d := openDriver(t, brokerConfig(t))
+	publish(t, d, topic, messages(0, 1000, 50)...)
+	s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "first"}, newObserver())
+	publish(t, d, topic, messages(1000, 1500, 50)...)
+	got := receive(t, ctx, s, 1500)
+	checkOrder(t, got, 0, 1500)
+	settle(t, s, got)
+	late := subscribe(t, d, bus.Subscription{Topic: topic, Group: "late"}, newObserver())
+	publish(t, d, topic, messages(1500, 1600, 50)...)
+	got = receive(t, ctx, late, 100)
+	checkOrder(t, got, 1500, 1600)
+}

@@ -1,0 +1,67 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+const broker = "rabbitmq"
+
+// fail makes the error of an operation that is not a publish.
+func fail(op, topic string, err error) error {
+	if e, ok := errors.AsType[*bus.Error](err); ok {
+		return e
+	}
+	return &bus.Error{Op: op, Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: retryable(err)}
+}
+
+// retryable says whether what failed with err may succeed later. What a server answers to a mistake in the request,
+// a missing permission or an existing object of another kind stays so until somebody changes it.
+func retryable(err error) bool {
+	for _, final := range []error{bus.ErrClosed, bus.ErrUnsupported, bus.ErrInvalid, bus.ErrTooLarge, bus.ErrNotFound} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	e, ok := errors.AsType[*amqp.Error](err)
+	if !ok {
+		return true
+	}
+	switch e.Code {
+	case amqp.ContentTooLarge, amqp.InvalidPath, amqp.AccessRefused, amqp.PreconditionFailed, amqp.NotAllowed,
+		amqp.NotImplemented, amqp.SyntaxError, amqp.CommandInvalid:
+		return false
+	default: // what is not found is declared again
+		return true
+	}
+}
+
+// hasCode says whether err is the server's answer with the given reply code.
+func hasCode(err error, code int) bool {
+	e, ok := errors.AsType[*amqp.Error](err)
+	return ok && e.Code == code
+}
+
+// backoff is the pause before try n (from 0) of a repair: at random up to 100 ms doubled n times, at most 5 s.
+func backoff(n int) time.Duration {
+	limit := min(5*time.Second, 100*time.Millisecond<<min(n, 10))
+	return time.Millisecond + rand.N(limit)
+}
+
+// pause waits for d, or until ctx ends; then it returns false.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

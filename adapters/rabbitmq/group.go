@@ -1,0 +1,171 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// groupState is what a member must know of its group.
+type groupState struct {
+	lanes int
+	// early: what the topic kept before the group came may still be in early queues.
+	early bool
+}
+
+// prepare declares topic and group, and attaches the group to the topic.
+//
+// A group's first member also moves what the topic kept while it had no group (see moveToGroup). No member consumes
+// before that is done, which two exchanges record: movedName if there was something, and readyName if nothing of
+// it is left.
+func (d *driver) prepare(ctx context.Context, t *topology, sub bus.Subscription) (groupState, error) {
+	group := groupName(sub.Topic, sub.Group)
+	if err := t.declareTopic(d.cfg, sub.Topic); err != nil {
+		return groupState{}, err
+	}
+	lanes, err := t.declareGroup(d.cfg, group)
+	if err != nil {
+		return groupState{}, err
+	}
+	begun, early, err := t.progress(group, lanes)
+	if err != nil {
+		return groupState{}, err
+	}
+	if begun {
+		return groupState{lanes, early}, t.attach(sub.Topic, group)
+	}
+	unlock, err := d.lockTopic(ctx, t, sub.Topic)
+	if err != nil {
+		return groupState{}, err
+	}
+	defer unlock()
+	if begun, early, err = t.progress(group, lanes); err != nil || begun {
+		return groupState{lanes, early}, err // another member did it meanwhile
+	}
+	// From here on nothing more is kept, so what has been kept is all older than what the lanes get.
+	if err := t.attach(sub.Topic, group); err != nil {
+		return groupState{}, err
+	}
+	if sub.Start == bus.Earliest {
+		if early, err = d.moveToGroup(ctx, t, sub.Topic, group, lanes); err != nil {
+			return groupState{}, fmt.Errorf("take over what the topic kept: %w", err)
+		}
+	}
+	record := readyName(group)
+	if early {
+		record = movedName(group)
+	}
+	return groupState{lanes, early}, t.declareExchange(record, amqp.ExchangeFanout, "")
+}
+
+// progress says whether the group has begun, and whether early queues are left. When the last one is gone it records
+// that.
+func (t *topology) progress(group string, lanes int) (begun, early bool, err error) {
+	if begun, err = t.exchangeExists(readyName(group)); err != nil || begun {
+		return begun, false, err
+	}
+	if begun, err = t.exchangeExists(movedName(group)); err != nil || !begun {
+		return false, false, err
+	}
+	for i := range lanes {
+		if _, early, err = t.queue(earlyName(group, i)); err != nil || early {
+			return true, true, err
+		}
+	}
+	return true, false, t.declareExchange(readyName(group), amqp.ExchangeFanout, "")
+}
+
+// lockTopic excludes all other processes, and other callers in this one, from attaching a group to the topic: while
+// the first group takes over what was kept, a second one that attached would end the keeping too early for it.
+func (d *driver) lockTopic(ctx context.Context, t *topology, topic string) (unlock func(), err error) {
+	d.mu.Lock()
+	turn := d.turns[topic]
+	if turn == nil {
+		turn = make(chan struct{}, 1)
+		d.turns[topic] = turn
+	}
+	d.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if err := t.lock(ctx, topic); err != nil {
+		<-turn
+		return nil, err
+	}
+	return func() {
+		t.unlock(topic)
+		<-turn
+	}, nil
+}
+
+// moveToGroup moves what was kept into queues that are consumed before the lanes proper: to each lane an early queue
+// with its share, and an end marker behind it. Moved behind what the lanes have by now, older messages of a key would
+// follow newer ones.
+//
+// A crash in between leaves the rest in the unrouted queue and the group not ready, and the next member goes on; a
+// message may be moved twice then. The early queues are made before anything is moved, lane 0's last, so that
+// whoever goes on knows whether end markers are due. moved says whether there was anything.
+func (d *driver) moveToGroup(ctx context.Context, t *topology, topic, group string, lanes int) (moved bool, err error) {
+	_, begun, err := t.queue(earlyName(group, 0))
+	if err != nil {
+		return false, err
+	}
+	kept, _, err := t.queue(unroutedName(topic))
+	if err != nil || kept.Messages == 0 && !begun {
+		return false, err
+	}
+	for i := lanes - 1; i >= 0; i-- {
+		if err := t.declareQueue(earlyName(group, i), laneArgs(d.cfg.Queue, t.session.conn.Properties)); err != nil {
+			return false, err
+		}
+	}
+	if err := d.moveKept(ctx, t, topic, func(m *amqp.Delivery) (exchange, key string) {
+		lane := 0 // as the broker does with a routing key that is no slot
+		if s, ok := slotOf(m.RoutingKey); ok {
+			lane = s % lanes
+		}
+		return "", earlyName(group, lane)
+	}); err != nil {
+		return false, err
+	}
+	return true, d.pub.send(ctx, lanes, func(i int, x *parcel) error {
+		x.key = earlyName(group, i)
+		x.Publishing = marker(markEnd)
+		return nil
+	})
+}
+
+// Markers, which this driver sends to itself.
+const (
+	// markEnd is the last message of an early queue.
+	markEnd = "end"
+	// markWake tells a lane's active consumer that it is the active one, and that the group's members changed.
+	markWake = "wake"
+)
+
+func marker(kind string) amqp.Publishing {
+	return amqp.Publishing{Headers: amqp.Table{markerHeader: kind}, DeliveryMode: amqp.Persistent, Type: "millrace." + kind}
+}
+
+// sweep republishes what came into the unrouted queue of a topic that has groups: messages that the broker was just
+// routing when the first group was attached. They go to all groups. The caller is a member of a group that took over
+// what was kept, so that nothing else is in the queue.
+func (d *driver) sweep(ctx context.Context, t *topology, topic string) error {
+	kept, _, err := t.queue(unroutedName(topic))
+	if err != nil || kept.Messages == 0 {
+		return err
+	}
+	unlock, err := d.lockTopic(ctx, t, topic)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return d.moveSome(ctx, t.session, topic, kept.Messages, func(m *amqp.Delivery) (exchange, key string) {
+		return topic, m.RoutingKey
+	})
+}

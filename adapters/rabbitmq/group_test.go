@@ -1,0 +1,308 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// A group has the number of lanes that it was created with, whatever its members are configured to.
+func TestLanesAreTheGroups(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "three", "one")
+	c := brokerConfig(t)
+	c.Lanes = 3
+	three := openDriver(t, c)
+	c.Lanes, c.Queue = 8, Classic
+	eight := openDriver(t, c)
+	c.Lanes = 1
+	one := openDriver(t, c)
+
+	o := newObserver()
+	s := subscribe(t, three, bus.Subscription{Topic: topic, Group: "three"}, o)
+	o.waitLanes(t, ctx, 3)
+	// A member with another number and queue type joins: it takes part in the lanes that there are.
+	o2 := newObserver()
+	s2 := subscribe(t, eight, bus.Subscription{Topic: topic, Group: "three"}, o2)
+	o.wait(t, ctx, "a lane to be handed over", func() bool { return len(o.owned) == 2 })
+	o2.waitLanes(t, ctx, 1)
+	s1 := subscribe(t, one, bus.Subscription{Topic: topic, Group: "one"}, newObserver())
+	publish(t, eight, topic, messages(0, 300, 60)...)
+	all := receive(t, ctx, s1, 300)
+	checkOrder(t, all, 0, 300)
+	var got []bus.Delivery
+	for _, src := range []bus.Source{s, s2} {
+		c, cancel := context.WithCancel(ctx)
+		dst := make([]bus.Delivery, 300)
+		for len(got) < 300 {
+			n, err := src.Receive(c, dst, 1<<20)
+			if err != nil {
+				break
+			}
+			got = append(got, dst[:n]...)
+			settle(t, src, dst[:n])
+			if lag, err := eight.Lag(ctx, topic, "three"); err != nil || lag+int64(len(got)) > 300 {
+				t.Errorf("lag %d with %d settled: %v", lag, len(got), err)
+			}
+			if src == s && got[len(got)-1].ID >= "m000290" {
+				break
+			}
+		}
+		cancel()
+		if src == s { // the rest goes to the other
+			if err := s.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	checkOrder(t, got, 0, 300)
+}
+
+// Names that would meet if they were joined by a dot, and names of the greatest length.
+func TestNames(t *testing.T) {
+	ctx := testContext(t)
+	base := newName(t, "n")
+	long := strings.Repeat("t", 200-len(base)) + base
+	d := openDriver(t, brokerConfig(t))
+	type pair struct{ topic, group string }
+	pairs := []pair{
+		{base, "b.c"}, {base + ".b", "c"}, {base + ".unrouted", "members"}, {base, "0"}, {base, "unrouted"},
+		{long, strings.Repeat("g", 200)}, {long, strings.Repeat("g", 199) + "h"},
+	}
+	groups := map[string][]string{}
+	sources := map[pair]bus.Source{}
+	for _, p := range pairs {
+		groups[p.topic] = append(groups[p.topic], p.group)
+	}
+	t.Cleanup(func() {
+		for topic, gs := range groups {
+			deleteTopic(t, brokerConfig(t), topic, gs)
+		}
+	})
+	for _, p := range pairs {
+		sources[p] = subscribe(t, d, bus.Subscription{Topic: p.topic, Group: p.group}, newObserver())
+	}
+	for topic := range groups {
+		publish(t, d, topic, message(topic, "k"))
+	}
+	for _, p := range pairs {
+		got := receive(t, ctx, sources[p], 1)
+		if got[0].ID != p.topic {
+			t.Errorf("%v got what is of %s", p, got[0].ID)
+		}
+		settle(t, sources[p], got)
+		if lag, err := d.Lag(ctx, p.topic, p.group); err != nil || lag != 0 {
+			t.Errorf("%v: lag %d, %v", p, lag, err)
+		}
+	}
+	if _, err := d.Lag(ctx, base, "nobody"); !errors.Is(err, bus.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func TestStart(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "latest", "earliest", "late")
+	d := openDriver(t, brokerConfig(t))
+	for _, start := range []bus.Start{bus.StartAt(time.Now()), bus.StartAt(time.Time{})} {
+		_, err := d.Subscribe(ctx, bus.Subscription{Topic: topic, Group: "at", Start: start, InFlight: 1, Bytes: 1}, newObserver())
+		if !errors.Is(err, bus.ErrUnsupported) || bus.IsRetryable(err) {
+			t.Error(err)
+		}
+	}
+	publish(t, d, topic, messages(0, 100, 10)...)
+	latest := subscribe(t, d, bus.Subscription{Topic: topic, Group: "latest", Start: bus.Latest}, newObserver())
+	publish(t, d, topic, messages(100, 200, 10)...)
+	got := receive(t, ctx, latest, 100)
+	checkOrder(t, got, 100, 200)
+	settle(t, latest, got)
+	// What was kept is still there, for the first group that wants it. It ends where the latest group begins.
+	earliest := subscribe(t, d, bus.Subscription{Topic: topic, Group: "earliest"}, newObserver())
+	late := subscribe(t, d, bus.Subscription{Topic: topic, Group: "late"}, newObserver())
+	publish(t, d, topic, messages(200, 300, 10)...)
+	var ids []string
+	for _, m := range receive(t, ctx, earliest, 200) {
+		ids = append(ids, m.ID)
+		if m.ID >= "m000100" && m.ID < "m000200" {
+			t.Errorf("%s was published when another group had begun", m.ID)
+		}
+	}
+	if len(ids) != 200 {
+		t.Error(len(ids))
+	}
+	checkOrder(t, receive(t, ctx, late, 100), 200, 300)
+	checkOrder(t, receive(t, ctx, latest, 100), 200, 300)
+}
+
+// The first group comes while many publish, and while its connection breaks. It gets everything, each key in order.
+func TestUnroutedUnderLoad(t *testing.T) {
+	for _, cuts := range []int{0, 3} {
+		t.Run(fmt.Sprintf("%d cuts", cuts), func(t *testing.T) {
+			ctx := testContext(t)
+			topic := newTopic(t, "g")
+			pub := openDriver(t, brokerConfig(t))
+			const publishers, each = 4, 1500
+			var done sync.WaitGroup
+			defer done.Wait()
+			begun := make(chan struct{}, publishers*each)
+			for w := range publishers {
+				done.Go(func() {
+					for i := range each {
+						publish(t, pub, topic, message(fmt.Sprintf("w%d-%06d", w, i), fmt.Sprintf("w%d-%d", w, i%10)))
+						begun <- struct{}{}
+					}
+				})
+			}
+			for range 1500 {
+				<-begun
+			}
+			p, c := newProxy(t)
+			d := openDriver(t, c)
+			var s bus.Source
+			for n := 0; s == nil; n++ {
+				if n < cuts {
+					go func() {
+						for range 20 + 100*n {
+							<-begun
+						}
+						p.cut()
+					}()
+				}
+				var err error
+				sub := bus.Subscription{Topic: topic, Group: "g", InFlight: 500, Bytes: 1 << 30}
+				if s, err = d.Subscribe(ctx, sub, newObserver()); err != nil && n > 10 {
+					t.Fatal(err)
+				}
+			}
+			t.Cleanup(func() { s.Close(context.Background()) })
+			seen := map[string]int{}
+			highest := map[string]string{}
+			dst := make([]bus.Delivery, 100)
+			for len(seen) < publishers*each {
+				n, err := s.Receive(ctx, dst, 1<<20)
+				if err != nil {
+					t.Fatalf("%d of %d: %v", len(seen), publishers*each, err)
+				}
+				for _, m := range dst[:n] {
+					if seen[m.ID]++; seen[m.ID] > 1 {
+						continue
+					}
+					if m.ID < highest[m.Key] {
+						t.Errorf("key %s: %s after %s", m.Key, m.ID, highest[m.Key])
+					}
+					highest[m.Key] = m.ID
+				}
+				if err := s.Settle(ctx, tokens(dst[:n])); err != nil && !errors.Is(err, bus.ErrStale) {
+					t.Fatal(err)
+				}
+			}
+			if repeats := repeats(seen); cuts == 0 && repeats > 0 {
+				t.Errorf("%d repeats", repeats)
+			}
+		})
+	}
+}
+
+func repeats(seen map[string]int) (n int) {
+	for _, times := range seen {
+		n += times - 1
+	}
+	return n
+}
+
+// The early queues change hands while they are consumed, and are gone when they are done.
+func TestEarlyQueuesChangeHands(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	d := openDriver(t, brokerConfig(t))
+	publish(t, d, topic, messages(0, 1000, 40)...)
+	l := newLedger()
+	sub := bus.Subscription{Topic: topic, Group: "g", InFlight: 16}
+	first := newObserver()
+	s := subscribe(t, d, sub, first)
+	publish(t, d, topic, messages(1000, 2000, 40)...)
+	for range 200 {
+		m := receive(t, ctx, s, 1)
+		l.note("first", m[0].Message)
+		settle(t, s, m)
+	}
+	a := join(t, d, sub, "a", l)
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	l.wait(t, ctx, 600)
+	join(t, d, sub, "b", l)
+	a.leave(t, ctx)
+	l.wait(t, ctx, 2000)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.faults {
+		t.Error(f)
+	}
+	if len(l.seen) != 2000 {
+		t.Error(len(l.seen))
+	}
+	admin(t, d, func(tp *topology) error {
+		left := 0
+		for i := range DefaultLanes {
+			q, ok, err := tp.queue(earlyName(groupName(topic, "g"), i))
+			if err != nil {
+				return err
+			}
+			if ok {
+				left++
+				if q.Messages > 0 {
+					t.Errorf("early queue %d has %d messages", i, q.Messages)
+				}
+			}
+		}
+		t.Log(left, "early queues left")
+		return nil
+	})
+}
+
+// Two members of a new group come at once, and another group.
+func TestGroupsComeAtOnce(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g", "h")
+	pub := openDriver(t, brokerConfig(t))
+	publish(t, pub, topic, messages(0, 500, 10)...)
+	var joins sync.WaitGroup
+	ledgers := map[string]*ledger{"g": newLedger(), "h": newLedger()}
+	for i := range 4 {
+		group := []string{"g", "h"}[i%2]
+		d := openDriver(t, brokerConfig(t))
+		joins.Go(func() {
+			join(t, d, bus.Subscription{Topic: topic, Group: group}, fmt.Sprint(group, i), ledgers[group])
+		})
+	}
+	joins.Wait()
+	publish(t, pub, topic, messages(500, 1000, 10)...)
+	// One of them got what was kept, and both what came later.
+	for _, l := range ledgers {
+		l.wait(t, ctx, 500)
+	}
+	var got []int
+	for _, l := range ledgers {
+		l.mu.Lock()
+		n := len(l.seen)
+		kept := l.seen["m000000"]
+		l.mu.Unlock()
+		if kept > 0 {
+			l.wait(t, ctx, 1000)
+		}
+		got = append(got, n, kept)
+		for _, f := range l.faults {
+			t.Error(f)
+		}
+	}
+	if got[1]+got[3] > 1 {
+		t.Errorf("both groups got what was kept: %v", got)
+	}
+}

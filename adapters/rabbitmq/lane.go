@@ -1,0 +1,147 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// lane is this member's part in one lane of the group: it is registered as a consumer of the lane's queue, and owns the
+// lane while it is the active one.
+//
+// RabbitMQ activates consumers in the order of their registration, and does not tell them: the first delivery does. So
+// each member that registers wakes the active one with a marker. A lane is given up by closing the channel, which
+// gives back what is unsettled to its old places and activates the next consumer, atomically. (basic.cancel does not:
+// a quorum queue gives later messages to the successor while earlier ones are still held here.)
+type lane struct {
+	source  *source
+	id      int32
+	revoke  chan struct{} // has a token when the lane is to be given up
+	current atomic.Pointer[ownership]
+	owned   atomic.Bool // the present ownership is assigned, and not being given up
+}
+
+var (
+	errCancelled = errors.New("the broker ended the consumer")
+	errGivenUp   = errors.New("the lane was handed to another member")
+	errStuck     = errors.New("the broker stopped delivering")
+)
+
+// run registers again and again until ctx ends.
+func (l *lane) run(ctx context.Context, session *session) {
+	for n := 0; ctx.Err() == nil; n++ {
+		since := time.Now()
+		err := l.register(ctx, session)
+		switch {
+		case errors.Is(err, errGivenUp):
+			n = -1 // get in line again at once
+			continue
+		case hasCode(err, amqp.NotFound), errors.Is(err, errCancelled):
+			l.restore(session)
+		}
+		if time.Since(since) > time.Second {
+			n = 0
+		}
+		if !pause(ctx, backoff(n)) {
+			return
+		}
+	}
+}
+
+// register waits in line for the lane, and owns it until it is given up or lost, or ctx ends. It always returns an
+// error that says which.
+func (l *lane) register(ctx context.Context, session *session) error {
+	early, err := l.hasEarly(ctx, session)
+	if err != nil {
+		return err
+	}
+	c, err := newConsumer(l, session)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-l.revoke: // meant for an earlier ownership
+	default:
+	}
+	l.current.Store(c.own)
+	if err = c.begin(early); err == nil {
+		err = c.follow(ctx)
+	}
+	l.owned.Store(false)
+	l.source.shut(c.own)
+	c.own.end()
+	c.own.settleDown(l.name())
+	l.current.Store(nil)
+	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well
+	if l.source.ctx.Err() == nil && c.assigned && !errors.Is(err, errGivenUp) {
+		if session.conn.IsClosed() {
+			<-session.done
+			err = session.failure()
+		}
+		l.source.observer.Lost([]bus.Lane{c.own.lane}, fmt.Errorf("lane %d of group %q on %q: %w", l.id, l.source.sub.Group, l.source.sub.Topic, err))
+	}
+	return err
+}
+
+func (l *lane) name() string      { return laneName(l.source.group, int(l.id)) }
+func (l *lane) earlyName() string { return earlyName(l.source.group, int(l.id)) }
+
+// hasEarly says whether the lane still has messages from before the group came.
+func (l *lane) hasEarly(ctx context.Context, session *session) (bool, error) {
+	if !l.source.early.Load() {
+		return false, nil
+	}
+	return call(ctx, session, func(_ context.Context, t *topology) (bool, error) {
+		_, ok, err := t.queue(l.earlyName())
+		return ok, err
+	})
+}
+
+// restore declares the lane's queue again after it was deleted. What fails here, the next registration meets again.
+//
+// Only this one: when a queue is declared whose consumers have not been told yet that the one before is gone, the
+// server moves them to it, and they may never get anything (seen on 3.10.8).
+func (l *lane) restore(session *session) {
+	s := l.source
+	_, err := call(s.ctx, session, func(_ context.Context, t *topology) (struct{}, error) {
+		return struct{}{}, t.declareLane(s.d.cfg, s.group, len(s.lanes), int(l.id))
+	})
+	if hasCode(err, amqp.NotFound) { // more is gone
+		_ = s.prepare(session)
+	}
+}
+
+// done notes settled tokens, and returns how many are stale.
+func (l *lane) done(tokens []bus.Token) (stale int) {
+	o := l.current.Load()
+	if o == nil {
+		return len(tokens)
+	}
+	return o.done(tokens)
+}
+
+func (l *lane) commit() {
+	if o := l.current.Load(); o != nil {
+		o.commit()
+	}
+}
+
+// wake lets the active consumer of the lane's queue know that it is.
+func (l *lane) wake() {
+	s := l.source
+	s.workers.Go(func() { _ = s.d.pub.wake(s.ctx, l.name()) }) // a hint: nothing is lost with it
+}
+
+// giveUp asks for the lane to be handed to another member.
+func (l *lane) giveUp() {
+	select {
+	case l.revoke <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,216 @@
+package rabbitmq
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/window"
+)
+
+// commitInterval is how much later than Settle an ack is sent at the latest.
+const commitInterval = 5 * time.Millisecond
+
+// ownership is one ownership of a lane: one channel, from its opening to its closing. Its positions are the channel's
+// delivery tags.
+//
+// All acks are sent under mu and none after end, because an ack that meets the closing of its channel ends the whole
+// connection (504).
+type ownership struct {
+	lane bus.Lane
+	ch   *amqp.Channel
+	open atomic.Bool // messages may be handed out; written under the source's mu
+
+	mu      sync.Mutex
+	ended   bool
+	win     *window.Window
+	pending []int64 // settled and not acked yet
+	alone   int     // acks sent one by one of late
+	enough  int     // pending that are acked at once
+	timer   *time.Timer
+	armed   bool
+	last    int64         // the end marker's position, 0 if none is due
+	early   chan struct{} // closed when all before the end marker is settled
+	arrived int64         // the last position
+	checked int64         // the last position at the last check
+	probed  bool          // the broker has had a marker for this lane since then
+	stuck   chan struct{} // closed when that marker did not arrive
+}
+
+func newOwnership(id int32, ch *amqp.Channel, prefetch int) *ownership {
+	o := &ownership{
+		lane: bus.Lane{ID: id, Epoch: epochs.Add(1)}, ch: ch,
+		win: window.New(1), enough: max(1, min(prefetch/4, 64)), early: make(chan struct{}),
+		stuck: make(chan struct{}),
+	}
+	o.open.Store(true)
+	o.timer = time.AfterFunc(time.Hour, o.expire)
+	o.timer.Stop()
+	return o
+}
+
+// add notes a delivery.
+func (o *ownership) add(tag int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.win.Add(tag)
+	o.arrived = tag
+}
+
+// done notes what is settled, and returns how many of the tokens are not of this ownership.
+func (o *ownership) done(tokens []bus.Token) (stale int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := range tokens {
+		if o.ended || tokens[i].Epoch != o.lane.Epoch {
+			stale++
+		} else {
+			o.doneLocked(tokens[i].Position)
+		}
+	}
+	return stale
+}
+
+func (o *ownership) doneLocked(tag int64) {
+	if o.win.Done(tag) { // false: it was settled before
+		o.pending = append(o.pending, tag)
+	}
+}
+
+// commit acks, at once if there is enough, and else a little later, so that one ack can stand for many.
+func (o *ownership) commit() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.ended || len(o.pending) == 0:
+	case len(o.pending) >= o.enough:
+		o.flush()
+	case !o.armed:
+		o.armed = true
+		o.timer.Reset(commitInterval)
+	}
+}
+
+func (o *ownership) expire() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.armed = false
+	if !o.ended {
+		o.flush()
+	}
+}
+
+// flush acks what is pending. All that lies before the first unsettled message goes with one ack for its last. That
+// one is always a tag that was not acked alone: the broker knows no others, and closes the channel over them.
+func (o *ownership) flush() {
+	before := o.win.Position()
+	upTo := int64(0)
+	for _, tag := range o.pending {
+		if tag < before {
+			upTo = max(upTo, tag)
+		}
+	}
+	// An error is not lost: the channel has ended then, and the reader of its deliveries sees that.
+	if upTo > 0 {
+		_ = o.ch.Ack(uint64(upTo), true)
+	}
+	alone := 0
+	for _, tag := range o.pending {
+		if tag > before {
+			_ = o.ch.Ack(uint64(tag), false)
+			alone++
+		}
+	}
+	if alone > 0 {
+		o.alone += alone
+	} else {
+		o.alone = 0 // what was sent before has gone through by now
+	}
+	o.pending = o.pending[:0]
+	if o.last != 0 && before == o.last {
+		o.last = 0
+		close(o.early)
+	}
+}
+
+// expectEnd notes the end marker of the lane's early queue, which has been added.
+func (o *ownership) expectEnd(tag int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = tag
+	if !o.ended {
+		o.flush() // perhaps all before it is settled already
+	}
+}
+
+// finish settles a marker.
+func (o *ownership) finish(tag int64) {
+	o.mu.Lock()
+	o.doneLocked(tag)
+	o.mu.Unlock()
+	o.commit()
+}
+
+// settleDown waits until the broker has worked off acks that were sent one by one. A channel of the broker passes at most
+// 32 of them on to a quorum queue before it hears from it, and forgets the rest when it is closed (seen on 3.10.8).
+// Registering one more consumer, which waits in line and goes with the channel, is answered by the queue itself once it
+// has applied all that came before, and makes the channel pass on what it held back; the second one answers for that.
+func (o *ownership) settleDown(queue string) {
+	o.mu.Lock()
+	alone := o.alone
+	o.mu.Unlock()
+	if alone == 0 {
+		return
+	}
+	for _, tag := range [...]string{"settle-1", "settle-2"} {
+		if _, err := o.ch.Consume(queue, tag, false, false, false, false, nil); err != nil {
+			return
+		}
+	}
+}
+
+// end sends the last acks. Nothing is sent afterwards, and all tokens are stale.
+func (o *ownership) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return
+	}
+	o.flush()
+	o.ended = true
+	o.timer.Stop()
+}
+
+// check is called now and then for a lane that is owned. It returns true if the lane should be probed: nothing has
+// arrived since the last check, and nothing is held. If it was probed then, deliveries have stopped: the broker takes
+// a consumer to be active that gets nothing.
+func (o *ownership) check() (probe bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.arrived != o.checked || o.win.Open() > 0 {
+		o.checked, o.probed = o.arrived, false
+		return false
+	}
+	if !o.probed {
+		return true
+	}
+	o.probed = false
+	close(o.stuck)
+	return false
+}
+
+// probe notes that the broker has a marker for this lane.
+func (o *ownership) probe() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.probed = o.arrived == o.checked
+}
+
+func (o *ownership) unsettled() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.win.Open()
+}

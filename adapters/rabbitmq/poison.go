@@ -1,0 +1,311 @@
+package rabbitmq
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// poisonStore keeps a group's entries in a stream queue: a log of puts and removals, which any number of readers
+// read without disturbing each other. (From an ordinary queue they would take the entries away from each other while
+// they read, and to remove one would mean to read them all.)
+//
+// A stream has no end to read up to. So a reader appends a fence, and reads to that.
+type poisonStore struct {
+	d      *driver
+	group  string
+	stream string
+}
+
+// Headers of the records in the stream.
+const (
+	poisonHeader = "millrace-poison" // the kind of record
+	entryHeader  = "millrace-entry"  // put: the entry's id; fence: its name
+	sizeHeader   = "millrace-size"   // put: the size of the payload, behind which the poisonFacts follow
+	offsetHeader = "x-stream-offset" // the broker's
+)
+
+const (
+	poisonPut    = "put"
+	poisonRemove = "remove"
+	poisonFence  = "fence"
+)
+
+// poisonFacts is what an entry has beside its message, and the message's headers: both may be larger than AMQP's
+// headers may be. The message itself is written as any other.
+type poisonFacts struct {
+	Topic    string      `json:"topic"`
+	Group    string      `json:"group"`
+	Handler  string      `json:"handler"`
+	Lane     int32       `json:"lane"`
+	Position int64       `json:"position"`
+	Failure  bus.Failure `json:"failure"`
+	Host     string      `json:"host"`
+	Time     time.Time   `json:"time"`
+	Headers  [][2][]byte `json:"headers"` // any bytes
+}
+
+// Poison implements bus.Driver.
+func (d *driver) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	if err := bus.CheckName("group", group); err != nil {
+		return nil, fail("poison", "", err)
+	}
+	p := &poisonStore{d: d, group: group, stream: poisonName(group)}
+	if err := p.declare(ctx); err != nil {
+		return nil, fail("poison", "", err)
+	}
+	return p, nil
+}
+
+func (p *poisonStore) declare(ctx context.Context) error {
+	s, err := p.d.pub.link.getUnblocked(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = call(ctx, s, func(_ context.Context, t *topology) (struct{}, error) {
+		return struct{}{}, t.declareQueue(p.stream, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeStream})
+	})
+	return err
+}
+
+// Put implements bus.PoisonStore.
+func (p *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+	return p.append(ctx, "poison put", len(entries), func(i int, x *parcel) (err error) {
+		x.key = p.stream
+		x.Publishing, err = encodeEntry(&entries[i])
+		return err
+	})
+}
+
+// Remove implements bus.PoisonStore.
+func (p *poisonStore) Remove(ctx context.Context, ids ...string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	list := make([][]byte, len(ids)) // any bytes
+	for i, id := range ids {
+		list[i] = []byte(id)
+	}
+	body, err := json.Marshal(list)
+	if err != nil {
+		return fail("poison remove", "", err)
+	}
+	return p.append(ctx, "poison remove", 1, func(_ int, x *parcel) error {
+		*x = p.record(poisonRemove, "", body)
+		return nil
+	})
+}
+
+// record makes a record without an entry. Streams keep no lists in headers (seen on 3.10.8), so lists go to the body.
+func (p *poisonStore) record(kind, name string, body []byte) parcel {
+	return parcel{key: p.stream, Publishing: amqp.Publishing{
+		Headers: amqp.Table{poisonHeader: kind, entryHeader: name}, DeliveryMode: amqp.Persistent, Body: body,
+	}}
+}
+
+// append publishes records. If the stream is gone, it makes it and tries again.
+func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i int, x *parcel) error) error {
+	if n == 0 {
+		return nil
+	}
+	if !p.d.enter() {
+		return fail(op, "", bus.ErrClosed)
+	}
+	defer p.d.calls.Done()
+	err := p.d.pub.send(ctx, n, fill)
+	if errors.Is(err, errReturned) {
+		if err = p.declare(ctx); err == nil {
+			err = p.d.pub.send(ctx, n, fill)
+		}
+	}
+	if err != nil {
+		return fail(op, "", err)
+	}
+	return nil
+}
+
+func encodeEntry(e *bus.PoisonEntry) (amqp.Publishing, error) {
+	facts := poisonFacts{
+		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
+		Failure: e.Failure, Host: e.Host, Time: e.Time,
+	}
+	for _, h := range e.Message.Headers {
+		facts.Headers = append(facts.Headers, [2][]byte{[]byte(h.Name), []byte(h.Value)})
+	}
+	tail, err := json.Marshal(facts)
+	if err != nil {
+		return amqp.Publishing{}, err
+	}
+	m := *e.Message
+	m.Headers = nil
+	pub, err := encode(&m, frameSize-1024)
+	if err != nil {
+		return pub, err
+	}
+	pub.Headers[poisonHeader] = poisonPut
+	pub.Headers[entryHeader] = e.ID
+	pub.Headers[sizeHeader] = int64(len(m.Payload))
+	pub.Body = append(append(make([]byte, 0, len(m.Payload)+len(tail)), m.Payload...), tail...)
+	return pub, nil
+}
+
+func decodeEntry(d *amqp.Delivery) (bus.PoisonEntry, error) {
+	size, _ := d.Headers[sizeHeader].(int64)
+	if size < 0 || size > int64(len(d.Body)) {
+		return bus.PoisonEntry{}, fmt.Errorf("entry %q: a payload of %d in %d bytes", text(d.Headers[entryHeader]), size, len(d.Body))
+	}
+	var facts poisonFacts
+	if err := json.Unmarshal(d.Body[size:], &facts); err != nil {
+		return bus.PoisonEntry{}, fmt.Errorf("entry %q: %w", text(d.Headers[entryHeader]), err)
+	}
+	e := bus.PoisonEntry{
+		ID: text(d.Headers[entryHeader]), Topic: facts.Topic, Group: facts.Group, Handler: facts.Handler, Lane: facts.Lane,
+		Position: facts.Position, Failure: facts.Failure, Host: facts.Host, Time: facts.Time,
+	}
+	for _, name := range []string{poisonHeader, entryHeader, sizeHeader, offsetHeader} {
+		delete(d.Headers, name)
+	}
+	d.Body = d.Body[:size:size]
+	e.Message = decode(d)
+	for _, h := range facts.Headers {
+		e.Message.Headers.Add(string(h[0]), string(h[1]))
+	}
+	return e, nil
+}
+
+// List implements bus.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps
+// their ids in memory, and not the entries.
+func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+	return func(yield func(bus.PoisonEntry, error) bool) {
+		entries, first, err := p.scan(ctx)
+		if err == nil && len(entries) > 0 {
+			err = p.read(ctx, first, func(kind string, offset int64, d *amqp.Delivery) (more bool, err error) {
+				id := text(d.Headers[entryHeader])
+				if kind != poisonPut || entries[id] != offset {
+					return true, nil
+				}
+				e, err := decodeEntry(d)
+				if err != nil {
+					return false, err
+				}
+				delete(entries, id)
+				return yield(e, nil) && len(entries) > 0, nil
+			})
+		}
+		if err != nil {
+			yield(bus.PoisonEntry{}, fail("poison list", "", err))
+		}
+	}
+}
+
+// noOffset is before all offsets.
+const noOffset = -1
+
+// scan returns the offsets of the entries that are stored now, by id, and the lowest.
+func (p *poisonStore) scan(ctx context.Context) (entries map[string]int64, first int64, err error) {
+	fence := bus.NewID()
+	err = p.append(ctx, "poison list", 1, func(_ int, x *parcel) error {
+		*x = p.record(poisonFence, fence, nil)
+		return nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	entries = map[string]int64{}
+	err = p.read(ctx, noOffset, func(kind string, offset int64, d *amqp.Delivery) (more bool, err error) {
+		switch kind {
+		case poisonPut:
+			entries[text(d.Headers[entryHeader])] = offset
+		case poisonRemove:
+			var ids [][]byte
+			if err := json.Unmarshal(d.Body, &ids); err != nil {
+				return false, fmt.Errorf("removal at offset %d: %w", offset, err)
+			}
+			for _, id := range ids {
+				delete(entries, string(id))
+			}
+		case poisonFence:
+			return text(d.Headers[entryHeader]) != fence, nil
+		}
+		return true, nil
+	})
+	first = noOffset
+	for _, offset := range entries {
+		if first == noOffset || offset < first {
+			first = offset
+		}
+	}
+	return entries, first, err
+}
+
+// read visits the records from an offset on, until visit returns false or an error.
+func (p *poisonStore) read(ctx context.Context, from int64, visit func(kind string, offset int64, d *amqp.Delivery) (more bool, err error)) error {
+	s, err := p.d.consume.get(ctx)
+	if err != nil {
+		return err
+	}
+	opening := start(func() (*streamReader, error) { return newStreamReader(s, p.stream, from) })
+	r, err := opening.wait(ctx)
+	defer func() {
+		go func() { // closing is a request that knows no context either
+			<-opening.done
+			if opening.v != nil {
+				_ = opening.v.ch.Close()
+			}
+		}()
+	}()
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case d, ok := <-r.deliveries:
+			if !ok {
+				return errors.New("the broker ended the reading of the stream")
+			}
+			if err := d.Ack(false); err != nil { // makes room for more; a stream forgets nothing
+				return err
+			}
+			offset, _ := d.Headers[offsetHeader].(int64)
+			if more, err := visit(text(d.Headers[poisonHeader]), offset, &d); !more || err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// streamReader reads a stream.
+type streamReader struct {
+	ch         *amqp.Channel
+	deliveries <-chan amqp.Delivery
+}
+
+func newStreamReader(s *session, stream string, from int64) (*streamReader, error) {
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	var offset any = from
+	if from == noOffset {
+		offset = "first"
+	}
+	err = ch.Qos(64, 0, false)
+	if err == nil {
+		var deliveries <-chan amqp.Delivery
+		deliveries, err = ch.Consume(stream, "", false, false, false, false, amqp.Table{offsetHeader: offset})
+		if err == nil {
+			return &streamReader{ch, deliveries}, nil
+		}
+	}
+	_ = ch.Close()
+	return nil, err
+}

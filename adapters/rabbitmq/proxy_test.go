@@ -1,0 +1,116 @@
+package rabbitmq
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// proxy is a TCP proxy in front of the broker that breaks connections.
+type proxy struct {
+	target   string
+	listener net.Listener
+
+	mu      sync.Mutex
+	conns   map[net.Conn]bool
+	refuse  bool
+	stalled bool // nothing is forwarded to the broker
+	flow    *sync.Cond
+	workers sync.WaitGroup
+}
+
+// newProxy returns the configuration that goes through it.
+func newProxy(t testing.TB) (*proxy, Config) {
+	t.Helper()
+	c, err := brokerConfig(t).complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{target: c.Hosts[0], listener: l, conns: map[net.Conn]bool{}}
+	p.flow = sync.NewCond(&p.mu)
+	p.workers.Go(p.accept)
+	t.Cleanup(func() {
+		l.Close()
+		p.stall(false)
+		p.cut()
+		p.workers.Wait()
+	})
+	c.Hosts = []string{l.Addr().String()}
+	return p, c
+}
+
+func (p *proxy) accept() {
+	for {
+		in, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", p.target)
+		p.mu.Lock()
+		if err != nil || p.refuse {
+			in.Close()
+			if err == nil {
+				out.Close()
+			}
+			p.mu.Unlock()
+			continue
+		}
+		p.conns[in], p.conns[out] = true, true
+		p.mu.Unlock()
+		p.workers.Go(func() { p.forward(out, in, true) })
+		p.workers.Go(func() { p.forward(in, out, false) })
+	}
+}
+
+func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
+	defer dst.Close()
+	defer src.Close()
+	buf := make([]byte, 4096)
+	for {
+		n, err := src.Read(buf)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		for p.stalled && toBroker {
+			p.flow.Wait()
+		}
+		p.mu.Unlock()
+		if _, err := dst.Write(buf[:n]); err != nil && err != io.EOF {
+			return
+		}
+	}
+}
+
+// cut breaks all connections.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.Close()
+	}
+	clear(p.conns)
+}
+
+// down cuts, and refuses new connections until it is called with false.
+func (p *proxy) down(refuse bool) {
+	p.mu.Lock()
+	p.refuse = refuse
+	p.mu.Unlock()
+	if refuse {
+		p.cut()
+	}
+}
+
+// stall stops forwarding to the broker until it is called with false.
+func (p *proxy) stall(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stalled = on
+	p.flow.Broadcast()
+}

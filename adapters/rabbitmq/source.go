@@ -1,0 +1,306 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// source is one membership of a group.
+//
+// Goroutines: supervise follows the connection; within a session, serve balances and each lane has one that reads its
+// deliveries into ready. Receive empties ready. Locks: mu guards ready; each ownership has its own; none is held
+// while another is taken, or while the broker or the observer is waited for.
+type source struct {
+	d        *driver
+	sub      bus.Subscription
+	group    string
+	observer bus.LaneObserver
+	prefetch int
+	lanes    []*lane
+	early    atomic.Bool           // early queues may be left
+	fault    atomic.Pointer[error] // why it cannot go on, until it can
+	ctx      context.Context       // ends with Close
+	cancel   context.CancelFunc
+	workers  sync.WaitGroup
+	ended    chan struct{} // closed when all workers have ended
+	balance  chan struct{} // has a token when the shares should be looked at now
+
+	mu      sync.Mutex
+	ready   []arrival
+	head    int           // ready before it has been taken
+	arrived chan struct{} // has a token when ready may have something
+}
+
+// arrival is a message that waits for Receive.
+type arrival struct {
+	own      *ownership
+	message  *bus.Message
+	position int64
+}
+
+const (
+	// readAhead is the size that a message is taken to have when Bytes is turned into a number: RabbitMQ bounds what
+	// it delivers by number only.
+	readAhead = 16 << 10
+	// lanePrefetch is what a lane is given even if the bounds' share of it is less. One lane alone must be able to
+	// keep the handlers busy, and must not stand still because a few of its messages wait for a retry.
+	lanePrefetch = 256
+)
+
+// prefetchFor is how many messages the broker may have delivered to one lane that are not settled.
+func prefetchFor(sub bus.Subscription, lanes int) int {
+	bound := min(sub.InFlight, sub.Bytes/readAhead, 1<<15)
+	return max(1, min(bound, max(lanePrefetch, 2*bound/lanes)))
+}
+
+// Subscribe implements bus.Driver.
+func (d *driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	if err := checkNames(sub.Topic, sub.Group); err != nil {
+		return nil, fail("subscribe", sub.Topic, err)
+	}
+	if _, ok := sub.Start.Time(); ok {
+		return nil, fail("subscribe", sub.Topic, fmt.Errorf("%w: RabbitMQ's queues have no past to start in; use Earliest or Latest", bus.ErrUnsupported))
+	}
+	if d.closing.Err() != nil {
+		return nil, fail("subscribe", sub.Topic, bus.ErrClosed)
+	}
+	session, err := d.consume.get(ctx)
+	if err != nil {
+		return nil, fail("subscribe", sub.Topic, err)
+	}
+	state, err := call(ctx, session, func(ctx context.Context, t *topology) (groupState, error) { return d.prepare(ctx, t, sub) })
+	if err != nil {
+		return nil, fail("subscribe", sub.Topic, err)
+	}
+	s := &source{
+		d: d, sub: sub, group: groupName(sub.Topic, sub.Group), observer: o, prefetch: prefetchFor(sub, state.lanes),
+		ended: make(chan struct{}), balance: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.early.Store(state.early)
+	for i := range state.lanes {
+		s.lanes = append(s.lanes, &lane{source: s, id: int32(i), revoke: make(chan struct{}, 1)})
+	}
+	if !d.register(s) {
+		s.cancel()
+		return nil, fail("subscribe", sub.Topic, bus.ErrClosed)
+	}
+	s.workers.Go(func() { s.supervise(session) })
+	go func() {
+		s.workers.Wait()
+		close(s.ended)
+	}()
+	return s, nil
+}
+
+// supervise serves one session after the other.
+func (s *source) supervise(session *session) {
+	prepared := true
+	for n := 0; s.ctx.Err() == nil; n++ {
+		if !prepared {
+			if !pause(s.ctx, backoff(n-1)) {
+				return
+			}
+			var err error
+			if session, err = s.d.consume.get(s.ctx); err != nil {
+				return
+			}
+			if err := s.prepare(session); err != nil {
+				if !retryable(err) {
+					s.fault.Store(&err)
+					s.wake()
+				}
+				continue
+			}
+			s.fault.Store(nil)
+		}
+		since := time.Now()
+		s.serve(session)
+		prepared = false
+		if time.Since(since) > time.Second {
+			n = 0
+		}
+	}
+}
+
+// prepare declares everything again.
+func (s *source) prepare(session *session) error {
+	state, err := call(s.ctx, session, func(ctx context.Context, t *topology) (groupState, error) { return s.d.prepare(ctx, t, s.sub) })
+	if err == nil && state.lanes != len(s.lanes) {
+		err = fmt.Errorf("%w: the group was made again, with %d lanes instead of %d: subscribe again", bus.ErrInvalid, state.lanes, len(s.lanes))
+	}
+	if err == nil {
+		s.early.Store(state.early)
+	}
+	return err
+}
+
+// serve runs the lanes until the session or the source ends.
+func (s *source) serve(session *session) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	var lanes sync.WaitGroup
+	defer lanes.Wait()
+	m := &membership{source: s, session: session}
+	defer m.leave()
+	if err := m.join(); err != nil {
+		return
+	}
+	for _, l := range s.lanes {
+		lanes.Go(func() { l.run(ctx, session) })
+	}
+	m.keep(ctx)
+	cancel()
+}
+
+// deliver hands a message to Receive.
+func (s *source) deliver(a arrival) {
+	s.mu.Lock()
+	if s.head == len(s.ready) {
+		s.ready, s.head = s.ready[:0], 0
+	} else if s.head > 64 && s.head > len(s.ready)/2 {
+		n := copy(s.ready, s.ready[s.head:])
+		clear(s.ready[n:])
+		s.ready, s.head = s.ready[:n], 0
+	}
+	s.ready = append(s.ready, a)
+	s.mu.Unlock()
+	s.wake()
+}
+
+func (s *source) wake() {
+	select {
+	case s.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// Receive implements bus.Source.
+func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if s.ctx.Err() != nil {
+			return 0, fail("receive", s.sub.Topic, bus.ErrClosed)
+		}
+		if n := s.take(dst, maxBytes); n > 0 || len(dst) == 0 {
+			return n, nil
+		}
+		if fault := s.fault.Load(); fault != nil {
+			return 0, fail("receive", s.sub.Topic, *fault)
+		}
+		select {
+		case <-s.arrived:
+		case <-ctx.Done():
+		case <-s.ctx.Done():
+		}
+	}
+}
+
+// take moves what fits from ready to dst. What belongs to an ownership that is ending stays behind: the broker gives
+// it to the lane's next owner.
+func (s *source) take(dst []bus.Delivery, maxBytes int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, bytes := 0, 0
+	for n < len(dst) && s.head < len(s.ready) {
+		a := &s.ready[s.head]
+		if !a.own.open.Load() {
+			*a = arrival{}
+			s.head++
+			continue
+		}
+		size := a.message.Size()
+		if n > 0 && bytes+size > maxBytes {
+			break
+		}
+		dst[n] = bus.Delivery{
+			Message: a.message,
+			Token:   bus.Token{Lane: a.own.lane.ID, Epoch: a.own.lane.Epoch, Position: a.position},
+			Topic:   s.sub.Topic, Group: s.sub.Group,
+		}
+		n, bytes = n+1, bytes+size
+		*a = arrival{}
+		s.head++
+	}
+	if s.head < len(s.ready) {
+		s.wake()
+	}
+	return n
+}
+
+// shut stops handing out what is of the ownership: no Receive that begins later returns any of it.
+func (s *source) shut(o *ownership) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o.open.Store(false)
+}
+
+// Settle implements bus.Source.
+func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
+	if s.ctx.Err() != nil {
+		return fail("settle", s.sub.Topic, fmt.Errorf("%w: %w", bus.ErrClosed, bus.ErrStale))
+	}
+	stale := 0
+	var touched uint64 // lanes, as bits: there are at most 64
+	for len(tokens) > 0 {
+		// A run of tokens of one lane takes its lock once.
+		run := 1
+		for run < len(tokens) && tokens[run].Lane == tokens[0].Lane {
+			run++
+		}
+		id := tokens[0].Lane
+		if id < 0 || int(id) >= len(s.lanes) {
+			stale += run
+		} else {
+			stale += s.lanes[id].done(tokens[:run])
+			touched |= 1 << id
+		}
+		tokens = tokens[run:]
+	}
+	for id, l := range s.lanes {
+		if touched&(1<<id) != 0 {
+			l.commit()
+		}
+	}
+	if stale > 0 {
+		return fail("settle", s.sub.Topic, fmt.Errorf("%d tokens: %w", stale, bus.ErrStale))
+	}
+	return nil
+}
+
+// Close implements bus.Source.
+func (s *source) Close(ctx context.Context) error {
+	s.cancel() // each lane sends its last acks and closes its channel, which gives back the rest
+	defer s.d.unregister(s)
+	select {
+	case <-s.ended:
+		return nil
+	case <-ctx.Done():
+		return fail("close", s.sub.Topic, context.Cause(ctx))
+	}
+}
+
+// unsettled is how many messages this member was delivered and has not settled.
+func (s *source) unsettled() int {
+	n := 0
+	for _, l := range s.lanes {
+		if o := l.current.Load(); o != nil {
+			n += o.unsettled()
+		}
+	}
+	return n
+}
+
+// epochs are given out once in a process, and begin at its start time, so that ownerships of different runs differ.
+var epochs = func() *atomic.Uint64 {
+	var e atomic.Uint64
+	e.Store(uint64(time.Now().UnixNano()))
+	return &e
+}()

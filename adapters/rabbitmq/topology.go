@@ -1,0 +1,244 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// topology declares and inspects. A refusal closes the channel; the next request opens another.
+type topology struct {
+	session *session
+	ch      *amqp.Channel
+}
+
+func (t *topology) channel() (*amqp.Channel, error) {
+	if t.ch == nil || t.ch.IsClosed() {
+		ch, err := t.session.conn.Channel()
+		if err != nil {
+			return nil, err
+		}
+		t.ch = ch
+	}
+	return t.ch, nil
+}
+
+func (t *topology) close() {
+	if t.ch != nil {
+		_ = t.ch.Close()
+	}
+}
+
+// queue inspects a queue; ok is false if there is none.
+func (t *topology) queue(name string) (q amqp.Queue, ok bool, err error) {
+	ch, err := t.channel()
+	if err != nil {
+		return q, false, err
+	}
+	q, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
+	if hasCode(err, amqp.NotFound) {
+		return q, false, nil
+	}
+	return q, err == nil, err
+}
+
+// declareQueue makes a durable queue unless it exists. One that exists is used as it is, whatever its arguments: a
+// change of configuration must not stop a service.
+func (t *topology) declareQueue(name string, args amqp.Table) error {
+	ch, err := t.channel()
+	if err != nil {
+		return err
+	}
+	_, err = ch.QueueDeclare(name, true, false, false, false, args)
+	if hasCode(err, amqp.PreconditionFailed) {
+		if _, ok, err := t.queue(name); ok || err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (t *topology) deleteQueue(name string) error {
+	ch, err := t.channel()
+	if err != nil {
+		return err
+	}
+	_, err = ch.QueueDelete(name, false, false, false)
+	return err
+}
+
+func (t *topology) exchangeExists(name string) (bool, error) {
+	ch, err := t.channel()
+	if err != nil {
+		return false, err
+	}
+	err = ch.ExchangeDeclarePassive(name, amqp.ExchangeFanout, true, false, false, false, nil)
+	if hasCode(err, amqp.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (t *topology) declareExchange(name, kind, alternate string) error {
+	ch, err := t.channel()
+	if err != nil {
+		return err
+	}
+	var args amqp.Table
+	if alternate != "" {
+		args = amqp.Table{"alternate-exchange": alternate}
+	}
+	return ch.ExchangeDeclare(name, kind, true, false, false, false, args)
+}
+
+// declareTopic makes the topic's exchange, and behind it, for messages that no group takes yet, the unrouted queue.
+func (t *topology) declareTopic(cfg Config, topic string) error {
+	unrouted := unroutedName(topic)
+	err := t.declareQueue(unrouted, amqp.Table{
+		amqp.QueueTypeArg:     cfg.Queue,
+		amqp.QueueMaxLenArg:   int64(cfg.Unrouted),
+		amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
+	})
+	if err == nil {
+		err = t.declareExchange(unrouted, amqp.ExchangeFanout, "")
+	}
+	if err == nil {
+		err = t.ch.QueueBind(unrouted, "", unrouted, false, nil)
+	}
+	if err == nil {
+		err = t.declareExchange(topic, amqp.ExchangeFanout, unrouted)
+	}
+	if err != nil {
+		return fmt.Errorf("declare the topic: %w", err)
+	}
+	return nil
+}
+
+// declareGroup makes the group's exchange, lanes and bindings, and returns the number of lanes. The group is not
+// attached to the topic yet.
+func (t *topology) declareGroup(cfg Config, group string) (lanes int, err error) {
+	if lanes, err = t.groupLanes(group, cfg.Lanes); err != nil {
+		return 0, fmt.Errorf("declare the group: %w", err)
+	}
+	// A routing key that is no slot is a foreign publisher's. Its messages all go to one lane, in order.
+	if err := t.declareExchange(lanesName(group, lanes), amqp.ExchangeFanout, ""); err != nil {
+		return 0, fmt.Errorf("declare the group: %w", err)
+	}
+	for i := range lanes {
+		if err := t.declareLane(cfg, group, lanes, i); err != nil {
+			return 0, err
+		}
+	}
+	return lanes, nil
+}
+
+// declareLane makes the queue of a lane, and binds its slots.
+func (t *topology) declareLane(cfg Config, group string, lanes, lane int) error {
+	name := laneName(group, lane)
+	if err := t.declareQueue(name, laneArgs(cfg.Queue, t.session.conn.Properties)); err != nil {
+		return fmt.Errorf("declare lane %d: %w", lane, err)
+	}
+	ch, err := t.channel()
+	if err != nil {
+		return err
+	}
+	if lane == 0 {
+		if err := ch.QueueBind(name, "", lanesName(group, lanes), true, nil); err != nil {
+			return fmt.Errorf("bind lane 0: %w", err)
+		}
+	}
+	for s := lane; s < slots; s += lanes {
+		// A channel's requests are served in order and a refusal closes it, so the last answer is that of all.
+		if err := ch.QueueBind(name, routingKeys[s], group, s+lanes < slots, nil); err != nil {
+			return fmt.Errorf("bind lane %d: %w", lane, err)
+		}
+	}
+	return nil
+}
+
+// laneArgs are the arguments of a lane's queues.
+func laneArgs(queue string, server amqp.Table) amqp.Table {
+	args := amqp.Table{amqp.QueueTypeArg: queue, amqp.SingleActiveConsumerArg: true}
+	// RabbitMQ 4 drops what a quorum queue delivered 20 times. -1 is no limit there; before, it is a limit that drops
+	// a message the first time it is given back (seen on 3.10.8).
+	version, _ := server["version"].(string)
+	major, _, _ := strings.Cut(version, ".")
+	if n, err := strconv.Atoi(major); err == nil && n >= 4 && queue == Quorum {
+		args["x-delivery-limit"] = int64(-1)
+	}
+	return args
+}
+
+var currentValue = regexp.MustCompile(`current is (?:the value )?'([^']*)'`)
+
+// groupLanes declares the group's exchange, and returns how many lanes the group has: want, if this makes it.
+//
+// The number is part of the exchange's alternate exchange, which cannot be changed, so the first member decides and
+// a later one is told: by an error that quotes the current value. A record kept in a queue would have no such
+// test-and-set.
+func (t *topology) groupLanes(group string, want int) (int, error) {
+	err := t.declareExchange(group, amqp.ExchangeDirect, lanesName(group, want))
+	if err == nil {
+		return want, nil
+	}
+	if !hasCode(err, amqp.PreconditionFailed) {
+		return 0, err
+	}
+	m := currentValue.FindStringSubmatch(err.Error())
+	if m == nil {
+		return 0, err
+	}
+	number, ok := strings.CutPrefix(m[1], group+lanesMark)
+	lanes, numErr := strconv.Atoi(number)
+	if !ok || numErr != nil || lanes < 1 || lanes > slots {
+		return 0, err // not an exchange of ours
+	}
+	return lanes, nil
+}
+
+// existingLanes is groupLanes for a group that must exist.
+func (t *topology) existingLanes(group string) (int, error) {
+	ok, err := t.exchangeExists(group)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return 0, bus.ErrNotFound
+	}
+	return t.groupLanes(group, DefaultLanes)
+}
+
+// attach makes the topic's messages flow to the group: one binding, so all slots begin at the same message.
+func (t *topology) attach(topic, group string) error {
+	ch, err := t.channel()
+	if err != nil {
+		return err
+	}
+	return ch.ExchangeBind(group, "", topic, false, nil)
+}
+
+// lock takes the topic's lock, a queue that one connection at a time can have. The broker frees it when the
+// connection ends. Callers of one connection exclude each other beforehand.
+func (t *topology) lock(ctx context.Context, topic string) error {
+	for n := 0; ; n++ {
+		ch, err := t.channel()
+		if err != nil {
+			return err
+		}
+		_, err = ch.QueueDeclare(lockName(topic), false, false, true, false, nil)
+		if !hasCode(err, amqp.ResourceLocked) {
+			return err
+		}
+		if !pause(ctx, backoff(min(n, 1))) {
+			return fmt.Errorf("another process is setting up the topic: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (t *topology) unlock(topic string) { _ = t.deleteQueue(lockName(topic)) }
