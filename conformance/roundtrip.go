@@ -28,8 +28,15 @@ func roundTripFields(e *env) {
 		{ID: "binary", Key: "\xff\x00\xfe", Payload: []byte{0, 1, 0xff, '\n'}},
 		{ID: "unicode Ω 漢", Key: "Ω", Type: "Ω", Subject: "漢字", Source: "/Ω", ContentType: "text/plain; charset=utf-8", Payload: []byte("漢")},
 		{ID: "headers", Headers: bus.Headers{
-			{Name: "z", Value: "1"}, {Name: "a", Value: "2"}, {Name: "z", Value: "3"}, {Name: "a", Value: ""}, {Name: "binary", Value: "\xff\x00"}, {Name: "with space and Ω", Value: "v"},
-			{Name: "UPPER", Value: "u"}, {Name: "upper", Value: "l"}, {Name: "long", Value: strings.Repeat("x", 10_000)},
+			{Name: "z", Value: "1"},
+			{Name: "a", Value: "2"},
+			{Name: "z", Value: "3"},
+			{Name: "a", Value: ""},
+			{Name: "binary", Value: "\xff\x00"},
+			{Name: "with space and Ω", Value: "v"},
+			{Name: "UPPER", Value: "u"},
+			{Name: "upper", Value: "l"},
+			{Name: "long", Value: strings.Repeat("x", 10_000)},
 		}},
 		{ID: "extensions", Headers: bus.Headers{{Name: bus.HeaderCorrelationID, Value: "c1"}, {Name: "traceparent", Value: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, {Name: bus.HeaderCausationID, Value: "c2"}}},
 		{ID: "numbers", Headers: bus.Headers{{Name: "n", Value: "007"}, {Name: "t", Value: "true"}}},
@@ -119,8 +126,10 @@ func roundTripRouter(e *env) {
 	})
 	e.run(r)
 	start := time.Now()
-	e.publish(b, topic, &bus.Message{ID: "envelope", Key: "k", ContentType: "application/cloudevents+json",
-		Payload: []byte(`{"specversion":"1.0","id":"inside","source":"/s","type":"t","datacontenttype":"application/json","data":{"n":1}}`)})
+	e.publish(b, topic, &bus.Message{
+		ID: "envelope", Key: "k", ContentType: "application/cloudevents+json",
+		Payload: []byte(`{"specversion":"1.0","id":"inside","source":"/s","type":"t","datacontenttype":"application/json","data":{"n":1}}`),
+	})
 	select {
 	case d := <-got:
 		if d.ID != "inside" || d.Key != "k" || d.Type != "t" || string(d.Payload) != `{"n":1}` {

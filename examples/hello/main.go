@@ -14,8 +14,10 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-type OrderPlaced struct{ OrderID, Customer string }
-type PaymentRequested struct{ OrderID string }
+type (
+	OrderPlaced      struct{ OrderID, Customer string }
+	PaymentRequested struct{ OrderID string }
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

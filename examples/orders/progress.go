@@ -53,7 +53,7 @@ func (p *progress) print(done int) {
 	rate := float64(done-p.already) / time.Since(p.began).Seconds()
 	eta := "?"
 	if rate > 0 {
-		eta = (time.Duration(float64(p.total-done) / rate * float64(time.Second))).Round(time.Second).String()
+		eta = time.Duration(float64(p.total-done) / rate * float64(time.Second)).Round(time.Second).String()
 	}
 	line := fmt.Sprintf("%6d of %d orders  %3d %%  %7.0f/s  ETA %s", done, p.total, 100*done/p.total, rate, eta)
 	if p.terminal {
