@@ -40,7 +40,7 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 		"bus":                   nil,
 		"router":                nil,
 		"adapters/memory":       nil,
-		"adapters/kafka":        {"github.com/twmb/", "github.com/klauspost/compress/", "github.com/pierrec/lz4/", "golang.org/x/"},
+		"adapters/kafka":        {"github.com/twmb/", "github.com/klauspost/compress", "github.com/pierrec/lz4/", "golang.org/x/"},
 		"adapters/rabbitmq":     {"github.com/rabbitmq/amqp091-go"},
 		"adapters/sql/postgres": {"github.com/jackc/", "golang.org/x/"},
 		"adapters/sql/mysql":    {"github.com/go-sql-driver/mysql", "filippo.io/edwards25519"},

@@ -7,6 +7,7 @@ import (
 	_ "github.com/millrace-go/millrace/adapters/kafka"
 	_ "github.com/millrace-go/millrace/adapters/memory"
 	_ "github.com/millrace-go/millrace/adapters/rabbitmq"
+	_ "github.com/millrace-go/millrace/adapters/sql/mysql"
 	_ "github.com/millrace-go/millrace/adapters/sql/postgres"
 	_ "github.com/millrace-go/millrace/adapters/sql/sqlite"
 )

@@ -88,9 +88,6 @@ func (s *source) failed(p *kgo.FetchPartition) {
 	if p.Partition < 0 { // the poll's own end: an assignment, Close, or Receive's context
 		return
 	}
-	if isMissing(p.Err) {
-		s.driver.topics.forget(s.sub.Topic)
-	}
 	if _, ok := errors.AsType[*kgo.ErrGroupSession](p.Err); ok {
 		s.report(fail("receive", s.sub.Topic, p.Err))
 		return

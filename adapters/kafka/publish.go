@@ -117,10 +117,9 @@ func (c *call) wait(ctx context.Context, topic string) error {
 
 // outcome says of each record what became of it; cause is why those that are still under way are not waited for.
 func (c *call) outcome(topic string, cause error) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	errs := make([]error, len(c.records))
-	failed := false
+	failed, missing := false, false
+	c.mu.Lock()
 	for i := range c.records {
 		err := cause
 		if c.records[i].Context == nil {
@@ -129,14 +128,14 @@ func (c *call) outcome(topic string, cause error) error {
 				err = c.errs[i]
 			}
 		}
-		if err == nil {
-			continue
+		if err != nil {
+			errs[i] = publishFailure(topic, err)
+			failed, missing = true, missing || isMissing(err)
 		}
-		if isMissing(err) { // deleted since it was looked up
-			c.driver.topics.forget(topic)
-		}
-		errs[i] = publishFailure(topic, err)
-		failed = true
+	}
+	c.mu.Unlock()
+	if missing { // deleted since it was looked up
+		c.driver.topics.forget(topic)
 	}
 	if !failed {
 		return nil

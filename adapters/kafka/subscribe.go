@@ -43,7 +43,7 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	if at, ok := s.Start.Time(); ok && at.IsZero() {
 		return nil, fail("subscribe", s.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
 	}
-	if err := d.topics.ensure(ctx, s.Topic); err != nil {
+	if err := d.topics.check(ctx, s.Topic); err != nil {
 		return nil, fail("subscribe", s.Topic, err)
 	}
 	start, err := d.start(ctx, s)

@@ -34,7 +34,7 @@ func brokerURL(tb testing.TB) string {
 
 // within bounds what a test waits for. Nothing is expected to take this long.
 func within(tb testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(tb.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Second)
 	tb.Cleanup(cancel)
 	return ctx
 }

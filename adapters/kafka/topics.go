@@ -44,8 +44,12 @@ func (t *topics) limit(name string) int32 {
 	return int32(t.config.MaxMessage + batchOverhead)
 }
 
-// forget makes the next ensure look again: the topic was deleted.
-func (t *topics) forget(name string) { t.limits.Delete(name) }
+// forget makes the next ensure look again: the topic was deleted. The client would go on with the id of the old one.
+func (t *topics) forget(name string) {
+	if _, ok := t.limits.LoadAndDelete(name); ok {
+		t.client.PurgeTopicsFromProducing(name)
+	}
+}
 
 // has says whether a topic was found before.
 func (t *topics) has(name string) bool {
@@ -59,6 +63,14 @@ func (t *topics) ensure(ctx context.Context, name string) error {
 		return nil
 	}
 	return t.look(ctx, name, t.config.Partitions, nil)
+}
+
+// check is ensure for a topic that may have been deleted since it was looked up.
+func (t *topics) check(ctx context.Context, name string) error {
+	if _, err := t.find(ctx, name); isMissing(err) {
+		t.forget(name)
+	}
+	return t.ensure(ctx, name)
 }
 
 // look finds a topic, or creates it with these partitions unless they are 0.

@@ -119,7 +119,7 @@ func fromParams(p *bus.Params) (Config, error) {
 		Lanes:      p.Int("lanes", DefaultLanes, 1, slots),
 		Heartbeat:  p.Duration("heartbeat", DefaultHeartbeat, minHeartbeat, maxHeartbeat),
 		Unrouted:   p.Int("unrouted", DefaultUnrouted, 1, maxUnrouted),
-		MaxMessage: p.Int("max-message", DefaultMaxMessage, minMaxMessage, maxMaxMessage),
+		MaxMessage: p.Int("maxmessage", DefaultMaxMessage, minMaxMessage, maxMaxMessage),
 	}
 	ca, cert, key := p.Text("ca", ""), p.Text("cert", ""), p.Text("key", "")
 	if u.Opaque != "" || u.Host == "" {

@@ -32,7 +32,7 @@ func TestParseURL(t *testing.T) {
 		{"amqp://h/", base},
 		{"amqp://h/%2F", with(func(c *Config) { c.VHost = "/" })},
 		{"amqp://h/v%2Fw", with(func(c *Config) { c.VHost = "v/w" })},
-		{"amqp://u:p%40@h:1,g:2/v?queue=classic&lanes=3&heartbeat=5s&unrouted=7&max-message=2048&name=n", Config{
+		{"amqp://u:p%40@h:1,g:2/v?queue=classic&lanes=3&heartbeat=5s&unrouted=7&maxmessage=2048&name=n", Config{
 			Hosts: []string{"h:1", "g:2"}, User: "u", Password: "p@", VHost: "v", Name: "n", Queue: Classic, Lanes: 3, Heartbeat: 5 * time.Second,
 			Unrouted: 7, MaxMessage: 2048,
 		}},
@@ -57,7 +57,7 @@ func TestParseURL(t *testing.T) {
 		"amqp://u:secret@h?heartbeat=1s":     `"heartbeat"`,
 		"amqp://u:secret@h?heartbeat=2.5":    `"heartbeat"`,
 		"amqp://u:secret@h?heartbeat=2500ms": "whole seconds",
-		"amqp://u:secret@h?max-message=1":    `"max-message"`,
+		"amqp://u:secret@h?maxmessage=1":    `"maxmessage"`,
 		"amqp://u:secret@h?unrouted=0":       `"unrouted"`,
 		"amqp://u:secret@h?nonsense=1":       `"nonsense"`,
 		"amqp://u:secret@h,,g":               "host",

@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"time"
@@ -22,12 +23,19 @@ func fail(op, topic string, err error) error {
 }
 
 // retryable says whether what failed with err may succeed later. What a server answers to a mistake in the request,
-// a missing permission or an existing object of another kind stays so until somebody changes it.
+// a missing permission or an existing object of another kind stays so until somebody changes it; so does a certificate
+// that nobody vouches for.
 func retryable(err error) bool {
 	for _, final := range []error{bus.ErrClosed, bus.ErrUnsupported, bus.ErrInvalid, bus.ErrTooLarge, bus.ErrNotFound} {
 		if errors.Is(err, final) {
 			return false
 		}
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return false
 	}
 	e, ok := errors.AsType[*amqp.Error](err)
 	if !ok {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -184,6 +187,98 @@ func TestStalledLink(t *testing.T) {
 	}
 	p.stall(false)
 	<-d.closed
+}
+
+// While the broker blocks publishers (an alarm), they wait within their context, and nothing is sent.
+func TestBlockedByBroker(t *testing.T) {
+	topic := newTopic(t)
+	p, c := newProxy(t)
+	d := openDriver(t, c)
+	publish(t, d, topic, message("1", ""))
+	session := d.pub.link.current()
+	blocked := session.conn.NotifyBlocked(make(chan amqp.Blocking, 2))
+	p.inject(10, 60, append([]byte{byte(len("low on memory"))}, "low on memory"...)...)
+	<-blocked
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	err := d.Publish(ctx, topic, []*bus.Message{message("2", "")})
+	if !bus.IsDefinite(err) || !bus.IsRetryable(err) || !strings.Contains(err.Error(), "low on memory") {
+		t.Error(err)
+	}
+	done := make(chan error, 2)
+	go func() { done <- d.Publish(testContext(t), topic, []*bus.Message{message("3", "")}) }()
+	p.inject(10, 61)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	// Close does not wait for those that have sent nothing.
+	p.inject(10, 60, 0)
+	<-blocked
+	<-blocked
+	go func() { done <- d.Publish(testContext(t), topic, []*bus.Message{message("4", "")}) }()
+	if err := d.Close(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, bus.ErrClosed) || !bus.IsDefinite(err) {
+		t.Error(err)
+	}
+}
+
+// The broker closes one lane's channel, as it does over a message that is not settled for 30 minutes: the lane is lost
+// and comes back, and the connection goes on.
+func TestChannelClosedByBroker(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	d := openDriver(t, brokerConfig(t))
+	o := newObserver()
+	src := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o)
+	o.waitLanes(t, ctx, DefaultLanes)
+	session := d.consume.current()
+	publish(t, d, topic, messages(0, 10, 1)...)
+	got := receive(t, ctx, src, 10)
+	settle(t, src, got[:3])
+	own := src.(*source).lanes[got[0].Lane].current.Load()
+	own.expire() // the commit interval has passed
+	if err := own.ch.Ack(99_999, false); err != nil {
+		t.Fatal(err)
+	}
+	o.wait(t, ctx, "the lane to be lost", func() bool { return len(o.lost) == 1 })
+	if err := src.Settle(ctx, tokens(got[3:])); !errors.Is(err, bus.ErrStale) {
+		t.Error(err)
+	}
+	again := receive(t, ctx, src, 7)
+	checkOrder(t, again, 3, 10)
+	settle(t, src, again)
+	if again[0].Epoch == got[0].Epoch || d.consume.current() != session {
+		t.Error("the epoch is the same, or the connection is another")
+	}
+}
+
+// A member is cut off. Another takes its lanes, and nothing is lost.
+func TestMemberDies(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	dying, living := openDriver(t, c), openDriver(t, brokerConfig(t))
+	sub := bus.Subscription{Topic: topic, Group: "g", InFlight: 100}
+	oa, ob := newObserver(), newObserver()
+	a, b := subscribe(t, dying, sub, oa), subscribe(t, living, sub, ob)
+	oa.waitLanes(t, ctx, DefaultLanes/2)
+	ob.waitLanes(t, ctx, DefaultLanes/2)
+	publish(t, living, topic, messages(0, 400, 100)...)
+	got := receive(t, ctx, a, 50) // and settles nothing
+	p.down(true)
+	oa.waitLanes(t, ctx, 0)
+	ob.waitLanes(t, ctx, DefaultLanes)
+	if err := a.Settle(ctx, tokens(got)); !errors.Is(err, bus.ErrStale) {
+		t.Error(err)
+	}
+	all := receive(t, ctx, b, 400)
+	checkOrder(t, all, 0, 400)
+	settle(t, b, all)
+	p.down(false)
+	oa.waitLanes(t, ctx, DefaultLanes/2)
+	ob.waitLanes(t, ctx, DefaultLanes/2)
 }
 
 // Connections break while a group consumes and settles. Nothing is lost, what comes again is what was not settled

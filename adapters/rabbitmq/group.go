@@ -12,15 +12,16 @@ import (
 // groupState is what a member must know of its group.
 type groupState struct {
 	lanes int
-	// early: what the topic kept before the group came may still be in early queues.
+	// begun: the group is set up. Nobody consumes before.
+	begun bool
+	// earliest: the group took over what the topic kept while it had no group.
+	earliest bool
+	// early: some of that may still be in early queues.
 	early bool
 }
 
-// prepare declares topic and group, and attaches the group to the topic.
-//
-// A group's first member also moves what the topic kept while it had no group (see moveToGroup). No member consumes
-// before that is done, which two exchanges record: movedName if there was something, and readyName if nothing of
-// it is left.
+// prepare declares topic and group, and attaches the group to the topic. A group's first member also decides where
+// the group starts.
 func (d *driver) prepare(ctx context.Context, t *topology, sub bus.Subscription) (groupState, error) {
 	group := groupName(sub.Topic, sub.Group)
 	if err := t.declareTopic(d.cfg, sub.Topic); err != nil {
@@ -30,52 +31,62 @@ func (d *driver) prepare(ctx context.Context, t *topology, sub bus.Subscription)
 	if err != nil {
 		return groupState{}, err
 	}
-	begun, early, err := t.progress(group, lanes)
+	state, err := t.state(group, lanes)
 	if err != nil {
 		return groupState{}, err
 	}
-	if begun {
-		return groupState{lanes, early}, t.attach(sub.Topic, group)
+	if state.begun {
+		return state, t.attach(sub.Topic, group)
 	}
 	unlock, err := d.lockTopic(ctx, t, sub.Topic)
 	if err != nil {
 		return groupState{}, err
 	}
 	defer unlock()
-	if begun, early, err = t.progress(group, lanes); err != nil || begun {
-		return groupState{lanes, early}, err // another member did it meanwhile
+	if state, err = t.state(group, lanes); err != nil || state.begun {
+		return state, err // another member did it meanwhile
 	}
 	// From here on nothing more is kept, so what has been kept is all older than what the lanes get.
 	if err := t.attach(sub.Topic, group); err != nil {
 		return groupState{}, err
 	}
-	if sub.Start == bus.Earliest {
-		if early, err = d.moveToGroup(ctx, t, sub.Topic, group, lanes); err != nil {
+	state = groupState{lanes: lanes, begun: true, earliest: sub.Start == bus.Earliest}
+	record := latestName(group)
+	if state.earliest {
+		if state.early, err = d.moveToGroup(ctx, t, sub.Topic, group, lanes); err != nil {
 			return groupState{}, fmt.Errorf("take over what the topic kept: %w", err)
 		}
-	}
-	record := readyName(group)
-	if early {
-		record = movedName(group)
-	}
-	return groupState{lanes, early}, t.declareExchange(record, amqp.ExchangeFanout, "")
-}
-
-// progress says whether the group has begun, and whether early queues are left. When the last one is gone it records
-// that.
-func (t *topology) progress(group string, lanes int) (begun, early bool, err error) {
-	if begun, err = t.exchangeExists(readyName(group)); err != nil || begun {
-		return begun, false, err
-	}
-	if begun, err = t.exchangeExists(movedName(group)); err != nil || !begun {
-		return false, false, err
-	}
-	for i := range lanes {
-		if _, early, err = t.queue(earlyName(group, i)); err != nil || early {
-			return true, true, err
+		record = readyName(group)
+		if state.early {
+			record = movedName(group)
 		}
 	}
-	return true, false, t.declareExchange(readyName(group), amqp.ExchangeFanout, "")
+	return state, t.declareExchange(record, amqp.ExchangeFanout, "")
+}
+
+// state reads how far the group is. It is recorded by exchanges, which can be made without a race and cost nothing:
+// latestName for a group that started at the latest message; for the others movedName, and readyName when no early
+// queue is left, or there was none.
+func (t *topology) state(group string, lanes int) (groupState, error) {
+	s := groupState{lanes: lanes}
+	var err error
+	if s.begun, err = t.exchangeExists(readyName(group)); err != nil || s.begun {
+		s.earliest = true
+		return s, err
+	}
+	if s.begun, err = t.exchangeExists(latestName(group)); err != nil || s.begun {
+		return s, err
+	}
+	if s.begun, err = t.exchangeExists(movedName(group)); err != nil || !s.begun {
+		return s, err
+	}
+	s.earliest = true
+	for i := range lanes {
+		if _, s.early, err = t.queue(earlyName(group, i)); err != nil || s.early {
+			return s, err
+		}
+	}
+	return s, t.declareExchange(readyName(group), amqp.ExchangeFanout, "")
 }
 
 // lockTopic excludes all other processes, and other callers in this one, from attaching a group to the topic: while

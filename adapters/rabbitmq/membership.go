@@ -6,8 +6,6 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"github.com/millrace-go/millrace/bus"
 )
 
 // balanceInterval is how often a member compares its lanes with its share, when nothing gives cause to earlier.
@@ -74,7 +72,7 @@ func (m *membership) keep(ctx context.Context) {
 		if ticks++; ticks%watchTicks == 0 {
 			m.watch()
 		}
-		if m.source.sub.Start == bus.Earliest {
+		if m.source.earliest.Load() {
 			// What fails here is tried at the next tick.
 			_, _ = call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
 				return struct{}{}, m.source.d.sweep(ctx, t, m.source.sub.Topic)

@@ -59,6 +59,7 @@ func earlyName(group string, lane int) string { return laneName(group, lane) + "
 func membersName(group string) string         { return group + ":members" }
 func readyName(group string) string           { return group + ":ready" }
 func movedName(group string) string           { return group + ":moved" }
+func latestName(group string) string          { return group + ":latest" }
 
 // lanesName is the group's alternate exchange. It names the number of lanes: see groupLanes.
 func lanesName(group string, lanes int) string { return group + lanesMark + strconv.Itoa(lanes) }

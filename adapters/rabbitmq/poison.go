@@ -251,7 +251,7 @@ func (p *poisonStore) read(ctx context.Context, from int64, visit func(kind stri
 	if err != nil {
 		return err
 	}
-	opening := start(func() (*streamReader, error) { return newStreamReader(s, p.stream, from) })
+	opening := start(func() (*streamReader, error) { return newStreamReader(ctx, s, p.stream, from) })
 	r, err := opening.wait(ctx)
 	defer func() {
 		go func() { // closing is a request that knows no context either
@@ -289,17 +289,26 @@ type streamReader struct {
 	deliveries <-chan amqp.Delivery
 }
 
-func newStreamReader(s *session, stream string, from int64) (*streamReader, error) {
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return nil, err
-	}
+func newStreamReader(ctx context.Context, s *session, stream string, from int64) (*streamReader, error) {
 	var offset any = from
 	if from == noOffset {
 		offset = "first"
 	}
-	err = ch.Qos(64, 0, false)
-	if err == nil {
+	for n := 0; ; n++ {
+		r, err := consumeStream(s, stream, offset)
+		// A stream takes records a moment before it can be read: "stream not found" (seen on 3.10.8, just declared).
+		if !hasCode(err, amqp.ResourceError) || n == 10 || !pause(ctx, backoff(min(n, 2))) {
+			return r, err
+		}
+	}
+}
+
+func consumeStream(s *session, stream string, offset any) (*streamReader, error) {
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	if err = ch.Qos(64, 0, false); err == nil {
 		var deliveries <-chan amqp.Delivery
 		deliveries, err = ch.Consume(stream, "", false, false, false, false, amqp.Table{offsetHeader: offset})
 		if err == nil {

@@ -13,7 +13,7 @@ type proxy struct {
 	listener net.Listener
 
 	mu      sync.Mutex
-	conns   map[net.Conn]bool
+	conns   map[net.Conn]bool // true: the client's side
 	refuse  bool
 	stalled bool // nothing is forwarded to the broker
 	flow    *sync.Cond
@@ -60,7 +60,7 @@ func (p *proxy) accept() {
 			p.mu.Unlock()
 			continue
 		}
-		p.conns[in], p.conns[out] = true, true
+		p.conns[in], p.conns[out] = true, false
 		p.mu.Unlock()
 		p.workers.Go(func() { p.forward(out, in, true) })
 		p.workers.Go(func() { p.forward(in, out, false) })
@@ -113,4 +113,17 @@ func (p *proxy) stall(on bool) {
 	defer p.mu.Unlock()
 	p.stalled = on
 	p.flow.Broadcast()
+}
+
+// inject sends a method frame of channel 0 to the clients as if it came from the broker. The connections must be idle.
+func (p *proxy) inject(class, method byte, args ...byte) {
+	frame := []byte{1, 0, 0, 0, 0, 0, byte(4 + len(args)), 0, class, 0, method}
+	frame = append(append(frame, args...), 0xce)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c, client := range p.conns {
+		if client {
+			_, _ = c.Write(frame)
+		}
+	}
 }

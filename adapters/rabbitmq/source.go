@@ -23,6 +23,7 @@ type source struct {
 	prefetch int
 	lanes    []*lane
 	early    atomic.Bool           // early queues may be left
+	earliest atomic.Bool           // the group took over what the topic kept
 	fault    atomic.Pointer[error] // why it cannot go on, until it can
 	ctx      context.Context       // ends with Close
 	cancel   context.CancelFunc
@@ -82,7 +83,7 @@ func (d *driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.Lane
 		ended: make(chan struct{}), balance: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.early.Store(state.early)
+	s.note(state)
 	for i := range state.lanes {
 		s.lanes = append(s.lanes, &lane{source: s, id: int32(i), revoke: make(chan struct{}, 1)})
 	}
@@ -111,13 +112,9 @@ func (s *source) supervise(session *session) {
 				return
 			}
 			if err := s.prepare(session); err != nil {
-				if !retryable(err) {
-					s.fault.Store(&err)
-					s.wake()
-				}
+				s.failing(err)
 				continue
 			}
-			s.fault.Store(nil)
 		}
 		since := time.Now()
 		s.serve(session)
@@ -135,9 +132,22 @@ func (s *source) prepare(session *session) error {
 		err = fmt.Errorf("%w: the group was made again, with %d lanes instead of %d: subscribe again", bus.ErrInvalid, state.lanes, len(s.lanes))
 	}
 	if err == nil {
-		s.early.Store(state.early)
+		s.note(state)
 	}
 	return err
+}
+
+func (s *source) note(state groupState) {
+	s.early.Store(state.early)
+	s.earliest.Store(state.earliest)
+}
+
+// failing makes Receive return what cannot be repaired without somebody's doing.
+func (s *source) failing(err error) {
+	if !retryable(err) {
+		s.fault.Store(&err)
+		s.wake()
+	}
 }
 
 // serve runs the lanes until the session or the source ends.
@@ -149,8 +159,10 @@ func (s *source) serve(session *session) {
 	m := &membership{source: s, session: session}
 	defer m.leave()
 	if err := m.join(); err != nil {
+		s.failing(err)
 		return
 	}
+	s.fault.Store(nil)
 	for _, l := range s.lanes {
 		lanes.Go(func() { l.run(ctx, session) })
 	}

@@ -99,7 +99,7 @@ func deleteTopic(t testing.TB, c Config, topic string, groups []string) {
 		if err != nil {
 			continue
 		}
-		exchanges = append(exchanges, name, lanesName(name, lanes), readyName(name))
+		exchanges = append(exchanges, name, lanesName(name, lanes), readyName(name), movedName(name), latestName(name))
 		for i := range lanes {
 			queues = append(queues, laneName(name, i), earlyName(name, i))
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
-	"github.com/millrace-go/millrace/bus"
 )
 
 // Numbers are drawn before the commit, so rows become visible out of their order: who simply reads on after the last row
@@ -70,7 +69,7 @@ type reader struct {
 	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in small ones.
 	active int
 
-	slab    []bus.Message
+	decoder sqllog.Decoder
 	buffers [2][]byte
 }
 
@@ -190,7 +189,7 @@ func (r *reader) rows(rows *pgconn.ResultReader, q *sqllog.Query, lane int) (sql
 			full = true
 			continue // the rest is on its way here already; it is not kept
 		}
-		m := r.message(v)
+		m := r.decoder.Message(&sqllog.Columns{Nanos: int64(binary.BigEndian.Uint64(v[2])), Texts: [7][]byte(v[3:10]), Payload: v[10]})
 		q.Records = append(q.Records, sqllog.Record{Shard: shard, Seq: seq, Message: m})
 		cursor.From = seq + 1
 		bytes += m.Size()
@@ -205,36 +204,6 @@ func (r *reader) rows(rows *pgconn.ResultReader, q *sqllog.Query, lane int) (sql
 		return sqllog.Held, nil
 	}
 	return sqllog.Drained, nil
-}
-
-// message makes a message of a row's columns from the third on. Its texts share one allocation.
-func (r *reader) message(v [][]byte) *bus.Message {
-	if len(r.slab) == 0 {
-		r.slab = make([]bus.Message, 64)
-	}
-	m := &r.slab[0]
-	r.slab = r.slab[1:]
-	n := 0
-	for _, c := range v[3:10] {
-		n += len(c)
-	}
-	var b strings.Builder
-	b.Grow(n)
-	for _, c := range v[3:10] {
-		b.Write(c)
-	}
-	texts := b.String()
-	next := func(c []byte) (s string) {
-		s, texts = texts[:len(c)], texts[len(c):]
-		return s
-	}
-	m.Time = time.Unix(0, int64(binary.BigEndian.Uint64(v[2]))).UTC()
-	m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType = next(v[3]), next(v[4]), next(v[5]), next(v[6]), next(v[7]), next(v[8])
-	sqllog.DecodeHeaders(m, next(v[9]))
-	if v[10] != nil {
-		m.Payload = append(make([]byte, 0, len(v[10])), v[10]...)
-	}
-	return m
 }
 
 func raw4(v int32) []byte { return binary.BigEndian.AppendUint32(nil, uint32(v)) }

@@ -12,7 +12,6 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
-	"github.com/millrace-go/millrace/bus"
 )
 
 // store implements sqllog.Store.
@@ -262,14 +261,11 @@ func (s *store) Fault(err error) sqllog.Fault {
 	return sqllog.Fault{}
 }
 
-// newMessages is how many messages a reader allocates at once.
-const newMessages = 64
-
 // reader implements sqllog.Reader.
 type reader struct {
-	of   *statements
-	slab []bus.Message
-	from [sqllog.MaxShards]int64
+	of      *statements
+	decoder sqllog.Decoder
+	from    [sqllog.MaxShards]int64
 }
 
 func (s *store) Reader(topic int64) sqllog.Reader { return &reader{of: s.topic(topic)} }
@@ -330,10 +326,7 @@ func (r *reader) Read(_ context.Context, q *sqllog.Query) (sqllog.More, error) {
 }
 
 func (r *reader) scan(rows *sql.Rows) (sqllog.Record, error) {
-	if len(r.slab) == 0 {
-		r.slab = make([]bus.Message, newMessages)
-	}
-	m := &r.slab[0]
+	m := r.decoder.New()
 	record := sqllog.Record{Message: m}
 	var key sql.RawBytes
 	var nanos int64
@@ -343,7 +336,6 @@ func (r *reader) scan(rows *sql.Rows) (sqllog.Record, error) {
 	if err != nil {
 		return record, err
 	}
-	r.slab = r.slab[1:]
 	m.Key = string(key)
 	m.Time = time.Unix(0, nanos).UTC()
 	switch p := payload.(type) {

@@ -3,6 +3,7 @@ package sqllog
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"time"
 
@@ -109,6 +110,8 @@ func (p *publisher) failure(r *request, err error, definite, retryable bool) err
 // run writes batches until nothing is left.
 func (p *publisher) run() {
 	for {
+		// Callers that the last batch has woken may publish again at once: let them, for their messages to go along.
+		runtime.Gosched()
 		batch, ok := p.take()
 		if !ok {
 			return

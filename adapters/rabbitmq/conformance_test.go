@@ -1,0 +1,83 @@
+package rabbitmq
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/conformance"
+)
+
+func TestConformance(t *testing.T) {
+	c := brokerConfig(t)
+	used := &names{topics: map[string]map[string]bool{}, poison: map[string]bool{}}
+	t.Cleanup(func() { used.delete(t, c) })
+	conformance.Run(t, func(ctx context.Context) (*bus.Bus, error) {
+		d, err := open(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		return bus.New(&noting{d, used}), nil
+	})
+}
+
+// names are the topics and groups that the suite used, which it leaves behind.
+type names struct {
+	mu     sync.Mutex
+	topics map[string]map[string]bool // and their groups
+	poison map[string]bool
+}
+
+func (n *names) add(topic, group string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.topics[topic] == nil {
+		n.topics[topic] = map[string]bool{}
+	}
+	n.topics[topic][group] = true
+}
+
+func (n *names) delete(t *testing.T, c Config) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for topic, groups := range n.topics {
+		var gs []string
+		for g := range groups {
+			gs = append(gs, g)
+		}
+		deleteTopic(t, c, topic, gs)
+	}
+	d := openDriver(t, c)
+	admin(t, d, func(tp *topology) error {
+		for group := range n.poison {
+			if err := tp.deleteQueue(poisonName(group)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// noting is a driver that notes the names.
+type noting struct {
+	*driver
+	names *names
+}
+
+func (n *noting) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+	n.names.add(topic, "")
+	return n.driver.Publish(ctx, topic, msgs)
+}
+
+func (n *noting) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	n.names.add(s.Topic, s.Group)
+	return n.driver.Subscribe(ctx, s, o)
+}
+
+func (n *noting) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	n.names.mu.Lock()
+	n.names.poison[group] = true
+	n.names.mu.Unlock()
+	return n.driver.Poison(ctx, group)
+}

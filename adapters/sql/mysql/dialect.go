@@ -1,0 +1,120 @@
+package mysql
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strconv"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+)
+
+func dialect(prefix string) *sqllog.Dialect {
+	// The server's locks are not of a database, and their names are short.
+	lock := "SHA1(CONCAT('millrace ', DATABASE(), ' " + prefix + "'))"
+	return &sqllog.Dialect{
+		Name:   "mysql",
+		Prefix: prefix,
+		// UTC, because an hour of local time comes twice a year.
+		Now:         now,
+		Insert:      "INSERT IGNORE INTO",
+		Upsert:      "ON DUPLICATE KEY UPDATE",
+		Isolation:   sql.LevelReadCommitted,
+		Log:         func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
+		TableExists: "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '" + prefix + "meta'",
+		Lock:        "SELECT GET_LOCK(" + lock + ", 60)",
+		Unlock:      "DO RELEASE_LOCK(" + lock + ")",
+		Migrations:  migrations,
+		Durable:     true,
+		Writers:     2,
+		SpillRows:   256,
+		BatchRows:   1000,
+		BatchBytes:  4 << 20,
+	}
+}
+
+const now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
+
+// maxMessage is what fits into one packet of the server, with room for the rest of the statement.
+func maxMessage(ctx context.Context, db *sql.DB) (int, error) {
+	var packet int
+	if err := db.QueryRowContext(ctx, "SELECT @@max_allowed_packet").Scan(&packet); err != nil {
+		return 0, fmt.Errorf("ask for max_allowed_packet: %w", err)
+	}
+	return packet - 64<<10, nil
+}
+
+// Names are compared byte by byte. Each statement can be repeated, because here a transaction does not undo it.
+const options = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+
+var migrations = [][]string{
+	{
+		// next is the number of the topic's next message. Its row's lock, held until the commit, makes messages visible
+		// in the order of their numbers.
+		`CREATE TABLE IF NOT EXISTS {topic} (
+	id     INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+	name   VARCHAR(200) NOT NULL,
+	shards INT NOT NULL,
+	next   BIGINT NOT NULL DEFAULT 1,
+	UNIQUE (name)
+)` + options,
+		// time: nanoseconds since 1970; created: microseconds.
+		// headers: JSON, [["name","value"],…]; a value that is not text: ["name","",base64].
+		// payload: NULL is a tombstone.
+		`CREATE TABLE IF NOT EXISTS {log} (
+	topic        INT            NOT NULL,
+	shard        SMALLINT       NOT NULL,
+	seq          BIGINT         NOT NULL,
+	created      BIGINT         NOT NULL,
+	time         BIGINT         NOT NULL,
+	id           VARCHAR(255)   NOT NULL,
+	msg_key      VARBINARY(255) NOT NULL,
+	type         VARCHAR(255)   NOT NULL,
+	source       VARCHAR(255)   NOT NULL,
+	subject      VARCHAR(255)   NOT NULL,
+	content_type VARCHAR(255)   NOT NULL,
+	headers      LONGTEXT       NULL,
+	payload      LONGBLOB       NULL,
+	PRIMARY KEY (topic, shard, seq)
+)` + options,
+		`CREATE TABLE IF NOT EXISTS {grp} (
+	id    INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+	topic INT NOT NULL,
+	name  VARCHAR(200) NOT NULL,
+	moves BIGINT NOT NULL,
+	UNIQUE (topic, name)
+)` + options,
+		// pos: the first unfinished position; win: what is finished beyond it; epoch: grows with each owner;
+		// owner: a member, NULL is nobody.
+		`CREATE TABLE IF NOT EXISTS {lane} (
+	grp   INT            NOT NULL,
+	shard SMALLINT       NOT NULL,
+	pos   BIGINT         NOT NULL,
+	win   VARBINARY(8192) NULL,
+	epoch BIGINT         NOT NULL,
+	owner VARCHAR(36)    NULL,
+	PRIMARY KEY (grp, shard)
+)` + options,
+		// expires: microseconds since 1970.
+		`CREATE TABLE IF NOT EXISTS {member} (
+	id      VARCHAR(36) NOT NULL PRIMARY KEY,
+	grp     INT         NOT NULL,
+	expires BIGINT      NOT NULL,
+	INDEX (grp)
+)` + options,
+		`CREATE TABLE IF NOT EXISTS {poison} (
+	ord   BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+	grp   VARCHAR(200)   NOT NULL,
+	id    VARBINARY(255) NOT NULL,
+	entry LONGTEXT       NOT NULL,
+	UNIQUE (grp, id)
+)` + options,
+		`CREATE TABLE IF NOT EXISTS {meta} (
+	one     INT          NOT NULL PRIMARY KEY,
+	version INT          NOT NULL,
+	install VARCHAR(64)  NOT NULL,
+	swept   BIGINT       NOT NULL
+)` + options,
+		`INSERT IGNORE INTO {meta} (one, version, install, swept) VALUES (1, 0, UUID(), 0)`,
+	},
+}

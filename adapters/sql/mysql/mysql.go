@@ -1,0 +1,211 @@
+// Package mysql is a bus in a MySQL or MariaDB database: an insert-only log in tables, for services that have the database
+// anyway. The engine is shared with the other SQL drivers; the library is go-sql-driver/mysql. Tested with MariaDB 10.11;
+// it needs InnoDB, and of MySQL version 8.0.
+//
+// # URLs
+//
+//	mysql://user:password@host:3306/database?tls=true
+//	mariadb://user:password@host/database            the same
+//
+// Parameters:
+//
+//	prefix=millrace_            before the names of the tables
+//	shards=16                   lanes of topics that this bus creates (1 to 256); those that exist keep theirs
+//	lease=10s                   how long the lanes of a process that died stay its own (500ms to 10m)
+//	poll=250ms                  longest pause between looks for messages of other processes (2ms to 1m)
+//	commit=10ms                 how long settling gathers before it is written (1ms to 1s)
+//	retention=0s                delete messages that are older and that every group has finished; 0s keeps all (to 100 years)
+//	migrate=true                create and update the tables; false: only check their version
+//	tls=false                   false, true, skip-verify or preferred
+//	socket=                     path of a Unix socket, instead of the host
+//	connect_timeout=10s         for one connection (100ms to 5m)
+//	max_conns=16                connections at the same time (2 to 1000)
+//
+// # Delivery semantics
+//
+// Published means: committed, as durable as innodb_flush_log_at_trx_commit makes it (1, the default, outlives a crash of
+// the machine). Concurrent calls share commits. The topic's row is locked for the length of an insert, so that all messages
+// of a topic become visible in one order; equal keys are handled in it, also across the processes of a group. What was
+// finished before a crash, up to the commit interval, is not delivered again, however far an unfinished message lags behind.
+// Groups may begin at the oldest message, at the newest, or at a time, which is that of insertion by the database's clock.
+//
+// Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
+// busy and after the poll interval when idle. A message may be as large as the server's max_allowed_packet, less 64 KiB.
+//
+// The bus must reach the primary, and one of a Galera cluster at a time.
+//
+// # Topology
+//
+// Tables with the prefix: topic, log, grp, lane, member, poison, meta. [Migrations] prints their definitions.
+//
+// # Native client
+//
+// bus.As[*sql.DB].
+package mysql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
+)
+
+func init() {
+	bus.RegisterDriver("mysql", fromURL)
+	bus.RegisterDriver("mariadb", fromURL)
+}
+
+// Config configures a bus. A field that is zero has its default.
+type Config struct {
+	// Prefix comes before the names of the tables. Small letters, digits and _. Defaults to "millrace_".
+	Prefix string
+	// Shards is the number of lanes of topics that this bus creates: how many processes of a group can share one.
+	// 1 to 256. Defaults to 16.
+	Shards int
+	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults to 10 s.
+	Lease time.Duration
+	// Poll is the longest pause between looks for messages that other processes published. 2 ms to 1 min. Defaults
+	// to 250 ms.
+	Poll time.Duration
+	// Commit is how long settling gathers before it is written. 1 ms to 1 s. Defaults to 10 ms.
+	Commit time.Duration
+	// Retention is the age at which messages are deleted that every group has finished. Defaults to 0: never.
+	Retention time.Duration
+	// NoMigrate leaves the tables as they are, and only checks their version.
+	NoMigrate bool
+}
+
+// Defaults of Config and of URLs.
+const (
+	DefaultPrefix         = "millrace_"
+	DefaultConnectTimeout = 10 * time.Second
+	DefaultMaxConns       = 16
+)
+
+func fromURL(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+	u := p.URL()
+	c := Config{Prefix: p.Text("prefix", DefaultPrefix)}
+	if err := sqllog.CheckIdentifier("parameter \"prefix\"", c.Prefix); err != nil {
+		p.Fail("%w", err)
+	}
+	common := sqllog.FromParams(p)
+	mc := mysql.NewConfig()
+	mc.TLSConfig = p.Enum("tls", "false", "true", "skip-verify", "preferred")
+	mc.Timeout = p.Duration("connect_timeout", DefaultConnectTimeout, 100*time.Millisecond, 5*time.Minute)
+	size := p.Int("max_conns", DefaultMaxConns, 2, 1000)
+	mc.Net, mc.Addr = "unix", p.Text("socket", "")
+	if mc.Addr == "" {
+		mc.Net, mc.Addr = "tcp", u.Host
+		if u.Port() == "" {
+			mc.Addr = net.JoinHostPort(u.Hostname(), "3306")
+		}
+	}
+	mc.DBName = strings.TrimPrefix(u.Path, "/")
+	if mc.DBName == "" || u.Opaque != "" || u.Host == "" && mc.Net == "tcp" {
+		p.Fail("want mysql://user:password@host:3306/database")
+	}
+	if u.User != nil {
+		mc.User = u.User.Username()
+		mc.Passwd, _ = u.User.Password()
+	}
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	return open(ctx, mc, size, c, common)
+}
+
+// Open opens a bus over a pool of its own, made of mc, for which mysql.ParseDSN is the usual source. ctx bounds the
+// opening.
+func Open(ctx context.Context, mc *mysql.Config, c Config, opts ...bus.Option) (*bus.Bus, error) {
+	common, err := c.complete()
+	if err != nil {
+		return nil, err
+	}
+	d, err := open(ctx, mc.Clone(), DefaultMaxConns, c, common)
+	if err != nil {
+		return nil, err
+	}
+	return bus.New(d, opts...), nil
+}
+
+// New opens a bus over a pool that the caller keeps, and closes after the bus. It needs two connections at least.
+// MaxAllowedPacket should be 0, which asks the server, or the server's value; clientFoundRows and interpolateParams
+// save round trips.
+func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bus, error) {
+	common, err := c.complete()
+	if err != nil {
+		return nil, err
+	}
+	d, err := newDriver(ctx, &store{db: db}, c, common)
+	if err != nil {
+		return nil, err
+	}
+	return bus.New(d, opts...), nil
+}
+
+// Migrations returns the SQL that creates and updates the tables, for the prefix ("" is the default).
+func Migrations(prefix string) (string, error) {
+	c := Config{Prefix: prefix}
+	if _, err := c.complete(); err != nil {
+		return "", err
+	}
+	return dialect(c.Prefix).Script(), nil
+}
+
+func (c *Config) complete() (sqllog.Config, error) {
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	common := sqllog.Config{
+		Shards: c.Shards, Lease: c.Lease, Poll: c.Poll, Commit: c.Commit, Retention: c.Retention, NoMigrate: c.NoMigrate,
+	}
+	if err := common.Complete("mysql"); err != nil {
+		return common, err
+	}
+	if err := sqllog.CheckIdentifier("Prefix", c.Prefix); err != nil {
+		return common, fmt.Errorf("mysql: %w", err)
+	}
+	return common, nil
+}
+
+// maxLifetime is shorter than what servers and proxies allow a connection to be idle.
+const maxLifetime = 3 * time.Minute
+
+func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqllog.Config) (*sqllog.Driver, error) {
+	mc.ClientFoundRows = true   // an update that changes nothing is told from one that finds nothing
+	mc.InterpolateParams = true // one round trip a statement
+	mc.MaxAllowedPacket = 0     // as the server says
+	mc.Logger = &mysql.NopLogger{}
+	connector, err := mysql.NewConnector(mc)
+	if err != nil {
+		return nil, fmt.Errorf("mysql: open: %w", err)
+	}
+	db := sql.OpenDB(connector)
+	db.SetMaxOpenConns(size)
+	db.SetMaxIdleConns(size)
+	db.SetConnMaxLifetime(maxLifetime)
+	return newDriver(ctx, &store{db: db, owned: true}, c, common)
+}
+
+func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*sqllog.Driver, error) {
+	s.dialect = dialect(c.Prefix)
+	s.init()
+	if n := s.db.Stats().MaxOpenConnections; n == 1 {
+		err := fmt.Errorf("mysql: %w: the pool has one connection: want at least 2, or publishing and reading wait for each other", bus.ErrInvalid)
+		return nil, errors.Join(err, s.Close())
+	}
+	var err error
+	if s.dialect.MaxMessage, err = maxMessage(ctx, s.db); err != nil {
+		err = &bus.Error{Op: "open", Broker: "mysql", Err: err, Definite: true, Retryable: s.Fault(err).Retryable}
+		return nil, errors.Join(err, s.Close())
+	}
+	return sqllog.New(ctx, s, common)
+}
