@@ -38,8 +38,11 @@ func benchRecords(topic string, n int) []*kgo.Record {
 		rs[i] = &kgo.Record{
 			Topic: topic, Key: []byte("key-" + strconv.Itoa(i%1000)), Value: benchPayload,
 			Headers: []kgo.RecordHeader{
-				{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte(bus.NewID())}, {Key: "ce_source", Value: []byte("/kafka.test")},
-				{Key: "ce_type", Value: []byte("order.placed")}, {Key: "ce_time", Value: []byte("2026-01-02T03:04:05.678901234Z")},
+				{Key: "ce_specversion", Value: []byte("1.0")},
+				{Key: "ce_id", Value: []byte(bus.NewID())},
+				{Key: "ce_source", Value: []byte("/kafka.test")},
+				{Key: "ce_type", Value: []byte("order.placed")},
+				{Key: "ce_time", Value: []byte("2026-01-02T03:04:05.678901234Z")},
 				{Key: "content-type", Value: []byte("application/json")},
 			},
 		}

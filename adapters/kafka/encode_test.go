@@ -97,16 +97,31 @@ func TestForeignRecords(t *testing.T) {
 		record kgo.Record
 		want   bus.Message
 	}{
-		{"bare", kgo.Record{Topic: "orders", Partition: 3, Offset: 42, Timestamp: at, Key: []byte("k"), Value: []byte("v")},
-			bus.Message{ID: "orders/3/42", Key: "k", Time: at, Payload: []byte("v")}},
-		{"empty key and value", kgo.Record{Topic: "orders", Timestamp: at, Key: []byte{}, Value: []byte{}},
-			bus.Message{ID: "orders/0/0", Time: at, Payload: []byte{}}},
-		{"its own headers", kgo.Record{Topic: "orders", Timestamp: at, Headers: []kgo.RecordHeader{header("x", "1"), {Key: "null"}, header("x", "\xff"), header("content-type", "a/b")}},
-			bus.Message{ID: "orders/0/0", Time: at, ContentType: "a/b", Headers: bus.Headers{{Name: "x", Value: "1"}, {Name: "null"}, {Name: "x", Value: "\xff"}}}},
-		{"other spellings", kgo.Record{Timestamp: at, Headers: []kgo.RecordHeader{header("ce-id", "1"), header("cloudEvents:type", "t"), header("ce_DataContentType", "c/d"), header("ce_tenant", "x")}},
-			bus.Message{ID: "1", Type: "t", ContentType: "c/d", Time: at, Headers: bus.Headers{{Name: "tenant", Value: "x"}}}},
-		{"a time that is none", kgo.Record{Timestamp: at, Headers: []kgo.RecordHeader{header("ce_id", "1"), header("ce_time", "noon")}},
-			bus.Message{ID: "1", Time: at, Headers: bus.Headers{{Name: "time", Value: "noon"}}}},
+		{
+			"bare",
+			kgo.Record{Topic: "orders", Partition: 3, Offset: 42, Timestamp: at, Key: []byte("k"), Value: []byte("v")},
+			bus.Message{ID: "orders/3/42", Key: "k", Time: at, Payload: []byte("v")},
+		},
+		{
+			"empty key and value",
+			kgo.Record{Topic: "orders", Timestamp: at, Key: []byte{}, Value: []byte{}},
+			bus.Message{ID: "orders/0/0", Time: at, Payload: []byte{}},
+		},
+		{
+			"its own headers",
+			kgo.Record{Topic: "orders", Timestamp: at, Headers: []kgo.RecordHeader{header("x", "1"), {Key: "null"}, header("x", "\xff"), header("content-type", "a/b")}},
+			bus.Message{ID: "orders/0/0", Time: at, ContentType: "a/b", Headers: bus.Headers{{Name: "x", Value: "1"}, {Name: "null"}, {Name: "x", Value: "\xff"}}},
+		},
+		{
+			"other spellings",
+			kgo.Record{Timestamp: at, Headers: []kgo.RecordHeader{header("ce-id", "1"), header("cloudEvents:type", "t"), header("ce_DataContentType", "c/d"), header("ce_tenant", "x")}},
+			bus.Message{ID: "1", Type: "t", ContentType: "c/d", Time: at, Headers: bus.Headers{{Name: "tenant", Value: "x"}}},
+		},
+		{
+			"a time that is none",
+			kgo.Record{Timestamp: at, Headers: []kgo.RecordHeader{header("ce_id", "1"), header("ce_time", "noon")}},
+			bus.Message{ID: "1", Time: at, Headers: bus.Headers{{Name: "time", Value: "noon"}}},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := decodeAll(&tc.record)[0]

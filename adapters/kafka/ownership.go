@@ -75,7 +75,8 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 		l.version = l.window.Version()
 		fresh = append(fresh, l)
 	}
-	return offsets, s.own(fresh)
+	s.own(fresh)
+	return offsets, nil
 }
 
 // begin finds where partitions begin that the group has not committed, however long it takes.
@@ -103,7 +104,7 @@ func (s *source) begin(ctx context.Context, partitions []int32, at start) (map[i
 type change struct{ was, now *lane }
 
 // own makes lanes ours. It keeps Receive out until the observer knows of them.
-func (s *source) own(fresh []*lane) error {
+func (s *source) own(fresh []*lane) {
 	s.mu.Lock()
 	s.assigning++
 	if s.polling {
@@ -125,7 +126,6 @@ func (s *source) own(fresh []*lane) error {
 	s.change.Broadcast()
 	s.mu.Unlock()
 	s.wakeCommitter()
-	return nil
 }
 
 // replace puts a lane in its place, under a new epoch. Called with the lock held.

@@ -93,7 +93,7 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 			return nil
 		case errors.Is(err, kerr.UnknownTopicOrPartition) && !created:
 			if partitions == 0 {
-				return errMissing(name)
+				return errMissing
 			}
 			if err := t.create(ctx, name, partitions, configs); err != nil {
 				return err
@@ -174,7 +174,5 @@ func (t *topics) readLimit(ctx context.Context, name string) int32 {
 	return limit
 }
 
-func errMissing(topic string) error {
-	return fmt.Errorf("%w: the topic does not exist, and this bus does not create topics: create it, or open the bus with partitions=N (as in kafka://…?partitions=12): %w",
-		bus.ErrNotFound, kerr.UnknownTopicOrPartition)
-}
+var errMissing = fmt.Errorf("%w: the topic does not exist, and this bus does not create topics: create it, or open the bus with partitions=N (as in kafka://…?partitions=12): %w",
+	bus.ErrNotFound, kerr.UnknownTopicOrPartition)

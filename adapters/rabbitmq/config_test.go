@@ -57,7 +57,7 @@ func TestParseURL(t *testing.T) {
 		"amqp://u:secret@h?heartbeat=1s":     `"heartbeat"`,
 		"amqp://u:secret@h?heartbeat=2.5":    `"heartbeat"`,
 		"amqp://u:secret@h?heartbeat=2500ms": "whole seconds",
-		"amqp://u:secret@h?maxmessage=1":    `"maxmessage"`,
+		"amqp://u:secret@h?maxmessage=1":     `"maxmessage"`,
 		"amqp://u:secret@h?unrouted=0":       `"unrouted"`,
 		"amqp://u:secret@h?nonsense=1":       `"nonsense"`,
 		"amqp://u:secret@h,,g":               "host",

@@ -72,8 +72,13 @@ func TestNames(t *testing.T) {
 	d := openDriver(t, brokerConfig(t))
 	type pair struct{ topic, group string }
 	pairs := []pair{
-		{base, "b.c"}, {base + ".b", "c"}, {base + ".unrouted", "members"}, {base, "0"}, {base, "unrouted"},
-		{long, strings.Repeat("g", 200)}, {long, strings.Repeat("g", 199) + "h"},
+		{base, "b.c"},
+		{base + ".b", "c"},
+		{base + ".unrouted", "members"},
+		{base, "0"},
+		{base, "unrouted"},
+		{long, strings.Repeat("g", 200)},
+		{long, strings.Repeat("g", 199) + "h"},
 	}
 	groups := map[string][]string{}
 	sources := map[pair]bus.Source{}

@@ -200,20 +200,20 @@ func TestIdleMembersShare(t *testing.T) {
 			if sum == DefaultLanes && hi <= share && lo > 0 {
 				return
 			}
-			any := make(chan struct{})
+			moved := make(chan struct{})
 			stop := make(chan struct{})
 			var once sync.Once
 			for _, c := range changed {
 				go func() {
 					select {
 					case <-c:
-						once.Do(func() { close(any) })
+						once.Do(func() { close(moved) })
 					case <-stop:
 					}
 				}()
 			}
 			select {
-			case <-any:
+			case <-moved:
 			case <-ctx.Done():
 				t.Fatalf("%s: lanes %v", want, got)
 			}

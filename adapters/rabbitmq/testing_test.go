@@ -119,7 +119,6 @@ type observer struct {
 	mu       sync.Mutex
 	owned    map[bus.Lane]bool
 	lost     []bus.Lane
-	events   []string
 	changed  chan struct{}
 	revoking func(context.Context, []bus.Lane) // called in Revoking, if set
 	faults   []string

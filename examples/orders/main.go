@@ -55,7 +55,7 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 	flags := flag.NewFlagSet("orders", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.IntVar(&c.n, "n", 0, "replay only the first `N` orders; 0 is all")
-	flags.IntVar(&c.workers, "workers", router.DefaultWorkers, "handler calls at once, for each group and topic")
+	flags.IntVar(&c.workers, "workers", 64, "handler calls at once, for each group and topic")
 	flags.Float64Var(&c.fail, "fail", 0, "`share` of handler calls that fail and are retried, from 0 to less than 1")
 	flags.StringVar(&c.state, "state", filepath.Join(cache, "millrace-orders"), "`folder` of the file by which an interrupted run goes on")
 	switch err := flags.Parse(args); {

@@ -29,7 +29,7 @@ func BenchmarkRaw(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				defer pool.Exec(context.Background(), "DROP TABLE raw")
+				defer func() { _, _ = pool.Exec(context.Background(), "DROP TABLE raw") }()
 				seq := 0
 				for b.Loop() {
 					msgs := sqltest.BenchMessages(n)
@@ -66,7 +66,7 @@ func BenchmarkRawEach1(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer pool.Exec(context.Background(), "DROP TABLE raw")
+			defer func() { _, _ = pool.Exec(context.Background(), "DROP TABLE raw") }()
 			var inserting sync.WaitGroup
 			b.ResetTimer()
 			for g := range goroutines {

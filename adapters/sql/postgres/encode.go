@@ -20,7 +20,9 @@ var encoders = sync.Pool{New: func() any { return new(encoder) }}
 // Elements are encoded with their length before them; the length of NULL is -1.
 
 func int2b(b []byte, v int16) []byte { return binary.BigEndian.AppendUint16(length(b, 2), uint16(v)) }
+
 func int4b(b []byte, v int32) []byte { return binary.BigEndian.AppendUint32(length(b, 4), uint32(v)) }
+
 func int8b(b []byte, v int64) []byte { return binary.BigEndian.AppendUint64(length(b, 8), uint64(v)) }
 func text(b []byte, s string) []byte { return append(length(b, len(s)), s...) }
 func length(b []byte, n int) []byte  { return binary.BigEndian.AppendUint32(b, uint32(int32(n))) }

@@ -40,8 +40,9 @@ func database(t testing.TB) sqltest.Database {
 	return sqltest.Database{URL: sqltest.With(url, "schema="+schema), Prefix: schema + ".", DB: db}
 }
 
-func TestServer(t *testing.T) { sqltest.Run(t, database(t)) }
-
+func TestServer(t *testing.T)    { sqltest.Run(t, database(t)) }
+func TestCuts(t *testing.T)      { sqltest.Cuts(t, database(t)) }
+func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 
 func TestVersions(t *testing.T) {

@@ -78,7 +78,7 @@ func (s *store) Reader(topic int64) sqllog.Reader { return &reader{store: s, top
 // Read implements sqllog.Reader, in one round trip.
 func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error) {
 	s := r.store
-	conn, err := s.acquire(ctx, &s.head, &s.holders, &s.read)
+	conn, err := s.acquire(ctx, &s.head, &s.holders)
 	if err != nil {
 		return 0, err
 	}

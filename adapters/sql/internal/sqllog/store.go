@@ -98,7 +98,7 @@ type Fault struct {
 }
 
 // Uncertain is an error of which it is not known whether it prevented what was asked.
-type Uncertain struct{ Err error }
+type Uncertain struct{ Err error } //nolint:errname // it says what the outcome is
 
 func (e *Uncertain) Error() string { return e.Err.Error() }
 

@@ -79,15 +79,20 @@ func (t *topics) create(ctx context.Context, name string) (found topic, err erro
 // places of the table.
 const run = 64
 
-// shard returns the shard of a key, the same in every process for ever, or the next one's turn for no key.
+// shard returns the shard of a key, or the next one's turn for no key.
 func (t *topics) shard(of topic, key string) int32 {
 	if key == "" {
 		return int32(t.keyless.Add(1) / run % uint64(of.shards))
 	}
+	return Shard(key, of.shards)
+}
+
+// Shard returns the shard of a key, the same in every process for ever.
+func Shard(key string, shards int) int32 {
 	h := uint64(14695981039346656037) // FNV-1a
 	for i := range len(key) {
 		h = (h ^ uint64(key[i])) * 1099511628211
 	}
 	h ^= h >> 32 // its low bits alone depend on the low bits of each byte alone
-	return int32(h % uint64(of.shards))
+	return int32(h % uint64(shards))
 }

@@ -374,9 +374,9 @@ func stayApart(t *testing.T, db Database) {
 }
 
 // exec changes the database behind the driver's back.
-func (db Database) exec(t testing.TB, query string, args ...any) {
+func (db Database) exec(t testing.TB, query string) {
 	t.Helper()
-	if _, err := db.DB.ExecContext(t.Context(), query, args...); err != nil {
+	if _, err := db.DB.ExecContext(t.Context(), query); err != nil {
 		t.Fatal(err)
 	}
 }

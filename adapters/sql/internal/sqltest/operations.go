@@ -191,7 +191,10 @@ func poison(t *testing.T, db Database) {
 		t.Fatal(err)
 	}
 	check(append(want[1:3:3], want[4:]...))
-	for range store.List(bounded(t)) {
+	for _, err := range store.List(bounded(t)) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		break
 	}
 }

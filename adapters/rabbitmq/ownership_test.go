@@ -1,0 +1,91 @@
+package rabbitmq
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// A lane whose deliveries have stopped without a word is taken up again.
+func TestStuckLane(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	c.Lanes = 1
+	d := openDriver(t, c)
+	o := newObserver()
+	src := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o)
+	o.waitLanes(t, ctx, 1)
+	publish(t, d, topic, message("m000000", ""))
+	held := receive(t, ctx, src, 1)
+	own := src.(*source).lanes[0].current.Load()
+	if own.check() || own.check() {
+		t.Error("a lane is probed that holds a message")
+	}
+	settle(t, src, held)
+	if !own.check() {
+		t.Error("an idle lane is not probed")
+	}
+	own.probe()
+	publish(t, d, topic, message("m000001", ""))
+	settle(t, src, receive(t, ctx, src, 1))
+	if own.check() {
+		t.Error("a lane that delivers is taken to be stuck")
+	}
+	if !own.check() {
+		t.Error("an idle lane is not probed")
+	}
+	own.probe() // and nothing arrives
+	own.check()
+	o.wait(t, ctx, "the lane to be lost", func() bool { return len(o.lost) == 1 })
+	publish(t, d, topic, message("m000002", ""))
+	settle(t, src, receive(t, ctx, src, 1))
+	if err := src.Settle(ctx, tokens(held)); !errors.Is(err, bus.ErrStale) {
+		t.Error(err)
+	}
+}
+
+// Acks in any order: what comes again after a clean end is exactly what was not settled.
+func TestSettleInAnyOrder(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	c.Lanes = 2
+	d := openDriver(t, c)
+	sub := bus.Subscription{Topic: topic, Group: "g", InFlight: 40}
+	src := subscribe(t, d, sub, newObserver())
+	want := map[string]bool{}
+	for round := range 40 {
+		publish(t, d, topic, messages(round*10, round*10+10, 10)...)
+		for i, m := range receive(t, ctx, src, 10) {
+			if i%10 == round%10 && round < 20 {
+				want[m.ID] = true // left unsettled, with settled ones before and behind
+				continue
+			}
+			settle(t, src, []bus.Delivery{m})
+			settle(t, src, []bus.Delivery{m}) // twice is once
+		}
+	}
+	if lag, err := d.Lag(ctx, topic, "g"); err != nil || lag != 20 {
+		t.Errorf("lag %d, %v", lag, err)
+	}
+	if err := src.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	src = subscribe(t, d, sub, newObserver())
+	publish(t, d, topic, ends("z")...)
+	for waiting := slots; waiting > 0; {
+		m := receive(t, ctx, src, 1)
+		if m[0].ID[0] == 'z' {
+			waiting--
+		} else if !want[m[0].ID] {
+			t.Errorf("%s came again", m[0].ID)
+		}
+		delete(want, m[0].ID)
+		settle(t, src, m)
+	}
+	if len(want) > 0 {
+		t.Errorf("%d did not come again", len(want))
+	}
+}
