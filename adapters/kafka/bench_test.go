@@ -68,7 +68,6 @@ func BenchmarkPublish(b *testing.B) {
 				var wg sync.WaitGroup
 				b.ReportAllocs()
 				b.ResetTimer()
-				t0 := cpu()
 				for g := range shape.goroutines {
 					wg.Go(func() {
 						for i := g; i < b.N; i += shape.goroutines {
@@ -78,7 +77,6 @@ func BenchmarkPublish(b *testing.B) {
 				}
 				wg.Wait()
 				b.StopTimer()
-				cpuSince(b, t0, b.N*shape.perCall)
 				b.ReportMetric(float64(b.N*shape.perCall)/b.Elapsed().Seconds(), "msg/s")
 			}
 			b.Run("millrace", func(b *testing.B) {
@@ -129,7 +127,6 @@ func BenchmarkConsume(b *testing.B) {
 		tokens := make([]bus.Token, 0, 512)
 		b.ReportAllocs()
 		b.ResetTimer()
-		t0 := cpu()
 		for n := 0; n < b.N; {
 			k, err := s.Receive(b.Context(), buf, 64<<20)
 			if err != nil {
@@ -145,7 +142,6 @@ func BenchmarkConsume(b *testing.B) {
 			n += k
 		}
 		b.StopTimer()
-		cpuSince(b, t0, b.N)
 		rate(b)
 	})
 	b.Run("raw", func(b *testing.B) {
@@ -157,7 +153,6 @@ func BenchmarkConsume(b *testing.B) {
 		<-assigned
 		b.ReportAllocs()
 		b.ResetTimer()
-		t0 := cpu()
 		for n := 0; n < b.N; {
 			fetches := client.PollFetches(b.Context())
 			if err := fetches.Err(); err != nil {
@@ -166,7 +161,6 @@ func BenchmarkConsume(b *testing.B) {
 			n += fetches.NumRecords()
 		}
 		b.StopTimer()
-		cpuSince(b, t0, b.N)
 		rate(b)
 	})
 }

@@ -89,13 +89,17 @@ func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 
 // greet waits until a broker has answered. Only what may pass is tried again.
 func (d *driver) greet(ctx context.Context) error {
+	var last error // says more than that the time is up
 	for b := (backoff{}); ; {
 		err := d.client.Ping(ctx)
 		if err == nil || !retryable(err) {
 			return err
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		if b.wait(ctx) != nil {
-			return err
+			return last
 		}
 	}
 }

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 
@@ -83,9 +84,18 @@ func retryable(err error) bool {
 		}
 		return ke.Retriable && !isMissing(ke)
 	}
-	if eof, ok := errors.AsType[*kgo.ErrFirstReadEOF](err); ok {
-		_ = eof
-		return false // the wrong kind of connection: TLS or SASL on one side only
+	return !isMisconnected(err)
+}
+
+// isMisconnected says whether a connection is of the wrong kind: TLS or SASL on one side only, or a certificate that
+// is not trusted.
+func isMisconnected(err error) bool {
+	if _, ok := errors.AsType[*kgo.ErrFirstReadEOF](err); ok {
+		return true
 	}
-	return true
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	_, ok := errors.AsType[tls.RecordHeaderError](err)
+	return ok
 }

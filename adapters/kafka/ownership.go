@@ -3,6 +3,8 @@ package kafka
 import (
 	"context"
 	"errors"
+	"sync/atomic"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -128,14 +130,21 @@ func (s *source) own(fresh []*lane) {
 	s.wakeCommitter()
 }
 
+// epochs are given out once in a process, and begin at its start time, so that ownerships of different runs and sources
+// differ: a token of one must never fit another.
+var epochs = func() *atomic.Uint64 {
+	var e atomic.Uint64
+	e.Store(uint64(time.Now().UnixNano()))
+	return &e
+}()
+
 // replace puts a lane in its place, under a new epoch. Called with the lock held.
 func (s *source) replace(l *lane) change {
 	was := s.lanes[l.ID]
 	if was != nil {
 		s.drop(was)
 	}
-	s.epoch++
-	l.Epoch = s.epoch
+	l.Epoch = epochs.Add(1)
 	s.lanes[l.ID] = l
 	return change{was, l}
 }

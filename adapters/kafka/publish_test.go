@@ -111,9 +111,10 @@ func TestPublishGivesUpWaiting(t *testing.T) {
 	c := fakeCluster(t, kfake.SeedTopics(4, "t"))
 	b := open(t, fakeConfig(c))
 	publish(t, b, "t", byPartition(4)...)
-	arrived, release := make(chan struct{}, 1), make(chan struct{})
+	arrived, release := make(chan struct{}), make(chan struct{})
+	arrive := sync.OnceFunc(func() { close(arrived) }) // the cluster asks again for each request that comes meanwhile
 	c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
-		arrived <- struct{}{}
+		arrive()
 		c.SleepControl(func() { <-release })
 		return nil, nil, false
 	})

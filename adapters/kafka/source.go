@@ -33,7 +33,6 @@ type source struct {
 	mu         sync.Mutex
 	client     *kgo.Client
 	lanes      map[int32]*lane
-	epoch      uint64 // of the last ownership
 	fetchedAs  map[int32]committedOffset
 	queue      []run   // polled and not delivered, in order
 	reports    []error // for Receive to return

@@ -24,8 +24,8 @@ const (
 	// how long the partitions of a member that left stand still.
 	heartbeatInterval = 500 * time.Millisecond
 	// fetchWait is how long a broker holds a fetch that finds nothing. A partition that is assigned meanwhile is in
-	// the next one only, so this, too, is a part of the time that a handover takes. It is the Java client's default.
-	fetchWait = 500 * time.Millisecond
+	// the next one only, so this, too, is a part of the time that a handover takes.
+	fetchWait = 250 * time.Millisecond
 )
 
 // Bounds of what a client fetches ahead from one broker, within which the subscription's own bound is kept to. Below
@@ -43,7 +43,8 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	if at, ok := s.Start.Time(); ok && at.IsZero() {
 		return nil, fail("subscribe", s.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
 	}
-	if err := d.topics.check(ctx, s.Topic); err != nil {
+	id, err := d.topics.check(ctx, s.Topic)
+	if err != nil {
 		return nil, fail("subscribe", s.Topic, err)
 	}
 	start, err := d.start(ctx, s)
@@ -51,6 +52,7 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 		return nil, fail("subscribe", s.Topic, err)
 	}
 	src := newSource(d, s, o, start)
+	src.topicID = id
 	if err := src.join(); err != nil {
 		return nil, fail("subscribe", s.Topic, err)
 	}

@@ -65,12 +65,21 @@ func (t *topics) ensure(ctx context.Context, name string) error {
 	return t.look(ctx, name, t.config.Partitions, nil)
 }
 
-// check is ensure for a topic that may have been deleted since it was looked up.
-func (t *topics) check(ctx context.Context, name string) error {
-	if _, err := t.find(ctx, name); isMissing(err) {
+// check is ensure for a topic that may have been deleted since it was looked up. It returns the topic's id, which
+// tells it from others of that name before and after; zero where the broker has none.
+func (t *topics) check(ctx context.Context, name string) ([16]byte, error) {
+	found, err := t.find(ctx, name)
+	if isMissing(err) {
 		t.forget(name)
+		if err := t.ensure(ctx, name); err != nil {
+			return [16]byte{}, err
+		}
+		found, err = t.find(ctx, name)
 	}
-	return t.ensure(ctx, name)
+	if err != nil && len(found.Partitions) == 0 {
+		return [16]byte{}, err
+	}
+	return found.TopicID, nil
 }
 
 // look finds a topic, or creates it with these partitions unless they are 0.

@@ -77,8 +77,6 @@ func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 		return fmt.Errorf("%w: the topic was deleted: %w", bus.ErrNotFound, err)
 	case err != nil && len(topic.Partitions) == 0:
 		return nil // the broker is not to be reached: the client is at it
-	case s.topicID == [16]byte{}:
-		s.topicID = topic.TopicID
 	case s.topicID != topic.TopicID:
 		s.topicID = topic.TopicID
 		return s.beginAgain()

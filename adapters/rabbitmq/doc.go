@@ -17,7 +17,7 @@
 //	lanes=8             how many lanes a group has that is created (1 to 64)
 //	heartbeat=10s       interval of signs of life, in whole seconds (2s to 5m); a dead link is noticed after one and a half
 //	unrouted=100000     messages that are kept of a topic that is created, while it has no group (1 to 1,000,000,000)
-//	max-message=16777216  the largest message in bytes with its headers (1024 to 536870912); the server's
+//	maxmessage=16777216 the largest message in bytes with its headers (1024 to 536870912); the server's
 //	                    max_message_size must not be lower (128 MiB before RabbitMQ 4, 16 MiB since)
 //	name=               the connections' name in RabbitMQ's tools; the program's name by default
 //	ca=, cert=, key=    with amqps: PEM files of the authority, the client's certificate and its key; without ca, the

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -196,9 +195,15 @@ func TestBlockedByBroker(t *testing.T) {
 	d := openDriver(t, c)
 	publish(t, d, topic, message("1", ""))
 	session := d.pub.link.current()
-	blocked := session.conn.NotifyBlocked(make(chan amqp.Blocking, 2))
+	awaitBlocked := func() {
+		for is := false; !is; runtime.Gosched() {
+			session.mu.Lock()
+			is = session.flowing != nil
+			session.mu.Unlock()
+		}
+	}
 	p.inject(10, 60, append([]byte{byte(len("low on memory"))}, "low on memory"...)...)
-	<-blocked
+	awaitBlocked()
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	err := d.Publish(ctx, topic, []*bus.Message{message("2", "")})
@@ -213,8 +218,7 @@ func TestBlockedByBroker(t *testing.T) {
 	}
 	// Close does not wait for those that have sent nothing.
 	p.inject(10, 60, 0)
-	<-blocked
-	<-blocked
+	awaitBlocked()
 	go func() { done <- d.Publish(testContext(t), topic, []*bus.Message{message("4", "")}) }()
 	if err := d.Close(testContext(t)); err != nil {
 		t.Error(err)

@@ -89,3 +89,30 @@ func TestSettleInAnyOrder(t *testing.T) {
 		t.Errorf("%d did not come again", len(want))
 	}
 }
+
+// A clean end loses no ack, however many were sent one by one just before it.
+func TestManyAcksThenClose(t *testing.T) {
+	for _, queue := range []string{Quorum, Classic} {
+		t.Run(queue, func(t *testing.T) {
+			ctx := testContext(t)
+			topic := newTopic(t, "g")
+			c := brokerConfig(t)
+			c.Lanes, c.Queue = 1, queue
+			d := openDriver(t, c)
+			const total = 2000
+			sub := bus.Subscription{Topic: topic, Group: "g", InFlight: total}
+			src := subscribe(t, d, sub, newObserver())
+			publish(t, d, topic, messages(0, total, 10)...)
+			got := receive(t, ctx, src, total)
+			settle(t, src, got[1:])
+			if err := src.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			src = subscribe(t, d, sub, newObserver())
+			publish(t, d, topic, message("z", ""))
+			if again := receive(t, ctx, src, 2); again[0].ID != got[0].ID || again[1].ID != "z" {
+				t.Errorf("%s and %s came", again[0].ID, again[1].ID)
+			}
+		})
+	}
+}

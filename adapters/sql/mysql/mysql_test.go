@@ -3,9 +3,11 @@ package mysql_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"net/url"
 	"os"
 	"testing"
+	"time"
 
 	driver "github.com/go-sql-driver/mysql"
 	"go.uber.org/goleak"
@@ -22,8 +24,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// database returns tables of the test's own, which go when the test ends.
-func database(t testing.TB) sqltest.Database {
+// pool returns a pool with the library's default settings, and the server's URL.
+func pool(t testing.TB) (*sql.DB, string) {
 	text := sqltest.ServerURL(t, "MILLRACE_MYSQL_URL")
 	u, err := url.Parse(text)
 	if err != nil {
@@ -32,12 +34,17 @@ func database(t testing.TB) sqltest.Database {
 	c := driver.NewConfig()
 	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, u.Path[1:], u.User.Username()
 	c.Passwd, _ = u.User.Password()
-	c.InterpolateParams = true
+	c.MaxAllowedPacket = 0
 	connector, err := driver.NewConnector(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	db := sql.OpenDB(connector)
+	return sql.OpenDB(connector), text
+}
+
+// database returns tables of the test's own, which go when the test ends.
+func database(t testing.TB) sqltest.Database {
+	db, text := pool(t)
 	prefix := "t" + bus.NewID()[24:] + "_"
 	t.Cleanup(func() {
 		for _, table := range []string{"topic", "log", "grp", "lane", "member", "poison", "meta"} {
@@ -66,3 +73,65 @@ func TestVersions(t *testing.T) {
 
 func BenchmarkPublish(b *testing.B) { sqltest.BenchPublish(b, database(b)) }
 func BenchmarkConsume(b *testing.B) { sqltest.BenchConsume(b, database(b)) }
+
+func TestExistingPool(t *testing.T) {
+	db := database(t)
+	for range 2 { // a bus leaves the pool open
+		b, err := mysql.New(t.Context(), db.DB, mysql.Config{Prefix: db.Prefix, Shards: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := bus.As[*sql.DB](b); !ok || got != db.DB {
+			t.Error("As")
+		}
+		sqltest.Existing(t, b)
+	}
+	if err := db.DB.PingContext(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLargestMessage publishes what just fits into the server's packet, among small ones, and what does not.
+func TestLargestMessage(t *testing.T) {
+	b := database(t).Open(t)
+	limit := b.Driver().Capabilities().MaxMessage
+	if limit < 1<<20 {
+		t.Fatalf("at most %d bytes", limit)
+	}
+	topic := sqltest.Topic()
+	large := &bus.Message{Key: "k", Payload: make([]byte, limit-2000)}
+	msgs := append(sqltest.Texts("a", "b"), large)
+	sqltest.Publish(t, b, topic, append(msgs, sqltest.Texts("c")...)...)
+	s := sqltest.Subscribe(t, b, topic, "g", bus.Earliest, sqltest.NewObserver())
+	for _, d := range sqltest.Receive(t, s, 4) {
+		if d.Key == "k" && len(d.Payload) != len(large.Payload) {
+			t.Errorf("%d bytes", len(d.Payload))
+		}
+	}
+	large.Payload = make([]byte, limit)
+	err := b.PublishMessages(t.Context(), topic, large)
+	if !errors.Is(err, bus.ErrTooLarge) || !bus.IsDefinite(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestURLs(t *testing.T) {
+	sqltest.URLs(t, map[string]string{
+		"mysql:opaque":                            "want mysql://",
+		"mysql://u:hunter2@localhost":             "want mysql://",
+		"mysql://u:hunter2@localhost/x?tls=maybe": "want one of false, true",
+		"mysql://u:hunter2@localhost/x?prefix=A":  "the first a letter",
+		"mysql://u:hunter2@localhost/x?typo=1":    "is unknown",
+		"mariadb://u:hunter2@127.0.0.1:1/x":       "connection refused",
+		"mysql://u:hunter2@/x?socket=/no/such":    "no such file",
+	})
+	for _, c := range []mysql.Config{{Shards: 257}, {Lease: 1}, {Poll: -1}, {Commit: time.Hour}, {Retention: -1}, {Prefix: "x y"}} {
+		if _, err := mysql.New(t.Context(), nil, c); !errors.Is(err, bus.ErrInvalid) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+func TestDependencies(t *testing.T) {
+	sqltest.Dependencies(t, "github.com/millrace-go/millrace/adapters/sql/mysql", "github.com/go-sql-driver/mysql", "filippo.io/edwards25519")
+}

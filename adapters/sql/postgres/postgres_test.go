@@ -2,8 +2,10 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -52,4 +54,54 @@ func TestVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	sqltest.Versions(t, db, script)
+}
+
+// TestWithoutPreparedStatements runs as behind a PgBouncer.
+func TestWithoutPreparedStatements(t *testing.T) {
+	db := database(t)
+	for _, mode := range []string{"exec", "simple_protocol", "describe_exec", "cache_describe"} {
+		t.Run(mode, func(t *testing.T) { sqltest.Existing(t, db.Open(t, "listen=false", "default_query_exec_mode="+mode)) })
+	}
+}
+
+func TestExistingPool(t *testing.T) {
+	db := database(t)
+	pool, err := pgxpool.New(t.Context(), sqltest.ServerURL(t, "MILLRACE_POSTGRES_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	for range 2 { // a bus leaves the pool open
+		b, err := postgres.New(t.Context(), pool, postgres.Config{Schema: db.Prefix[:len(db.Prefix)-1], Shards: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := bus.As[*pgxpool.Pool](b); !ok || got != pool {
+			t.Error("As")
+		}
+		sqltest.Existing(t, b)
+	}
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestURLs(t *testing.T) {
+	sqltest.URLs(t, map[string]string{
+		"postgres:opaque": "want postgres://",
+		"postgres://u:hunter2@localhost/x?sslmode=perhaps": "sslmode",
+		"postgres://u:hunter2@localhost/x?schema=A":        "the first a letter",
+		"postgres://u:hunter2@localhost/x?typo=1":          "is unknown",
+		"postgresql://u:hunter2@127.0.0.1:1/x":             "connection refused",
+	})
+	for _, c := range []postgres.Config{{Shards: 257}, {Lease: 1}, {Poll: -1}, {Commit: time.Hour}, {Retention: -1}, {Schema: "x y"}} {
+		if _, err := postgres.New(t.Context(), nil, c); !errors.Is(err, bus.ErrInvalid) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+func TestDependencies(t *testing.T) {
+	sqltest.Dependencies(t, "github.com/millrace-go/millrace/adapters/sql/postgres", "github.com/jackc/pgx/v5", "github.com/jackc/puddle/v2",
+		"github.com/jackc/pgpassfile", "github.com/jackc/pgservicefile", "golang.org/x/text", "golang.org/x/sync")
 }

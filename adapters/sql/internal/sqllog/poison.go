@@ -47,7 +47,7 @@ func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error
 				if err != nil {
 					return err
 				}
-				if _, err := tx.ExecContext(ctx, put, s.group, entries[i].ID, doc, doc); err != nil {
+				if _, err := tx.ExecContext(ctx, put, s.group, entries[i].ID, string(doc), string(doc)); err != nil {
 					return err
 				}
 			}

@@ -160,6 +160,7 @@ func Torture(t *testing.T, db Database, writers int, write func(ctx context.Cont
 	Settle(t, s, Receive(t, s, 1)...)
 	committed := make([]int, writers)
 	var writing sync.WaitGroup
+	defer writing.Wait()
 	end := time.Now().Add(duration)
 	for w := range writers {
 		writing.Go(func() {

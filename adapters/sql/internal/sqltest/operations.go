@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -302,5 +304,67 @@ func Versions(t *testing.T, db Database, script string) {
 	_, err = db.open()
 	if !errors.Is(err, bus.ErrUnsupported) || !strings.Contains(err.Error(), "have version 99") || bus.IsRetryable(err) {
 		t.Errorf("newer tables: %v", err)
+	}
+}
+
+// Dependencies checks that a package pulls in one client library: the modules of what it imports, its own aside, all
+// belong to those that the library itself needs.
+func Dependencies(t *testing.T, pkg string, libraries ...string) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", pkg).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, module := range strings.Fields(string(out)) {
+		if module != "github.com/millrace-go/millrace" && !slices.Contains(libraries, module) {
+			t.Errorf("%s needs %s", pkg, module)
+		}
+	}
+}
+
+// URLs opens malformed URLs: each error names the mistake, and no password.
+func URLs(t *testing.T, mistakes map[string]string) {
+	for text, want := range mistakes {
+		_, err := bus.Open(bounded(t), text)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+		if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), "hunter2") {
+			t.Errorf("%s: the password is printed: %v", text, err)
+		}
+	}
+}
+
+// Existing publishes to a bus over a pool that belongs to the test, and consumes from it.
+func Existing(t *testing.T, b *bus.Bus) {
+	topic := Topic()
+	Publish(t, b, topic, Texts(numbers(300)...)...)
+	one := Subscribe(t, b, topic, "one", bus.Earliest, NewObserver())
+	two := Subscribe(t, b, topic, "two", bus.Earliest, NewObserver())
+	ds := Receive(t, one, 300)
+	Settle(t, one, ds[:150]...)
+	Settle(t, two, Receive(t, two, 300)...)
+	Close(t, one)
+	one = Subscribe(t, b, topic, "one", bus.Earliest, NewObserver())
+	Settle(t, one, Receive(t, one, 150)...)
+	store, err := b.Driver().Poison(bounded(t), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(bounded(t), bus.PoisonEntry{ID: "x", Message: ds[0].Message}); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, err := range store.List(bounded(t)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 1 {
+		t.Errorf("%d poison entries", n)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
