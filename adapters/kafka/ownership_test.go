@@ -71,8 +71,8 @@ func join(tb testing.TB, b *bus.Bus, topic, group string, l *ledger) *member {
 	tb.Helper()
 	m := &member{observer: newObserver(), ledger: l, over: make(chan struct{})}
 	m.revoking = func(context.Context, []bus.Lane) {
-		m.busy.Lock() // what was being handled has been settled
-		m.busy.Unlock()
+		m.busy.Lock()
+		defer m.busy.Unlock() // what was being handled has been settled
 	}
 	m.source = subscribe(tb, b, topic, group, bus.Earliest, m)
 	ctx, cancel := context.WithCancel(tb.Context())

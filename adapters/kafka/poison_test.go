@@ -115,7 +115,10 @@ func TestPoisonListIsLong(t *testing.T) {
 		t.Errorf("%d entries: %v", len(ids), ids[:min(len(ids), 10)])
 	}
 	n := 0
-	for range s.List(within(t)) { // ends when the caller has seen enough
+	for _, err := range s.List(within(t)) { // ends when the caller has seen enough
+		if err != nil {
+			t.Fatal(err)
+		}
 		if n++; n == 5 {
 			break
 		}
