@@ -77,6 +77,9 @@ func (l *lane) register(ctx context.Context, session *session) error {
 	l.source.shut(c.own)
 	c.own.end()
 	c.own.settleDown(l.name())
+	if early {
+		c.own.settleDown(l.earlyName()) // last, because it may be gone, which ends the channel
+	}
 	l.current.Store(nil)
 	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well
 	if l.source.ctx.Err() == nil && c.assigned && !errors.Is(err, errGivenUp) {

@@ -28,7 +28,7 @@ type ownership struct {
 	ended   bool
 	win     *window.Window
 	pending []int64 // settled and not acked yet
-	alone   int     // acks sent one by one of late
+	acked   bool    // something was
 	enough  int     // pending that are acked at once
 	timer   *time.Timer
 	armed   bool
@@ -117,18 +117,12 @@ func (o *ownership) flush() {
 	if upTo > 0 {
 		_ = o.ch.Ack(uint64(upTo), true)
 	}
-	alone := 0
 	for _, tag := range o.pending {
 		if tag > before {
 			_ = o.ch.Ack(uint64(tag), false)
-			alone++
 		}
 	}
-	if alone > 0 {
-		o.alone += alone
-	} else {
-		o.alone = 0 // what was sent before has gone through by now
-	}
+	o.acked = o.acked || len(o.pending) > 0
 	o.pending = o.pending[:0]
 	if o.last != 0 && before == o.last {
 		o.last = 0
@@ -154,15 +148,15 @@ func (o *ownership) finish(tag int64) {
 	o.commit()
 }
 
-// settleDown waits until the broker has worked off acks that were sent one by one. A channel of the broker passes at most
-// 32 of them on to a quorum queue before it hears from it, and forgets the rest when it is closed (seen on 3.10.8).
-// Registering one more consumer, which waits in line and goes with the channel, is answered by the queue itself once it
-// has applied all that came before, and makes the channel pass on what it held back; the second one answers for that.
+// settleDown waits until the broker has worked off the acks. A channel of the broker passes at most 32 of them on to a
+// quorum queue before it hears from it, and forgets the rest when it is closed (seen on 3.10.8). Registering one more
+// consumer, which waits in line and goes with the channel, is answered by the queue itself once it has applied all that
+// came before, and makes the channel pass on what it held back; the second one answers for that.
 func (o *ownership) settleDown(queue string) {
 	o.mu.Lock()
-	alone := o.alone
+	acked := o.acked
 	o.mu.Unlock()
-	if alone == 0 {
+	if !acked {
 		return
 	}
 	for _, tag := range [...]string{"settle-1", "settle-2"} {
