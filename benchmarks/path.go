@@ -112,6 +112,11 @@ func (p path) round(ctx context.Context, open func(ctx context.Context, url stri
 		}
 	}()
 	topic := "bench-" + rand.Text()
+	if p.broker == "kafka" {
+		if err := makeKafkaTopic(ctx, p.url, topic); err != nil {
+			return 0, err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var consuming sync.WaitGroup
 	var consumeErr error

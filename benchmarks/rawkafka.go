@@ -6,8 +6,23 @@ import (
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
+
+// kafkaPartitions is how many each topic has.
+const kafkaPartitions = 4
+
+// makeKafkaTopic creates a topic, so that it is the same for all sides.
+func makeKafkaTopic(ctx context.Context, rawURL, topic string) error {
+	s, err := rawKafka(ctx, rawURL)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.close() }()
+	_, err = kadm.NewClient(s.(*kafkaSide).cl).CreateTopic(ctx, kafkaPartitions, 1, nil, topic)
+	return err
+}
 
 // kafkaSide is franz-go with its defaults: idempotent, acks=all, and records with the five headers that ours have.
 type kafkaSide struct {
@@ -21,7 +36,7 @@ func rawKafka(_ context.Context, rawURL string) (side, error) {
 		return nil, err
 	}
 	brokers := strings.Split(u.Host, ",")
-	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.AllowAutoTopicCreation(), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1_000_000), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.AllowAutoTopicCreation(), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1_000_000))
 	if err != nil {
 		return nil, err
 	}

@@ -29,13 +29,27 @@ var watermills = map[string]func(ctx context.Context, url string) (side, error){
 
 type watermillSide struct {
 	pub      message.Publisher
-	sub      message.Subscriber
+	sub      subscriber
 	closeAll func() error
 }
+
+// subscriber is one that makes what a topic needs before the first message; without it RabbitMQ would lose them.
+type subscriber interface {
+	message.Subscriber
+	SubscribeInitialize(topic string) error
+}
+
+// ready is one that needs nothing made.
+type ready struct{ message.Subscriber }
+
+func (ready) SubscribeInitialize(string) error { return nil }
 
 const keyMetadata = "partition_key"
 
 func (s watermillSide) publish(_ context.Context, topic string, first, n, goroutines, perCall int) error {
+	if err := s.sub.SubscribeInitialize(topic); err != nil {
+		return err
+	}
 	return spread(first, n, goroutines, perCall, func(numbers []int) error {
 		msgs := make([]*message.Message, len(numbers))
 		for i, number := range numbers {
@@ -69,7 +83,7 @@ func (s watermillSide) close() error {
 
 func watermillMemory(context.Context, string) (side, error) {
 	g := gochannel.NewGoChannel(gochannel.Config{OutputChannelBuffer: 1000, Persistent: true}, watermill.NopLogger{})
-	return watermillSide{pub: g, sub: g}, nil
+	return watermillSide{pub: g, sub: ready{g}}, nil
 }
 
 func watermillKafka(_ context.Context, rawURL string) (side, error) {
@@ -93,7 +107,7 @@ func watermillKafka(_ context.Context, rawURL string) (side, error) {
 	if err != nil {
 		return nil, err
 	}
-	return watermillSide{pub: pub, sub: sub}, nil
+	return watermillSide{pub: pub, sub: ready{sub}}, nil
 }
 
 func watermillRabbitMQ(_ context.Context, url string) (side, error) {
