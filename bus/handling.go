@@ -20,9 +20,10 @@ type Handling struct {
 	batch  bool
 	direct bool // emitting is publishing
 
-	mu   sync.Mutex
-	out  []emitted
-	done bool
+	mu        sync.Mutex
+	out       []emitted
+	onSuccess []func(context.Context) error
+	done      bool
 }
 
 type emitted struct {
@@ -144,10 +145,31 @@ func (h *Handling) emit(topic string, msgs ...*Message) error {
 	return nil
 }
 
-// Flush publishes what was emitted, one call for each run of messages to one topic, and ends the call: no Emit
-// succeeds after it. In a batch, failed names the messages whose outputs are dropped; it may be nil.
+// OnSuccess has f called when the handler has succeeded and what it emitted is published, before the message is
+// settled: the place to remember that it was handled. Calls go in the order of registration. If f fails, the message
+// counts as failed, although its outputs are published. In a batch handler f is called when the outputs of the messages
+// that succeeded are published, and its failure is theirs.
+//
+// It is an error outside of a handler, and after the handler has returned.
+func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
+	h := handlingFrom(ctx)
+	if h == nil {
+		return errors.New("on success: this context is not a handler's")
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return errors.New("on success: the handler has returned already")
+	}
+	h.onSuccess = append(h.onSuccess, f)
+	return nil
+}
+
+// Flush publishes what was emitted, one call for each run of messages to one topic, then calls what [OnSuccess] was
+// given, and ends the call: no Emit succeeds after it. In a batch, failed names the messages whose outputs are dropped;
+// it may be nil.
 func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error {
-	out := h.end()
+	out, onSuccess := h.end()
 	for len(out) > 0 {
 		topic := out[0].topic
 		n := 0
@@ -163,18 +185,23 @@ func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error
 			return fmt.Errorf("emit: %w", err)
 		}
 	}
+	for _, f := range onSuccess {
+		if err := f(ctx); err != nil {
+			return fmt.Errorf("after success: %w", err)
+		}
+	}
 	return nil
 }
 
 // Discard ends the call without publishing: what was emitted is dropped.
 func (h *Handling) Discard() { h.end() }
 
-func (h *Handling) end() []emitted {
+func (h *Handling) end() ([]emitted, []func(context.Context) error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := h.out
-	h.out, h.done = nil, true
-	return out
+	out, onSuccess := h.out, h.onSuccess
+	h.out, h.onSuccess, h.done = nil, nil, true
+	return out, onSuccess
 }
 
 // noEmitter is the emitter outside of a handler.

@@ -19,6 +19,7 @@ const (
 	permanent verdictKind = iota
 	ignore
 	retryAfter
+	unavailable
 )
 
 func (v *verdict) Error() string { return v.err.Error() }
@@ -33,6 +34,11 @@ func Ignore(err error) error { return mark(err, ignore, 0) }
 // RetryAfter marks an error after which the message is tried again in d, whatever the policy's schedule says. It
 // counts as a try: a policy's limits still hold. nil stays nil.
 func RetryAfter(err error, d time.Duration) error { return mark(err, retryAfter, d) }
+
+// Unavailable marks an error that says nothing about the message: what the handler needs is not there, and will not be
+// before d has passed. No try is counted. The router holds the message and pauses the subscription of the handler's topic
+// and group for d; then it lets one message through to see whether the rest can follow. nil stays nil.
+func Unavailable(err error, d time.Duration) error { return mark(err, unavailable, d) }
 
 func mark(err error, kind verdictKind, d time.Duration) error {
 	if err == nil {
@@ -53,9 +59,14 @@ func marked(err error, kind verdictKind) bool {
 }
 
 // RetryDelay returns the delay of an error marked by [RetryAfter].
-func RetryDelay(err error) (time.Duration, bool) {
+func RetryDelay(err error) (time.Duration, bool) { return delayOf(err, retryAfter) }
+
+// UnavailableFor returns the delay of an error marked by [Unavailable].
+func UnavailableFor(err error) (time.Duration, bool) { return delayOf(err, unavailable) }
+
+func delayOf(err error, kind verdictKind) (time.Duration, bool) {
 	v, ok := errors.AsType[*verdict](err)
-	if !ok || v.kind != retryAfter {
+	if !ok || v.kind != kind {
 		return 0, false
 	}
 	return v.delay, true

@@ -31,3 +31,20 @@ func (b *backoff) wait(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
+
+// persist calls f again while its error may pass, until ctx ends; then it returns the last error that f had before.
+func persist(ctx context.Context, f func() error) error {
+	var last error // says more than that the time is up
+	for b := (backoff{}); ; {
+		err := f()
+		if err == nil || !retryable(err) {
+			return err
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		if b.wait(ctx) != nil {
+			return last
+		}
+	}
+}

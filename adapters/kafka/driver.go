@@ -60,7 +60,7 @@ func open(ctx context.Context, c Config) (*driver, error) {
 	d.client = client
 	d.adm = kadm.NewClient(client)
 	d.topics.client, d.topics.adm = client, d.adm
-	if err := d.greet(ctx); err != nil {
+	if err := persist(ctx, func() error { return client.Ping(ctx) }); err != nil {
 		client.Close()
 		return nil, fail("open", "", err)
 	}
@@ -85,23 +85,6 @@ func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 		opts = append(opts, kgo.Rack(d.config.Rack))
 	}
 	return append(append(opts, more...), d.config.Client...)
-}
-
-// greet waits until a broker has answered. Only what may pass is tried again.
-func (d *driver) greet(ctx context.Context) error {
-	var last error // says more than that the time is up
-	for b := (backoff{}); ; {
-		err := d.client.Ping(ctx)
-		if err == nil || !retryable(err) {
-			return err
-		}
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		if b.wait(ctx) != nil {
-			return last
-		}
-	}
 }
 
 // Capabilities implements bus.Driver. The largest message is the topic's affair, so none is stated here.

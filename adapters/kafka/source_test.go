@@ -526,3 +526,25 @@ func TestTopicDeletedAndMadeAgain(t *testing.T) {
 	settle(t, s, got...)
 	f.committed(t, "g", at(1))
 }
+
+// TestSubscribeWaitsForCoordinator: on a new cluster, the first group comes before the topic that keeps positions.
+func TestSubscribeWaitsForCoordinator(t *testing.T) {
+	c := fakeCluster(t, kfake.SeedTopics(1, "t"))
+	b := open(t, fakeConfig(c))
+	refused := make(chan struct{}, 1)
+	c.ControlKey(int16(kmsg.OffsetFetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
+		resp.ErrorCode = kerr.CoordinatorNotAvailable.Code
+		for _, g := range req.(*kmsg.OffsetFetchRequest).Groups {
+			group := kmsg.NewOffsetFetchResponseGroup()
+			group.Group, group.ErrorCode = g.Group, kerr.CoordinatorNotAvailable.Code
+			resp.Groups = append(resp.Groups, group)
+		}
+		refused <- struct{}{}
+		return resp, nil, true
+	})
+	s := subscribe(t, b, "t", "g", bus.Latest, newObserver())
+	<-refused
+	publish(t, b, "t", texts("x")...)
+	settle(t, s, receive(t, s, 1)...)
+}

@@ -28,6 +28,10 @@ const (
 	fetchWait = 250 * time.Millisecond
 )
 
+// subscribePatience is how long Subscribe sees whether an error passes: a new cluster has no group coordinator for some
+// seconds. Then the router says what is wrong, and calls again.
+const subscribePatience = 10 * time.Second
+
 // Bounds of what a client fetches ahead from one broker, within which the subscription's own bound is kept to. Below
 // 1 MiB, every request would bring a part of a batch; above 32 MiB, more would not be quicker.
 const (
@@ -43,15 +47,20 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	if at, ok := s.Start.Time(); ok && at.IsZero() {
 		return nil, fail("subscribe", s.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
 	}
-	id, err := d.topics.check(ctx, s.Topic)
+	var id [16]byte
+	var begin start
+	patience, cancel := context.WithTimeout(ctx, subscribePatience)
+	defer cancel()
+	err := persist(patience, func() (err error) {
+		if id, err = d.topics.check(patience, s.Topic); err == nil {
+			begin, err = d.start(patience, s)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fail("subscribe", s.Topic, err)
 	}
-	start, err := d.start(ctx, s)
-	if err != nil {
-		return nil, fail("subscribe", s.Topic, err)
-	}
-	src := newSource(d, s, o, start)
+	src := newSource(d, s, o, begin)
 	src.topicID = id
 	if err := src.join(); err != nil {
 		return nil, fail("subscribe", s.Topic, err)
