@@ -45,6 +45,9 @@ type Capabilities struct {
 	Replay bool
 	// StartAt: a new group may start at a point in time.
 	StartAt bool
+	// Parking: messages can be put aside at the broker until they are due ([ParkingSource], [Injector]), which makes
+	// long delays durable.
+	Parking bool
 	// MaxMessage is the largest [Message.Size] that is accepted, if the driver knows one; 0 otherwise.
 	MaxMessage int
 }
@@ -120,6 +123,9 @@ type Token struct {
 	// Position is the message's place in the lane. It grows along the lane. Log-like brokers (Kafka, SQL, memory)
 	// repeat it when they repeat the message; for queue-like ones (AMQP) it is the place in this ownership only.
 	Position int64
+	// Parked is set for a message that was put aside; Position is then its place among the parked ones of the lane, the
+	// same in every ownership.
+	Parked bool
 }
 
 // Delivery is one arrival of a message at a group. A driver fills Message, Token, Topic and, where it knows better,
@@ -134,6 +140,8 @@ type Delivery struct {
 	Attempt int
 	// FirstSeen is when the message first arrived at this group, as far as is known.
 	FirstSeen time.Time
+	// Failure is the history of earlier tries; nil if there were none. It is not to be changed.
+	Failure *Failure
 }
 
 // Source is a subscription's stream of deliveries, pulled in batches.
