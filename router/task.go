@@ -25,11 +25,16 @@ type task struct {
 
 	// What has happened so far, and what is to happen next.
 	tries    int
+	free     bool           // delayed: its key does not wait for it
+	place    *parkedMessage // where it is parked, or is to be
+	fetched  bool           // it was parked, and has come back
 	failure  bus.Failure
 	due      time.Time
 	entry    *bus.PoisonEntry // to be put into the poison queue; no handler is called any more
 	putFails int
-	outcome  outcome
+	// unavailable is for how long a handler said that what it needs is away.
+	unavailable time.Duration
+	outcome     outcome
 }
 
 // outcome is how a worker hands a task back.
@@ -38,6 +43,7 @@ type outcome int8
 const (
 	settle  outcome = iota // done with: settle it
 	hold                   // run it again when it is due
+	park                   // the same, but at the broker
 	abandon                // give it back to the broker unsettled
 )
 
@@ -53,8 +59,8 @@ type lane struct {
 	idle chan struct{} // made by a revocation, closed when busy is 0
 }
 
-func (l *lane) release(n int) {
-	l.busy -= n
+func (l *lane) release() {
+	l.busy--
 	if l.busy == 0 && l.idle != nil {
 		close(l.idle)
 		l.idle = nil
