@@ -35,6 +35,18 @@ func (c *consumer) park(t *task) {
 	c.parkFollowers(behind, 1)
 }
 
+// mark parks a message whose handler runs, because its followers are about to be: if it fails, it has its place before
+// them. If it succeeds, it is settled there.
+func (c *consumer) mark(t *task) {
+	if t.place != nil {
+		return // it has come from there
+	}
+	t.place = &parkedMessage{Parked: bus.Parked{Key: t.key}, lane: t.lane, at: -1}
+	t.marking = true
+	c.toPark = append(c.toPark, t)
+	c.parks.Signal()
+}
+
 // parkFollowers parks tasks that have not begun, in order, from place i of their line on.
 func (c *consumer) parkFollowers(tasks []*task, i int) {
 	for _, f := range tasks {
@@ -82,7 +94,10 @@ func (c *consumer) relieve() {
 	}
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
-			c.parkFollowers(c.keys.detach(head), 0)
+			if behind := c.keys.detach(head); len(behind) > 0 {
+				c.mark(head)
+				c.parkFollowers(behind, 0)
+			}
 		}
 	}
 }
@@ -121,7 +136,8 @@ func (c *consumer) parker() {
 		ps := make([]bus.Parking, len(batch))
 		for i, t := range batch {
 			ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
-			if !t.failure.First.IsZero() {
+			ps[i].Token = t.token()
+			if !t.marking && !t.failure.First.IsZero() { // its worker may be at it
 				f := t.failure
 				ps[i].Failure = &f
 			}
@@ -136,7 +152,7 @@ func (c *consumer) nextToPark() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.toPark) == 0 || c.lot.n > maxParked && !c.draining {
-		if c.finished {
+		if c.parksEnded {
 			return nil
 		}
 		c.parks.Wait()
@@ -175,7 +191,7 @@ func (c *consumer) poisonStored(batch []*task, ps []bus.Parking) {
 	var blocked []bus.Parking
 	var at []int
 	for i, t := range batch {
-		if t.entry == nil || !ps[i].Token.Parked {
+		if t.marking || t.entry == nil || !ps[i].Token.Parked {
 			continue
 		}
 		t.entry.Lane, t.entry.Position, t.entry.Waits = ps[i].Token.Lane, ps[i].Token.Position, true
@@ -203,6 +219,14 @@ func (c *consumer) stored(batch []*task, ps []bus.Parking) {
 	for i, t := range batch {
 		e := t.place
 		e.away = false
+		if t.marking {
+			e.Token = ps[i].Token
+			if t.marking = false; t.ended {
+				t.ended = false
+				c.finish(t)
+			}
+			continue
+		}
 		if ps[i].Token.Parked && !e.lane.gone {
 			e.Token = ps[i].Token
 			c.lot.place(e)
