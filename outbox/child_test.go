@@ -1,0 +1,5 @@
+package outbox_test
+
+const childMark = "MILLRACE_OUTBOX_CHILD"
+
+func child() {}
