@@ -85,7 +85,11 @@ func (p *pump) read(ctx context.Context, mine uint64, except []int64, limit int)
 	o := p.outbox
 	text, args := claimText, []any{p.fence.floor()}
 	if mine != ^uint64(0) {
-		text += " AND (? >> (lane & 63)" + map[bool]string{true: "::int"}[o.dialect == Postgres] + ") & 1 = 1"
+		if o.dialect == Postgres { // which would take the parameter for an int
+			text += " AND (?::int8 >> (lane & 63)::int) & 1 = 1"
+		} else {
+			text += " AND (? >> (lane & 63)) & 1 = 1"
+		}
 		args = append(args, int64(mine))
 	}
 	if len(except) > 0 {

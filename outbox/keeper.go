@@ -68,9 +68,12 @@ func (k *keeper) done(using uint64) {
 	}
 }
 
+// stepPause is how often a relay looks for others that came or went.
+const stepPause = 500 * time.Millisecond
+
 // run keeps the share until ctx ends. It looks often enough for others not to wait long for their part.
 func (k *keeper) run(ctx context.Context, failed func(error)) {
-	pause := min(k.lease/3, time.Second)
+	pause := min(k.lease/3, stepPause)
 	for {
 		if err := k.step(ctx); err != nil && ctx.Err() == nil {
 			failed(err)
