@@ -73,6 +73,7 @@ func (p *pump) run(ctx context.Context) error {
 	pause := minPause
 	tries := 0                  // of the database, in a row
 	var looked, quiet time.Time // quiet: the database is left alone until then
+	var cost time.Duration      // of the last turn
 	for ctx.Err() == nil {
 		p.dispatch(calling)
 		wait := p.config.Poll
@@ -80,9 +81,10 @@ func (p *pump) run(ctx context.Context) error {
 		switch {
 		case now.Before(quiet):
 			wait = quiet.Sub(now)
-		case p.calls == 0 || now.Sub(looked) >= patience || len(p.sent) >= maxSent:
-			looked = now
+		case p.calls == 0 || now.Sub(looked) >= max(patience, pause, 4*cost) || len(p.sent) >= maxSent:
 			n, err := p.turn(ctx)
+			looked = time.Now()
+			cost = looked.Sub(now)
 			switch {
 			case ctx.Err() != nil:
 			case err != nil:
