@@ -20,6 +20,8 @@ type Handling struct {
 	batch  bool
 	direct bool // emitting is publishing
 
+	outer *Handling // of an inner handling
+
 	mu        sync.Mutex
 	out       []emitted
 	onSuccess []func(context.Context) error
@@ -60,6 +62,15 @@ func NewBatchHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
 	}
 	h := NewHandling(ctx, b, d)
 	h.batch = true
+	return h
+}
+
+// NewInnerHandling makes the context of a part of a handler whose outputs go another way: what is emitted under it is
+// published through b when Flush is called, in a transaction for example. The rest is as in ctx, which must be a handler's
+// context or have none: the delivery, and [OnSuccess], which waits for the whole handler.
+func NewInnerHandling(ctx context.Context, b *Bus) *Handling {
+	h := NewHandling(ctx, b, DeliveryFrom(ctx))
+	h.outer = handlingFrom(ctx)
 	return h
 }
 
@@ -155,6 +166,9 @@ func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
 	h := handlingFrom(ctx)
 	if h == nil {
 		return errors.New("on success: this context is not a handler's")
+	}
+	for h.outer != nil {
+		h = h.outer
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

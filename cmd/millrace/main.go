@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"syscall"
 )
 
 // Exit codes.
@@ -34,12 +35,14 @@ func commands() []command {
 	return []command{
 		{"conformance", "check that a broker behaves as the contract says", conformanceCommand},
 		{"poison", "look into a poison queue; replay or drop what is there", poisonCommand},
+		{"relay", "publish what is in an outbox on a broker, until it is told to stop", relayCommand},
+		{"outbox", "status, retry, prune or migrate: look after an outbox", outboxCommand},
 		{"version", "print the version", versionCommand},
 	}
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))

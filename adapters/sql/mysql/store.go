@@ -12,6 +12,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
 // store implements sqllog.Store.
@@ -157,13 +158,13 @@ func (s *store) numbers(ctx context.Context, tx *sql.Tx, batch []sqllog.Record) 
 func appendRow(args []any, r *sqllog.Record, seq int64) []any {
 	m := r.Message
 	var headers, payload any
-	if text, ok := sqllog.EncodeHeaders(m); ok {
+	if text, ok := sqlmessage.EncodeHeaders(m); ok {
 		headers = text
 	}
 	if m.Payload != nil {
 		payload = m.Payload
 	}
-	return append(args, r.Topic, r.Shard, seq, sqllog.Nanos(m.Time), m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
+	return append(args, r.Topic, r.Shard, seq, sqlmessage.Nanos(m.Time), m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
 }
 
 // finish judges a commit's error. What the server answers has not been committed, unless it was told to end meanwhile.

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
 // encoder writes the parameters of an insert in the protocol's binary form: an array for each column. The library's own
@@ -52,14 +53,14 @@ func (e *encoder) encode(class int32, batch []sqllog.Record) [][]byte {
 		}
 		b[2] = int4b(b[2], int32(r.Topic))
 		b[3] = int2b(b[3], int16(r.Shard))
-		b[4] = int8b(b[4], sqllog.Nanos(m.Time))
+		b[4] = int8b(b[4], sqlmessage.Nanos(m.Time))
 		b[5] = text(b[5], m.ID)
 		b[6] = text(b[6], m.Key)
 		b[7] = text(b[7], m.Type)
 		b[8] = text(b[8], m.Source)
 		b[9] = text(b[9], m.Subject)
 		b[10] = text(b[10], m.ContentType)
-		if headers, ok := sqllog.EncodeHeaders(m); ok {
+		if headers, ok := sqlmessage.EncodeHeaders(m); ok {
 			b[11] = text(b[11], headers)
 		} else {
 			b[11] = length(b[11], -1)

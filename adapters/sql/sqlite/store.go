@@ -12,6 +12,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
 // store implements sqllog.Store.
@@ -184,13 +185,13 @@ func (s *store) Append(_ context.Context, batch []sqllog.Record) error {
 func appendRow(args []any, r *sqllog.Record, created int64) []any {
 	m := r.Message
 	var headers, payload any
-	if text, ok := sqllog.EncodeHeaders(m); ok {
+	if text, ok := sqlmessage.EncodeHeaders(m); ok {
 		headers = text
 	}
 	if m.Payload != nil {
 		payload = m.Payload
 	}
-	return append(args, r.Shard, created, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, sqllog.Nanos(m.Time), m.ContentType, headers, payload)
+	return append(args, r.Shard, created, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, sqlmessage.Nanos(m.Time), m.ContentType, headers, payload)
 }
 
 // finish commits. A commit that found the file busy or the disk full was rolled back; after any other failure the
@@ -346,6 +347,6 @@ func (r *reader) scan(rows *sql.Rows) (sqllog.Record, error) {
 	case string: // a foreign program has put it there
 		m.Payload = []byte(p)
 	}
-	sqllog.DecodeHeaders(m, headers.String)
+	sqlmessage.DecodeHeaders(m, headers.String)
 	return record, nil
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
 // Decoder makes messages of a row's columns. The zero value is ready. Not safe for concurrent use.
@@ -51,7 +52,7 @@ func (d *Decoder) Message(c *Columns) *bus.Message {
 	m := d.New()
 	m.Time = time.Unix(0, c.Nanos).UTC()
 	m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType = next(0), next(1), next(2), next(3), next(4), next(5)
-	DecodeHeaders(m, next(6))
+	sqlmessage.DecodeHeaders(m, next(6))
 	if c.Payload != nil {
 		m.Payload = append(make([]byte, 0, len(c.Payload)), c.Payload...)
 	}

@@ -1,4 +1,6 @@
-package sqllog
+// Package sqlmessage is how messages are written into the columns of SQL tables, where that is not plain: shared by the SQL
+// drivers and the outbox.
+package sqlmessage
 
 import (
 	"encoding/base64"

@@ -1,4 +1,4 @@
-package sqllog
+package sqlmessage
 
 import (
 	"encoding/json"

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/outbox"
+	"github.com/millrace-go/millrace/outbox/pgxoutbox"
+)
+
+// database is the database that an outbox is in.
+type database struct {
+	db      *sql.DB
+	outbox  *outbox.Outbox
+	listen  func(ctx context.Context, channel string, ready, heard func()) error
+	closing func()
+}
+
+// tables are the flags that say which outbox in a database is meant.
+type tables struct {
+	schema, prefix string
+	retention      time.Duration // of the inbox; 0 is the default
+}
+
+func (t *tables) flags(fs *flag.FlagSet) {
+	fs.StringVar(&t.schema, "schema", "", "the `schema` of the tables, on PostgreSQL; the search_path says it otherwise")
+	fs.StringVar(&t.prefix, "prefix", outbox.DefaultPrefix, "what comes before the `names` of the tables")
+}
+
+// openDatabase opens the database of a URL such as postgres://…, mysql://… or sqlite:orders.db. Its errors never hold the
+// URL's password.
+func openDatabase(ctx context.Context, rawURL string, t tables) (d *database, err error) {
+	p, err := bus.ParseParams(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	d = &database{}
+	var dialect outbox.Dialect
+	switch scheme := p.URL().Scheme; scheme {
+	case "postgres", "postgresql":
+		dialect = outbox.Postgres
+		err = d.openPostgres(ctx, p.URL())
+	case "mysql", "mariadb":
+		dialect = outbox.MySQL
+		err = d.openMySQL(p)
+	case "sqlite":
+		dialect = outbox.SQLite
+		err = d.openSQLite(p)
+	default:
+		err = fmt.Errorf("%w: the scheme is %q: want postgres, mysql, mariadb or sqlite", bus.ErrInvalid, scheme)
+	}
+	if err == nil {
+		d.outbox, err = outbox.New(dialect, outbox.Config{Schema: t.schema, Prefix: t.prefix, InboxRetention: t.retention})
+	}
+	if err == nil {
+		err = d.db.PingContext(ctx)
+	}
+	if err != nil {
+		d.close()
+		return nil, fmt.Errorf("database %s: %w", p, err)
+	}
+	return d, nil
+}
+
+func (d *database) close() {
+	if d.db != nil {
+		d.db.Close()
+	}
+	if d.closing != nil {
+		d.closing()
+	}
+}
+
+// openPostgres parses without the password, which errors of the library could show.
+func (d *database) openPostgres(ctx context.Context, u *url.URL) error {
+	bare := *u
+	password, has := "", false
+	if u.User != nil {
+		password, has = u.User.Password()
+		bare.User = url.User(u.User.Username())
+	}
+	c, err := pgxpool.ParseConfig(bare.String())
+	if err != nil {
+		return err
+	}
+	if has {
+		c.ConnConfig.Password = password
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, c)
+	if err != nil {
+		return err
+	}
+	d.db, d.listen, d.closing = stdlib.OpenDBFromPool(pool), pgxoutbox.Listen(pool), pool.Close
+	return nil
+}
+
+func (d *database) openMySQL(p *bus.Params) error {
+	u := p.URL()
+	c := mysql.NewConfig()
+	c.TLSConfig = p.Enum("tls", "false", "true", "skip-verify", "preferred")
+	c.Net, c.Addr = "tcp", u.Host
+	if u.Port() == "" {
+		c.Addr = net.JoinHostPort(u.Hostname(), "3306")
+	}
+	c.DBName = strings.TrimPrefix(u.Path, "/")
+	if u.Host == "" || c.DBName == "" {
+		p.Fail("want mysql://user:password@host:3306/database")
+	}
+	if u.User != nil {
+		c.User = u.User.Username()
+		c.Passwd, _ = u.User.Password()
+	}
+	if err := p.Err(); err != nil {
+		return err
+	}
+	c.InterpolateParams = true // one round trip a statement
+	c.Logger = &mysql.NopLogger{}
+	connector, err := mysql.NewConnector(c)
+	if err != nil {
+		return err
+	}
+	d.db = sql.OpenDB(connector)
+	return nil
+}
+
+func (d *database) openSQLite(p *bus.Params) error {
+	path := p.URL().Path
+	if p.URL().Opaque != "" {
+		var err error
+		if path, err = url.PathUnescape(p.URL().Opaque); err != nil {
+			p.Fail("path %q: %w", p.URL().Opaque, err)
+		}
+	}
+	if err := p.Err(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(path); err != nil { // SQLite would create it
+		return errors.Unwrap(err)
+	}
+	var err error
+	d.db, err = sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?_txlock=immediate&_busy_timeout=10000")
+	return err
+}

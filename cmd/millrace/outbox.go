@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// verbs are what can be done with an outbox.
+var verbs = []string{"status", "retry", "prune", "migrate"}
+
+func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	verb := ""
+	if len(args) > 0 {
+		verb, args = args[0], args[1:]
+	}
+	fs := flag.NewFlagSet("outbox "+verb, flag.ContinueOnError)
+	url := fs.String("url", "", "the `URL` of the database that the outbox is in; required")
+	var t tables
+	t.flags(fs)
+	var asJSON bool
+	var broker string
+	var retention time.Duration
+	run := func(context.Context, *database) error { return nil }
+	switch verb {
+	case "status":
+		fs.BoolVar(&asJSON, "json", false, "print one object")
+		run = func(ctx context.Context, d *database) error { return printStatus(ctx, d, asJSON, stdout) }
+	case "retry":
+		fs.StringVar(&broker, "broker", "", "the `URL` of the broker whose poison store is emptied too; only parked rows otherwise")
+		run = func(ctx context.Context, d *database) error { return retry(ctx, d, broker, stdout) }
+	case "prune":
+		fs.DurationVar(&retention, "retention", 0, "forget handled ids that are older; 0 is the default of 7 days")
+		run = func(ctx context.Context, d *database) error {
+			n, err := d.outbox.Prune(ctx, d.db)
+			fmt.Fprintln(stdout, n, "handled ids forgotten")
+			return err
+		}
+	case "migrate":
+		run = func(ctx context.Context, d *database) error { return d.outbox.Migrate(ctx, d.db) }
+	default:
+		fmt.Fprintf(stderr, "millrace outbox: %q: want one of %s\n", verb, strings.Join(verbs, ", "))
+		return exitUsage
+	}
+	if code, done := parse(fs, args, stderr); done {
+		return code
+	}
+	if *url == "" {
+		fmt.Fprintf(stderr, "millrace outbox %s: --url is missing, such as --url postgres://localhost/shop\n", verb)
+		return exitUsage
+	}
+	t.retention = retention
+	d, err := openDatabase(ctx, *url, t)
+	if err != nil {
+		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", verb, err)
+		return exitUsage
+	}
+	defer d.close()
+	if err := run(ctx, d); err != nil {
+		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", verb, err)
+		return exitFail
+	}
+	return exitOK
+}
+
+func printStatus(ctx context.Context, d *database, asJSON bool, stdout io.Writer) error {
+	s, err := d.outbox.Status(ctx, d.db)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return json.NewEncoder(stdout).Encode(map[string]any{
+			"pending": s.Pending, "oldest_seconds": s.Oldest.Seconds(), "parked": s.Parked, "relays": s.Relays, "inbox": s.Inbox,
+		})
+	}
+	fmt.Fprintf(stdout, "pending  %d, the oldest for %v\nparked   %d\nrelays   %d\ninbox    %d ids\n", s.Pending, s.Oldest.Round(time.Millisecond), s.Parked, s.Relays, s.Inbox)
+	return nil
+}
+
+func retry(ctx context.Context, d *database, broker string, stdout io.Writer) error {
+	var b *bus.Bus
+	if broker != "" {
+		var err error
+		if b, err = bus.Open(ctx, broker); err != nil {
+			return err
+		}
+		defer b.Close()
+	}
+	n, err := d.outbox.Retry(ctx, d.db, b)
+	fmt.Fprintln(stdout, n, "messages go out again")
+	return err
+}

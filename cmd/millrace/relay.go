@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/outbox"
+)
+
+func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
+	fs := flag.NewFlagSet("relay", flag.ContinueOnError)
+	from := fs.String("from", "", "the `URL` of the database that the outbox is in; required")
+	to := fs.String("to", "", "the `URL` of the broker; required")
+	poll := fs.Duration("poll", outbox.DefaultPoll, "the longest pause between two looks")
+	lease := fs.Duration("lease", outbox.DefaultLease, "how long the messages of a relay that died wait for another")
+	batch := fs.Int("batch", outbox.DefaultBatch, "how many messages are published in one call at most")
+	var t tables
+	t.flags(fs)
+	if code, done := parse(fs, args, stderr); done {
+		return code
+	}
+	if *from == "" || *to == "" {
+		fmt.Fprintln(stderr, "millrace relay: --from or --to is missing, such as --from postgres://localhost/shop --to kafka://localhost:9092")
+		return exitUsage
+	}
+	d, err := openDatabase(ctx, *from, t)
+	if err != nil {
+		fmt.Fprintln(stderr, "millrace relay:", err)
+		return exitUsage
+	}
+	defer d.close()
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	b, err := bus.Open(ctx, *to, bus.WithLogger(log))
+	if err != nil {
+		fmt.Fprintln(stderr, "millrace relay:", err)
+		return exitUsage
+	}
+	defer b.Close()
+	r, err := d.outbox.NewRelay(d.db, b, outbox.RelayConfig{Poll: *poll, Lease: *lease, Batch: *batch, Listen: d.listen})
+	if err != nil {
+		fmt.Fprintln(stderr, "millrace relay:", err)
+		return exitUsage
+	}
+	log.Info("relaying until it is told to stop")
+	err = r.Run(ctx)
+	s := r.Stats()
+	log.Info("stopped", "sent", s.Sent, "poisoned", s.Poisoned, "parked", s.Parked, "failures", s.Failures, "lease losses", s.LeaseLosses)
+	if err != nil {
+		fmt.Fprintln(stderr, "millrace relay:", err)
+		return exitFail
+	}
+	return exitOK
+}

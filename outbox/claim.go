@@ -1,0 +1,161 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
+)
+
+// claim reads the oldest rows of the relay's buckets and takes them in hand. It writes nothing: a row is the relay's
+// because its bucket is.
+func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
+	mine, term := p.keeper.take()
+	defer p.using()
+	if term != p.term {
+		p.term = term
+		p.fence.reset()
+		clear(p.blocked)
+	}
+	if mine == 0 {
+		return 0, nil
+	}
+	if err := p.fence.step(ctx, p.Relay); err != nil {
+		return 0, err
+	}
+	except := make([]int64, 0, len(p.lanes)+len(p.blocked))
+	for id := range p.lanes {
+		except = append(except, id)
+	}
+	now := time.Now()
+	for id, b := range p.blocked {
+		if _, inHand := p.lanes[id]; !inHand && now.Before(b.until) {
+			except = append(except, id)
+		}
+	}
+	begun := time.Now()
+	rows, err := p.read(ctx, mine, except, limit)
+	if err != nil {
+		return 0, fmt.Errorf("outbox: read: %w", err)
+	}
+	if p.keeper.valid(term)&mine != mine { // what was read may have been sent by another relay meanwhile
+		return 0, nil
+	}
+	if len(except) == 0 {
+		p.fence.read(rows, limit, time.Since(begun))
+	}
+	bytes := 0
+	for i := range rows {
+		bytes += rows[i].msg.Size()
+		p.admit(rows[i].lane, rows[i].row)
+	}
+	if len(rows) > 0 {
+		p.size = (3*p.size + bytes/len(rows)) / 4
+		p.fence.active = true
+	}
+	return len(rows), nil
+}
+
+// admit puts a row behind those of its lane.
+func (p *pump) admit(id int64, r row) {
+	p.held++
+	l := p.lanes[id]
+	if l == nil {
+		l = &laneRows{id: id}
+		p.lanes[id] = l
+		p.ready = append(p.ready, l)
+	}
+	l.rows = append(l.rows, r)
+}
+
+type claimed struct {
+	row
+	lane int64
+}
+
+const claimText = `SELECT seq, lane, topic, id, msg_key, type, source, subject, content_type, time, headers, payload FROM {outbox}
+WHERE seq > ? AND parked IS NULL`
+
+// read reads rows above the floor, of the buckets in mine, and not of the lanes in except.
+func (p *pump) read(ctx context.Context, mine uint64, except []int64, limit int) ([]claimed, error) {
+	o := p.outbox
+	text, args := claimText, []any{p.fence.floor()}
+	if mine != ^uint64(0) {
+		if o.dialect == Postgres { // which would take the parameter for an int
+			text += " AND (?::int8 >> (lane & 63)::int) & 1 = 1"
+		} else {
+			text += " AND (? >> (lane & 63)) & 1 = 1"
+		}
+		args = append(args, int64(mine))
+	}
+	if len(except) > 0 {
+		list, params := o.integers(except)
+		text += " AND lane NOT IN " + list
+		args = append(args, params...)
+	}
+	text += " ORDER BY seq LIMIT ?"
+	args = append(args, limit)
+	if o.dialect == MySQL { // numbers all of them, and one round trip that way
+		for _, a := range args {
+			text = strings.Replace(text, "?", fmt.Sprint(a), 1)
+		}
+		args = nil
+		text = o.compile(text)
+	} else {
+		text = o.sql(text)
+	}
+	found := make([]claimed, 0, min(limit, 256))
+	err := each(ctx, p.db, text, func(rows *sql.Rows) error {
+		m := &bus.Message{}
+		c := claimed{row: row{msg: m}}
+		var key sql.RawBytes
+		var nanos int64
+		var headers sql.NullString
+		var payload any // a []byte could be nil for an empty one too
+		if err := rows.Scan(&c.seq, &c.lane, &c.topic, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &m.ContentType, &nanos, &headers, &payload); err != nil {
+			return err
+		}
+		m.Key = string(key)
+		m.Time = time.Unix(0, nanos).UTC()
+		sqlmessage.DecodeHeaders(m, headers.String)
+		switch b := payload.(type) {
+		case []byte:
+			if m.Payload = b; b == nil {
+				m.Payload = []byte{}
+			}
+		case string: // a foreign program has put it there
+			m.Payload = []byte(b)
+		}
+		found = append(found, c)
+		return nil
+	}, args...)
+	return found, err
+}
+
+// remove deletes what the broker has, and lets go of the lanes of which nothing is in hand any more.
+func (p *pump) remove(ctx context.Context) error {
+	for len(p.sent) > 0 {
+		n := min(len(p.sent), maxSent)
+		list, args := p.outbox.integers(p.sent[:n])
+		text := "DELETE FROM {outbox} WHERE seq IN " + list
+		if p.outbox.dialect == Postgres {
+			text = "DELETE FROM {outbox} WHERE seq = ANY (string_to_array(?, ',')::int8[])"
+		}
+		text = p.outbox.compile(text)
+		if _, err := p.db.ExecContext(ctx, text, args...); err != nil {
+			return fmt.Errorf("outbox: delete what was sent: %w", err)
+		}
+		p.sent = p.sent[n:]
+	}
+	p.sent = nil
+	for _, l := range p.ended {
+		delete(p.lanes, l.id)
+	}
+	p.ended = p.ended[:0]
+	p.using()
+	return nil
+}

@@ -1,0 +1,367 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-go/millrace/adapters/memory"
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/outbox"
+)
+
+// faulty is a broker in memory that fails as a test wants.
+type faulty struct {
+	bus.Driver
+	// judge says what is wrong with publishing a message now; nil: nothing.
+	judge func(topic string, m *bus.Message) error
+	// put says what is wrong with a poison entry; nil is nothing.
+	put func(e bus.PoisonEntry) error
+
+	mu   sync.Mutex
+	took []*bus.Message
+	more chan struct{} // has a value when took has grown
+}
+
+func newFaulty(t testing.TB) (*faulty, *bus.Bus) {
+	t.Helper()
+	m, err := memory.Open(memory.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &faulty{Driver: m.Driver(), more: make(chan struct{}, 1)}
+	b := bus.New(f)
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f, b
+}
+
+func (f *faulty) Publish(_ context.Context, topic string, msgs []*bus.Message) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	errs := make([]error, len(msgs))
+	for i, m := range msgs {
+		if f.judge != nil {
+			errs[i] = f.judge(topic, m)
+		}
+		if errs[i] == nil {
+			f.took = append(f.took, m)
+		}
+	}
+	select {
+	case f.more <- struct{}{}:
+	default:
+	}
+	if bus.Each(errs) == nil {
+		return nil
+	}
+	return &bus.PublishError{Errs: errs}
+}
+
+// await waits until the broker has taken n messages, and returns their ids by key.
+func (f *faulty) await(t testing.TB, n int) map[string][]string {
+	t.Helper()
+	timeout := time.After(patience)
+	for {
+		f.mu.Lock()
+		if len(f.took) >= n {
+			byKey := map[string][]string{}
+			for _, m := range f.took {
+				byKey[m.Key] = append(byKey[m.Key], m.ID)
+			}
+			f.mu.Unlock()
+			return byKey
+		}
+		f.mu.Unlock()
+		select {
+		case <-f.more:
+		case <-timeout:
+			t.Fatalf("the broker took %d of %d messages", len(f.took), n)
+		}
+	}
+}
+
+func (f *faulty) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	s, err := f.Driver.Poison(ctx, group)
+	return faultyPoison{s, f}, err
+}
+
+type faultyPoison struct {
+	bus.PoisonStore
+	f *faulty
+}
+
+func (p faultyPoison) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+	for _, e := range entries {
+		if p.f.put != nil {
+			if err := p.f.put(e); err != nil {
+				return err
+			}
+		}
+	}
+	return p.PoisonStore.Put(ctx, entries...)
+}
+
+var (
+	errRefused = &bus.Error{Op: "publish", Broker: "faulty", Err: bus.ErrTooLarge, Definite: true}
+	errAway    = &bus.Error{Op: "publish", Broker: "faulty", Err: errors.New("connection refused"), Definite: true, Retryable: true}
+	errUnknown = &bus.Error{Op: "publish", Broker: "faulty", Err: errors.New("connection reset"), Retryable: true}
+)
+
+// publish commits messages, each in a transaction of its own.
+func (s *store) publish(t testing.TB, topic string, msgs ...*bus.Message) {
+	t.Helper()
+	for _, m := range msgs {
+		tx, err := s.db.BeginTx(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.outbox.PublishMessages(context.Background(), tx, topic, m); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func numbered(key string, n int) []*bus.Message {
+	msgs := make([]*bus.Message, n)
+	for i := range msgs {
+		msgs[i] = &bus.Message{ID: fmt.Sprintf("%s%03d", key, i), Key: key, Payload: []byte("x")}
+	}
+	return msgs
+}
+
+func ids(msgs []*bus.Message) []string {
+	var list []string
+	for _, m := range msgs {
+		list = append(list, m.ID)
+	}
+	return list
+}
+
+// TestSingleFailures: rows fail at random, some with an outcome that is not known: their keys wait, in order.
+func TestSingleFailures(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		f, b := newFaulty(t)
+		tries := map[string]int{}
+		f.judge = func(_ string, m *bus.Message) error {
+			if tries[m.ID]++; tries[m.ID] > 2 || rand.N(10) > 0 {
+				return nil
+			}
+			if rand.N(2) == 0 {
+				f.took = append(f.took, m)
+				return errUnknown
+			}
+			return errAway
+		}
+		var want int
+		for k := range 8 {
+			s.publish(t, "t", numbered(fmt.Sprintf("%c", 'a'+k), 12)...)
+			want += 12
+		}
+		_, stop := s.runRelay(t, b, outbox.RelayConfig{Poll: 10 * time.Millisecond})
+		seen := map[string]bool{}
+		for n := want; len(seen) < want; n++ { // repeats count towards n only
+			for _, list := range f.await(t, n) {
+				for _, id := range list {
+					seen[id] = true
+				}
+			}
+		}
+		stop()
+		for k, list := range f.await(t, 0) {
+			var first []string
+			for _, id := range list {
+				if !slices.Contains(first, id) {
+					first = append(first, id)
+				}
+			}
+			if !slices.Equal(first, ids(numbered(k, 12))) {
+				t.Errorf("key %s: %v", k, list)
+			}
+		}
+	})
+}
+
+// TestBlockedKeyBlocksNobody: a key whose first row fails for long has more rows than a relay takes in hand; the others flow,
+// and when it goes on, it goes on in order.
+func TestBlockedKeyBlocksNobody(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		f, b := newFaulty(t)
+		bad := true
+		f.judge = func(_ string, m *bus.Message) error {
+			if bad && m.Key == "bad" {
+				return errAway
+			}
+			return nil
+		}
+		msgs := numbered("bad", 9000)
+		msgs = append(msgs, numbered("good", 100)...)
+		err := outbox.Do(t.Context(), s.outbox, outbox.SQL(s.db, nil), func(_ *sqlTx, p bus.Publisher) error {
+			return p.PublishMessages(t.Context(), "t", msgs...)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, _ := s.runRelay(t, b, outbox.RelayConfig{Poll: 10 * time.Millisecond})
+		if got := f.await(t, 100)["good"]; len(got) != 100 {
+			t.Errorf("%d good ones", len(got))
+		}
+		if st := r.Stats(); st.Blocked != 1 || st.Buckets != 64 || st.Failures == 0 {
+			t.Errorf("%+v", st)
+		}
+		f.mu.Lock()
+		bad = false
+		f.mu.Unlock()
+		if got := f.await(t, len(msgs)); !slices.Equal(got["bad"], ids(numbered("bad", 9000))) {
+			t.Error("the blocked key came out of order")
+		}
+	})
+}
+
+// TestRefused: what the broker refuses for good goes to the poison store with the reason, and its key goes on; what even
+// that refuses stays in the table; Retry brings both back.
+func TestRefused(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		f, b := newFaulty(t)
+		bad := true
+		f.judge = func(_ string, m *bus.Message) error {
+			if bad && (m.ID == "a001" || m.ID == "b001") {
+				return errRefused
+			}
+			return nil
+		}
+		f.put = func(e bus.PoisonEntry) error {
+			if e.Message.ID == "b001" {
+				return errRefused
+			}
+			return nil
+		}
+		s.publish(t, "t", numbered("a", 3)...)
+		s.publish(t, "t", numbered("b", 3)...)
+		r, stop := s.runRelay(t, b, outbox.RelayConfig{Poll: 10 * time.Millisecond})
+		got := f.await(t, 4)
+		if !slices.Equal(got["a"], []string{"a000", "a002"}) || !slices.Equal(got["b"], []string{"b000", "b002"}) {
+			t.Errorf("%v", got)
+		}
+		stop()
+		if st := r.Stats(); st.Poisoned != 1 || st.Parked != 1 || st.Sent != 4 {
+			t.Errorf("%+v", st)
+		}
+		if st, err := s.outbox.Status(t.Context(), s.db); err != nil || st.Pending != 0 || st.Parked != 1 {
+			t.Errorf("%+v %v", st, err)
+		}
+		store, err := b.Driver().Poison(t.Context(), outbox.PoisonGroup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for e, err := range store.List(t.Context()) {
+			if err != nil || e.Message.ID != "a001" || e.Topic != "t" || e.Failure.Class != "refused" || e.Failure.Attempts != 5 || e.Failure.Text != errRefused.Error() {
+				t.Errorf("%+v %v", e, err)
+			}
+		}
+		bad = false
+		if n, err := s.outbox.Retry(t.Context(), s.db, b); n != 2 || err != nil {
+			t.Errorf("%d %v", n, err)
+		}
+		if n, err := s.outbox.Retry(t.Context(), s.db, b); n != 0 || err != nil {
+			t.Errorf("%d %v", n, err)
+		}
+		s.runRelay(t, b, outbox.RelayConfig{})
+		got = f.await(t, 6)
+		if !slices.Equal(got["a"], []string{"a000", "a002", "a001"}) || !slices.Equal(got["b"], []string{"b000", "b002", "b001"}) {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// TestBrokerAway: nothing is lost or poisoned while the broker refuses everything, writers do not notice, and the relay
+// keeps a bounded number of rows in hand.
+func TestBrokerAway(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		f, b := newFaulty(t)
+		away := true
+		f.judge = func(string, *bus.Message) error {
+			if away {
+				return errUnknown
+			}
+			return nil
+		}
+		var msgs []*bus.Message
+		for i := range 6000 {
+			msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i)})
+		}
+		r, _ := s.runRelay(t, b, outbox.RelayConfig{Poll: 10 * time.Millisecond})
+		err := outbox.Do(t.Context(), s.outbox, outbox.SQL(s.db, nil), func(_ *sqlTx, p bus.Publisher) error {
+			return p.PublishMessages(t.Context(), "t", msgs...)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for r.Stats().Blocked < 1000 {
+			f.await(t, 0)
+			select {
+			case <-f.more:
+			case <-time.After(patience):
+				t.Fatalf("%+v", r.Stats())
+			}
+		}
+		f.mu.Lock()
+		away = false
+		f.mu.Unlock()
+		f.await(t, len(msgs))
+		if st := r.Stats(); st.Poisoned+st.Parked > 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// TestClosedBusEndsTheRelay, and what it had stays.
+func TestClosedBusEndsTheRelay(t *testing.T) {
+	s := newStore(t, outbox.SQLite)
+	_, b := newFaulty(t)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.publish(t, "t", numbered("a", 3)...)
+	r, err := s.outbox.NewRelay(s.db, b, outbox.RelayConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Run(t.Context()); !errors.Is(err, bus.ErrClosed) {
+		t.Errorf("%v", err)
+	}
+	if err := r.Run(t.Context()); err == nil {
+		t.Error("it ran twice")
+	}
+	if st, err := s.outbox.Status(t.Context(), s.db); err != nil || st.Pending != 3 || st.Relays != 0 {
+		t.Errorf("%+v %v", st, err)
+	}
+}
+
+// TestTablesThatDoNotFit end the relay at once.
+func TestTablesThatDoNotFit(t *testing.T) {
+	s := newStore(t, outbox.SQLite)
+	_, b := newFaulty(t)
+	o, err := outbox.New(s.dialect, outbox.Config{Prefix: "none_"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := o.NewRelay(s.db, b, outbox.RelayConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Run(t.Context()); !errors.Is(err, bus.ErrUnsupported) {
+		t.Errorf("%v", err)
+	}
+}

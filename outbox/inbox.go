@@ -1,0 +1,132 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// record writes ids into the inbox. It returns which of them were there before, nil if none. Several ids go in one
+// statement, which tells how many are new and not which: if not all are, it fails with errRepeats, and the caller begins
+// again one by one. Repeats are rare, so this costs less than asking first.
+func (o *Outbox) record(ctx context.Context, x Execer, group, topic string, ids []string, oneByOne bool) (repeat []bool, err error) {
+	if !oneByOne {
+		// In one order everywhere, so that two batches with the same messages do not wait for each other in a circle.
+		ids = slices.Sorted(slices.Values(ids))
+		for chunk := range slices.Chunk(ids, inboxRows) {
+			n, err := o.recordRows(ctx, x, group, topic, chunk)
+			if err != nil {
+				return nil, err
+			}
+			if n != int64(len(chunk)) {
+				return nil, errRepeats
+			}
+		}
+		return nil, nil
+	}
+	order := make([]int, len(ids))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		switch {
+		case ids[a] < ids[b]:
+			return -1
+		case ids[a] > ids[b]:
+			return 1
+		}
+		return a - b
+	})
+	for _, i := range order {
+		n, err := o.recordRows(ctx, x, group, topic, ids[i:i+1])
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			if repeat == nil {
+				repeat = make([]bool, len(ids))
+			}
+			repeat[i] = true
+		}
+	}
+	return repeat, nil
+}
+
+// inboxRows is how many ids a statement records at most: what a batch usually has, within the bounds of all databases.
+const inboxRows = 1000
+
+func (o *Outbox) recordRows(ctx context.Context, x Execer, group, topic string, ids []string) (int64, error) {
+	args := []any{group, topic, ids[0]}
+	values := "VALUES (?, ?, ?, {now})"
+	switch {
+	case len(ids) == 1:
+	case o.dialect == MySQL:
+		values = "VALUES " + rows(len(ids), "(?, ?, ?, {now})")
+		for _, id := range ids[1:] {
+			args = append(args, group, topic, id)
+		}
+	default: // one statement to prepare, whatever the number
+		list, err := json.Marshal(ids)
+		if err != nil {
+			return 0, err
+		}
+		args[2] = string(list)
+		if values = "SELECT ?, ?, value, {now} FROM json_each(?) WHERE TRUE"; o.dialect == Postgres {
+			values = "SELECT ?, ?, json_array_elements_text(?::json), {now}"
+		}
+	}
+	res, err := x.ExecContext(ctx, o.sql("{insert} {inbox} (grp, topic, id, at) "+values+" {ifnew}"), args...)
+	if err != nil {
+		return 0, fmt.Errorf("outbox: record the message in the inbox: %w", err)
+	}
+	return res.RowsAffected()
+}
+
+const (
+	pruneRows     = 1000
+	pruneInterval = time.Minute
+)
+
+// pruneDue says once a minute that the inbox should be pruned.
+func (o *Outbox) pruneDue() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	due := time.Since(o.pruned) >= pruneInterval
+	if due {
+		o.pruned = time.Now()
+	}
+	return due
+}
+
+// pruneInbox deletes ids that are older than the retention, a bounded number of them.
+func (o *Outbox) pruneInbox(ctx context.Context, x Execer) (deleted int64, err error) {
+	const old = "at < {now} - ?"
+	statement := "DELETE FROM {inbox} WHERE " + old + " ORDER BY at LIMIT ?"
+	switch o.dialect {
+	case Postgres: // several processes may do it at once
+		statement = "DELETE FROM {inbox} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {inbox} WHERE " + old + " LIMIT ? FOR UPDATE SKIP LOCKED))"
+	case SQLite:
+		statement = "DELETE FROM {inbox} WHERE (grp, topic, id) IN (SELECT grp, topic, id FROM {inbox} WHERE " + old + " LIMIT ?)"
+	case MySQL:
+	}
+	res, err := x.ExecContext(ctx, o.sql(statement), o.config.InboxRetention.Microseconds(), pruneRows)
+	if err != nil {
+		return 0, fmt.Errorf("outbox: prune the inbox: %w", err)
+	}
+	return res.RowsAffected()
+}
+
+// Prune deletes from the inbox what is older than its retention, and returns how many ids it deleted. [Once] does the same in
+// small steps, and so does a relay; this is for when neither runs. The outbox needs no pruning: what was sent is deleted.
+func (o *Outbox) Prune(ctx context.Context, db Execer) (deleted int64, err error) {
+	for {
+		n, err := o.pruneInbox(ctx, db)
+		deleted += n
+		if err != nil || n < pruneRows {
+			return deleted, errors.Join(err, ctx.Err())
+		}
+	}
+}

@@ -1,0 +1,49 @@
+package outbox
+
+// Names are compared byte by byte. Each statement can be repeated, because here a transaction does not undo it.
+const mysqlOptions = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+
+var mysqlMigrations = [][]string{{
+	// lane: of topic and key, or of the id if there is no key. created: microseconds since 1970; time: nanoseconds.
+	// headers: JSON, [["name","value"],…]; a value that is not text: ["name","",base64].
+	// payload: NULL is a tombstone. parked: why the row is not tried any more.
+	`CREATE TABLE IF NOT EXISTS {outbox} (
+	seq          BIGINT         NOT NULL AUTO_INCREMENT PRIMARY KEY,
+	lane         BIGINT         NOT NULL,
+	created      BIGINT         NOT NULL,
+	time         BIGINT         NOT NULL,
+	topic        VARCHAR(255)   NOT NULL,
+	id           VARCHAR(255)   NOT NULL,
+	msg_key      VARBINARY(255) NOT NULL,
+	type         VARCHAR(255)   NOT NULL,
+	source       VARCHAR(255)   NOT NULL,
+	subject      VARCHAR(255)   NOT NULL,
+	content_type VARCHAR(255)   NOT NULL,
+	headers      LONGTEXT       NULL,
+	payload      LONGBLOB       NULL,
+	parked       TEXT           NULL
+)` + mysqlOptions,
+	`CREATE TABLE IF NOT EXISTS {outbox_relay} (
+	id      VARCHAR(36) NOT NULL PRIMARY KEY,
+	expires BIGINT      NOT NULL
+)` + mysqlOptions,
+	`CREATE TABLE IF NOT EXISTS {outbox_bucket} (
+	bucket SMALLINT    NOT NULL PRIMARY KEY,
+	owner  VARCHAR(36) NULL
+)` + mysqlOptions,
+	"INSERT IGNORE INTO {outbox_bucket} (bucket) VALUES " + bucketRows(),
+	`CREATE TABLE IF NOT EXISTS {inbox} (
+	grp   VARCHAR(255) NOT NULL,
+	topic VARCHAR(255) NOT NULL,
+	id    VARCHAR(255) NOT NULL,
+	at    BIGINT       NOT NULL,
+	PRIMARY KEY (grp, topic, id),
+	INDEX (at)
+)` + mysqlOptions,
+	`CREATE TABLE IF NOT EXISTS {outbox_meta} (
+	one     INT    NOT NULL PRIMARY KEY,
+	version INT    NOT NULL,
+	moves   BIGINT NOT NULL
+)` + mysqlOptions,
+	`INSERT IGNORE INTO {outbox_meta} (one, version, moves) VALUES (1, 0, 0)`,
+}}

@@ -1,0 +1,128 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Once makes a handler whose effect happens once for each message, however often a broker delivers it. h is called in a
+// transaction that also records the message's id for its group and topic, and holds what h emits ([bus.Emit]) as rows of
+// the outbox: all of it commits together, before the message is settled, or nothing does. A message that is recorded
+// already is settled without calling h. OnSuccess, as ever, waits for the whole handler.
+//
+// h must write through tx, and must not commit it. An error of h rolls back, and goes through the failure policy.
+func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
+	return bus.Typed(func(ctx context.Context, event T) error {
+		d := bus.DeliveryFrom(ctx)
+		err, _ := once(ctx, o, begin, d, []string{d.ID}, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
+		return err
+	})
+}
+
+// OnceBatch is [Once] for batches: one transaction, and one statement that records all ids. h is given the messages that are
+// not recorded yet. If it fails with a transaction of several messages, the others must not suffer for one of them: those
+// that [bus.Each] reports as good are handled again without the bad ones; after any other error each message is handled
+// again by itself. So h may be called more than once, with a transaction that starts afresh.
+func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
+	return bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
+		return onceBatch(ctx, o, begin, events, h)
+	})
+}
+
+func onceBatch[Tx, T any](ctx context.Context, o *Outbox, begin Transactor[Tx], events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error) error {
+	ids := make([]string, len(events))
+	for i := range events {
+		ids[i] = events[i].ID
+	}
+	var called []int // places of the events that h was given
+	err, blame := once(ctx, o, begin, bus.DeliveryFrom(ctx), ids, func(ctx context.Context, tx Tx, repeat []bool) error {
+		called = called[:0]
+		fresh := make([]bus.Event[T], 0, len(events))
+		for i := range events {
+			if repeat == nil || !repeat[i] {
+				called, fresh = append(called, i), append(fresh, events[i])
+			}
+		}
+		return h(ctx, tx, fresh)
+	})
+	if !blame || len(events) == 1 || ctx.Err() != nil {
+		return err
+	}
+	errs := make([]error, len(events))
+	each, ok := errors.AsType[*bus.BatchError](err)
+	if !ok || len(each.Errs) != len(called) || bus.Each(each.Errs) == nil {
+		for i := range events {
+			if errs[i] = context.Cause(ctx); errs[i] == nil {
+				errs[i] = bus.Outcomes(onceBatch(ctx, o, begin, events[i:i+1], h), 1)[0]
+			}
+		}
+		return bus.Each(errs)
+	}
+	var good []bus.Event[T]
+	var places []int
+	for j, i := range called {
+		if errs[i] = each.Errs[j]; errs[i] == nil {
+			good, places = append(good, events[i]), append(places, i)
+		}
+	}
+	if len(good) > 0 {
+		for j, err := range bus.Outcomes(onceBatch(ctx, o, begin, good, h), len(good)) {
+			errs[places[j]] = err
+		}
+	}
+	return bus.Each(errs)
+}
+
+// errRepeats ends a transaction that was begun in the hope that none of several messages is a repeat.
+var errRepeats = errors.New("some messages were handled before")
+
+// once runs h in a transaction that records the ids. repeat tells which of them were recorded before; nil is none. blame:
+// the error is of h or of what it emitted, and not of the database.
+func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], d bus.Delivery, ids []string, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // the error is what it returns, the other explains it
+	for _, id := range ids {
+		if id == "" {
+			return bus.Permanent(fmt.Errorf("outbox: once: %w: the message has no id to remember", bus.ErrInvalid)), true
+		}
+	}
+	emitted := false
+	attempt := func(oneByOne bool) error {
+		return begin(ctx, func(tx Tx, x Execer) error {
+			repeat, err := o.record(ctx, x, d.Group, d.Topic, ids, oneByOne)
+			if err != nil || repeat != nil && !slices.Contains(repeat, false) {
+				return err
+			}
+			w := &writer{outbox: o, tx: x}
+			inner := bus.NewInnerHandling(ctx, bus.New(w, o.options...))
+			defer inner.Discard()
+			if err = h(inner, tx, repeat); err == nil {
+				err = inner.Flush(inner, nil)
+			}
+			blame = err != nil
+			emitted = w.wrote
+			return err
+		})
+	}
+	if err = attempt(len(ids) == 1); errors.Is(err, errRepeats) {
+		err = attempt(true)
+	}
+	if err != nil {
+		return err, blame
+	}
+	if emitted {
+		o.committed(func(ctx context.Context, channel string) error {
+			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, channel) })
+		})
+	}
+	if o.pruneDue() {
+		// What is left is deleted the next time, and the message is not worse for it.
+		_ = begin(ctx, func(_ Tx, x Execer) error {
+			_, err := o.pruneInbox(ctx, x)
+			return err
+		})
+	}
+	return nil, false
+}

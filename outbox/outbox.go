@@ -1,0 +1,153 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+var errInvalid = bus.ErrInvalid
+
+// Outbox writes messages into a table of the user's database, inside the user's transactions, from where a [Relay] takes
+// them to a broker. It is a description, not a connection: one serves the whole process. Safe for concurrent use.
+type Outbox struct {
+	config  Config
+	prefix  string // of the tables, with the schema
+	options []bus.Option
+	compiler
+	announcer announcer
+
+	mu     sync.Mutex
+	relays map[*Relay]struct{} // that run in this process
+
+	pruned time.Time // when the inbox was pruned last, by this process
+}
+
+// Config configures an outbox. A field that is zero has its default. Writers, relays and inboxes that belong together
+// need the same Schema and Prefix.
+type Config struct {
+	// Schema is where the tables are, on PostgreSQL: small letters, digits and _. Migrate creates it if need be.
+	// Defaults to "": where the connection's search_path says.
+	Schema string
+	// Prefix comes before the tables' names: small letters, digits and _. Defaults to "millrace_", which makes
+	// millrace_outbox, millrace_inbox and a few beside them.
+	Prefix string
+	// InboxRetention is how long the inbox remembers what was handled. It must be longer than a broker may take to
+	// deliver a message again: its retention, or as long as somebody may replay from a poison queue. At least 1 min.
+	// Defaults to 7 days.
+	InboxRetention time.Duration
+}
+
+// Defaults of Config.
+const (
+	DefaultPrefix         = "millrace_"
+	DefaultInboxRetention = 7 * 24 * time.Hour
+)
+
+// New makes an outbox. The options are those of a bus: the codecs that encode events, and the source. It does not
+// connect anywhere; see [Outbox.Migrate].
+func New(d Dialect, c Config, opts ...bus.Option) (*Outbox, error) {
+	if d < Postgres || d > SQLite {
+		return nil, invalid("the dialect is %v: want Postgres, MySQL or SQLite", d)
+	}
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	if c.InboxRetention == 0 {
+		c.InboxRetention = DefaultInboxRetention
+	}
+	if err := checkName("Prefix", c.Prefix); err != nil {
+		return nil, err
+	}
+	if c.InboxRetention < time.Minute {
+		return nil, invalid("InboxRetention is %v: want at least 1m", c.InboxRetention)
+	}
+	prefix := c.Prefix
+	if c.Schema != "" {
+		if d != Postgres {
+			return nil, invalid("Schema is %.60q: only PostgreSQL has schemas; use Prefix", c.Schema)
+		}
+		if err := checkName("Schema", c.Schema); err != nil {
+			return nil, err
+		}
+		prefix = c.Schema + "." + c.Prefix
+	}
+	return &Outbox{
+		config: c, prefix: prefix, options: opts, compiler: newCompiler(d, prefix),
+		relays: map[*Relay]struct{}{},
+	}, nil
+}
+
+// Execer is a transaction: *sql.Tx, *sql.Conn, *sqlx.Tx, GORM's tx.Statement.ConnPool, and whatever else wraps database/sql.
+// For pgx.Tx there is package pgxoutbox.
+type Execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// In is the publisher inside of tx: what is published through it exists if and only if tx commits. It takes the options
+// of any publisher, headers of the context included, and checks messages as every bus does; what only a certain broker
+// refuses shows when it is relayed. Like tx, it is for one goroutine. Many messages in one call are few statements:
+// see [bus.PublishAll].
+//
+// An error says that the messages are not in the outbox: roll back, or on databases that let a transaction go on after an
+// error, try again.
+func (o *Outbox) In(tx Execer) bus.Publisher {
+	return bus.New(&writer{outbox: o, tx: tx}, o.options...)
+}
+
+// Publish is [Outbox.In] for one event.
+func (o *Outbox) Publish(ctx context.Context, tx Execer, topic string, event any, opts ...bus.PublishOption) error {
+	return o.In(tx).Publish(ctx, topic, event, opts...)
+}
+
+// PublishMessages is [Outbox.In] for messages. The error is a *bus.PublishError, index-aligned with msgs.
+func (o *Outbox) PublishMessages(ctx context.Context, tx Execer, topic string, msgs ...*bus.Message) error {
+	return o.In(tx).PublishMessages(ctx, topic, msgs...)
+}
+
+// Do runs f in a transaction with its publisher, and commits if f returns nil. The relays then take up what was
+// published without waiting for their next look.
+func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx Tx, p bus.Publisher) error) error {
+	err := begin(ctx, func(tx Tx, x Execer) error { return f(tx, o.In(x)) })
+	if err == nil {
+		o.committed(func(ctx context.Context, text string) error {
+			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, text) })
+		})
+	}
+	return err
+}
+
+// Committed tells the relays that a transaction has committed which published something: those of this process at once,
+// and on PostgreSQL also those of others, by a notification through db, which must not be in a transaction. Nobody needs
+// to call it: relays also look by themselves. [Do] and [Once] call it. It does not wait.
+func (o *Outbox) Committed(db Execer) {
+	o.committed(func(ctx context.Context, text string) error { return o.notify(ctx, db, text) })
+}
+
+func (o *Outbox) notify(ctx context.Context, x Execer, channel string) error {
+	_, err := x.ExecContext(ctx, "SELECT pg_notify($1, '')", channel)
+	return err
+}
+
+func (o *Outbox) committed(notify func(ctx context.Context, channel string) error) {
+	o.wake()
+	if o.dialect == Postgres {
+		o.announcer.announce(func(ctx context.Context) error { return notify(ctx, o.Channel()) })
+	}
+}
+
+// Channel is the name of the channel on which PostgreSQL tells relays of commits.
+func (o *Outbox) Channel() string { return fmt.Sprintf("millrace_outbox_%x", uint32(o.lockClass())) }
+
+// wake makes the relays of this process look now, and often for a while.
+func (o *Outbox) wake() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for r := range o.relays {
+		r.wake()
+	}
+}

@@ -1,0 +1,232 @@
+package pgxoutbox_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"go.uber.org/goleak"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/outbox"
+	"github.com/millrace-go/millrace/outbox/pgxoutbox"
+	"github.com/millrace-go/millrace/router"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for what should come in milliseconds.
+const patience = 30 * time.Second
+
+type placed struct{ ID int }
+
+// fixture is an outbox with a pool, in a schema that ends with the test.
+func fixture(t *testing.T) (*outbox.Outbox, *pgxpool.Pool) {
+	t.Helper()
+	url := os.Getenv("MILLRACE_POSTGRES_URL")
+	switch {
+	case testing.Short():
+		t.Skip("needs a server")
+	case url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
+		t.Fatal("MILLRACE_POSTGRES_URL is not set")
+	case url == "":
+		t.Skip("MILLRACE_POSTGRES_URL is not set: run `make brokers` and `. .brokers/env`")
+	}
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	schema := "pgxoutbox_" + bus.NewID()[24:]
+	o, err := outbox.New(outbox.Postgres, outbox.Config{Schema: schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := stdlib.OpenDBFromPool(pool)
+	t.Cleanup(func() { db.Close() })
+	if err := o.Migrate(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := pool.Exec(context.Background(), "DROP SCHEMA "+schema+" CASCADE"); err != nil {
+			t.Error(err)
+		}
+	})
+	return o, pool
+}
+
+// TestListen: a relay that hardly ever looks hears of a commit in another process.
+func TestListen(t *testing.T) {
+	o, pool := fixture(t)
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	b := bustest.New(t)
+	heard := make(chan struct{}, 100)
+	listen := pgxoutbox.Listen(pool)
+	relay, err := o.NewRelay(db, b, outbox.RelayConfig{Poll: time.Minute, Listen: func(ctx context.Context, channel string, ready, word func()) error {
+		return listen(ctx, channel, func() { ready(); heard <- struct{}{} }, word)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- relay.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-heard
+	// Another process has an outbox of its own, with no relay in it.
+	other, err := outbox.New(outbox.Postgres, outbox.Config{Schema: schemaOf(t, pool)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	came := make(chan placed, 100)
+	r := router.New(b, "g")
+	router.On(r, "orders", func(_ context.Context, e placed) error { came <- e; return nil })
+	bustest.Run(t, r)
+	for i := range 20 {
+		err := outbox.Do(t.Context(), other, pgxoutbox.Pool(pool, pgx.TxOptions{}), func(_ pgx.Tx, p bus.Publisher) error {
+			return p.Publish(t.Context(), "orders", placed{i})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case e := <-came:
+			if e.ID != i {
+				t.Errorf("%v came, want %d", e, i)
+			}
+		case <-time.After(patience):
+			t.Fatal("nobody heard")
+		}
+	}
+}
+
+// schemaOf finds the fixture's schema.
+func schemaOf(t *testing.T, pool *pgxpool.Pool) (schema string) {
+	t.Helper()
+	err := pool.QueryRow(t.Context(), "SELECT schemaname FROM pg_tables WHERE tablename = 'millrace_outbox' AND schemaname LIKE 'pgxoutbox%' ORDER BY schemaname DESC LIMIT 1").Scan(&schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return schema
+}
+
+// TestOnce: the handler's transaction is one of pgx, and rolls back with the handler.
+func TestOnce(t *testing.T) {
+	o, pool := fixture(t)
+	b := bustest.New(t)
+	fail := true
+	calls := 0
+	h := outbox.Once(o, pgxoutbox.Pool(pool, pgx.TxOptions{}), func(ctx context.Context, tx pgx.Tx, e placed) error {
+		calls++
+		if _, err := tx.Exec(ctx, "SELECT $1::int", e.ID); err != nil {
+			return err
+		}
+		if err := bus.Emit(ctx, "out", e); err != nil {
+			return err
+		}
+		if fail {
+			return errors.New("failed on purpose")
+		}
+		return nil
+	})
+	m := &bus.Message{ID: "1", Payload: []byte(`{"ID":7}`)}
+	handle := func() error {
+		return h.Handle(bus.NewHandling(t.Context(), b, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
+	}
+	if err := handle(); err == nil {
+		t.Error("no error")
+	}
+	fail = false
+	for range 3 {
+		if err := handle(); err != nil {
+			t.Error(err)
+		}
+	}
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	if st, err := o.Status(t.Context(), db); err != nil || st.Inbox != 1 || st.Pending != 1 || calls != 2 {
+		t.Errorf("%+v %v, %d calls", st, err, calls)
+	}
+}
+
+// TestPreparedTransaction: one that is left open keeps only its own messages.
+func TestPreparedTransaction(t *testing.T) {
+	o, pool := fixture(t)
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	var allowed int
+	if err := pool.QueryRow(t.Context(), "SELECT current_setting('max_prepared_transactions')::int").Scan(&allowed); err != nil {
+		t.Fatal(err)
+	}
+	if allowed == 0 {
+		t.Skip("the server has max_prepared_transactions=0")
+	}
+	name := "outbox_" + bus.NewID()
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []func() error{
+		func() error { _, err := conn.Exec(t.Context(), "BEGIN"); return err },
+		func() error { return o.Publish(t.Context(), pgxoutbox.Tx(conn), "t", placed{0}) },
+		func() error { _, err := conn.Exec(t.Context(), "PREPARE TRANSACTION '"+name+"'"); return err },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn.Release()
+	b := bustest.New(t)
+	came := make(chan placed, 100)
+	r := router.New(b, "g")
+	router.On(r, "t", func(_ context.Context, e placed) error { came <- e; return nil })
+	bustest.Run(t, r)
+	relay, err := o.NewRelay(db, b, outbox.RelayConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- relay.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	}()
+	for i := 1; i <= 20; i++ {
+		err := outbox.Do(t.Context(), o, pgxoutbox.Pool(pool, pgx.TxOptions{}), func(_ pgx.Tx, p bus.Publisher) error {
+			return p.Publish(t.Context(), "t", placed{i})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := <-came; e.ID != i {
+			t.Errorf("%v came, want %d", e, i)
+		}
+	}
+	if _, err := pool.Exec(t.Context(), "COMMIT PREPARED '"+name+"'"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case e := <-came:
+		if e.ID != 0 {
+			t.Errorf("%v came last", e)
+		}
+	case <-time.After(patience):
+		t.Fatal("what was prepared was skipped")
+	}
+}
+

@@ -1,0 +1,70 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// PoisonGroup is the group in whose poison store a relay puts what the broker refuses.
+const PoisonGroup = "outbox"
+
+// maxRefusals is how often a message is refused before it is believed: a topic may be about to be created.
+const maxRefusals = 5
+
+// putPoison puts a row into the poison store of the bus.
+func (p *pump) putPoison(ctx context.Context, c *call, r row) error {
+	store, err := p.bus.Driver().Poison(ctx, PoisonGroup)
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname() // for information
+	now := time.Now()
+	return store.Put(ctx, bus.PoisonEntry{
+		ID:      fmt.Sprintf("outbox-%d-%s", r.seq, r.msg.ID), // the same if it is put again after a crash
+		Message: r.msg, Topic: r.topic, Group: PoisonGroup, Position: r.seq,
+		Failure: bus.Failure{Class: "refused", Text: c.cause.Error(), Attempts: c.block.tries, First: c.block.first, Last: now},
+		Host:    host, Time: now,
+	})
+}
+
+// finishPoison goes on after a row was put into the poison store, or could not be: what not even that takes is parked in
+// the table.
+func (p *pump) finishPoison(c *call) {
+	l, err := c.lanes[0], c.failed
+	id := l.rows[0].msg.ID
+	switch {
+	case err == nil:
+		p.poisoned.Add(1)
+		p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", id, "error", c.cause)
+		p.done(l)
+	case !bus.IsRetryable(err):
+		if perr := p.park(l.rows[0], c.cause); perr != nil {
+			p.failed(perr)
+			p.wait(l, c.block)
+			return
+		}
+		p.Relay.parked.Add(1)
+		p.bus.Logger().Error("outbox: the broker refused a message, and so did its poison store: it is parked in the table", "topic", c.topic, "id", id, "error", c.cause)
+		delete(p.blocked, l.id)
+		p.drop(l, 0)
+		p.ended = append(p.ended, l)
+	default:
+		p.failed(fmt.Errorf("outbox: put a refused message into the poison store: %w", err))
+		p.wait(l, c.block)
+	}
+}
+
+// park keeps a row from being tried again, until [Outbox.Retry].
+func (p *pump) park(r row, cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	_, err := p.db.ExecContext(ctx, p.outbox.sql("UPDATE {outbox} SET parked = ? WHERE seq = ?"), cause.Error(), r.seq)
+	if err != nil {
+		return fmt.Errorf("outbox: park a refused message: %w", err)
+	}
+	return nil
+}

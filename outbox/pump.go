@@ -1,0 +1,296 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// pump is the relay's loop. One goroutine has all of this state; calls to the broker are goroutines that report back.
+//
+// Rows are claimed by reading them: a claim begins at the floor, below which no row can be or appear, and passes over the
+// lanes that are in hand or blocked. So it finds the oldest row of every lane that it returns, however late that was
+// committed, and the order of a lane follows. A row is deleted after the broker has it.
+type pump struct {
+	*Relay
+	lanes   map[int64]*laneRows // in hand
+	ready   []*laneRows         // whose first row may be sent
+	blocked map[int64]*block
+	sent    []int64     // rows to delete
+	ended   []*laneRows // in hand until their last rows are deleted
+	held    int         // rows in hand and not yet sent
+	calls   int
+	results chan *call
+	size    int // of a row, on average
+	term    uint64
+	fence   fence
+}
+
+// laneRows are the rows of a lane that are in hand, first to last. One of them at a time is with the broker: if it fails,
+// those behind it must wait.
+type laneRows struct {
+	id   int64
+	rows []row
+}
+
+type row struct {
+	seq   int64
+	topic string
+	msg   *bus.Message
+}
+
+// block keeps a lane from being claimed, after its first row failed.
+type block struct {
+	seq      int64
+	tries    int // of the row
+	until    time.Time
+	first    time.Time
+	refusals int
+}
+
+const (
+	claimRows  = 4000     // rows in hand, at most
+	claimBytes = 16 << 20 // their size, about
+	maxCalls   = 8        // to the broker, at once
+	maxBlocked = 1000     // lanes; with more, only few new ones are tried
+	maxSent    = 2000     // rows, before they are deleted
+	// patience is how long lanes that are not in hand wait for those that are.
+	patience = 20 * time.Millisecond
+	minPause = time.Millisecond
+)
+
+func newPump(r *Relay) *pump {
+	return &pump{
+		Relay: r, lanes: map[int64]*laneRows{}, blocked: map[int64]*block{}, results: make(chan *call, maxCalls), size: claimBytes / 500,
+	}
+}
+
+func (p *pump) run(ctx context.Context) error {
+	calling, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	pause := minPause
+	tries := 0                  // of the database, in a row
+	var looked, quiet time.Time // quiet: the database is left alone until then
+	var cost time.Duration      // of the last turn
+	for ctx.Err() == nil {
+		p.dispatch(calling)
+		wait := p.config.Poll
+		now := time.Now()
+		switch {
+		case now.Before(quiet):
+			wait = quiet.Sub(now)
+		case p.calls == 0 || now.Sub(looked) >= max(patience, pause, 4*cost) || len(p.sent) >= maxSent:
+			n, err := p.turn(ctx)
+			looked = time.Now()
+			cost = looked.Sub(now)
+			switch {
+			case ctx.Err() != nil:
+			case err != nil:
+				p.failed(err)
+				tries++
+				wait = backoff(tries)
+				quiet = now.Add(wait)
+			case n > 0:
+				tries, pause = 0, minPause
+				continue
+			default:
+				tries = 0
+				wait = min(pause, p.untilDue())
+				pause = min(2*pause, p.config.Poll)
+			}
+		}
+		if p.calls > 0 {
+			wait = patience
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case c := <-p.results:
+			if err := p.finish(calling, c); err != nil {
+				p.drain(cancel)
+				return err
+			}
+		case <-p.woken:
+			pause = minPause
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	p.drain(cancel)
+	return nil
+}
+
+// turn deletes what was sent and claims more. n is the number of rows claimed.
+func (p *pump) turn(ctx context.Context) (n int, err error) {
+	if err := p.remove(ctx); err != nil {
+		return 0, err
+	}
+	room := claimRows - p.held
+	due := p.unblock()
+	if len(p.blocked) >= maxBlocked {
+		if !due {
+			return 0, nil
+		}
+		room = min(room, 100)
+	}
+	if room < claimRows/4 && len(p.blocked) < maxBlocked {
+		return 0, nil
+	}
+	return p.claim(ctx, min(room, max(16, claimBytes/p.size)))
+}
+
+// unblock forgets blocks that nobody has asked for since long, and says whether some are due.
+func (p *pump) unblock() (due bool) {
+	now := time.Now()
+	for id, b := range p.blocked {
+		if now.After(b.until) {
+			due = true
+			if now.Sub(b.until) > time.Minute { // the row has gone another way
+				delete(p.blocked, id)
+			}
+		}
+	}
+	p.Relay.blocked.Store(int64(len(p.blocked)))
+	return due
+}
+
+// untilDue is how long the next blocked lane waits.
+func (p *pump) untilDue() time.Duration {
+	d := p.config.Poll
+	now := time.Now()
+	for _, b := range p.blocked {
+		if left := b.until.Sub(now); left > 0 {
+			d = min(d, left)
+		}
+	}
+	return d
+}
+
+// using tells the keeper which buckets have rows in hand.
+func (p *pump) using() {
+	var set uint64
+	for id := range p.lanes {
+		set |= 1 << (id % buckets)
+	}
+	p.keeper.done(set)
+}
+
+// dispatch sends what may be sent, in calls of one topic.
+func (p *pump) dispatch(ctx context.Context) {
+	if len(p.ready) == 0 {
+		return
+	}
+	valid := p.keeper.valid(p.term)
+	for p.calls < maxCalls && len(p.ready) > 0 {
+		topic := p.ready[0].rows[0].topic
+		var batch, rest []*laneRows
+		for _, l := range p.ready {
+			switch {
+			case valid&(1<<(l.id%buckets)) == 0: // another relay may have it
+				p.drop(l, 0)
+				p.ended = append(p.ended, l)
+			case len(batch) < p.config.Batch && l.rows[0].topic == topic:
+				batch = append(batch, l)
+			default:
+				rest = append(rest, l)
+			}
+		}
+		p.ready = rest
+		if len(batch) > 0 {
+			p.start(ctx, &call{topic: topic, lanes: batch})
+		}
+	}
+}
+
+// drop forgets the rows of a lane from the i-th on; they are claimed again.
+func (p *pump) drop(l *laneRows, i int) {
+	p.held -= len(l.rows) - i
+	l.rows = l.rows[:i]
+}
+
+// finish takes the outcome of a call. An error ends the relay.
+func (p *pump) finish(ctx context.Context, c *call) error {
+	p.calls--
+	if c.poison {
+		p.finishPoison(c)
+		return nil
+	}
+	var closed error
+	for i, l := range c.lanes {
+		switch err := c.err(i); {
+		case err == nil:
+			p.Relay.sent.Add(1)
+			p.done(l)
+		case errors.Is(err, bus.ErrClosed):
+			closed = err
+		default:
+			p.fail(ctx, l, err)
+		}
+	}
+	return closed
+}
+
+// done goes on with a lane after its first row needs nothing more than to be deleted.
+func (p *pump) done(l *laneRows) {
+	p.sent = append(p.sent, l.rows[0].seq)
+	delete(p.blocked, l.id)
+	p.held--
+	if l.rows = l.rows[1:]; len(l.rows) > 0 {
+		p.ready = append(p.ready, l)
+	} else {
+		p.ended = append(p.ended, l)
+	}
+}
+
+// fail decides about a lane whose first row failed: it is tried again later, or it goes to the poison store.
+func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
+	p.failures.Add(1)
+	now := time.Now()
+	b := p.blocked[l.id]
+	if first := l.rows[0].seq; b == nil || b.seq != first {
+		b = &block{seq: first, first: now}
+		p.blocked[l.id] = b
+	}
+	b.tries++
+	if !bus.IsRetryable(err) && bus.IsDefinite(err) {
+		if b.refusals++; b.refusals >= maxRefusals {
+			p.drop(l, 1)
+			p.start(ctx, &call{topic: l.rows[0].topic, lanes: []*laneRows{l}, poison: true, cause: err, block: b})
+			return
+		}
+	}
+	if b.tries == 1 {
+		p.bus.Logger().Warn("outbox: a message was not published and its key waits", "topic", l.rows[0].topic, "id", l.rows[0].msg.ID, "error", err)
+	}
+	p.wait(l, b)
+}
+
+// wait blocks a lane, and gives its rows back.
+func (p *pump) wait(l *laneRows, b *block) {
+	b.until = time.Now().Add(backoff(b.tries))
+	p.drop(l, 0)
+	p.ended = append(p.ended, l)
+}
+
+// drain waits for the calls under way, within the drain timeout, and deletes what they sent.
+func (p *pump) drain(cancel context.CancelFunc) {
+	timeout := time.AfterFunc(p.config.DrainTimeout, cancel)
+	defer timeout.Stop()
+	for p.calls > 0 {
+		c := <-p.results
+		p.calls--
+		for i, l := range c.lanes {
+			if c.settled(i) {
+				p.Relay.sent.Add(1)
+				p.sent = append(p.sent, l.rows[0].seq)
+			}
+		}
+	}
+	ctx, stop := context.WithTimeout(context.Background(), leaveTimeout)
+	defer stop()
+	if err := p.remove(ctx); err != nil {
+		p.failed(err)
+	}
+}

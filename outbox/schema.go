@@ -1,0 +1,169 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// buckets is how many shares the messages are dealt into. It is part of the tables' form.
+const buckets = 64
+
+// Schema returns the SQL that creates and updates the tables, for those who apply it by their own means: all versions, each
+// under a heading with its number.
+func Schema(d Dialect, c Config) (string, error) {
+	o, err := New(d, c)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for i := range o.migrations() {
+		fmt.Fprintf(&b, "-- Millrace outbox on %v: version %d\n", d, i+1)
+		for _, s := range o.migration(i) {
+			b.WriteString(s)
+			b.WriteString(";\n")
+		}
+		b.WriteByte('\n')
+	}
+	return b.String(), nil
+}
+
+// migration returns the statements that lead from version i to the next.
+func (o *Outbox) migration(i int) []string {
+	var statements []string
+	for _, s := range append(o.migrations()[i], fmt.Sprintf("UPDATE {outbox_meta} SET version = %d", i+1)) {
+		statements = append(statements, o.sql(s))
+	}
+	return statements
+}
+
+func (o *Outbox) migrations() [][]string {
+	switch o.dialect {
+	case Postgres:
+		return o.postgresMigrations()
+	case MySQL:
+		return mysqlMigrations
+	default:
+		return sqliteMigrations
+	}
+}
+
+// Migrate creates the tables, or brings them to the version of this program. It is safe to call at each start, by many
+// processes at once.
+func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
+	version, err := o.version(ctx, db)
+	if err != nil || version >= len(o.migrations()) {
+		return errors.Join(err, o.checkVersion(version, err))
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("outbox: migrate: %w", err)
+	}
+	defer conn.Close()
+	lock, unlock := o.migrationLock()
+	if lock != "" {
+		if _, err := conn.ExecContext(ctx, lock); err != nil {
+			return fmt.Errorf("outbox: lock the migrations: %w", err)
+		}
+		defer func() {
+			_, uerr := conn.ExecContext(context.WithoutCancel(ctx), unlock)
+			err = errors.Join(err, uerr)
+		}()
+	}
+	if version, err = o.version(ctx, conn); err != nil {
+		return err
+	}
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("outbox: migrate: %w", err)
+	}
+	defer tx.Rollback()
+	for ; version < len(o.migrations()); version++ {
+		for _, s := range o.migration(version) {
+			if _, err := tx.ExecContext(ctx, s); err != nil {
+				return fmt.Errorf("outbox: migrate the tables %s* to version %d: %w", o.prefix, version+1, err)
+			}
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("outbox: migrate: %w", err)
+	}
+	return nil
+}
+
+// migrationLock returns the statements that keep other processes' migrations away, on one connection.
+func (o *Outbox) migrationLock() (lock, unlock string) {
+	switch o.dialect {
+	case Postgres:
+		return fmt.Sprintf("SELECT pg_advisory_lock(%d, 1)", o.lockClass()), fmt.Sprintf("SELECT pg_advisory_unlock(%d, 1)", o.lockClass())
+	case MySQL: // the server's locks are not of a database, and their names are short
+		name := "SHA1(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'))"
+		return "DO GET_LOCK(" + name + ", 60)", "DO RELEASE_LOCK(" + name + ")"
+	default: // the statements of SQLite may be repeated, and their transaction has the only write lock
+		return "", ""
+	}
+}
+
+// lockClass is the first half of the keys of PostgreSQL's advisory locks. It depends on the tables' names, so that
+// outboxes in one database do not wait for each other.
+func (o *Outbox) lockClass() int32 {
+	h := uint32(2166136261) // FNV-1a
+	for _, c := range []byte("millrace outbox " + o.prefix) {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	return int32(h)
+}
+
+// querier is a pool, a connection or a transaction.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// version returns the tables' version, 0 if there are none.
+func (o *Outbox) version(ctx context.Context, q querier) (version int, err error) {
+	table := o.sql("{outbox_meta}")
+	exists := "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + table + "'"
+	switch o.dialect {
+	case Postgres:
+		// Not to_regclass: its answer may come from a cache that is older than the lock of the migrations.
+		schema := "ANY (current_schemas(false))"
+		if o.config.Schema != "" {
+			schema = "'" + o.config.Schema + "'"
+		}
+		exists = "SELECT COUNT(*) FROM pg_catalog.pg_tables WHERE schemaname = " + schema + " AND tablename = '" + o.config.Prefix + "outbox_meta'"
+	case MySQL:
+		exists = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '" + table + "'"
+	case SQLite:
+	}
+	var tables int
+	if err := q.QueryRowContext(ctx, exists).Scan(&tables); err != nil {
+		return 0, fmt.Errorf("outbox: look for the tables: %w", err)
+	}
+	if tables == 0 {
+		return 0, nil
+	}
+	if err := q.QueryRowContext(ctx, o.sql("SELECT version FROM {outbox_meta}")).Scan(&version); err != nil {
+		return 0, fmt.Errorf("outbox: read the tables' version: %w", err)
+	}
+	return version, nil
+}
+
+// checkVersion says why this program cannot use the tables.
+func (o *Outbox) checkVersion(version int, err error) error {
+	newest := len(o.migrations())
+	switch {
+	case err != nil:
+		return nil
+	case version > newest:
+		return fmt.Errorf("outbox: %w: the tables %s* have version %d, and this program knows versions up to %d: update the program", bus.ErrUnsupported, o.prefix, version, newest)
+	case version < newest:
+		return fmt.Errorf("outbox: %w: the tables %s* have version %d (0: there are none), and this program needs %d: call Migrate, or apply what Schema returns", bus.ErrUnsupported, o.prefix, version, newest)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Status is what is in an outbox.
+type Status struct {
+	// Pending is how many committed messages wait to be sent, Oldest how long the oldest of them has waited since it was
+	// written, by the database's clock.
+	Pending int64
+	Oldest  time.Duration
+	// Parked is how many wait for [Outbox.Retry], because neither the broker nor its poison store takes them.
+	Parked int64
+	// Relays is how many relays are alive.
+	Relays int
+	// Inbox is how many handled ids are remembered.
+	Inbox int64
+}
+
+// Status counts, in one look at each table; it is for metrics and for people, not for each message.
+func (o *Outbox) Status(ctx context.Context, db *sql.DB) (Status, error) {
+	var s Status
+	var oldest sql.NullInt64
+	var micros int64
+	err := db.QueryRowContext(ctx, o.sql("SELECT COUNT(*), MIN(created), {now} FROM {outbox} WHERE parked IS NULL")).Scan(&s.Pending, &oldest, &micros)
+	if err == nil && oldest.Valid {
+		s.Oldest = max(0, time.Duration(micros-oldest.Int64)*time.Microsecond)
+	}
+	for _, q := range []struct {
+		text string
+		into any
+	}{
+		{"SELECT COUNT(*) FROM {outbox} WHERE parked IS NOT NULL", &s.Parked},
+		{"SELECT COUNT(*) FROM {outbox_relay} WHERE expires >= {now}", &s.Relays},
+		{"SELECT COUNT(*) FROM {inbox}", &s.Inbox},
+	} {
+		if err == nil {
+			err = db.QueryRowContext(ctx, o.sql(q.text)).Scan(q.into)
+		}
+	}
+	if err != nil {
+		return Status{}, fmt.Errorf("outbox: status: %w", err)
+	}
+	return s, nil
+}
+
+// Retry puts what could not be sent back into the outbox, behind what waits there: the parked messages and, if from is not
+// nil, those of the outbox in the poison store of that bus. It returns how many. A failure in between repeats a message at
+// worst, under the same id.
+func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64, err error) {
+	if n, err = o.retryParked(ctx, db); err != nil || from == nil {
+		return n, err
+	}
+	store, err := from.Driver().Poison(ctx, PoisonGroup)
+	if err != nil {
+		return n, fmt.Errorf("outbox: retry: %w", err)
+	}
+	for entry, err := range store.List(ctx) {
+		if err == nil {
+			err = SQL(db, nil)(ctx, func(_ *sql.Tx, x Execer) error {
+				return o.PublishMessages(ctx, x, entry.Topic, entry.Message.Clone())
+			})
+		}
+		if err == nil {
+			err = store.Remove(ctx, entry.ID)
+		}
+		if err != nil {
+			return n, fmt.Errorf("outbox: retry: %w", err)
+		}
+		n++
+	}
+	return n, nil
+}
+
+// retryParked gives parked rows new numbers: their keys have gone on meanwhile, and relays do not look at old numbers.
+func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err error) {
+	const kept = "lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload"
+	err = SQL(db, nil)(ctx, func(tx *sql.Tx, _ Execer) error {
+		find := "SELECT seq FROM {outbox} WHERE parked IS NOT NULL ORDER BY seq"
+		if o.dialect != SQLite {
+			find += " FOR UPDATE"
+		}
+		var parked []int64
+		if err := each(ctx, tx, o.sql(find), func(rows *sql.Rows) error {
+			var seq int64
+			err := rows.Scan(&seq)
+			parked = append(parked, seq)
+			return err
+		}); err != nil {
+			return err
+		}
+		for chunk := range slices.Chunk(parked, maxSent) {
+			list, args := o.integers(chunk)
+			if _, err := tx.ExecContext(ctx, o.compile("INSERT INTO {outbox} ("+kept+") SELECT "+kept+" FROM {outbox} WHERE seq IN "+list+" ORDER BY seq"), args...); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, o.compile("DELETE FROM {outbox} WHERE seq IN "+list), args...); err != nil {
+				return err
+			}
+		}
+		n = int64(len(parked))
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("outbox: retry: %w", err)
+	}
+	o.wake()
+	return n, nil
+}

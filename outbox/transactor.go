@@ -1,0 +1,30 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+)
+
+// Transactor runs f in a transaction of the user's library: it begins one, calls f with it, commits if f returns nil, and
+// rolls back if f fails or panics. Execer is the same transaction as the outbox uses it. f is called once. [SQL] makes one
+// for database/sql; for GORM it is
+//
+//	func(ctx context.Context, f func(*gorm.DB, outbox.Execer) error) error {
+//		return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error { return f(tx, tx.Statement.ConnPool) })
+//	}
+type Transactor[Tx any] func(ctx context.Context, f func(tx Tx, x Execer) error) error
+
+// SQL is the transactor of database/sql. opts may be nil.
+func SQL(db *sql.DB, opts *sql.TxOptions) Transactor[*sql.Tx] {
+	return func(ctx context.Context, f func(*sql.Tx, Execer) error) error {
+		tx, err := db.BeginTx(ctx, opts)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() // does nothing after a commit
+		if err := f(tx, tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+}

@@ -1,0 +1,106 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
+)
+
+// writer is a transaction as a driver: it can publish, and nothing else. So the bus in front of it encodes, completes and
+// checks messages as for any broker.
+type writer struct {
+	outbox *Outbox
+	tx     Execer
+	wrote  bool
+}
+
+const (
+	columns = "(lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload)"
+	values  = "(?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	// A statement has a power of two of rows, so that there are few to prepare; this many at most, and about this many bytes.
+	insertRows  = 128
+	insertBytes = 1 << 20
+)
+
+// Publish implements bus.Driver.
+func (w *writer) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+	for done := 0; done < len(msgs); {
+		n := 1
+		for size := msgs[done].Size(); 2*n <= min(insertRows, len(msgs)-done); n *= 2 {
+			for _, m := range msgs[done+n : done+2*n] {
+				size += m.Size()
+			}
+			if size > insertBytes {
+				break
+			}
+		}
+		if err := w.insert(ctx, topic, msgs[done:done+n]); err != nil {
+			failed := make([]error, len(msgs))
+			for i := done; i < len(msgs); i++ {
+				failed[i] = &bus.Error{Op: "publish", Broker: "outbox", Topic: topic, Err: err, Definite: true, Retryable: true}
+			}
+			return &bus.PublishError{Errs: failed}
+		}
+		done += n
+	}
+	w.wrote = true
+	w.outbox.wake() // the commit comes soon
+	return nil
+}
+
+func (w *writer) insert(ctx context.Context, topic string, msgs []*bus.Message) error {
+	args := make([]any, 0, 11*len(msgs))
+	for _, m := range msgs {
+		var headers, payload any
+		if text, ok := sqlmessage.EncodeHeaders(m); ok {
+			headers = text
+		}
+		if m.Payload != nil {
+			payload = m.Payload
+		}
+		args = append(args, lane(topic, m), sqlmessage.Nanos(m.Time), topic, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
+	}
+	_, err := w.tx.ExecContext(ctx, w.outbox.sql("INSERT INTO {outbox} "+columns+" VALUES "+rows(len(msgs), values)), args...)
+	return err
+}
+
+// lane is the hash of what must stay in order: the topic and key, or the message alone if it has no key. It has 63 bits,
+// because not all databases have unsigned integers.
+func lane(topic string, m *bus.Message) int64 {
+	h := uint64(14695981039346656037) // FNV-1a: it must be the same in every process and version
+	add := func(s string) {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+	}
+	add(topic)
+	if m.Key != "" {
+		add("\x00k")
+		add(m.Key)
+	} else {
+		add("\x00i")
+		add(m.ID)
+	}
+	h ^= h >> 32 // the low bits choose the bucket
+	return int64(h >> 1)
+}
+
+// Subscribe implements bus.Driver.
+func (w *writer) Subscribe(context.Context, bus.Subscription, bus.LaneObserver) (bus.Source, error) {
+	return nil, fmt.Errorf("outbox: subscribe: %w: a transaction can only publish", bus.ErrUnsupported)
+}
+
+// Poison implements bus.Driver.
+func (w *writer) Poison(context.Context, string) (bus.PoisonStore, error) {
+	return nil, fmt.Errorf("outbox: poison: %w: a transaction can only publish", bus.ErrUnsupported)
+}
+
+// Capabilities implements bus.Driver.
+func (w *writer) Capabilities() bus.Capabilities {
+	return bus.Capabilities{Broker: "outbox", Durable: true}
+}
+
+// Close implements bus.Driver. The transaction is the caller's.
+func (w *writer) Close(context.Context) error { return nil }
