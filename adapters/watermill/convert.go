@@ -87,7 +87,7 @@ func FromWatermill(w *message.Message) *bus.Message {
 		m.Headers = append(m.Headers, bus.Header{Name: name, Value: value})
 	}
 	absorb(m)
-	if w.UUID != "" {
+	if w.UUID != "" && !(len(m.ID) > len(w.UUID) && strings.HasPrefix(m.ID, w.UUID)) { // see Config.UUIDBytes
 		m.ID = w.UUID
 	}
 	return m

@@ -31,6 +31,9 @@ type Config struct {
 	// Batch is how many messages one Publish call may have, because it publishes all of them or none. Defaults to 1: of
 	// the messages of one call Watermill does not tell which are published when it fails.
 	Batch int
+	// UUIDBytes is how long a UUID may be, for tables with a column of fixed length. A longer id is cut in the UUID, and
+	// whole in the metadata. Defaults to no limit.
+	UUIDBytes int
 	// MaxMessage is the largest message in bytes, if it is known.
 	MaxMessage int
 	// Reader makes a subscriber that is given everything that a topic has, in the order of its publishing, and disturbs

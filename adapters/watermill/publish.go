@@ -2,6 +2,7 @@ package watermill
 
 import (
 	"context"
+	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -24,6 +25,9 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 	ws := make([]*message.Message, len(msgs))
 	for i, m := range msgs {
 		ws[i] = ToWatermill(m)
+		if most := d.config.UUIDBytes; most > 0 && len(m.ID) > most {
+			ws[i].UUID = strings.ToValidUTF8(m.ID[:most], "")
+		}
 		ws[i].SetContext(ctx)
 	}
 	step := d.config.Batch

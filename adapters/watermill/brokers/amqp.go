@@ -3,12 +3,14 @@ package brokers
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	wm "github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq"
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
 )
@@ -72,6 +74,49 @@ func openAMQP(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 	if err != nil {
 		return nil, &bus.Error{Op: "open", Broker: "watermill-amqp", Err: err, Retryable: true}
 	}
-	subscribers := func(group string) (message.Subscriber, error) { return amqp.NewSubscriber(config(group), wm.NopLogger{}) }
-	return watermill.Driver(pub, subscribers, watermill.Config{Broker: "watermill-amqp", Durable: true}), nil
+	subscribers := func(group string) (message.Subscriber, error) {
+		return amqp.NewSubscriber(config(group), wm.NopLogger{})
+	}
+	poison := &poisonOnRabbitMQ{url: u.String()}
+	return watermill.Driver(pub, subscribers, watermill.Config{
+		Broker: "watermill-amqp", Durable: true, Poison: poison.open, Close: poison.close,
+	}), nil
+}
+
+// poisonOnRabbitMQ keeps poison entries by Millrace's own driver on the same server, because a queue cannot be looked
+// through by watermill-amqp. It connects when it is first needed.
+type poisonOnRabbitMQ struct {
+	url string
+
+	mu     sync.Mutex
+	bus    *bus.Bus
+	closed bool
+}
+
+func (p *poisonOnRabbitMQ) open(ctx context.Context, group string) (bus.PoisonStore, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, &bus.Error{Op: "poison", Broker: "watermill-amqp", Err: bus.ErrClosed}
+	}
+	if p.bus == nil {
+		c, err := rabbitmq.ParseURL(p.url)
+		if err != nil {
+			return nil, err
+		}
+		if p.bus, err = rabbitmq.Open(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	return p.bus.Driver().Poison(ctx, group)
+}
+
+func (p *poisonOnRabbitMQ) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.bus == nil {
+		return nil
+	}
+	return p.bus.Close()
 }

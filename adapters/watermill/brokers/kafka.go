@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
@@ -83,8 +84,29 @@ func openKafka(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 		return creatingSubscriber{sub, topics}, err
 	}, watermill.Config{
 		Broker: "watermill-kafka", Durable: true, Replay: true, MaxMessage: kafkaMaxMessage,
-		Reader: func() (message.Subscriber, error) { return subscriber("") },
+		Reader: func() (message.Subscriber, error) {
+			sub, err := subscriber("")
+			return patientReader{sub}, err
+		},
 	}), nil
+}
+
+// patientReader waits until a topic that was made just now has its leaders. Subscribers without a group do not.
+type patientReader struct{ message.Subscriber }
+
+// Subscribe implements message.Subscriber.
+func (r patientReader) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	for {
+		messages, err := r.Subscriber.Subscribe(ctx, topic)
+		if !errors.Is(err, sarama.ErrNotLeaderForPartition) && !errors.Is(err, sarama.ErrLeaderNotAvailable) && !errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
+			return messages, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), err)
+		}
+	}
 }
 
 // topics makes each topic once.

@@ -18,6 +18,9 @@ import (
 // postgresBatch is how many messages one INSERT has: PostgreSQL takes 65,535 parameters, three a message.
 const postgresBatch = 1000
 
+// postgresUUID is the length of the default schema's column uuid.
+const postgresUUID = 36
+
 func openPostgres(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 	u := *p.URL()
 	if u.Host == "" {
@@ -55,7 +58,7 @@ func openPostgres(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	return watermill.Driver(pub, subscriber, watermill.Config{
-		Broker: "watermill-postgres", Durable: true, Replay: true, Batch: postgresBatch, Close: db.Close,
+		Broker: "watermill-postgres", Durable: true, Replay: true, Batch: postgresBatch, UUIDBytes: postgresUUID, Close: db.Close,
 		Reader: func() (message.Subscriber, error) {
 			group := "millrace-reader-" + bus.NewID()
 			sub, err := subscriber(group)
