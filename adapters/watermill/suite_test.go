@@ -1,79 +1,67 @@
 package watermill_test
 
 import (
+	"cmp"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 
-	_ "github.com/millrace-go/millrace/adapters/all"
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
 )
 
-// native are Millrace's own drivers.
-var native = []struct {
-	name     string
-	url      func(t *testing.T) string
-	features tests.Features
-}{
-	{"memory", func(t *testing.T) string { return "memory:" + t.Name() }, tests.Features{RequireSingleInstance: false}},
-	{"sqlite", func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") }, tests.Features{}},
-	{"kafka", server("MILLRACE_KAFKA_URL"), tests.Features{}},
-	{"rabbitmq", server("MILLRACE_RABBITMQ_URL"), tests.Features{}},
-	{"postgres", server("MILLRACE_POSTGRES_URL"), tests.Features{}},
-	{"mysql", server("MILLRACE_MYSQL_URL"), tests.Features{}},
+// features are what the suite is to demand, the same of every driver. ExactlyOnceDelivery would be untrue (a crash
+// repeats), and makes the suite leave tests out.
+var features = tests.Features{ConsumerGroups: true, GuaranteedOrder: true, Persistent: true}
+
+// pubSub makes a group's publisher and subscriber on a bus. One key for each payload, because the suite demands order
+// among messages of equal payload, and gives them no key.
+func pubSub(t *testing.T, b *bus.Bus, group string) (message.Publisher, message.Subscriber) {
+	t.Helper()
+	sub, err := watermill.Subscriber(b, group, watermill.SubscriberConfig{NackDelay: time.Millisecond, CloseTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return watermill.Publisher(b, watermill.PublisherConfig{Key: func(_ string, m *message.Message) (string, error) {
+		return string(m.Payload), nil
+	}}), sub
 }
 
-// server is a broker's URL from the environment.
-func server(variable string) func(t *testing.T) string {
-	return func(t *testing.T) string {
-		t.Helper()
-		url := os.Getenv(variable)
-		switch {
-		case url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
-			t.Fatalf("%s is not set", variable)
-		case url == "":
-			t.Skipf("%s is not set: run make brokers and . .brokers/env", variable)
-		case testing.Short():
-			t.Skip("short")
-		}
-		return url
+// TestWatermillSuite is Watermill's own suite for pub/subs over each of our drivers.
+func TestWatermillSuite(t *testing.T) {
+	for _, n := range natives {
+		t.Run(n.name, func(t *testing.T) {
+			b := open(t, n.url(t))
+			group := name("g")
+			grouped := func(t *testing.T, group string) (message.Publisher, message.Subscriber) { return pubSub(t, b, group) }
+			tests.TestPubSub(t, features, func(t *testing.T) (message.Publisher, message.Subscriber) { return pubSub(t, b, group) }, grouped)
+			t.Run("TestNewSubscriberReceivesOldMessages", func(t *testing.T) {
+				if !b.Driver().Capabilities().Replay {
+					t.Skip("a late group gets only what is published after it came")
+				}
+				f := features
+				f.NewSubscriberReceivesOldMessages = true
+				each := func(t *testing.T) (message.Publisher, message.Subscriber) { return pubSub(t, b, name("g")) }
+				tests.TestNewSubscriberReceivesOldMessages(t, tests.TestContext{TestID: tests.NewTestID(), Features: f}, each)
+			})
+		})
 	}
 }
 
-// TestWatermillSuite is Watermill's own suite for pub/subs, over a bus.
-func TestWatermillSuite(t *testing.T) {
-	for _, n := range native {
+// TestWatermillStress is the suite several times at once (STRESS_TEST_COUNT), each time with fewer messages.
+func TestWatermillStress(t *testing.T) {
+	for _, n := range natives {
 		t.Run(n.name, func(t *testing.T) {
-			url := n.url(t)
-			run := "wm-" + bus.NewID()
-			b, err := bus.Open(t.Context(), url)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := b.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			group := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
-				t.Helper()
-				sub, err := watermill.Subscriber(b, group, watermill.SubscriberConfig{NackDelay: time.Millisecond, CloseTimeout: time.Second})
-				if err != nil {
-					t.Fatal(err)
-				}
-				// One key for each payload: the suite demands order among messages of equal payload.
-				return watermill.Publisher(b, watermill.PublisherConfig{Key: func(_ string, m *message.Message) (string, error) {
-					return string(m.Payload), nil
-				}}), sub
-			}
-			f := n.features
-			f.ConsumerGroups, f.GuaranteedOrder, f.Persistent = true, true, true
-			tests.TestPubSub(t, f, func(t *testing.T) (message.Publisher, message.Subscriber) { return group(t, run) }, group)
+			t.Setenv("STRESS_TEST_COUNT", cmp.Or(os.Getenv("STRESS_TEST_COUNT"), "3"))
+			b := open(t, n.url(t))
+			f := features
+			f.ForceShort = true
+			grouped := func(t *testing.T, group string) (message.Publisher, message.Subscriber) { return pubSub(t, b, group) }
+			group := name("g")
+			tests.TestPubSubStressTest(t, f, func(t *testing.T) (message.Publisher, message.Subscriber) { return pubSub(t, b, group) }, grouped)
 		})
 	}
 }
