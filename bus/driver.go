@@ -189,6 +189,8 @@ type PoisonEntry struct {
 	Lane                  int32
 	Position              int64
 	Failure               Failure
+	// Waits is set if the message is parked, too, at Lane and Position, and its key waits until it is replayed or dropped.
+	Waits bool
 	// Host is where it failed last.
 	Host string
 	// Time is when it was put here.
@@ -208,6 +210,8 @@ type Failure struct {
 	// First and Last are the times of the first and the last failure.
 	First time.Time `json:"first"`
 	Last  time.Time `json:"last"`
+	// Replays is how many times the message has been replayed from the poison queue.
+	Replays int `json:"replays,omitempty"`
 }
 
 // Optional abilities of a driver, found with [As].

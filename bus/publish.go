@@ -32,6 +32,32 @@ func WithHeader(name, value string) PublishOption {
 	return func(m *Message) { m.Headers.Add(name, value) }
 }
 
+// WithDeliverAt has the message delivered at t or later, to every group. Until then it is parked, and the others of its key go on; when it is due
+// it is like a message that was just published. On a broker that does not park ([Capabilities]) each group's router
+// holds it in memory. Who consumes the topic without Millrace sees it at once.
+func WithDeliverAt(t time.Time) PublishOption {
+	return WithHeader(HeaderDeliverAt, t.UTC().Format(time.RFC3339Nano))
+}
+
+// WithDelay is [WithDeliverAt] in d from now.
+func WithDelay(d time.Duration) PublishOption { return WithDeliverAt(time.Now().Add(d)) }
+
+// HeaderDeliverAt is the header of [WithDeliverAt]: a time in RFC 3339.
+const HeaderDeliverAt = "deliverat"
+
+// DeliverAt returns the time of [WithDeliverAt], or a zero time.
+func DeliverAt(m *Message) (time.Time, error) {
+	text := m.Headers.Get(HeaderDeliverAt)
+	if text == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("header %s is %q: want a time like %s", HeaderDeliverAt, text, time.RFC3339)
+	}
+	return t, nil
+}
+
 // Names of headers that tell what led to a message. They travel as CloudEvents extensions.
 const (
 	HeaderCorrelationID = "correlationid"

@@ -42,11 +42,14 @@ type consumer struct {
 	ready    list
 	batches  []*batchQueue
 	held     heldTasks
+	lot      parkingLot
 	timer    *time.Timer
 	timerAt  time.Time // when it goes off; zero: it does not
 	free     *task
 	inFlight int
 	bytes    int
+	full     bool // the intake waits for room
+	pausing  suspension
 
 	// Workers.
 	workers  []*worker
@@ -57,6 +60,16 @@ type consumer struct {
 	work     *sync.Cond // there is something to take, or the end has come
 	room     *sync.Cond // there may be room for more in flight
 	draining bool
+
+	// Parking.
+	canPark         bool
+	toPark          []*task
+	fetchedMessages int
+	fetchedBytes    int
+	parks           *sync.Cond // toPark is not empty, or finished
+	fetches         *sync.Cond // parked messages are due, or draining
+	parksEnded      bool       // nothing more will be parked
+	parked          chan struct{}
 
 	// Settling.
 	done     []*task
@@ -75,6 +88,8 @@ type consumerConfig struct {
 	inFlight  inFlight
 	unordered bool
 	strict    bool
+	// atMostOnce settles before handling.
+	atMostOnce bool
 }
 
 func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *routeTable) *consumer {
@@ -83,10 +98,13 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 		log:     c.log.With("topic", sub.Topic, "group", sub.Group),
 		lanes:   map[int32]*lane{},
 		keys:    newKeyTable(cfg.inFlight.messages),
+		lot:     newParkingLot(),
+		parked:  make(chan struct{}),
 		settled: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
 	k.work, k.room, k.settling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
+	k.parks, k.fetches = sync.NewCond(&k.mu), sync.NewCond(&k.mu)
 	k.ctx, k.cancel = context.WithCancelCause(context.Background())
 	k.intake, k.close = context.WithCancel(k.ctx)
 	for _, r := range table.routes {
@@ -107,8 +125,16 @@ func (c *consumer) start() error {
 		c.source, c.state, c.err = source, StateRunning, nil
 		c.watchdog = time.AfterFunc(time.Hour, c.watch)
 		c.watchdog.Stop()
+		_, parks := source.(bus.ParkingSource)
+		c.canPark = parks && !c.cfg.atMostOnce
 		go c.settler()
 		go c.pump()
+		if c.canPark {
+			go c.parker()
+			go c.fetcher()
+		} else {
+			close(c.parked)
+		}
 		return nil
 	}
 	defer close(c.stopped)
@@ -176,6 +202,7 @@ func (c *consumer) drain(ctx context.Context) {
 	}
 	c.work.Broadcast()
 	c.room.Broadcast()
+	c.fetches.Broadcast()
 	patience := context.AfterFunc(ctx, func() {
 		c.cancel(errDrained)
 		c.mu.Lock()
@@ -194,14 +221,16 @@ func (c *consumer) drain(ctx context.Context) {
 	for _, w := range c.workers {
 		c.reap(w) // of those that are left behind
 	}
+	c.parkHeld(func(t *task) bool { return !t.lane.gone })
+	c.parksEnded = true
+	c.parks.Broadcast()
+	c.mu.Unlock()
+	err = errors.Join(err, c.awaitEnd(ctx, c.parked))
+	c.mu.Lock()
 	c.finished = true
 	c.settling.Broadcast()
 	c.mu.Unlock()
-	select {
-	case <-c.settled:
-	case <-ctx.Done():
-		err = errors.Join(err, fmt.Errorf("topic %q: settling of group %q did not end in time: %w", c.sub.Topic, c.sub.Group, ctx.Err()))
-	}
+	err = errors.Join(err, c.awaitEnd(ctx, c.settled))
 	// Closing is worth a moment even if nothing is left of the drain's time.
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
@@ -222,6 +251,16 @@ func (c *consumer) drain(ctx context.Context) {
 	}
 	c.mu.Unlock()
 	close(c.stopped)
+}
+
+// awaitEnd waits for what makes results durable.
+func (c *consumer) awaitEnd(ctx context.Context, ended <-chan struct{}) error {
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("topic %q: settling of group %q did not end in time: %w", c.sub.Topic, c.sub.Group, ctx.Err())
+	}
 }
 
 const closeTimeout = 5 * time.Second

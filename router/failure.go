@@ -36,6 +36,13 @@ func (c *consumer) rule(t *task, err error) {
 		t.outcome = settle
 		return
 	}
+	if d, ok := bus.UnavailableFor(err); ok {
+		c.log.Warn("the handler says that what it needs is not available; consuming pauses", "handler", r.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+		t.tries--
+		t.unavailable = max(d, time.Millisecond)
+		c.retryAt(t, now, 0)
+		return
+	}
 	r.failed.Add(1)
 	last := err // of its own, so that err need not live on the heap of every call
 	r.lastError.Store(&last)
@@ -45,7 +52,10 @@ func (c *consumer) rule(t *task, err error) {
 	}
 	if ruling.kind == retry {
 		c.log.Warn("handler failed; the message is tried again", "handler", r.name, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
-		c.retryAt(t, now.Add(ruling.delay))
+		c.retryAt(t, now.Add(ruling.delay), 1)
+		if c.canPark && ruling.delay >= parkFrom {
+			t.outcome = park
+		}
 		return
 	}
 	t.failure.Class = ruling.class
@@ -58,7 +68,11 @@ func (c *consumer) rule(t *task, err error) {
 		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.h.Delivery.ID, ruling.class, t.h.Delivery.Attempt, err))
 	default:
 		t.entry = t.poisonEntry(now)
-		c.poison(t)
+		if r.policy.KeyWaits && c.canPark && t.keyed {
+			t.outcome, t.due = park, now.Add(time.Minute)
+			return
+		}
+		c.poisonOrHold(t)
 	}
 }
 
@@ -78,12 +92,12 @@ func (c *consumer) halt(err error) {
 // retryAt holds the task for another try: with a message of its own, since it may wait for long and the one that was
 // received shares memory with those that came with it; and in a context of its own, since the last handler may have
 // left something running in the old one.
-func (c *consumer) retryAt(t *task, due time.Time) {
+func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 	t.outcome, t.due = hold, due
 	d := t.h.Delivery
 	d.Message = d.Message.Clone()
-	d.Attempt++
-	t.h = bus.NewHandling(t.lane.ctx, c.core.bus, d)
+	d.Attempt += tries
+	t.again = bus.NewHandling(t.lane.ctx, c.core.bus, d)
 }
 
 func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {
@@ -104,9 +118,22 @@ var hostname = sync.OnceValue(func() string {
 	return name
 })
 
-// poison puts the task's message into the group's poison queue. While that is not reachable the message stays held
-// and is put again with back-off; the in-flight bound then slows the intake down.
-func (c *consumer) poison(t *task) {
+// poisonOrHold puts the task's message into the group's poison queue. While that is not reachable the message stays
+// held and is put again with back-off; the in-flight bound then slows the intake down.
+func (c *consumer) poisonOrHold(t *task) {
+	switch {
+	case c.poison(t) == nil:
+		t.outcome = settle
+	case t.lane.ctx.Err() != nil:
+		t.outcome = abandon
+	default:
+		b := backoff{next: backoffFirst << min(t.putFails, 6)}
+		t.putFails++
+		t.outcome, t.due = hold, time.Now().Add(b.delay())
+	}
+}
+
+func (c *consumer) poison(t *task) error {
 	err := c.core.putPoison(t.lane.ctx, c.sub.Group, *t.entry)
 	if err == nil {
 		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
@@ -116,17 +143,12 @@ func (c *consumer) poison(t *task) {
 		for _, hook := range c.core.hooks.poisoned {
 			hook.Poisoned(t.lane.ctx, *t.entry)
 		}
-		t.outcome = settle
-		return
+		return nil
 	}
-	if t.lane.ctx.Err() != nil {
-		t.outcome = abandon
-		return
+	if t.lane.ctx.Err() == nil {
+		c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.h.Delivery.ID, "err", err)
 	}
-	c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.h.Delivery.ID, "err", err)
-	b := backoff{next: backoffFirst << min(t.putFails, 6)}
-	t.putFails++
-	t.outcome, t.due = hold, time.Now().Add(b.delay())
+	return err
 }
 
 // putPoison stores an entry; each group's store is opened at its first use.

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"container/heap"
 	"errors"
 	"fmt"
 	"time"
@@ -22,7 +23,7 @@ func (c *consumer) pump() {
 			return
 		}
 		n, err := c.source.Receive(c.intake, buf[:min(n, len(buf))], bytes)
-		if n > 0 {
+		if n > 0 && c.settleFirst(buf[:n]) {
 			c.admit(buf[:n])
 			clear(buf[:n]) // the buffer must not keep messages alive
 		}
@@ -62,7 +63,11 @@ func (c *consumer) waitForRoom() (messages, bytes int) {
 		if c.draining {
 			return 0, 0
 		}
-		c.room.Wait()
+		c.full = true
+		if c.relieve(); !c.hasRoom() {
+			c.room.Wait()
+		}
+		c.full = false
 	}
 	if c.draining {
 		return 0, 0
@@ -76,7 +81,7 @@ func (c *consumer) hasRoom() bool {
 	if c.draining {
 		return true
 	}
-	if c.paused || messages <= 0 || (bytes <= 0 && c.inFlight > 0) {
+	if c.paused || c.suspended() || messages <= 0 || (bytes <= 0 && c.inFlight > 0) {
 		return false
 	}
 	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
@@ -88,15 +93,7 @@ const slab = 64
 // admit takes a batch of deliveries into the scheduler.
 func (c *consumer) admit(batch []bus.Delivery) {
 	now := time.Now()
-	var unwrapped []error // rare: messages in structured mode
-	for i := range batch {
-		if err := cloudevents.Unwrap(batch[i].Message); err != nil {
-			if unwrapped == nil {
-				unwrapped = make([]error, len(batch))
-			}
-			unwrapped[i] = err
-		}
-	}
+	unwrapped := unwrap(batch)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.draining {
@@ -117,25 +114,62 @@ func (c *consumer) admit(batch []bus.Delivery) {
 			continue // the lane went while the batch was under way; its next owner is given the message
 		}
 		t := c.newTask()
-		t.h, t.lane, t.size = &handlings[i%slab], l, d.Message.Size()
-		d.Group = c.sub.Group
-		d.Attempt = max(d.Attempt, 1)
-		if d.FirstSeen.IsZero() {
-			d.FirstSeen = now
-		}
-		t.h.Begin(l.ctx, c.core.bus, *d)
+		t.h = &handlings[i%slab]
+		c.begin(t, l, d, now)
 		c.inFlight++
 		c.bytes += t.size
-		c.admitTask(t, unwrapped, i)
+		c.admitTask(t, unwrapped.at(i))
 	}
 	c.wakeWorkers()
 }
 
-func (c *consumer) admitTask(t *task, unwrapped []error, i int) {
-	t.route = c.table.find(t.h.Delivery.Type)
+// unwrap unwraps messages in structured mode.
+func unwrap(batch []bus.Delivery) (errs unwrapErrors) {
+	for i := range batch {
+		if err := cloudevents.Unwrap(batch[i].Message); err != nil {
+			if errs == nil {
+				errs = make([]error, len(batch))
+			}
+			errs[i] = err
+		}
+	}
+	return errs
+}
+
+// unwrapErrors are index-aligned with a batch, or nil: failures are rare.
+type unwrapErrors []error
+
+func (e unwrapErrors) at(i int) error {
+	if e == nil {
+		return nil
+	}
+	return e[i]
+}
+
+func (e unwrapErrors) from(i int) unwrapErrors {
+	if e == nil {
+		return nil
+	}
+	return e[i:]
+}
+
+// begin makes a task of a delivery.
+func (c *consumer) begin(t *task, l *lane, d *bus.Delivery, now time.Time) {
+	t.lane, t.size = l, d.Message.Size()
+	d.Group = c.sub.Group
+	d.Attempt = max(d.Attempt, 1)
+	if d.FirstSeen.IsZero() {
+		d.FirstSeen = now
+	}
+	t.h.Begin(l.ctx, c.core.bus, *d)
+}
+
+// admitTask takes a message to its handler, or into the line of those of its key.
+func (c *consumer) admitTask(t *task, unwrapped error) {
+	t.route = c.table.route(&t.h.Delivery)
 	switch {
-	case unwrapped != nil && unwrapped[i] != nil:
-		t.refuse("undecodable", unwrapped[i])
+	case unwrapped != nil:
+		t.refuse("undecodable", unwrapped)
 	case t.route == nil && c.cfg.strict:
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
@@ -148,9 +182,39 @@ func (c *consumer) admitTask(t *task, unwrapped []error, i int) {
 	}
 	t.key = t.h.Delivery.Key // a copy: h is changed by the worker that has the task
 	t.keyed = t.key != "" && !c.cfg.unordered
-	if !t.keyed || c.keys.enter(t) {
+	if !t.fetched && t.h.Delivery.Headers.Get(bus.HeaderDeliverAt) != "" && c.postpone(t) {
+		return
+	}
+	c.enter(t)
+}
+
+// enter puts a task in line with those of its key.
+func (c *consumer) enter(t *task) {
+	switch {
+	case c.isParked(t) && (!t.fetched || t.place.Free):
+		t.lane.busy++
+		t.keyed = false
+		c.parkAt(t, -1, time.Time{})
+	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)
 	}
+}
+
+// postpone puts aside a message that is not to be delivered yet; its key does not wait for it.
+func (c *consumer) postpone(t *task) bool {
+	due, err := bus.DeliverAt(t.h.Delivery.Message)
+	if err != nil || !due.After(time.Now()) {
+		return false
+	}
+	t.due, t.free, t.keyed = due, true, false
+	if c.canPark {
+		t.lane.busy++
+		c.parkAt(t, -1, due)
+	} else {
+		heap.Push(&c.held, t)
+		c.wakeAt(due)
+	}
+	return true
 }
 
 // refuse sends a task to the poison queue that no handler is called for.
@@ -170,8 +234,14 @@ func (c *consumer) newTask() *task {
 
 // recycle forgets a task whose message is out of flight.
 func (c *consumer) recycle(t *task) {
-	c.inFlight--
-	c.bytes -= t.size
+	if t.fetched {
+		c.fetchedMessages--
+		c.fetchedBytes -= t.size
+		c.fetches.Signal()
+	} else {
+		c.inFlight--
+		c.bytes -= t.size
+	}
 	*t = task{next: c.free}
 	c.free = t
 	if c.hasRoom() {

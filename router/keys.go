@@ -60,6 +60,30 @@ func (k *keyTable) leave(t *task) *task {
 	return next
 }
 
+// detach removes the tasks behind the head t, and returns them in order.
+func (k *keyTable) detach(t *task) []*task {
+	var behind []*task
+	for f := t.behind; f != nil; f = f.next {
+		behind = append(behind, f)
+	}
+	for _, f := range behind {
+		f.next = nil
+	}
+	t.behind, t.last = nil, nil
+	return behind
+}
+
+// has says whether a task of the key is in flight.
+func (k *keyTable) has(key string) bool {
+	hash := maphash.String(k.seed, key)
+	for head := k.slots[hash&uint64(len(k.slots)-1)]; head != nil; head = head.chain {
+		if head.hash == hash && head.key == key {
+			return true
+		}
+	}
+	return false
+}
+
 // list is a queue of tasks, linked through next.
 type list struct {
 	first, last *task

@@ -16,6 +16,7 @@ func (c *consumer) Assigned(lanes []bus.Lane) {
 		l.ctx, l.cancel = context.WithCancelCause(c.ctx)
 		if old := c.lanes[id.ID]; old != nil {
 			c.lose(old, bus.ErrLaneLost)
+			c.lot.dropGone()
 		}
 		c.lanes[id.ID] = l
 	}
@@ -36,6 +37,11 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		l.gone = true
 		delete(c.lanes, id.ID)
 		leaving = append(leaving, l)
+	}
+	c.parkHeld(func(t *task) bool { return t.lane.gone && !t.lane.lost })
+	c.dropHeld()
+	c.lot.dropGone()
+	for _, l := range leaving {
 		if l.busy > 0 {
 			if l.idle == nil {
 				l.idle = make(chan struct{})
@@ -43,7 +49,6 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 			idle = append(idle, l.idle)
 		}
 	}
-	c.dropHeld()
 	c.mu.Unlock()
 	for _, ch := range idle {
 		select {
@@ -70,6 +75,7 @@ func (c *consumer) Lost(lanes []bus.Lane, cause error) {
 		}
 	}
 	c.dropHeld()
+	c.lot.dropGone()
 	c.log.Info("lanes lost", "lanes", len(lanes), "owned", len(c.lanes), "cause", cause)
 }
 

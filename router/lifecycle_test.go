@@ -143,12 +143,21 @@ func TestDrainDoesNotWaitForADelay(t *testing.T) {
 			t.Fatalf("stop: %v after %v", err, time.Since(start))
 		}
 		r = router.New(b, "g")
-		got := ""
-		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { got = m.ID; return nil })
+		came := make(chan bus.Delivery, 10)
+		r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error {
+			came <- bus.DeliveryFrom(ctx)
+			return nil
+		})
 		run(t, r)
+		time.Sleep(time.Hour - time.Second)
 		synctest.Wait()
-		if got != "m" {
-			t.Error("the message that waited for its retry was lost")
+		if len(came) > 0 {
+			t.Error("the restart made the retry come early")
+		}
+		time.Sleep(time.Hour / 5) // the schedule is jittered
+		synctest.Wait()
+		if d := <-came; d.ID != "m" || d.Attempt != 2 || len(came) > 0 {
+			t.Errorf("%q came, at try %d, and %d more", d.ID, d.Attempt, len(came))
 		}
 	})
 }

@@ -41,6 +41,7 @@ type settings struct {
 	from      setting[bus.Start]
 	unordered setting[bool]
 	strict    setting[bool]
+	once      setting[bool]
 }
 
 type fill struct {
@@ -132,6 +133,12 @@ func Unordered() Option {
 // are settled and counted ([RouteHealth]).
 func Strict() Option {
 	return option(func(s *settings) { s.strict = setting[bool]{true, s.depth} })
+}
+
+// AtMostOnce settles messages before they are handled: none is handled twice, and those being handled when the process
+// dies are lost, as are those that wait for a retry when it ends. By default messages are handled at least once.
+func AtMostOnce() Option {
+	return option(func(s *settings) { s.once = setting[bool]{true, s.depth} })
 }
 
 // Accept sets the message types that a handler takes, instead of its own.

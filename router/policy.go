@@ -24,6 +24,9 @@ type Policy struct {
 	Ignore Match
 	// Then is what follows the last try. Defaults to Poison.
 	Then Action
+	// KeyWaits has the later messages of a key wait while one of its messages is in the poison queue, until that is
+	// replayed or dropped. By default they go on. It needs a broker that parks ([bus.Capabilities]).
+	KeyWaits bool
 }
 
 func (p Policy) apply(s *settings)         { s.policy = p.withDefaults() }

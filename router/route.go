@@ -181,6 +181,18 @@ func newRouteTable(routes []*Route) (*routeTable, error) {
 	return t, nil
 }
 
+// route finds the handler of a delivery: that which had it before it was parked, if it is still there, or by its type.
+func (t *routeTable) route(d *bus.Delivery) *Route {
+	if d.Handler != "" {
+		for _, r := range t.routes {
+			if r.name == d.Handler {
+				return r
+			}
+		}
+	}
+	return t.find(d.Type)
+}
+
 // find returns the handler of a type, or nil if nobody takes it.
 func (t *routeTable) find(typ string) *Route {
 	if typ == "" {

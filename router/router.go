@@ -206,6 +206,9 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 			errs = append(errs, fmt.Errorf("two handlers are named %q: set router.Name", r.name))
 		}
 		names[r.name] = true
+		if r.policy.KeyWaits && !c.bus.Driver().Capabilities().Parking {
+			errs = append(errs, fmt.Errorf("handler %s: Policy.KeyWaits needs a broker that parks messages; %s cannot", r.name, c.bus.Driver().Capabilities().Broker))
+		}
 		k := subscriptionKey{r.group, r.topic}
 		if shared[k] == nil {
 			order = append(order, k)
@@ -236,7 +239,7 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 // subscriptionSettings merges the settings that the handlers of a subscription share.
 func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, err error) {
 	first := routes[0].set
-	workers, flight, start, unordered, strict := first.workers, first.inFlight, first.from, first.unordered, first.strict
+	workers, flight, start, unordered, strict, once := first.workers, first.inFlight, first.from, first.unordered, first.strict, first.once
 	var errs []error
 	for _, r := range routes[1:] {
 		errs = append(errs,
@@ -244,9 +247,10 @@ func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, 
 			merge(&flight, r.set.inFlight, "InFlight", r),
 			merge(&start, r.set.from, "From", r),
 			merge(&unordered, r.set.unordered, "Unordered", r),
-			merge(&strict, r.set.strict, "Strict", r))
+			merge(&strict, r.set.strict, "Strict", r),
+			merge(&once, r.set.once, "AtMostOnce", r))
 	}
-	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value}
+	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value, atMostOnce: once.value}
 	return cfg, start.value, errors.Join(errs...)
 }
 

@@ -35,7 +35,7 @@ func (c *consumer) due(q *batchQueue) bool {
 
 // takeable is the number of tasks, or batches, that workers could take now.
 func (c *consumer) takeable() int {
-	if c.paused {
+	if c.paused || !c.probeDue() {
 		return 0
 	}
 	n := c.ready.n
@@ -43,6 +43,9 @@ func (c *consumer) takeable() int {
 		if c.due(q) {
 			n++
 		}
+	}
+	if c.suspended() {
+		n = min(n, 1)
 	}
 	return n
 }
@@ -137,6 +140,9 @@ func (c *consumer) take(w *worker) bool {
 	if c.paused {
 		return false
 	}
+	if c.suspended() {
+		return c.takeProbe(w)
+	}
 	// Batches and single tasks take turns, so that neither starves.
 	w.batchesFirst = !w.batchesFirst
 	if w.batchesFirst {
@@ -146,10 +152,14 @@ func (c *consumer) take(w *worker) bool {
 }
 
 func (c *consumer) takeSingles(w *worker) bool {
-	n, most := c.ready.n, 1
 	if w.quick() {
-		most = maxTake
+		return c.takeUpTo(w, maxTake)
 	}
+	return c.takeUpTo(w, 1)
+}
+
+func (c *consumer) takeUpTo(w *worker, most int) bool {
+	n := c.ready.n
 	for w.n < min(n, most) {
 		t := c.ready.pop()
 		if t.lane.gone {
@@ -206,15 +216,25 @@ func (c *consumer) steal(w *worker) bool {
 
 // finish takes a task back from a worker.
 func (c *consumer) finish(t *task) {
+	if t.marking {
+		t.ended = true // and goes on when it is parked
+		return
+	}
+	if t.again != nil {
+		t.h, t.again = t.again, nil
+	}
 	if t.lane.lost && t.outcome == settle {
 		t.outcome = abandon // its result does not count any more
 	}
+	c.judgeProbe(t)
 	switch t.outcome {
 	case settle:
 		c.leaveKey(t)
 		c.settleTask(t)
+	case park:
+		c.park(t)
 	case hold:
-		t.lane.release(1)
+		t.lane.release()
 		if t.lane.gone {
 			c.drop(t)
 			return
@@ -222,7 +242,7 @@ func (c *consumer) finish(t *task) {
 		heap.Push(&c.held, t)
 		c.wakeAt(t.due)
 	default:
-		t.lane.release(1)
+		t.lane.release()
 		c.drop(t)
 	}
 }
@@ -239,6 +259,9 @@ func (c *consumer) leaveKey(t *task) {
 	}
 	if next := c.keys.leave(t); next != nil {
 		c.makeReady(next)
+	} else if line := c.lot.lines[t.key]; line != nil {
+		c.lot.wait(line.messages[0])
+		c.wakeFetcher()
 	}
 }
 
@@ -266,7 +289,12 @@ func (c *consumer) onTimer() {
 	c.timerAt = time.Time{}
 	now := time.Now()
 	for len(c.held) > 0 && !c.held[0].due.After(now) {
-		c.makeReady(heap.Pop(&c.held).(*task))
+		if t := heap.Pop(&c.held).(*task); t.free {
+			t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
+			c.enter(t)
+		} else {
+			c.makeReady(t)
+		}
 	}
 	if len(c.held) > 0 {
 		c.wakeAt(c.held[0].due)
@@ -276,5 +304,7 @@ func (c *consumer) onTimer() {
 			c.wakeAt(q.since.Add(q.fill.wait))
 		}
 	}
+	c.wakeFetcher()
+	c.endPause(now)
 	c.wakeWorkers()
 }

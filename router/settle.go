@@ -8,10 +8,28 @@ import (
 
 // settleTask hands a task over to the settler. Called with the lock held.
 func (c *consumer) settleTask(t *task) {
+	if c.cfg.atMostOnce { // it is settled already
+		t.lane.release()
+		c.recycle(t)
+		return
+	}
 	c.done = append(c.done, t)
 	if len(c.done) == 1 {
 		c.settling.Signal()
 	}
+}
+
+// settleFirst settles deliveries before they are handled, if the handlers asked for at most once. What may be settled
+// or not is not handled then.
+func (c *consumer) settleFirst(batch []bus.Delivery) bool {
+	if !c.cfg.atMostOnce {
+		return true
+	}
+	tokens := make([]bus.Token, len(batch))
+	for i := range batch {
+		tokens[i] = batch[i].Token
+	}
+	return c.settleTokens(tokens) == nil
 }
 
 // settler settles what is done in batches: while one is under way the next gathers, so that a slow broker makes
@@ -26,12 +44,12 @@ func (c *consumer) settler() {
 		}
 		tokens = tokens[:0]
 		for _, t := range batch {
-			tokens = append(tokens, t.h.Delivery.Token)
+			tokens = append(tokens, t.token())
 		}
-		c.settleTokens(tokens)
+		_ = c.settleTokens(tokens) // logged; they come again
 		c.mu.Lock()
 		for _, t := range batch {
-			t.lane.release(1)
+			t.lane.release()
 			c.recycle(t)
 		}
 		clear(batch)
@@ -57,19 +75,19 @@ func (c *consumer) nextDone() []*task {
 
 // settleTokens settles, however often it takes, until the drain's patience ends. Stale tokens are not an error: the
 // messages come again to the lane's owner.
-func (c *consumer) settleTokens(tokens []bus.Token) {
+func (c *consumer) settleTokens(tokens []bus.Token) error {
 	for b := (backoff{}); ; {
 		err := c.source.Settle(c.ctx, tokens)
 		if err == nil {
-			return
+			return nil
 		}
 		if errors.Is(err, bus.ErrStale) {
 			c.log.Debug("some messages were handled, but their lane has another owner; they come again", "err", err)
-			return
+			return err
 		}
 		if c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
 			c.log.Warn("handled messages could not be settled; they come again", "messages", len(tokens), "err", err)
-			return
+			return err
 		}
 		c.log.Warn("settling failed; trying again", "messages", len(tokens), "err", err)
 		b.wait(c.ctx)

@@ -9,7 +9,8 @@ import (
 
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
 type task struct {
-	h     *bus.Handling // the message, and the context of its handler
+	h     *bus.Handling // the message, and the context of its handler; replaced under the lock only
+	again *bus.Handling // what h is to be for the next try
 	size  int
 	route *Route // nil: no handler takes the message
 	lane  *lane
@@ -25,11 +26,26 @@ type task struct {
 
 	// What has happened so far, and what is to happen next.
 	tries    int
+	free     bool           // delayed: its key does not wait for it
+	place    *parkedMessage // where it is parked, or is to be
+	fetched  bool           // it was parked, and has come back
+	marking  bool           // it is being parked while its handler runs, to keep its place before its followers
+	ended    bool           // its handler has ended meanwhile
 	failure  bus.Failure
 	due      time.Time
 	entry    *bus.PoisonEntry // to be put into the poison queue; no handler is called any more
 	putFails int
-	outcome  outcome
+	// unavailable is for how long a handler said that what it needs is away.
+	unavailable time.Duration
+	outcome     outcome
+}
+
+// token names the message at the broker: as it came, or as it was parked since.
+func (t *task) token() bus.Token {
+	if t.place != nil && t.place.Token.Parked {
+		return t.place.Token
+	}
+	return t.h.Delivery.Token
 }
 
 // outcome is how a worker hands a task back.
@@ -38,6 +54,7 @@ type outcome int8
 const (
 	settle  outcome = iota // done with: settle it
 	hold                   // run it again when it is due
+	park                   // the same, but at the broker
 	abandon                // give it back to the broker unsettled
 )
 
@@ -53,8 +70,8 @@ type lane struct {
 	idle chan struct{} // made by a revocation, closed when busy is 0
 }
 
-func (l *lane) release(n int) {
-	l.busy -= n
+func (l *lane) release() {
+	l.busy--
 	if l.busy == 0 && l.idle != nil {
 		close(l.idle)
 		l.idle = nil

@@ -93,11 +93,17 @@ func (w *worker) exchange() bool {
 	clear(w.done)
 	w.done = w.done[:0]
 	for !c.draining {
-		if c.take(w) {
+		took := c.take(w)
+		if !took {
+			c.idle++
+		}
+		if c.full {
+			c.relieve()
+		}
+		if took {
 			c.shareWork(w)
 			return true
 		}
-		c.idle++
 		c.work.Wait()
 		c.idle--
 	}
@@ -136,7 +142,7 @@ func (w *worker) handle(t *task) {
 		return
 	}
 	if t.entry != nil {
-		c.poison(t)
+		c.poisonOrHold(t)
 		return
 	}
 	t.tries++

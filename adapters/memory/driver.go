@@ -21,7 +21,7 @@ type driver struct {
 
 // Capabilities implements bus.Driver.
 func (d *driver) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Broker: "memory", Replay: true, StartAt: true, MaxMessage: d.store.config.Bytes}
+	return bus.Capabilities{Broker: "memory", Replay: true, StartAt: true, Parking: true, MaxMessage: d.store.config.Bytes}
 }
 
 func fail(op, topic string, err error) error {

@@ -23,6 +23,7 @@ type groupLane struct {
 	read   int64   // the next position to deliver
 	owner  *source // nil: nobody, or on the way
 	epoch  uint64
+	parked parkedMessages
 }
 
 // revokeTimeout bounds how long a member that lives may take to hand a lane over.
@@ -136,6 +137,7 @@ func (t *topic) assign(g *group, take map[*source][]bus.Lane) {
 		for _, id := range ids {
 			l := &g.lanes[id.ID]
 			l.owner, l.epoch = src, id.Epoch
+			tell(src.observer, l.parked.all(id.Epoch))
 		}
 		src.wake.Broadcast()
 	}

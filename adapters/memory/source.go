@@ -104,16 +104,15 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 	}
 	stale := 0
 	for _, tok := range tokens {
-		if tok.Lane < 0 || tok.Lane >= lanes {
+		l := s.lane(tok)
+		switch {
+		case l == nil:
 			stale++
-			continue
+		case tok.Parked:
+			delete(l.parked.byPosition, tok.Position)
+		default:
+			l.window.Done(tok.Position)
 		}
-		l := &s.group.lanes[tok.Lane]
-		if l.owner != s || l.epoch != tok.Epoch {
-			stale++
-			continue
-		}
-		l.window.Done(tok.Position)
 	}
 	if t.waiting > 0 {
 		t.room.Broadcast()

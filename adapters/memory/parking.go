@@ -1,0 +1,164 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// parkedMessages are those of one lane of a group, by position. Guarded by the topic's lock.
+type parkedMessages struct {
+	byPosition map[int64]bus.Parking
+	last       int64 // the last position that was given out
+}
+
+// put stores p at its place, or behind all others.
+func (m *parkedMessages) put(p *bus.Parking, lane int32, epoch uint64) {
+	if m.byPosition == nil {
+		m.byPosition = map[int64]bus.Parking{}
+	}
+	if !p.Token.Parked {
+		m.last++
+		p.Token = bus.Token{Lane: lane, Position: m.last, Parked: true}
+	}
+	p.Epoch = epoch
+	stored := *p
+	stored.Message = p.Message.Clone()
+	m.byPosition[p.Position] = stored
+}
+
+// all returns what the owner of the lane has to know, in order.
+func (m *parkedMessages) all(epoch uint64) []bus.Parked {
+	ps := make([]bus.Parked, 0, len(m.byPosition))
+	for _, p := range m.byPosition {
+		ps = append(ps, parkedOf(&p, epoch))
+	}
+	slices.SortFunc(ps, func(a, b bus.Parked) int { return int(a.Position - b.Position) })
+	return ps
+}
+
+func parkedOf(p *bus.Parking, epoch uint64) bus.Parked {
+	token := p.Token
+	token.Epoch = epoch
+	return bus.Parked{Token: token, Key: p.Key, Due: p.Due, Free: p.Free}
+}
+
+// Park implements bus.ParkingSource.
+func (s *source) Park(_ context.Context, ps []bus.Parking) error {
+	t := s.topic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.closed {
+		return fail("park", t.name, bus.ErrClosed)
+	}
+	stale := 0
+	for i := range ps {
+		l := s.lane(ps[i].Token)
+		if l == nil {
+			stale++
+			continue
+		}
+		if !ps[i].Token.Parked {
+			l.window.Done(ps[i].Position)
+		}
+		l.parked.put(&ps[i], ps[i].Lane, l.epoch)
+	}
+	if t.waiting > 0 {
+		t.room.Broadcast()
+	}
+	if stale > 0 {
+		return fail("park", t.name, fmt.Errorf("%d of %d: %w", stale, len(ps), bus.ErrStale))
+	}
+	return nil
+}
+
+// Fetch implements bus.ParkingSource.
+func (s *source) Fetch(_ context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
+	t := s.topic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.closed {
+		return 0, fail("fetch", t.name, bus.ErrClosed)
+	}
+	n := 0
+	for _, token := range tokens {
+		l := s.lane(token)
+		if l == nil {
+			continue
+		}
+		p, ok := l.parked.byPosition[token.Position]
+		if !ok {
+			continue
+		}
+		dst[n] = p.Delivery
+		dst[n].Message, dst[n].Token = p.Message.Clone(), token
+		n++
+	}
+	return n, nil
+}
+
+// Inject implements bus.Injector.
+func (d *driver) Inject(_ context.Context, topic, group string, ps []bus.Parking) error {
+	d.mu.Lock()
+	over := d.isOver
+	d.mu.Unlock()
+	if over {
+		return fail("inject", topic, bus.ErrClosed)
+	}
+	t := d.store.topic(topic)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := t.groups[group]
+	if g == nil {
+		return fail("inject", topic, fmt.Errorf("group %q: %w", group, bus.ErrNotFound))
+	}
+	for _, p := range ps {
+		id := p.Token.Lane
+		if !p.Token.Parked {
+			id = int32(t.laneOf(p.Message))
+		}
+		if id < 0 || id >= lanes {
+			continue
+		}
+		l := &g.lanes[id]
+		change := bus.Parked{Token: p.Token}
+		if p.Token.Parked {
+			if _, ok := l.parked.byPosition[p.Position]; !ok {
+				continue // gone
+			}
+		}
+		if p.Message == nil {
+			delete(l.parked.byPosition, p.Position)
+			change.Withdrawn = true
+		} else {
+			p.Topic = topic
+			l.parked.put(&p, id, l.epoch)
+			change = parkedOf(&p, l.epoch)
+		}
+		if l.owner != nil {
+			change.Epoch = l.epoch
+			tell(l.owner.observer, []bus.Parked{change})
+		}
+	}
+	return nil
+}
+
+// lane is the lane of a token, or nil if the token is stale.
+func (s *source) lane(t bus.Token) *groupLane {
+	if t.Lane < 0 || t.Lane >= lanes {
+		return nil
+	}
+	if l := &s.group.lanes[t.Lane]; l.owner == s && l.epoch == t.Epoch {
+		return l
+	}
+	return nil
+}
+
+// tell tells a router of parked messages, if it can handle them.
+func tell(o bus.LaneObserver, ps []bus.Parked) {
+	if po, ok := o.(bus.ParkingObserver); ok && len(ps) > 0 {
+		po.Parked(ps)
+	}
+}

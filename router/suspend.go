@@ -1,0 +1,71 @@
+package router
+
+import "time"
+
+// suspension is the time in which no handler is called, because one has said that what it needs is not available
+// ([bus.Unavailable]). When it is over, one call is let through, and the rest follow if that finds things in order.
+type suspension struct {
+	until time.Time // zero: there is none
+	probe *task     // the call that was let through, if it has not ended
+}
+
+// suspended says whether handlers are not called, but for a probe. Called with the lock held, as all of this file.
+func (c *consumer) suspended() bool { return !c.pausing.until.IsZero() }
+
+// probeDue says whether a call may be begun: any, or the probe.
+func (c *consumer) probeDue() bool {
+	return !c.suspended() || (c.pausing.probe == nil && !time.Now().Before(c.pausing.until))
+}
+
+// takeProbe gives w the probe, if it is due.
+func (c *consumer) takeProbe(w *worker) bool {
+	if !c.probeDue() {
+		return false
+	}
+	switch {
+	case c.takeUpTo(w, 1):
+		c.pausing.probe = w.tasks[0]
+	case c.takeBatch(w):
+		c.pausing.probe = w.many[0]
+	default:
+		c.pausing = suspension{} // nothing is there to probe with
+		return false
+	}
+	return true
+}
+
+// judgeProbe looks at what a call says about what handlers need.
+func (c *consumer) judgeProbe(t *task) {
+	probe := t == c.pausing.probe
+	if probe {
+		c.pausing.probe = nil
+	}
+	switch {
+	case t.unavailable > 0:
+		until := time.Now().Add(t.unavailable)
+		t.unavailable = 0
+		if until.After(c.pausing.until) {
+			c.pausing.until = until
+			c.wakeAt(until)
+		}
+	case probe && t.outcome != abandon:
+		c.pausing = suspension{}
+		c.room.Broadcast()
+		c.fetches.Broadcast()
+	case probe:
+		c.wakeAt(time.Now())
+	}
+}
+
+// endPause sees to the probe when the pause is over. If nothing is there to probe with, consuming goes on.
+func (c *consumer) endPause(now time.Time) {
+	switch {
+	case !c.suspended() || c.pausing.probe != nil:
+	case c.pausing.until.After(now):
+		c.wakeAt(c.pausing.until)
+	case c.takeable() == 0:
+		c.pausing = suspension{}
+		c.room.Broadcast()
+		c.fetches.Broadcast()
+	}
+}
