@@ -48,6 +48,9 @@ type Capabilities struct {
 	// Parking: messages can be put aside at the broker until they are due ([ParkingSource], [Injector]), which makes
 	// long delays durable.
 	Parking bool
+	// Serial: a lane may give its next message only when the one before is settled. Then no more handlers run than there
+	// are lanes, and a message that waits for its retry holds up its lane.
+	Serial bool
 	// MaxMessage is the largest [Message.Size] that is accepted, if the driver knows one; 0 otherwise.
 	MaxMessage int
 }

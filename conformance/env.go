@@ -19,6 +19,8 @@ type env struct {
 	open Open
 	tag  string // makes names unique
 
+	serial bool // what the driver says of itself
+
 	mu      sync.Mutex
 	status  Status
 	details []string
@@ -185,6 +187,7 @@ func (e *env) source(b *bus.Bus, sub bus.Subscription) (bus.Source, *lanes) {
 		sub.InFlight, sub.Bytes = 1000, 64<<20
 	}
 	o := &lanes{}
+	e.serial = e.capabilities(b).Serial
 	s, err := b.Driver().Subscribe(e.ctx, sub, o)
 	e.must(err, "subscribe")
 	e.cleanup = append(e.cleanup, func() {
@@ -197,7 +200,7 @@ func (e *env) source(b *bus.Bus, sub bus.Subscription) (bus.Source, *lanes) {
 	return s, o
 }
 
-// receive collects n deliveries.
+// receive collects n deliveries. Of a serial driver it settles those before the last.
 func (e *env) receive(s bus.Source, n int) []bus.Delivery {
 	var all []bus.Delivery
 	dst := make([]bus.Delivery, 64)
@@ -206,6 +209,11 @@ func (e *env) receive(s bus.Source, n int) []bus.Delivery {
 		all = append(all, dst[:got]...)
 		if err != nil {
 			e.fatalf("receive after %d of %d: %v", len(all), n, err)
+		}
+		for i := range got {
+			if e.serial && len(all) < n {
+				e.must(s.Settle(e.ctx, []bus.Token{dst[i].Token}), "settle")
+			}
 		}
 	}
 	return all

@@ -137,6 +137,9 @@ func lifecycleRestart(e *env) {
 // lifecycleBeyond: what was settled behind an unsettled message does not come again; the unsettled one does.
 func lifecycleBeyond(e *env) {
 	b := e.bus()
+	if e.capabilities(b).Serial {
+		e.lacking("a lane gives one message at a time")
+	}
 	topic, group := e.name("beyond"), e.name("g")
 	sub := bus.Subscription{Topic: topic, Group: group}
 	s, _ := e.source(b, sub)

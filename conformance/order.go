@@ -56,6 +56,9 @@ func orderWhileFailing(e *env) {
 // orderConcurrency: as many calls run at once as there are workers, however few lanes the topic has.
 func orderConcurrency(e *env) {
 	b := e.bus()
+	if e.capabilities(b).Serial {
+		e.lacking("a lane gives one message at a time")
+	}
 	topic := e.name("concurrency")
 	const workers = 100
 	l := e.ledger()
@@ -93,6 +96,9 @@ func orderConcurrency(e *env) {
 // orderSlowKey: while a key's handler hangs, every other key goes on, and its own followers wait.
 func orderSlowKey(e *env) {
 	b := e.bus()
+	if e.capabilities(b).Serial {
+		e.lacking("a lane gives one message at a time")
+	}
 	topic := e.name("slow")
 	l := e.ledger()
 	gate := make(chan struct{})

@@ -1,0 +1,173 @@
+package watermill
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Subscribers makes the subscriber of a group: with Watermill the group is a property of the subscriber (a consumer
+// group, a queue's name). It is called once for each subscription, which closes the subscriber when it ends. Where there
+// are no groups it may return the same subscriber for all: wrap it so that its Close does nothing, and close it by
+// [Config.Close].
+type Subscribers func(group string) (message.Subscriber, error)
+
+// Config says what a Watermill pub/sub is like. Its zero value claims nothing.
+type Config struct {
+	// Broker is the name in errors and reports. Defaults to "watermill".
+	Broker string
+	// Durable: messages and a group's position outlive the process.
+	Durable bool
+	// Replay: a group that comes late is given what was published before.
+	Replay bool
+	// Batch is how many messages one Publish call may have, because it publishes all of them or none. Defaults to 1: of
+	// the messages of one call Watermill does not tell which are published when it fails.
+	Batch int
+	// UUIDBytes is how long a UUID may be, for tables with a column of fixed length. A longer id is cut in the UUID, and
+	// whole in the metadata. Defaults to no limit.
+	UUIDBytes int
+	// MaxMessage is the largest message in bytes, if it is known.
+	MaxMessage int
+	// Reader makes a subscriber that is given everything that a topic has, in the order of its publishing, and disturbs
+	// no group. It makes poison queues readable; nil is for pub/subs that cannot do that.
+	Reader func() (message.Subscriber, error)
+	// Poison opens the poison stores, which may be those of another bus. Defaults to the topic "GROUP.poison" of the
+	// pub/sub itself: a log to which removals, too, are appended. Without a Reader entries can only be put.
+	Poison func(ctx context.Context, group string) (bus.PoisonStore, error)
+	// Close is called when the driver is closed, after the publisher and all subscribers: for what they share.
+	Close func() error
+}
+
+// Driver makes a driver of any Watermill publisher and the subscribers of its groups, which it then owns:
+//
+//	b := bus.New(watermill.Driver(pub, subscribers, watermill.Config{Durable: true}))
+//
+// What holds is what the pub/sub does, no more; docs/watermill.md has the conformance reports. A subscription is one lane,
+// and has one message at a time where the pub/sub keeps to Watermill's contract (some have one per partition). So
+// a message that waits for its retry holds up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack
+// is what settles; Watermill does not tell whether it reached the broker. Start, apart from [bus.Earliest], cannot be
+// chosen.
+func Driver(pub message.Publisher, subscribers Subscribers, c Config) bus.Driver {
+	c.Broker = cmp.Or(c.Broker, "watermill")
+	c.Batch = max(c.Batch, 1)
+	return &driver{pub: pub, subscribers: subscribers, config: c, sources: map[*source]struct{}{}}
+}
+
+type driver struct {
+	pub         message.Publisher
+	subscribers Subscribers
+	config      Config
+
+	publishing sync.WaitGroup
+
+	mu      sync.Mutex
+	sources map[*source]struct{}
+	over    bool
+	closing sync.Once
+	err     error
+}
+
+// ownerships numbers what this process owns. It begins at the time, so that another run's numbers are others.
+var ownerships atomic.Uint64
+
+func init() { ownerships.Store(uint64(time.Now().UnixNano())) }
+
+// Capabilities implements bus.Driver.
+func (d *driver) Capabilities() bus.Capabilities {
+	c := d.config
+	return bus.Capabilities{Broker: c.Broker, Durable: c.Durable, Replay: c.Replay, Serial: true, MaxMessage: c.MaxMessage}
+}
+
+func (d *driver) fail(op, topic string, err error) error {
+	return &bus.Error{Op: op, Broker: d.config.Broker, Topic: topic, Err: err, Definite: true, Retryable: bus.IsRetryable(err)}
+}
+
+// As finds the Watermill publisher, for [bus.As].
+func (d *driver) As(target any) bool {
+	p, ok := target.(*message.Publisher)
+	if ok {
+		*p = d.pub
+	}
+	return ok
+}
+
+// Subscribe implements bus.Driver.
+func (d *driver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	if s.Start != bus.Earliest {
+		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill does not say when a subscription begins", s.Start, bus.ErrUnsupported))
+	}
+	src := newSource(d, s.Topic, s.Group, o)
+	d.mu.Lock()
+	if d.over {
+		d.mu.Unlock()
+		return nil, d.fail("subscribe", s.Topic, bus.ErrClosed)
+	}
+	d.sources[src] = struct{}{}
+	d.mu.Unlock()
+	if err := src.subscribe(); err != nil {
+		d.forget(src)
+		return nil, d.fail("subscribe", s.Topic, err)
+	}
+	return src, nil
+}
+
+func (d *driver) forget(s *source) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.sources, s)
+}
+
+// Poison implements bus.Driver.
+func (d *driver) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	if d.config.Poison != nil {
+		return d.config.Poison(ctx, group)
+	}
+	return &poisonLog{driver: d, topic: group + ".poison"}, nil
+}
+
+// Close implements bus.Driver.
+func (d *driver) Close(ctx context.Context) error {
+	d.mu.Lock()
+	d.over = true
+	open := make([]*source, 0, len(d.sources))
+	for s := range d.sources {
+		open = append(open, s)
+	}
+	d.mu.Unlock()
+	d.closing.Do(func() {
+		var errs []error
+		for _, s := range open {
+			errs = append(errs, s.Close(ctx))
+		}
+		errs = append(errs, within(ctx, func() error {
+			d.publishing.Wait() // a publisher that is closed meanwhile would drop what it was given
+			err := d.pub.Close()
+			if d.config.Close != nil {
+				err = errors.Join(err, d.config.Close())
+			}
+			return err
+		}))
+		d.err = errors.Join(errs...)
+	})
+	return d.err
+}
+
+// within runs f, which takes no context, and waits for it within ctx. f goes on if ctx ends.
+func within(ctx context.Context, f func() error) error {
+	over := make(chan error, 1)
+	go func() { over <- f() }()
+	select {
+	case err := <-over:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,197 @@
+package watermill
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// poisonLog is a poison store on a topic, to which Watermill can only append: entries, removals, and a mark by each
+// List, which reads from the beginning to its own mark. All have one key, so that they stay in order.
+type poisonLog struct {
+	driver *driver
+	topic  string
+}
+
+// poisonRecord is one message of the log: one of its fields is set.
+type poisonRecord struct {
+	Put    *poisonedEntry `json:"put,omitempty"`
+	Remove []string       `json:"remove,omitempty"`
+	Mark   string         `json:"mark,omitempty"`
+}
+
+// poisonedEntry is a bus.PoisonEntry in JSON, with all texts that may be no UTF-8 as bytes.
+type poisonedEntry struct {
+	ID       string        `json:"id"`
+	Topic    string        `json:"topic"`
+	Group    string        `json:"group"`
+	Handler  string        `json:"handler,omitempty"`
+	Lane     int32         `json:"lane"`
+	Position int64         `json:"position"`
+	Failure  bus.Failure   `json:"failure"`
+	Host     string        `json:"host"`
+	Time     time.Time     `json:"time"`
+	Message  storedMessage `json:"message"`
+}
+
+type storedMessage struct {
+	ID          string        `json:"id"`
+	Key         []byte        `json:"key,omitempty"`
+	Type        string        `json:"type,omitempty"`
+	Source      string        `json:"source,omitempty"`
+	Subject     string        `json:"subject,omitempty"`
+	Time        time.Time     `json:"time"`
+	ContentType string        `json:"contentType,omitempty"`
+	Headers     []exactHeader `json:"headers,omitempty"`
+	Payload     []byte        `json:"payload"` // null is a tombstone
+}
+
+func storeEntry(p bus.PoisonEntry) *poisonedEntry {
+	m := p.Message
+	e := &poisonedEntry{
+		ID: p.ID, Topic: p.Topic, Group: p.Group, Handler: p.Handler, Lane: p.Lane, Position: p.Position, Failure: p.Failure, Host: p.Host, Time: p.Time,
+		Message: storedMessage{
+			ID: m.ID, Key: []byte(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time, ContentType: m.ContentType, Payload: m.Payload,
+		},
+	}
+	for _, h := range m.Headers {
+		e.Message.Headers = append(e.Message.Headers, exactHeader{h.Name, []byte(h.Value)})
+	}
+	return e
+}
+
+func (e *poisonedEntry) entry() bus.PoisonEntry {
+	s := e.Message
+	m := &bus.Message{
+		ID: s.ID, Key: string(s.Key), Type: s.Type, Source: s.Source, Subject: s.Subject, Time: s.Time, ContentType: s.ContentType, Payload: s.Payload,
+	}
+	for _, h := range s.Headers {
+		m.Headers.Add(h.Name, string(h.Value))
+	}
+	return bus.PoisonEntry{
+		ID: e.ID, Message: m, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Failure: e.Failure, Host: e.Host, Time: e.Time,
+	}
+}
+
+func (l *poisonLog) append(ctx context.Context, records ...poisonRecord) error {
+	msgs := make([]*bus.Message, len(records))
+	for i, r := range records {
+		data, err := json.Marshal(r)
+		if err != nil {
+			return fmt.Errorf("poison store: %w", err)
+		}
+		msgs[i] = &bus.Message{
+			ID: bus.NewID(), Key: l.topic, Type: "millrace.poison", Source: "/" + l.driver.config.Broker, Time: time.Now(), ContentType: "application/json", Payload: data,
+		}
+	}
+	return l.driver.Publish(ctx, l.topic, msgs)
+}
+
+// Put implements bus.PoisonStore.
+func (l *poisonLog) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	records := make([]poisonRecord, len(entries))
+	for i, p := range entries {
+		records[i].Put = storeEntry(p)
+	}
+	return l.append(ctx, records...)
+}
+
+// Remove implements bus.PoisonStore.
+func (l *poisonLog) Remove(ctx context.Context, ids ...string) error {
+	if l.driver.config.Reader == nil {
+		return l.unreadable("remove from the poison queue")
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return l.append(ctx, poisonRecord{Remove: ids})
+}
+
+// List implements bus.PoisonStore.
+func (l *poisonLog) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+	return func(yield func(bus.PoisonEntry, error) bool) {
+		entries, err := l.read(ctx)
+		if err != nil {
+			yield(bus.PoisonEntry{}, err)
+			return
+		}
+		for _, e := range entries {
+			if !yield(e.entry(), nil) {
+				return
+			}
+		}
+	}
+}
+
+func (l *poisonLog) unreadable(op string) error {
+	return l.driver.fail(op, l.topic, fmt.Errorf("%w: this pub/sub cannot be read without consuming; the entries are the messages of the topic", bus.ErrUnsupported))
+}
+
+func (l *poisonLog) read(ctx context.Context) (entries []*poisonedEntry, err error) {
+	if l.driver.config.Reader == nil {
+		return nil, l.unreadable("list the poison queue")
+	}
+	mark := bus.NewID()
+	if err := l.append(ctx, poisonRecord{Mark: mark}); err != nil {
+		return nil, err
+	}
+	sub, err := l.driver.config.Reader()
+	if err != nil {
+		return nil, l.driver.fail("list the poison queue", l.topic, err)
+	}
+	defer func() { err = errors.Join(err, sub.Close()) }()
+	messages, err := sub.Subscribe(ctx, l.topic)
+	if err != nil {
+		return nil, l.driver.fail("list the poison queue", l.topic, err)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, l.driver.fail("list the poison queue", l.topic, ctx.Err())
+		case w, ok := <-messages:
+			if !ok {
+				return nil, l.driver.fail("list the poison queue", l.topic, errors.New("the subscription ended"))
+			}
+			r, err := readRecord(w)
+			if err != nil {
+				return nil, l.driver.fail("list the poison queue", l.topic, err)
+			}
+			w.Ack()
+			if r.Mark == mark {
+				return entries, nil
+			}
+			entries = r.apply(entries)
+		}
+	}
+}
+
+func readRecord(w *message.Message) (r poisonRecord, err error) {
+	if err := json.Unmarshal(w.Payload, &r); err != nil {
+		return r, fmt.Errorf("message %s: %w", w.UUID, err)
+	}
+	return r, nil
+}
+
+// apply is what the entries are after r.
+func (r poisonRecord) apply(entries []*poisonedEntry) []*poisonedEntry {
+	gone := r.Remove
+	if r.Put != nil {
+		gone = []string{r.Put.ID}
+	}
+	entries = slices.DeleteFunc(entries, func(e *poisonedEntry) bool { return slices.Contains(gone, e.ID) })
+	if r.Put != nil {
+		entries = append(entries, r.Put)
+	}
+	return entries
+}
