@@ -265,7 +265,10 @@ func TestRepliesNobodyAskedFor(t *testing.T) {
 			t.Fatal(err)
 		}
 		var poisoned []string
-		for e := range store.List(t.Context()) {
+		for e, err := range store.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			poisoned = append(poisoned, e.Message.ID)
 		}
 		slices.Sort(poisoned)
