@@ -22,6 +22,7 @@ type Bus struct {
 	broker  string
 	limit   int
 	options options
+	inbox   inbox
 
 	closing   sync.Once
 	closed    chan struct{}
@@ -148,13 +149,14 @@ func (b *Bus) Close() error {
 	return b.Shutdown(ctx)
 }
 
-// Shutdown waits within ctx for publishes under way, then closes the driver. Close the routers first: a handler
+// Shutdown ends requests under way, waits within ctx for publishes under way, then closes the driver. Close the routers first: a handler
 // that still runs cannot settle any more. It is idempotent: each call waits for the one close and returns its error.
 func (b *Bus) Shutdown(ctx context.Context) error {
 	b.closing.Do(func() {
 		close(b.closed)
 		go func() {
 			defer close(b.closeDone)
+			b.inbox.close(ctx)
 			b.closeErr = b.driver.Close(ctx)
 		}()
 	})

@@ -22,10 +22,10 @@ type Handling struct {
 
 	outer *Handling // of an inner handling
 
-	mu        sync.Mutex
-	out       []emitted
-	onSuccess []func(context.Context) error
-	done      bool
+	mu      sync.Mutex
+	out     []emitted
+	endings []ending
+	done    bool
 }
 
 type emitted struct {
@@ -156,34 +156,15 @@ func (h *Handling) emit(topic string, msgs ...*Message) error {
 	return nil
 }
 
-// OnSuccess has f called when the handler has succeeded and what it emitted is published, before the message is
-// settled: the place to remember that it was handled. Calls go in the order of registration. If f fails, the message
-// counts as failed, although its outputs are published. In a batch handler f is called when the outputs of the messages
-// that succeeded are published, and its failure is theirs.
-//
-// It is an error outside of a handler, and after the handler has returned.
-func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
-	h := handlingFrom(ctx)
-	if h == nil {
-		return errors.New("on success: this context is not a handler's")
-	}
-	for h.outer != nil {
-		h = h.outer
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
-		return errors.New("on success: the handler has returned already")
-	}
-	h.onSuccess = append(h.onSuccess, f)
-	return nil
+// Flush publishes what was emitted, one call for each run of messages to one topic, then calls what [OnSuccess] and
+// [OnEnd] were given, and ends the call: no Emit succeeds after it. In a batch, failed names the messages whose outputs
+// are dropped; it may be nil.
+func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error {
+	out, endings := h.end()
+	return conclude(ctx, endings, h.publish(ctx, out, failed), failed)
 }
 
-// Flush publishes what was emitted, one call for each run of messages to one topic, then calls what [OnSuccess] was
-// given, and ends the call: no Emit succeeds after it. In a batch, failed names the messages whose outputs are dropped;
-// it may be nil.
-func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error {
-	out, onSuccess := h.end()
+func (h *Handling) publish(ctx context.Context, out []emitted, failed func(id string) bool) error {
 	for len(out) > 0 {
 		topic := out[0].topic
 		n := 0
@@ -199,23 +180,22 @@ func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error
 			return fmt.Errorf("emit: %w", err)
 		}
 	}
-	for _, f := range onSuccess {
-		if err := f(ctx); err != nil {
-			return fmt.Errorf("after success: %w", err)
-		}
-	}
 	return nil
 }
 
 // Discard ends the call without publishing: what was emitted is dropped.
-func (h *Handling) Discard() { h.end() }
+func (h *Handling) Discard() {
+	if _, endings := h.end(); len(endings) > 0 {
+		_ = conclude(h.Context, endings, errDiscarded, nil)
+	}
+}
 
-func (h *Handling) end() ([]emitted, []func(context.Context) error) {
+func (h *Handling) end() ([]emitted, []ending) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out, onSuccess := h.out, h.onSuccess
-	h.out, h.onSuccess, h.done = nil, nil, true
-	return out, onSuccess
+	out, endings := h.out, h.endings
+	h.out, h.endings, h.done = nil, nil, true
+	return out, endings
 }
 
 // noEmitter is the emitter outside of a handler.

@@ -16,6 +16,7 @@ type options struct {
 	logger         *slog.Logger
 	closeTimeout   time.Duration
 	connectTimeout time.Duration
+	inbox          string
 }
 
 func newOptions(opts []Option) options {
@@ -49,3 +50,7 @@ func WithCloseTimeout(d time.Duration) Option { return func(o *options) { o.clos
 
 // WithConnectTimeout bounds Open. Defaults to 15 s.
 func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.connectTimeout = d } }
+
+// WithInbox names the topic, and the group on it, that this bus gets replies to its requests by ([Request]). No other
+// bus that is open may have the same. Defaults to a new name for each bus: "replies-" and an id.
+func WithInbox(name string) Option { return func(o *options) { o.inbox = name } }

@@ -65,7 +65,8 @@ const (
 )
 
 // WithCause says which message led to this one: its id becomes the causation id, and its correlation id, or else
-// its id, the correlation id. In a batch handler, Emit needs it.
+// its id, the correlation id. Its trace context goes along too, unless the message has one. In a batch handler, Emit
+// needs it.
 func WithCause(cause *Message) PublishOption {
 	return func(m *Message) {
 		m.Headers.Set(HeaderCausationID, cause.ID)
@@ -74,8 +75,16 @@ func WithCause(cause *Message) PublishOption {
 			correlation = cause.ID
 		}
 		m.Headers.Set(HeaderCorrelationID, correlation)
+		for _, name := range TraceHeaders {
+			if v := cause.Headers.Get(name); v != "" && !m.Headers.has(name) {
+				m.Headers.Add(name, v)
+			}
+		}
 	}
 }
+
+// TraceHeaders are the headers of the W3C trace context and baggage. They travel under their own names.
+var TraceHeaders = [...]string{"traceparent", "tracestate", "baggage"}
 
 // PublishAll publishes many events in one call. The error is a *PublishError, index-aligned with events.
 func PublishAll[T any](ctx context.Context, p Publisher, topic string, events []T, opts ...PublishOption) error {

@@ -30,7 +30,7 @@ func chain(m *bus.Message) []bus.Header {
 	headers := append(make([]bus.Header, 0, 5),
 		bus.Header{Name: bus.HeaderCorrelationID, Value: correlation},
 		bus.Header{Name: bus.HeaderCausationID, Value: m.ID})
-	for _, name := range []string{"traceparent", "tracestate", "baggage"} {
+	for _, name := range bus.TraceHeaders {
 		if v := m.Headers.Get(name); v != "" {
 			headers = append(headers, bus.Header{Name: name, Value: v})
 		}

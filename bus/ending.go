@@ -1,0 +1,125 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ending is called when a handler's call has ended: with nil when its outputs are published, and then failed, if it is
+// not nil, names the messages of a batch that failed; with the reason otherwise.
+type ending func(ctx context.Context, err error, failed func(id string) bool) error
+
+var errDiscarded = errors.New("the handler failed")
+
+// OnSuccess has f called when the handler has succeeded and what it emitted is published, before the message is
+// settled: the place to remember that it was handled. Calls go in the order of registration. If f fails, the message
+// counts as failed, although its outputs are published. In a batch handler f is called when the outputs of the messages
+// that succeeded are published, and its failure is theirs.
+//
+// Under [NewDirectHandling], which has no end, f is called at once. It is an error outside of a handler, and after the
+// handler has returned.
+func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
+	return onEnding(ctx, func(ctx context.Context, err error, _ func(string) bool) error {
+		if err != nil {
+			return nil //nolint:nilerr // the failure is known, and f is not meant for it
+		}
+		return f(ctx)
+	})
+}
+
+// OnEnd is OnSuccess for middleware that has to know the end of every call: f is called after a failure as well.
+// succeeded tells whether a message of the call was handled, with all its middleware, and its outputs are published.
+// f's error counts only if something has succeeded.
+func OnEnd(ctx context.Context, f func(ctx context.Context, succeeded func(*Message) bool) error) error {
+	return onEnding(ctx, func(ctx context.Context, err error, failed func(string) bool) error {
+		return f(ctx, func(m *Message) bool { return err == nil && (failed == nil || !failed(m.ID)) })
+	})
+}
+
+func onEnding(ctx context.Context, f ending) error {
+	h := handlingFrom(ctx)
+	if h == nil {
+		return errors.New("on success: this context is not a handler's")
+	}
+	for h.outer != nil {
+		h = h.outer
+	}
+	if h.direct {
+		return f(ctx, nil, nil)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return errors.New("on success: the handler has returned already")
+	}
+	h.endings = append(h.endings, f)
+	return nil
+}
+
+// conclude tells everybody how the call has ended. The first error is the call's.
+func conclude(ctx context.Context, endings []ending, err error, failed func(id string) bool) error {
+	for _, f := range endings {
+		if e := f(ctx, err, failed); e != nil && err == nil {
+			err = fmt.Errorf("after success: %w", e)
+		}
+	}
+	return err
+}
+
+// Savepoint is for middleware that calls a handler again, or makes something else of its failure: rollback takes back
+// what was emitted, and what [OnSuccess] and [OnEnd] were given, since Savepoint was called. In a batch it takes back
+// only what was emitted because of these messages. Outside of a handler, and under [NewDirectHandling], it does nothing.
+func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
+	h := handlingFrom(ctx)
+	if h == nil {
+		return func(...*Message) {}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out, endings := len(h.out), len(h.endings)
+	return func(of ...*Message) {
+		if h.batch {
+			h.takeBackOf(out, of)
+			return
+		}
+		_ = conclude(h.Context, h.takeBack(out, endings), errDiscarded, nil)
+	}
+}
+
+func (h *Handling) takeBack(out, endings int) []ending {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return nil
+	}
+	dropped := append([]ending(nil), h.endings[endings:]...)
+	clear(h.out[out:])
+	h.out, h.endings = h.out[:out], h.endings[:endings]
+	return dropped
+}
+
+func (h *Handling) takeBackOf(out int, of []*Message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return
+	}
+	kept := h.out[:out]
+	for _, e := range h.out[out:] {
+		if !isOf(e.cause, of) {
+			kept = append(kept, e)
+		}
+	}
+	clear(h.out[len(kept):])
+	h.out = kept
+}
+
+func isOf(cause string, of []*Message) bool {
+	for _, m := range of {
+		if m.ID == cause {
+			return true
+		}
+	}
+	return false
+}

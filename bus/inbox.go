@@ -1,0 +1,214 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// inbox is where a bus gets replies: one topic and one group, subscribed to on first use. The zero value is ready.
+type inbox struct {
+	mu      sync.Mutex
+	opening *opening
+	waiting map[string]chan<- *Message // by the request's id
+	closed  bool
+
+	late atomic.Uint64
+}
+
+// opening is one try to subscribe, shared by all that need the inbox meanwhile. If it fails, the next request makes
+// another.
+type opening struct {
+	name   string
+	cancel context.CancelFunc
+	ready  chan struct{} // closed when source or err is set
+	source Source
+	err    error
+	over   chan struct{} // closed when nothing runs any more
+}
+
+// The inbox's bounds: replies are handed on at once, so these only size the driver's read-ahead.
+const (
+	inboxInFlight = 1024
+	inboxBytes    = 16 << 20
+)
+
+// open returns the topic for replies once the inbox is subscribed to. The subscribing does not end with the ctx of the
+// caller who happened to be first.
+func (in *inbox) open(ctx context.Context, b *Bus) (topic string, err error) {
+	in.mu.Lock()
+	if in.closed {
+		in.mu.Unlock()
+		return "", ErrClosed
+	}
+	o := in.opening
+	if o == nil {
+		o = &opening{name: b.options.inbox, ready: make(chan struct{}), over: make(chan struct{})}
+		if o.name == "" {
+			o.name = "replies-" + NewID()
+		}
+		var running context.Context
+		running, o.cancel = context.WithCancel(context.Background())
+		in.opening = o
+		go in.run(running, o, b)
+	}
+	in.mu.Unlock()
+	select {
+	case <-o.ready:
+		return o.name, o.err
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+// run subscribes, and hands replies on until the inbox is closed.
+func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
+	defer close(o.over)
+	if o.source, o.err = subscribeInbox(ctx, o.name, b); o.err != nil {
+		in.mu.Lock()
+		in.opening = nil
+		if in.closed {
+			o.err = ErrClosed
+		}
+		in.mu.Unlock()
+		o.cancel()
+		close(o.ready)
+		return
+	}
+	close(o.ready)
+	batch := make([]Delivery, 256)
+	var tokens []Token
+	for pause := (pause{}); ; {
+		n, err := o.source.Receive(ctx, batch, inboxBytes)
+		if n > 0 {
+			tokens = tokens[:0]
+			for i := range batch[:n] {
+				in.deliver(batch[i].Message)
+				tokens = append(tokens, batch[i].Token)
+			}
+			clear(batch[:n])
+			settleReplies(ctx, o.source, tokens, b)
+		}
+		switch {
+		case err == nil:
+			pause.reset()
+		case ctx.Err() != nil || errors.Is(err, ErrClosed):
+			return
+		default:
+			b.options.logger.Warn("receiving replies failed; trying again", "topic", o.name, "err", err)
+			pause.wait(ctx)
+		}
+	}
+}
+
+func subscribeInbox(ctx context.Context, name string, b *Bus) (Source, error) {
+	if err := CheckName("inbox", name); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, DefaultRequestTimeout)
+	defer cancel()
+	// From the beginning: replies can come before a broker has given this member its lanes.
+	s := Subscription{Topic: name, Group: name, Start: Earliest, InFlight: inboxInFlight, Bytes: inboxBytes}
+	for pause := (pause{}); ; {
+		source, err := b.driver.Subscribe(ctx, s, noLanes{})
+		if err == nil {
+			return source, nil
+		}
+		if ctx.Err() != nil || !IsRetryable(err) {
+			return nil, err
+		}
+		pause.wait(ctx)
+	}
+}
+
+// settleReplies settles, however often it takes: what is not settled would fill the driver's bounds.
+func settleReplies(ctx context.Context, s Source, tokens []Token, b *Bus) {
+	for pause := (pause{}); ; {
+		err := s.Settle(ctx, tokens)
+		if err == nil || errors.Is(err, ErrStale) || errors.Is(err, ErrClosed) || ctx.Err() != nil {
+			return
+		}
+		b.options.logger.Warn("settling replies failed; trying again", "err", err)
+		pause.wait(ctx)
+	}
+}
+
+// expect registers a request, before it is published.
+func (in *inbox) expect(id string) (<-chan *Message, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if _, ok := in.waiting[id]; ok {
+		return nil, fmt.Errorf("%w: ID is %q: a request with this id is under way", ErrInvalid, id)
+	}
+	if in.waiting == nil {
+		in.waiting = map[string]chan<- *Message{}
+	}
+	reply := make(chan *Message, 1) // so that nobody waits for a caller who leaves
+	in.waiting[id] = reply
+	return reply, nil
+}
+
+func (in *inbox) forget(id string) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.waiting, id)
+}
+
+func (in *inbox) deliver(m *Message) {
+	id := m.Headers.Get(HeaderCausationID)
+	in.mu.Lock()
+	reply := in.waiting[id]
+	delete(in.waiting, id)
+	in.mu.Unlock()
+	if reply == nil {
+		in.late.Add(1)
+		return
+	}
+	reply <- m
+}
+
+// close leaves the inbox, within ctx.
+func (in *inbox) close(ctx context.Context) {
+	in.mu.Lock()
+	in.closed = true
+	o := in.opening
+	in.mu.Unlock()
+	if o == nil {
+		return
+	}
+	o.cancel()
+	select {
+	case <-o.over:
+	case <-ctx.Done():
+		return // the driver's Close ends what is left
+	}
+	if o.source != nil {
+		_ = o.source.Close(ctx) // what was not settled is of no use to anybody
+	}
+}
+
+// noLanes is the observer of a source whose messages are done with as soon as they are received.
+type noLanes struct{}
+
+func (noLanes) Assigned([]Lane)                  {}
+func (noLanes) Revoking(context.Context, []Lane) {}
+func (noLanes) Lost([]Lane, error)               {}
+
+// pause is a jittered back-off from 50 ms to 5 s.
+type pause struct{ next time.Duration }
+
+func (p *pause) reset() { p.next = 0 }
+
+func (p *pause) wait(ctx context.Context) {
+	p.next = min(max(2*p.next, 50*time.Millisecond), 5*time.Second)
+	t := time.NewTimer(p.next/2 + rand.N(p.next/2))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

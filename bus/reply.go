@@ -1,0 +1,83 @@
+package bus
+
+import (
+	"context"
+	"errors"
+)
+
+// Reply makes a handler that answers requests ([Request]): the result of h is emitted to the topic that the request
+// names, and so is published with h's success. A request that nobody expects an answer to is handled, and its result is
+// dropped.
+//
+// An error that no retry can help (one marked by [Permanent] or [Ignore], a [*ReplyError], a request that cannot be
+// decoded) is the answer: the caller gets its text, what h emitted is dropped, and the request is settled, not poisoned.
+// Other errors are retried by the router's policy while the caller waits; if that gives up, the caller gets no answer.
+//
+// A request may come twice, as every message; so may its answer, of which the second is dropped.
+func Reply[Req, Resp any](h func(ctx context.Context, req Req) (Resp, error)) Handler {
+	return replier[Req, Resp]{h}
+}
+
+type replier[Req, Resp any] struct {
+	h func(context.Context, Req) (Resp, error)
+}
+
+// EventTypes implements EventTyper.
+func (r replier[Req, Resp]) EventTypes() []string { return typesOf[Req]() }
+
+// Handle implements Handler.
+func (r replier[Req, Resp]) Handle(ctx context.Context, m *Message) error {
+	to := m.Headers.Get(HeaderReplyTo)
+	rollback := Savepoint(ctx)
+	resp, err := r.answer(ctx, m)
+	if err == nil {
+		if to == "" {
+			return nil
+		}
+		return emitReply(ctx, to, resp, m)
+	}
+	refusal := refusalOf(err)
+	if to == "" || refusal == nil {
+		return err
+	}
+	rollback()
+	return emitReply(ctx, to, &Message{
+		ContentType: "text/plain",
+		Payload:     []byte(refusal.Text),
+		Headers:     Headers{{Name: HeaderReplyError, Value: refusal.Code}},
+	}, m)
+}
+
+func (r replier[Req, Resp]) answer(ctx context.Context, m *Message) (resp Resp, err error) {
+	var req Req
+	if err := decodeFor(ctx, m, &req); err != nil {
+		return resp, err
+	}
+	return r.h(ctx, req)
+}
+
+// emitReply emits to an address that somebody else chose: if it is none, no retry makes it one.
+func emitReply(ctx context.Context, to string, event any, request *Message) error {
+	if err := CheckName("reply topic", to); err != nil {
+		return Permanent(err)
+	}
+	return Emit(ctx, to, event, WithCause(request))
+}
+
+// refusalOf is what the caller is told about an error that no retry can help; nil for others.
+func refusalOf(err error) *ReplyError {
+	if r, ok := errors.AsType[*ReplyError](err); ok {
+		code := r.Code
+		if code == "" {
+			code = "failed"
+		}
+		return &ReplyError{Code: code, Text: r.Text}
+	}
+	if errors.Is(err, ErrUndecodable) {
+		return &ReplyError{Code: "undecodable", Text: err.Error()}
+	}
+	if IsPermanent(err) || IsIgnored(err) {
+		return &ReplyError{Code: "failed", Text: err.Error()}
+	}
+	return nil
+}

@@ -1,0 +1,311 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/router"
+)
+
+type (
+	QuoteRequest struct{ SKU string }
+	Quote        struct{ Cents int }
+)
+
+// answering is a bus with a router that answers requests for quotes.
+func answering(t *testing.T, h func(context.Context, QuoteRequest) (Quote, error), opts ...router.Option) *bus.Bus {
+	b := bustest.New(t)
+	r := router.New(b, "pricing", router.Policy{Retry: router.Schedule{time.Second}})
+	r.Handle("quotes", bus.Reply(h), opts...)
+	bustest.Run(t, r)
+	return b
+}
+
+func TestRequestsGetTheirOwnReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := answering(t, func(_ context.Context, q QuoteRequest) (Quote, error) { return Quote{len(q.SKU)}, nil })
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				q, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{strings.Repeat("x", i)})
+				if err != nil || q.Cents != i {
+					t.Errorf("%v, %v, want %d", q, err, i)
+				}
+			})
+		}
+		wg.Wait()
+		if n := b.LateReplies(); n != 0 {
+			t.Errorf("%d late replies", n)
+		}
+	})
+}
+
+func TestRefusalsAreReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries := 0
+		b := answering(t, func(ctx context.Context, q QuoteRequest) (Quote, error) {
+			if err := bus.Emit(ctx, "outputs", q); err != nil {
+				return Quote{}, err
+			}
+			tries++
+			switch q.SKU {
+			case "":
+				return Quote{}, bus.Permanent(errors.New("no SKU"))
+			case "gone":
+				return Quote{}, fmt.Errorf("look up: %w", &bus.ReplyError{Code: "no_such_sku", Text: "it was sold out in May"})
+			case "void":
+				return Quote{}, bus.Ignore(&bus.ReplyError{Text: "never mind"})
+			case "slow":
+				if tries < 2 {
+					return Quote{}, errors.New("database away")
+				}
+			}
+			return Quote{7}, nil
+		})
+		for _, tc := range []struct {
+			event any
+			want  bus.ReplyError
+			tries int
+		}{
+			{QuoteRequest{}, bus.ReplyError{Code: "failed", Text: "no SKU"}, 1},
+			{QuoteRequest{"gone"}, bus.ReplyError{Code: "no_such_sku", Text: "it was sold out in May"}, 1},
+			{QuoteRequest{"void"}, bus.ReplyError{Code: "failed", Text: "never mind"}, 1},
+			{QuoteRequest{"slow"}, bus.ReplyError{}, 2},
+			{bus.Message{Type: "QuoteRequest", Payload: []byte("{")}, bus.ReplyError{Code: "undecodable"}, 0},
+		} {
+			tries = 0
+			q, err := bus.Request[Quote](t.Context(), b, "quotes", tc.event)
+			if tc.want.Code == "" {
+				if err != nil || q.Cents != 7 {
+					t.Errorf("%v: %v, %v", tc.event, q, err)
+				}
+			} else if re, ok := errors.AsType[*bus.ReplyError](err); !ok || re.Code != tc.want.Code || tc.want.Text != "" && re.Text != tc.want.Text {
+				t.Errorf("%v: %v", tc.event, err)
+			}
+			if tries != tc.tries {
+				t.Errorf("%v: %d tries, want %d", tc.event, tries, tc.tries)
+			}
+		}
+		if got := bustest.Published[QuoteRequest](t, b, "outputs"); !slices.Equal(got, []QuoteRequest{{"slow"}}) {
+			t.Errorf("outputs of refusals got out: %v", got)
+		}
+		store, err := b.Driver().Poison(t.Context(), "pricing")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for e, err := range store.List(t.Context()) {
+			t.Errorf("a refused request was poisoned: %v %v", e, err)
+		}
+	})
+}
+
+func TestCallerWhoLeavesLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		b := answering(t, func(context.Context, QuoteRequest) (Quote, error) {
+			<-answer
+			return Quote{1}, nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan error)
+		go func() {
+			_, err := bus.Request[Quote](ctx, b, "quotes", QuoteRequest{"a"}, bus.WithID("same"))
+			left <- err
+		}()
+		synctest.Wait()
+		if _, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{"b"}, bus.WithID("same")); !errors.Is(err, bus.ErrInvalid) {
+			t.Errorf("a second request with the same id: %v", err)
+		}
+		cancel()
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		start := time.Now()
+		if _, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{"c"}); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != bus.DefaultRequestTimeout {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		close(answer)
+		synctest.Wait()
+		if n := b.LateReplies(); n != 2 {
+			t.Errorf("%d late replies, want 2", n)
+		}
+		if _, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{"d"}, bus.WithID("same")); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRequestsEndWithTheBus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := bustest.New(t)
+		over := make(chan error)
+		go func() {
+			_, err := bus.Request[Quote](t.Context(), b, "nobody", QuoteRequest{})
+			over <- err
+		}()
+		synctest.Wait()
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-over; !errors.Is(err, bus.ErrClosed) {
+			t.Error(err)
+		}
+		if _, err := bus.Request[Quote](t.Context(), b, "nobody", QuoteRequest{}); !errors.Is(err, bus.ErrClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+// slowToSubscribe subscribes when it is told to.
+type slowToSubscribe struct {
+	bus.Driver
+	fail chan error
+}
+
+func (d *slowToSubscribe) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	select {
+	case err := <-d.fail:
+		if err != nil {
+			return nil, err
+		}
+		return d.Driver.Subscribe(ctx, s, o)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &slowToSubscribe{bustest.New(t).Driver(), make(chan error)}
+		b := bus.New(d, bus.WithInbox("web-1"))
+		ask := func(ctx context.Context) chan error {
+			over := make(chan error, 1)
+			go func() {
+				_, err := bus.Request[Quote](ctx, b, "quotes", QuoteRequest{})
+				over <- err
+			}()
+			synctest.Wait()
+			return over
+		}
+		impatient, cancel := context.WithCancel(t.Context())
+		first, second := ask(impatient), ask(t.Context())
+		cancel()
+		if err := <-first; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		d.fail <- bus.ErrUnsupported
+		if err := <-second; !errors.Is(err, bus.ErrUnsupported) || !strings.Contains(err.Error(), "inbox") {
+			t.Error(err)
+		}
+		third := ask(t.Context())
+		d.fail <- errors.New("not now") // is tried again
+		synctest.Wait()
+		d.fail <- nil
+		synctest.Wait()
+		r := router.New(b, "pricing")
+		r.Handle("quotes", bus.Reply(func(ctx context.Context, _ QuoteRequest) (Quote, error) {
+			if to := bus.DeliveryFrom(ctx).Headers.Get(bus.HeaderReplyTo); to != "web-1" {
+				t.Errorf("reply to %q", to)
+			}
+			return Quote{}, nil
+		}))
+		go func() { d.fail <- nil }()
+		bustest.Run(t, r)
+		if err := <-third; err != nil {
+			t.Error(err)
+		}
+		fourth := bus.New(d, bus.WithInbox("a b"))
+		if _, err := bus.Request[Quote](t.Context(), fourth, "quotes", QuoteRequest{}); !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), `"a b"`) {
+			t.Error(err)
+		}
+		fifth := bus.New(&slowToSubscribe{bustest.New(t).Driver(), make(chan error)})
+		opening := make(chan error)
+		go func() {
+			_, err := bus.Request[Quote](t.Context(), fifth, "quotes", QuoteRequest{})
+			opening <- err
+		}()
+		synctest.Wait()
+		go fifth.Close()
+		if err := <-opening; !errors.Is(err, bus.ErrClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRepliesNobodyAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := answering(t, func(ctx context.Context, q QuoteRequest) (Quote, error) {
+			if q.SKU == "" {
+				return Quote{}, bus.Permanent(errors.New("no SKU"))
+			}
+			return Quote{}, nil
+		}, router.Name("h"))
+		for _, m := range []*bus.Message{ // published as ordinary messages
+			{ID: "fine", Type: "QuoteRequest", Payload: []byte(`{"SKU":"a"}`)},
+			{ID: "refused", Type: "QuoteRequest", Payload: []byte(`{}`)},
+			{ID: "bad address", Type: "QuoteRequest", Payload: []byte(`{"SKU":"a"}`), Headers: bus.Headers{{Name: bus.HeaderReplyTo, Value: "no/topic"}}},
+		} {
+			if err := b.PublishMessages(t.Context(), "quotes", m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		store, err := b.Driver().Poison(t.Context(), "pricing")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var poisoned []string
+		for e, err := range store.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			poisoned = append(poisoned, e.Message.ID)
+		}
+		slices.Sort(poisoned)
+		if !slices.Equal(poisoned, []string{"bad address", "refused"}) {
+			t.Errorf("poisoned %v", poisoned)
+		}
+	})
+}
+
+func ExampleRequest() {
+	ctx, stop := context.WithCancel(context.Background())
+	b, err := bus.Open(ctx, "memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	r := router.New(b, "pricing")
+	r.Handle("quotes", bus.Reply(func(_ context.Context, q QuoteRequest) (Quote, error) {
+		if q.SKU == "" {
+			return Quote{}, &bus.ReplyError{Code: "no_sku", Text: "a quote is for something"}
+		}
+		return Quote{Cents: 1299}, nil
+	}))
+	over := make(chan error)
+	go func() { over <- r.Run(ctx) }()
+
+	q, err := bus.Request[Quote](ctx, b, "quotes", QuoteRequest{SKU: "sku-1"})
+	fmt.Println(q.Cents, err)
+	_, err = bus.Request[Quote](ctx, b, "quotes", QuoteRequest{})
+	if refused, ok := errors.AsType[*bus.ReplyError](err); ok {
+		fmt.Println(refused.Code, "-", refused.Text)
+	}
+	stop()
+	if err := <-over; err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// 1299 <nil>
+	// no_sku - a quote is for something
+}

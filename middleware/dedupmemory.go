@@ -1,0 +1,100 @@
+package middleware
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Defaults of [DedupMemory].
+const (
+	DefaultDedupTTL     = time.Hour
+	DefaultDedupEntries = 100_000
+)
+
+// DedupMemory is a [DedupStore] in the process: what it remembers is gone with the process, and is not known to others.
+// A key's messages stay with one process, but for when its lane moves. The zero value is ready; it must not be copied.
+type DedupMemory struct {
+	// TTL is how long an id is remembered. Defaults to 1 h.
+	TTL time.Duration
+	// Entries bounds the ids that are remembered, over all groups; the oldest are forgotten first. An entry takes about
+	// 300 bytes. Defaults to 100,000.
+	Entries int
+
+	mu    sync.Mutex
+	byID  map[inFlight]*list.Element
+	order list.List // of remembered, the oldest first
+}
+
+type remembered struct {
+	inFlight
+	until time.Time
+}
+
+// Check says what is wrong with the settings. [Deduplicate] calls it.
+func (s *DedupMemory) Check() error {
+	if s.TTL < 0 || s.Entries < 0 {
+		return fmt.Errorf("middleware: %w: DedupMemory with TTL %v, Entries %d: want 0 (the default) or more", bus.ErrInvalid, s.TTL, s.Entries)
+	}
+	return nil
+}
+
+// Seen implements DedupStore.
+func (s *DedupMemory) Seen(_ context.Context, group string, ids []string) ([]bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(time.Now(), s.entries())
+	seen := make([]bool, len(ids))
+	for i, id := range ids {
+		_, seen[i] = s.byID[inFlight{group, id}]
+	}
+	return seen, nil
+}
+
+// Remember implements DedupStore.
+func (s *DedupMemory) Remember(_ context.Context, group string, ids []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byID == nil {
+		s.byID = map[inFlight]*list.Element{}
+	}
+	now := time.Now()
+	ttl := s.TTL
+	if ttl == 0 {
+		ttl = DefaultDedupTTL
+	}
+	for _, id := range ids {
+		r := remembered{inFlight{group, id}, now.Add(ttl)}
+		if e := s.byID[r.inFlight]; e != nil {
+			e.Value = r
+			s.order.MoveToBack(e)
+			continue
+		}
+		s.forget(now, s.entries()-1)
+		s.byID[r.inFlight] = s.order.PushBack(r)
+	}
+	return nil
+}
+
+func (s *DedupMemory) entries() int {
+	if s.Entries == 0 {
+		return DefaultDedupEntries
+	}
+	return s.Entries
+}
+
+// forget removes what is too old, and the oldest beyond the number to keep.
+func (s *DedupMemory) forget(now time.Time, keep int) {
+	for e := s.order.Front(); e != nil; e = s.order.Front() {
+		r := e.Value.(remembered)
+		if s.order.Len() <= keep && r.until.After(now) {
+			return
+		}
+		s.order.Remove(e)
+		delete(s.byID, r.inFlight)
+	}
+}

@@ -1,0 +1,81 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/router"
+)
+
+// Poison puts messages whose error matches into a store of your choice, and drops what they had emitted. The error is
+// then marked by [bus.Ignore], so that the message is settled. A nil match is [bus.IsPermanent].
+//
+// A router has a poison queue for its group and needs no middleware for it. Poison is for a second one, by kind of
+// error, that other people look at; and for code that has no router. b.Driver().Poison opens the store of any name:
+// millrace poison lists and replays it under that name.
+//
+// If the store cannot be written to, the message fails with both errors, and nothing is lost. Nothing is put away once
+// the context has ended: the failure may well come from that. Put it outside of Retry, and of whatever else has a say in
+// whether the error is final. Of a batch's messages, lane and position are not known.
+func Poison(store bus.PoisonStore, match func(error) bool) bus.Middleware {
+	if store == nil {
+		return invalidf("Poison: the store is nil")
+	}
+	if match == nil {
+		match = bus.IsPermanent
+	}
+	return bus.Around(func(ctx context.Context, c bus.Call) error {
+		rollback := bus.Savepoint(ctx)
+		err := c.Next(ctx)
+		return eachFailure(c, err, func(m *bus.Message, err error) error {
+			if ctx.Err() != nil || bus.IsIgnored(err) || !match(err) {
+				return err
+			}
+			if perr := store.Put(ctx, poisonEntry(ctx, m, err)); perr != nil {
+				return fmt.Errorf("%w (and it could not be put into the poison queue: %w)", unmarked{err}, perr)
+			}
+			rollback(m)
+			return bus.Ignore(fmt.Errorf("poisoned: %w", err))
+		})
+	})
+}
+
+// unmarked hides what an error was marked with: a message that was to be poisoned and is not has to come again.
+type unmarked struct{ err error }
+
+func (u unmarked) Error() string { return u.err.Error() }
+
+// Is lets errors.Is see through. A mark is found by its type only.
+func (u unmarked) Is(target error) bool { return errors.Is(u.err, target) }
+
+func poisonEntry(ctx context.Context, m *bus.Message, err error) bus.PoisonEntry {
+	d := bus.DeliveryFrom(ctx)
+	now := time.Now()
+	e := bus.PoisonEntry{
+		ID: bus.NewID(), Message: m.Clone(),
+		Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
+		Failure: bus.Failure{Class: "permanent", Text: err.Error(), Attempts: d.Attempt, First: now, Last: now},
+		Time:    now,
+	}
+	if d.Failure != nil && !d.Failure.First.IsZero() {
+		e.Failure.First = d.Failure.First
+	}
+	if host, err := os.Hostname(); err == nil {
+		e.Host = host
+	}
+	switch p, ok := errors.AsType[*router.PanicError](err); {
+	case ok:
+		e.Failure.Class, e.Failure.Stack = "panic", p.Stack
+	case errors.Is(err, bus.ErrUndecodable):
+		e.Failure.Class = "undecodable"
+	case bus.IsTimeout(err):
+		e.Failure.Class = "timeout"
+	case !bus.IsPermanent(err):
+		e.Failure.Class = "refused"
+	}
+	return e
+}

@@ -1,0 +1,124 @@
+package middleware
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Retry calls the handler again after these delays, to each of which up to a tenth is added at random. It returns the
+// last error. router.Exponential makes delays.
+//
+// A router retries by its policy, and keeps neither a worker nor a lane waiting for it; Retry does keep them. It is for
+// failures that pass in milliseconds, and for code that has no router.
+//
+// It returns an error at once that is marked by [bus.Permanent], [bus.Ignore] or [bus.Unavailable], and when its context
+// ends before the delay would. A delay that the handler asked for ([bus.RetryAfter]) takes the place of the schedule's,
+// unless it is longer than all of them: then the error is returned, for the router to serve it. What a failed try has
+// emitted is dropped. Of a batch, only the messages that failed are tried again, together, after the longest of their
+// delays.
+//
+// Put Timeout inside, for a fresh context in each try.
+func Retry(delays []time.Duration) bus.Middleware {
+	for i, d := range delays {
+		if d < 0 {
+			return invalidf("Retry: delay %d is %v: want 0 or more", i, d)
+		}
+	}
+	delays = slices.Clone(delays)
+	return func(next bus.Handler) bus.Handler {
+		r := retrying{delays, next}
+		if batch, ok := next.(bus.BatchHandler); ok {
+			return retryingBatch{r, batch}
+		}
+		return r
+	}
+}
+
+type retrying struct {
+	delays []time.Duration
+	next   bus.Handler
+}
+
+// Handle implements bus.Handler.
+func (r retrying) Handle(ctx context.Context, m *bus.Message) error {
+	for try := 0; ; try++ {
+		rollback := bus.Savepoint(ctx)
+		err := r.next.Handle(ctx, m)
+		d, again := r.after(err, try)
+		if !again || !wait(ctx, d) {
+			return err
+		}
+		rollback()
+	}
+}
+
+// after says whether another try follows one with this error, and after what delay.
+func (r retrying) after(err error, try int) (time.Duration, bool) {
+	if err == nil || try >= len(r.delays) || bus.IsPermanent(err) || bus.IsIgnored(err) {
+		return 0, false
+	}
+	if _, ok := bus.UnavailableFor(err); ok {
+		return 0, false
+	}
+	if d, told := bus.RetryDelay(err); told {
+		return d, d <= slices.Max(r.delays)
+	}
+	return r.delays[try], true
+}
+
+// wait waits for d and up to a tenth more. It returns false at once if ctx ends before.
+func wait(ctx context.Context, d time.Duration) bool {
+	if d >= 10 {
+		d += rand.N(d / 10)
+	}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
+		return false
+	}
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+type retryingBatch struct {
+	retrying
+	batch bus.BatchHandler
+}
+
+// HandleBatch implements bus.BatchHandler.
+func (r retryingBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
+	outcomes := make([]error, len(ms))
+	place := make([]int, len(ms)) // of the messages that are tried, in ms
+	for i := range place {
+		place[i] = i
+	}
+	for try := 0; ; try++ {
+		rollback := bus.Savepoint(ctx)
+		errs := bus.Outcomes(r.batch.HandleBatch(ctx, ms), len(ms))
+		var failed []*bus.Message
+		var at []int
+		var longest time.Duration
+		for i, err := range errs {
+			outcomes[place[i]] = err
+			if d, again := r.after(err, try); again {
+				failed, at, longest = append(failed, ms[i]), append(at, place[i]), max(longest, d)
+			}
+		}
+		if len(failed) == 0 || !wait(ctx, longest) {
+			return bus.Each(outcomes)
+		}
+		rollback(failed...)
+		ms, place = failed, at
+	}
+}

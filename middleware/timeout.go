@@ -1,0 +1,24 @@
+package middleware
+
+import (
+	"context"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Timeout bounds each call of what is inside: its context ends after d. What does not heed its context is not cut off.
+//
+// The option router.Timeout does the same around all of a handler's middleware. Timeout is for a part of it: inside of
+// Retry each try has a fresh context, so that a slow one takes nothing from the next; outside of it, d is for all tries
+// together.
+func Timeout(d time.Duration) bus.Middleware {
+	if d <= 0 {
+		return invalidf("Timeout(%v): want more than 0", d)
+	}
+	return bus.Around(func(ctx context.Context, c bus.Call) error {
+		ctx, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		return c.Next(ctx)
+	})
+}
