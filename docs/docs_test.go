@@ -39,6 +39,8 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 	for pkg, allowed := range map[string][]string{
 		"bus":                   nil,
 		"router":                nil,
+		"outbox":                nil,
+		"outbox/pgxoutbox":      {"github.com/jackc/", "golang.org/x/"},
 		"adapters/memory":       nil,
 		"adapters/kafka":        {"github.com/twmb/", "github.com/klauspost/compress", "github.com/pierrec/lz4/", "golang.org/x/"},
 		"adapters/rabbitmq":     {"github.com/rabbitmq/amqp091-go"},

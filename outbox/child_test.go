@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -10,8 +11,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"database/sql"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/outbox"

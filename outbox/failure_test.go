@@ -365,3 +365,40 @@ func TestTablesThatDoNotFit(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestOpenTransaction: a transaction that stays open keeps only its own messages, and when it commits, they come before
+// those of the same key that were written after.
+func TestOpenTransaction(t *testing.T) {
+	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
+		t.Run(d.String(), func(t *testing.T) {
+			s := newStore(t, d)
+			f, b := newFaulty(t)
+			_, stop := s.runRelay(t, b, outbox.RelayConfig{})
+			s.publish(t, "t", numbered("before", 1)...)
+			f.await(t, 1)
+			k := numbered("k", 2)
+			tx, err := s.db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.outbox.PublishMessages(t.Context(), tx, "t", k[0]); err != nil {
+				t.Fatal(err)
+			}
+			// Long enough for a relay that looks from some number on to have passed the open one.
+			sent := 1
+			for begun := time.Now(); time.Since(begun) < time.Second; {
+				s.publish(t, "t", &bus.Message{Key: "others"})
+				sent++
+				f.await(t, sent)
+			}
+			if err := tx.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			s.publish(t, "t", k[1])
+			if got := f.await(t, sent+2); !slices.Equal(got["k"], ids(k)) || len(got["others"]) != sent-1 {
+				t.Errorf("%v, %d others", got["k"], len(got["others"]))
+			}
+			stop()
+		})
+	}
+}

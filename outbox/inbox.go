@@ -94,11 +94,20 @@ const (
 func (o *Outbox) pruneDue() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	due := time.Since(o.pruned) >= pruneInterval
+	now := time.Now()
+	due := !now.Before(o.prune)
 	if due {
-		o.pruned = time.Now()
+		o.prune = now.Add(pruneInterval)
 	}
 	return due
+}
+
+// pruneAgain has the next call prune too, because there was more to delete than one may take time for: so ids go at least as
+// fast as they come.
+func (o *Outbox) pruneAgain() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.prune = time.Time{}
 }
 
 // pruneInbox deletes ids that are older than the retention, a bounded number of them.
@@ -120,7 +129,7 @@ func (o *Outbox) pruneInbox(ctx context.Context, x Execer) (deleted int64, err e
 }
 
 // Prune deletes from the inbox what is older than its retention, and returns how many ids it deleted. [Once] does the same in
-// small steps, and so does a relay; this is for when neither runs. The outbox needs no pruning: what was sent is deleted.
+// small steps; this is for when no handler runs. The outbox needs no pruning: what was sent is deleted.
 func (o *Outbox) Prune(ctx context.Context, db Execer) (deleted int64, err error) {
 	for {
 		n, err := o.pruneInbox(ctx, db)

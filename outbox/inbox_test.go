@@ -57,11 +57,11 @@ func onceOnly(t *testing.T, s *store, batch bool) {
 		h = outbox.OnceBatch(s.outbox, begin, func(ctx context.Context, tx *sql.Tx, events []bus.Event[placed]) error {
 			var failed []error
 			for _, e := range events {
-				if err := apply(ctx, tx, e.Value); err != nil && rand.N(2) == 0 {
+				err := apply(ctx, tx, e.Value)
+				if err != nil && rand.N(2) == 0 {
 					return err
-				} else {
-					failed = append(failed, err)
 				}
+				failed = append(failed, err)
 			}
 			return bus.Each(failed)
 		})
@@ -109,7 +109,7 @@ func onceOnly(t *testing.T, s *store, batch bool) {
 	}
 }
 
-// TestOnceOutsideARouter: a handler with its transaction can be tested without a broker; another topic or group is another
+// TestOnceByHand: a handler with its transaction can be tested without a broker; another topic or group is another
 // effect.
 func TestOnceByHand(t *testing.T) {
 	s := newStore(t, outbox.SQLite)

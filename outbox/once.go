@@ -120,7 +120,10 @@ func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], d bus.De
 	if o.pruneDue() {
 		// What is left is deleted the next time, and the message is not worse for it.
 		_ = begin(ctx, func(_ Tx, x Execer) error {
-			_, err := o.pruneInbox(ctx, x)
+			n, err := o.pruneInbox(ctx, x)
+			if err == nil && n == pruneRows {
+				o.pruneAgain()
+			}
 			return err
 		})
 	}

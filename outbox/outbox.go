@@ -24,7 +24,7 @@ type Outbox struct {
 	mu     sync.Mutex
 	relays map[*Relay]struct{} // that run in this process
 
-	pruned time.Time // when the inbox was pruned last, by this process
+	prune time.Time // when this process prunes the inbox next
 }
 
 // Config configures an outbox. A field that is zero has its default. Writers, relays and inboxes that belong together
@@ -122,9 +122,13 @@ func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx 
 }
 
 // Committed tells the relays that a transaction has committed which published something: those of this process at once,
-// and on PostgreSQL also those of others, by a notification through db, which must not be in a transaction. Nobody needs
-// to call it: relays also look by themselves. [Do] and [Once] call it. It does not wait.
+// and on PostgreSQL also those of others, by a notification through db, which must not be in a transaction; nil is none.
+// Nobody needs to call it: relays also look by themselves. [Do] and [Once] call it. It does not wait.
 func (o *Outbox) Committed(db Execer) {
+	if db == nil {
+		o.wake()
+		return
+	}
 	o.committed(func(ctx context.Context, text string) error { return o.notify(ctx, db, text) })
 }
 

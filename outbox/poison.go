@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -41,7 +42,7 @@ func (p *pump) finishPoison(c *call) {
 		p.poisoned.Add(1)
 		p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", id, "error", c.cause)
 		p.done(l)
-	case !bus.IsRetryable(err):
+	case !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled):
 		if perr := p.park(l.rows[0], c.cause); perr != nil {
 			p.failed(perr)
 			p.wait(l, c.block)

@@ -254,7 +254,7 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 		p.blocked[l.id] = b
 	}
 	b.tries++
-	if !bus.IsRetryable(err) && bus.IsDefinite(err) {
+	if refused(err) {
 		if b.refusals++; b.refusals >= maxRefusals {
 			p.drop(l, 1)
 			p.start(ctx, &call{topic: l.rows[0].topic, lanes: []*laneRows{l}, poison: true, cause: err, block: b})
@@ -265,6 +265,11 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 		p.bus.Logger().Warn("outbox: a message was not published and its key waits", "topic", l.rows[0].topic, "id", l.rows[0].msg.ID, "error", err)
 	}
 	p.wait(l, b)
+}
+
+// refused says whether the broker will never take the message. That time ran out says nothing about it.
+func refused(err error) bool {
+	return !bus.IsRetryable(err) && bus.IsDefinite(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
 // wait blocks a lane, and gives its rows back.

@@ -119,7 +119,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		return errors.New("outbox: the relay runs already, or has run")
 	}
 	version, err := r.outbox.version(ctx, r.db)
-	if err = errors.Join(err, r.outbox.checkVersion(version, err)); err != nil {
+	if err == nil {
+		err = r.outbox.checkVersion(version)
+	}
+	if err != nil {
 		return err
 	}
 	r.outbox.mu.Lock()

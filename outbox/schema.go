@@ -56,8 +56,11 @@ func (o *Outbox) migrations() [][]string {
 // processes at once.
 func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 	version, err := o.version(ctx, db)
-	if err != nil || version >= len(o.migrations()) {
-		return errors.Join(err, o.checkVersion(version, err))
+	if err != nil {
+		return err
+	}
+	if version >= len(o.migrations()) {
+		return o.checkVersion(version)
 	}
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -155,11 +158,9 @@ func (o *Outbox) version(ctx context.Context, q querier) (version int, err error
 }
 
 // checkVersion says why this program cannot use the tables.
-func (o *Outbox) checkVersion(version int, err error) error {
+func (o *Outbox) checkVersion(version int) error {
 	newest := len(o.migrations())
 	switch {
-	case err != nil:
-		return nil
 	case version > newest:
 		return fmt.Errorf("outbox: %w: the tables %s* have version %d, and this program knows versions up to %d: update the program", bus.ErrUnsupported, o.prefix, version, newest)
 	case version < newest:

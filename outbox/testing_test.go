@@ -184,7 +184,7 @@ func openBus(t testing.TB, url string, opts ...bus.Option) *bus.Bus {
 }
 
 // runRelay runs a relay until stop is called, at the latest at the test's end.
-func (s *store) runRelay(t testing.TB, b *bus.Bus, c outbox.RelayConfig) (r *outbox.Relay, stop func()) {
+func (s *store) runRelay(t testing.TB, b *bus.Bus, c outbox.RelayConfig) (*outbox.Relay, func()) {
 	t.Helper()
 	r, err := s.outbox.NewRelay(s.db, b, c)
 	if err != nil {
@@ -194,7 +194,7 @@ func (s *store) runRelay(t testing.TB, b *bus.Bus, c outbox.RelayConfig) (r *out
 	over := make(chan error, 1)
 	go func() { over <- r.Run(ctx) }()
 	stopped := false
-	stop = func() {
+	stop := func() {
 		if stopped {
 			return
 		}

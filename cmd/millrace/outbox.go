@@ -27,7 +27,7 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	var asJSON bool
 	var broker string
 	var retention time.Duration
-	run := func(context.Context, *database) error { return nil }
+	var run func(context.Context, *database) error
 	switch verb {
 	case "status":
 		fs.BoolVar(&asJSON, "json", false, "print one object")

@@ -19,6 +19,7 @@ import (
 
 	_ "github.com/millrace-go/millrace/adapters/all" // BUS_URL chooses among all brokers
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -30,6 +31,7 @@ type config struct {
 	fail    float64
 	poison  float64
 	state   string
+	outbox  string
 }
 
 // Exit codes.
@@ -61,6 +63,7 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 	flags.Float64Var(&c.fail, "fail", 0, "`share` of handler calls that fail and are retried, from 0 to less than 1")
 	flags.Float64Var(&c.poison, "poison", 0, "`share` of orders that loyalty refuses for good, until they are replayed in the end, from 0 to 1")
 	flags.StringVar(&c.state, "state", filepath.Join(cache, "millrace-orders"), "`folder` of the file by which an interrupted run goes on")
+	flags.StringVar(&c.outbox, "outbox", "", "take the orders into a table of this SQLite `file`, and publish them from its outbox")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
@@ -145,10 +148,24 @@ func (c config) replay(ctx context.Context, orders []OrderPlaced, stderr io.Writ
 			return nil, err
 		}
 	}
-	if err := c.run(ctx, b, s, orders, stderr); err != nil {
+	var taken *shop
+	if c.outbox != "" {
+		if taken, err = openShop(ctx, c.outbox, s.Run); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, taken.close()) }()
+	}
+	if err := c.run(ctx, b, s, taken, orders, stderr); err != nil {
 		return nil, err
 	}
 	if paid, loyal, sold := s.Books.handled(); min(paid, loyal, sold) == len(orders) {
+		if taken != nil {
+			diffs, err := taken.differences(context.WithoutCancel(ctx), s.Books)
+			if err != nil {
+				return nil, err
+			}
+			s.Books.Broken = append(s.Books.Broken, diffs...)
+		}
 		if durable {
 			err = os.Remove(path) // the next run is another one
 		}
@@ -165,7 +182,7 @@ func (c config) replay(ctx context.Context, orders []OrderPlaced, stderr io.Writ
 }
 
 // run publishes and handles until all is done or ctx ends; then everything has drained.
-func (c config) run(ctx context.Context, b *bus.Bus, s *State, orders []OrderPlaced, stderr io.Writer) error {
+func (c config) run(ctx context.Context, b *bus.Bus, s *State, taken *shop, orders []OrderPlaced, stderr io.Writer) error {
 	ctx, finish := context.WithCancel(ctx)
 	defer finish()
 	r := router.New(b, "shop", router.Workers(c.workers),
@@ -188,8 +205,18 @@ func (c config) run(ctx context.Context, b *bus.Bus, s *State, orders []OrderPla
 		if err := r.Ready(ctx); err != nil {
 			return nil //nolint:nilerr // Run says why, if it is not just the end
 		}
+		if taken != nil {
+			return taken.take(ctx, topic, orders)
+		}
 		return publish(ctx, b, topic, s, orders)
 	})
+	if taken != nil {
+		relay, err := taken.outbox.NewRelay(taken.db, b, outbox.RelayConfig{})
+		if err != nil {
+			return err
+		}
+		r.Go("relay", relay.Run)
+	}
 	p := newProgress(stderr, len(orders), done())
 	shown := make(chan struct{})
 	go func() {

@@ -142,3 +142,26 @@ func TestWrongUsage(t *testing.T) {
 		t.Errorf("a wrong URL: exit %d, %q", code, messages)
 	}
 }
+
+// TestOutbox: orders that are taken into a table and published from its outbox add up to the same, also after interruptions.
+func TestOutbox(t *testing.T) {
+	_, want, _ := runOrders(t.Context(), "memory:", "-n", "5000")
+	dir := t.TempDir()
+	args := []string{"-n", "5000", "-state", dir, "-outbox", filepath.Join(dir, "shop.db")}
+	url := "sqlite:" + filepath.Join(dir, "bus.db")
+	for interruptions := 0; ; interruptions++ {
+		ctx, cancel := context.WithCancel(t.Context())
+		if interruptions < 2 {
+			time.AfterFunc(300*time.Millisecond, cancel)
+		}
+		code, got, messages := runOrders(ctx, url, args...)
+		cancel()
+		if code == exitInterrupted {
+			continue
+		}
+		if code != exitOK || got != want {
+			t.Errorf("exit %d: %s\n%s\nwant:\n%s", code, messages, got, want)
+		}
+		return
+	}
+}

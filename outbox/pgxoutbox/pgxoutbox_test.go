@@ -229,4 +229,3 @@ func TestPreparedTransaction(t *testing.T) {
 		t.Fatal("what was prepared was skipped")
 	}
 }
-

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/outbox"
+)
+
+// shop is where orders are taken with -outbox: each goes into the shop's own table and, in the same transaction, into the
+// outbox, from where a relay publishes it.
+type shop struct {
+	db     *sql.DB
+	outbox *outbox.Outbox
+	run    string
+}
+
+// openShop opens the SQLite file at path, and creates what it lacks.
+func openShop(ctx context.Context, path, run string) (*shop, error) {
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?_txlock=immediate&_busy_timeout=10000&_pragma=journal_mode(WAL)")
+	if err != nil {
+		return nil, err
+	}
+	s := &shop{db: db, run: run}
+	if s.outbox, err = outbox.New(outbox.SQLite, outbox.Config{}, bus.WithSource("/shop")); err == nil {
+		err = s.outbox.Migrate(ctx, db)
+	}
+	if err == nil {
+		_, err = db.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS orders (run TEXT, number INTEGER, customer TEXT, cents INTEGER, PRIMARY KEY (run, number))")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("-outbox %s: %w", path, err), db.Close())
+	}
+	return s, nil
+}
+
+// count returns how many orders of the run were taken, and their value.
+func (s *shop) count(ctx context.Context) (n int, cents int64, err error) {
+	err = s.db.QueryRowContext(ctx, "SELECT COUNT(*), COALESCE(SUM(cents), 0) FROM orders WHERE run = ?", s.run).Scan(&n, &cents)
+	return n, cents, err
+}
+
+// take takes orders until ctx ends, from the first that the table does not have.
+func (s *shop) take(ctx context.Context, topic string, orders []OrderPlaced) error {
+	const batch = 100
+	n, _, err := s.count(ctx)
+	for err == nil && n < len(orders) && ctx.Err() == nil {
+		next := orders[n:min(n+batch, len(orders))]
+		// A transaction that has begun is finished, so that a drain leaves no doubt about it.
+		err = s.transaction(context.WithoutCancel(ctx), topic, next)
+		n += len(next)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *shop) transaction(ctx context.Context, topic string, orders []OrderPlaced) error {
+	return outbox.Do(ctx, s.outbox, outbox.SQL(s.db, nil), func(tx *sql.Tx, p bus.Publisher) error {
+		insert, err := tx.PrepareContext(ctx, "INSERT INTO orders (run, number, customer, cents) VALUES (?, ?, ?, ?)")
+		if err != nil {
+			return err
+		}
+		defer insert.Close()
+		for _, o := range orders {
+			if _, err := insert.ExecContext(ctx, s.run, o.Number, o.Customer, o.Cents); err != nil {
+				return err
+			}
+		}
+		return bus.PublishAll(ctx, p, topic, orders)
+	})
+}
+
+// differences compares the shop's table with what the events added up to.
+func (s *shop) differences(ctx context.Context, b *Books) (diffs []string, err error) {
+	n, cents, err := s.count(ctx)
+	if err != nil {
+		return nil, err
+	}
+	status, err := s.outbox.Status(ctx, s.db)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if paid := b.Paid.count(); paid != n || b.PaidCents != cents {
+		diffs = append(diffs, fmt.Sprintf("the table has %d orders of %d cents, the events have %d of %d", n, cents, paid, b.PaidCents))
+	}
+	if status.Parked > 0 || status.Pending > 0 {
+		diffs = append(diffs, fmt.Sprintf("the outbox still has %d messages, and %d parked", status.Pending, status.Parked))
+	}
+	return diffs, nil
+}
+
+func (s *shop) close() error { return s.db.Close() }
