@@ -69,7 +69,7 @@ func (c *consumer) rule(t *task, err error) {
 	default:
 		t.entry = t.poisonEntry(now)
 		if r.policy.KeyWaits && c.canPark && t.keyed {
-			t.outcome, t.due = park, now.Add(time.Minute)
+			t.outcome, t.due, t.blocks = park, now.Add(blockedFor), true
 			return
 		}
 		c.poisonOrHold(t)

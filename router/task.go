@@ -34,6 +34,7 @@ type task struct {
 	failure  bus.Failure
 	due      time.Time
 	entry    *bus.PoisonEntry // to be put into the poison queue; no handler is called any more
+	blocks   bool             // it is parked, too, and its key waits until somebody replays or drops it
 	putFails int
 	// unavailable is for how long a handler said that what it needs is away.
 	unavailable time.Duration
