@@ -39,7 +39,8 @@ var ErrOpen = errors.New("circuit breaker is open")
 
 // New makes a breaker, which all handlers share that are given the middleware value. While it is open, a call is
 // [bus.Unavailable] for the rest of that time: no try is counted, and the router pauses the topic for its group. Then one
-// call is let through, and if it succeeds the rest follow.
+// call is let through, and if it succeeds the rest follow. If it fails, that is a try of its message like any other, so that
+// a message which fails whenever it is tried ends in the poison queue and cannot keep the breaker open for ever.
 //
 // A call fails if it returns an error, or panics, or ends its goroutine. What is marked by [bus.Permanent], [bus.Ignore]
 // or [bus.Unavailable], and a call that was cancelled, counts neither way, because it says nothing about what the handler
