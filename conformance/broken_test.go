@@ -6,6 +6,7 @@ import (
 	"iter"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,8 @@ type broken struct {
 	subscribe func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error)
 	receive   func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error)
 	settle    func(s bus.Source, ctx context.Context, tokens []bus.Token) error
+	park      func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error
+	inject    func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error
 	close     func(s bus.Source, ctx context.Context) error
 	poison    func(s bus.PoisonStore) bus.PoisonStore
 	caps      func(c bus.Capabilities) bus.Capabilities
@@ -59,6 +62,14 @@ func (b *broken) Poison(ctx context.Context, group string) (bus.PoisonStore, err
 	return s, err
 }
 
+func (b *broken) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+	d := b.Driver.(bus.Injector)
+	if b.inject != nil {
+		return b.inject(d, ctx, topic, group, ps)
+	}
+	return d.Inject(ctx, topic, group, ps)
+}
+
 func (b *broken) Capabilities() bus.Capabilities {
 	if b.caps != nil {
 		return b.caps(b.Driver.Capabilities())
@@ -90,6 +101,18 @@ func (s *brokenSource) Settle(ctx context.Context, tokens []bus.Token) error {
 		return s.b.settle(s.Source, ctx, tokens)
 	}
 	return s.Source.Settle(ctx, tokens)
+}
+
+func (s *brokenSource) Park(ctx context.Context, ps []bus.Parking) error {
+	p := s.Source.(bus.ParkingSource)
+	if s.b.park != nil {
+		return s.b.park(p, ctx, ps)
+	}
+	return p.Park(ctx, ps)
+}
+
+func (s *brokenSource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
+	return s.Source.(bus.ParkingSource).Fetch(ctx, tokens, dst)
 }
 
 func (s *brokenSource) Close(ctx context.Context) error {
@@ -152,12 +175,14 @@ func (p *poisonHooks) Remove(ctx context.Context, ids ...string) error {
 	return p.PoisonStore.Remove(ctx, ids...)
 }
 
-// defects are drivers broken on purpose, each with the checks that must notice.
-var defects = []struct {
+// defect is a driver broken on purpose, with the checks that must notice.
+type defect struct {
 	name    string
 	make    func() *broken
 	noticed []string
-}{
+}
+
+var defects = []defect{
 	{
 		"payloads: nil becomes empty",
 		func() *broken {
@@ -343,6 +368,60 @@ var defects = []struct {
 	}, []string{"poison/store"}},
 }
 
+// parkingDefects are wrong with what is parked.
+var parkingDefects = []defect{
+	{"delay: it gets lost on the way", func() *broken {
+		return edit(func(m *bus.Message) {
+			m.Headers = slices.DeleteFunc(m.Headers, func(h bus.Header) bool { return h.Name == bus.HeaderDeliverAt })
+		})
+	}, []string{"delay/publish"}},
+	{"parking: due times are lost", func() *broken {
+		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			for i := range ps {
+				ps[i].Due = time.Time{}
+			}
+			return s.Park(ctx, ps)
+		}}
+	}, []string{"delay/retry", "parking/store"}},
+	{"parking: keys wait for messages that are free", func() *broken {
+		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			for i := range ps {
+				ps[i].Free = false
+			}
+			return s.Park(ctx, ps)
+		}}
+	}, []string{"parking/store"}},
+	{"parking: tries are forgotten", func() *broken {
+		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			for i := range ps {
+				ps[i].Attempt, ps[i].Failure = 1, nil
+			}
+			return s.Park(ctx, ps)
+		}}
+	}, []string{"parking/store"}},
+	{"parking: nobody says that a token is stale", func() *broken {
+		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			if err := s.Park(ctx, ps); !errors.Is(err, bus.ErrStale) {
+				return err
+			}
+			return nil
+		}}
+	}, []string{"parking/stale"}},
+	{"inject: a group that does not exist will do", func() *broken {
+		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
+			if err := d.Inject(ctx, topic, group, ps); !errors.Is(err, bus.ErrNotFound) {
+				return err
+			}
+			return nil
+		}}
+	}, []string{"parking/inject"}},
+	{"inject: the last message is forgotten", func() *broken {
+		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
+			return d.Inject(ctx, topic, group, ps[:len(ps)-1])
+		}}
+	}, []string{"parking/inject"}},
+}
+
 // leaked ends the goroutines that a defect left, at the end of all tests.
 var leaked = make(chan struct{})
 
@@ -357,12 +436,12 @@ func TestBrokenDriversAreNoticed(t *testing.T) {
 	var mu sync.Mutex
 	failedOnce := map[string]bool{}
 	t.Run("defects", func(t *testing.T) {
-		for i, d := range defects {
+		for i, d := range append(defects, parkingDefects...) {
 			t.Run(d.name, func(t *testing.T) {
 				t.Parallel()
 				b := d.make()
 				open := func(context.Context) (*bus.Bus, error) {
-					m, err := memory.Open(memory.Config{Name: "broken-" + string(rune('a'+i))})
+					m, err := memory.Open(memory.Config{Name: "broken-" + strconv.Itoa(i)})
 					if err != nil {
 						return nil, err
 					}

@@ -215,6 +215,15 @@ func (e *env) receive(s bus.Source, n int) []bus.Delivery {
 type lanes struct {
 	mu    sync.Mutex
 	owned map[bus.Lane]bool
+	// parked is all that the driver has told of parked messages, in order.
+	parked []bus.Parked
+}
+
+// Parked implements bus.ParkingObserver.
+func (l *lanes) Parked(ps []bus.Parked) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.parked = append(l.parked, ps...)
 }
 
 // Assigned implements bus.LaneObserver.

@@ -76,7 +76,7 @@ func Checks() []string {
 
 func checks() []check {
 	var all []check
-	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks} {
+	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks} {
 		all = append(all, theme...)
 	}
 	return all

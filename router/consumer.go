@@ -68,6 +68,7 @@ type consumer struct {
 	fetchedBytes    int
 	parks           *sync.Cond // toPark is not empty, or finished
 	fetches         *sync.Cond // parked messages are due, or draining
+	parksEnded      bool       // nothing more will be parked
 	parked          chan struct{}
 
 	// Settling.
@@ -221,17 +222,15 @@ func (c *consumer) drain(ctx context.Context) {
 		c.reap(w) // of those that are left behind
 	}
 	c.parkHeld(func(t *task) bool { return !t.lane.gone })
-	c.finished = true
-	c.settling.Broadcast()
+	c.parksEnded = true
 	c.parks.Broadcast()
 	c.mu.Unlock()
-	for _, ended := range []chan struct{}{c.settled, c.parked} {
-		select {
-		case <-ended:
-		case <-ctx.Done():
-			err = errors.Join(err, fmt.Errorf("topic %q: settling of group %q did not end in time: %w", c.sub.Topic, c.sub.Group, ctx.Err()))
-		}
-	}
+	err = errors.Join(err, c.awaitEnd(ctx, c.parked))
+	c.mu.Lock()
+	c.finished = true
+	c.settling.Broadcast()
+	c.mu.Unlock()
+	err = errors.Join(err, c.awaitEnd(ctx, c.settled))
 	// Closing is worth a moment even if nothing is left of the drain's time.
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
@@ -252,6 +251,16 @@ func (c *consumer) drain(ctx context.Context) {
 	}
 	c.mu.Unlock()
 	close(c.stopped)
+}
+
+// awaitEnd waits for what makes results durable.
+func (c *consumer) awaitEnd(ctx context.Context, ended <-chan struct{}) error {
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("topic %q: settling of group %q did not end in time: %w", c.sub.Topic, c.sub.Group, ctx.Err())
+	}
 }
 
 const closeTimeout = 5 * time.Second

@@ -69,7 +69,7 @@ func (c *consumer) rule(t *task, err error) {
 	default:
 		t.entry = t.poisonEntry(now)
 		if r.policy.KeyWaits && c.canPark && t.keyed {
-			t.outcome, t.due = park, now.Add(time.Minute)
+			t.outcome, t.due, t.blocks = park, now.Add(blockedFor), true
 			return
 		}
 		c.poisonOrHold(t)
@@ -97,7 +97,7 @@ func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 	d := t.h.Delivery
 	d.Message = d.Message.Clone()
 	d.Attempt += tries
-	t.h = bus.NewHandling(t.lane.ctx, c.core.bus, d)
+	t.again = bus.NewHandling(t.lane.ctx, c.core.bus, d)
 }
 
 func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {

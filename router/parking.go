@@ -3,6 +3,7 @@ package router
 import (
 	"container/heap"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -17,10 +18,9 @@ const (
 	// maxFetched bounds what has come back from the broker and is in flight, beside the in-flight bound: so that it need not
 	// wait for room while the intake takes all.
 	maxFetched = 64
+	// blockedFor is when a message whose key waits for its replay is tried again by itself.
+	blockedFor = 24 * time.Hour
 )
-
-// never is when a message is due that waits for somebody to replay or drop it.
-var never = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // park sends t to the broker until it is due, and with it what waits behind it. t is counted in its lane's busy until
 // it is stored. Called with the lock held, as all of this file but the goroutines.
@@ -33,6 +33,18 @@ func (c *consumer) park(t *task) {
 	}
 	c.parkAt(t, 0, t.due)
 	c.parkFollowers(behind, 1)
+}
+
+// mark parks a message whose handler runs, because its followers are about to be: if it fails, it has its place before
+// them. If it succeeds, it is settled there.
+func (c *consumer) mark(t *task) {
+	if t.place != nil {
+		return // it has come from there
+	}
+	t.place = &parkedMessage{Parked: bus.Parked{Key: t.key}, lane: t.lane, at: -1}
+	t.marking = true
+	c.toPark = append(c.toPark, t)
+	c.parks.Signal()
 }
 
 // parkFollowers parks tasks that have not begun, in order, from place i of their line on.
@@ -82,7 +94,10 @@ func (c *consumer) relieve() {
 	}
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
-			c.parkFollowers(c.keys.detach(head), 0)
+			if behind := c.keys.detach(head); len(behind) > 0 {
+				c.mark(head)
+				c.parkFollowers(behind, 0)
+			}
 		}
 	}
 }
@@ -121,13 +136,13 @@ func (c *consumer) parker() {
 		ps := make([]bus.Parking, len(batch))
 		for i, t := range batch {
 			ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
-			if !t.failure.First.IsZero() {
+			ps[i].Token = t.token()
+			if !t.marking && !t.failure.First.IsZero() { // its worker may be at it
 				f := t.failure
 				ps[i].Failure = &f
 			}
 		}
 		c.store(ps)
-		c.poisonStored(batch, ps)
 		c.stored(batch, ps)
 	}
 }
@@ -136,7 +151,7 @@ func (c *consumer) nextToPark() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.toPark) == 0 || c.lot.n > maxParked && !c.draining {
-		if c.finished {
+		if c.parksEnded {
 			return nil
 		}
 		c.parks.Wait()
@@ -169,40 +184,47 @@ func (c *consumer) store(ps []bus.Parking) {
 	}
 }
 
-// poisonStored poisons those whose key is to wait for somebody to replay or drop them. They are parked by now, because
-// a poison entry says where. Until they are parked for ever they are due in a while, in case this process ends here.
-func (c *consumer) poisonStored(batch []*task, ps []bus.Parking) {
-	var blocked []bus.Parking
-	var at []int
-	for i, t := range batch {
-		if t.entry == nil || !ps[i].Token.Parked {
-			continue
-		}
-		t.entry.Lane, t.entry.Position, t.entry.Waits = ps[i].Token.Lane, ps[i].Token.Position, true
+// poisonStored poisons messages whose key is to wait for somebody to replay or drop them. They are parked by now, because
+// a poison entry says where; if this process ends before it is written, they are tried again when they are due.
+func (c *consumer) poisonStored(tasks []*task) {
+	for _, t := range tasks {
+		e, token := t.entry, t.token()
+		e.Lane, e.Position, e.Waits = token.Lane, token.Position, true
+		e.ID = fmt.Sprintf("%s/%d/%d", e.Topic, e.Lane, e.Position) // so that a later failure replaces it
 		for b := (backoff{}); c.poison(t) != nil && t.lane.ctx.Err() == nil; {
 			b.wait(t.lane.ctx)
 		}
-		if t.lane.ctx.Err() == nil {
-			t.place.Due, ps[i].Due = never, never
-			blocked, at = append(blocked, ps[i]), append(at, i)
-		}
 	}
-	if len(blocked) == 0 {
-		return
-	}
-	c.store(blocked)
-	for j, i := range at {
-		ps[i].Token = blocked[j].Token
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range tasks {
+		t.lane.release()
+		c.recycle(t)
 	}
 }
 
 // stored notes which tasks are parked now, and lets go of them.
 func (c *consumer) stored(batch []*task, ps []bus.Parking) {
+	if blocked := c.place(batch, ps); len(blocked) > 0 {
+		c.poisonStored(blocked)
+	}
+}
+
+// place puts tasks where they are parked. It returns those that are to be poisoned, too.
+func (c *consumer) place(batch []*task, ps []bus.Parking) (blocked []*task) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, t := range batch {
 		e := t.place
 		e.away = false
+		if t.marking {
+			e.Token = ps[i].Token
+			if t.marking = false; t.ended {
+				t.ended = false
+				c.finish(t)
+			}
+			continue
+		}
 		if ps[i].Token.Parked && !e.lane.gone {
 			e.Token = ps[i].Token
 			c.lot.place(e)
@@ -210,10 +232,15 @@ func (c *consumer) stored(batch []*task, ps []bus.Parking) {
 		} else {
 			c.lot.remove(e)
 		}
+		if t.blocks && ps[i].Token.Parked {
+			blocked = append(blocked, t)
+			continue
+		}
 		t.lane.release()
 		c.recycle(t)
 	}
 	c.wakeFetcher()
+	return blocked
 }
 
 // await has the first of a message's line handled when it is due, unless messages of its key are in flight.
@@ -231,9 +258,7 @@ func (c *consumer) wakeFetcher() {
 	switch {
 	case !ok:
 	case due.After(time.Now()):
-		if due != never {
-			c.wakeAt(due)
-		}
+		c.wakeAt(due)
 	default:
 		c.fetches.Signal()
 	}

@@ -25,7 +25,7 @@ type Policy struct {
 	// Then is what follows the last try. Defaults to Poison.
 	Then Action
 	// KeyWaits has the later messages of a key wait while one of its messages is in the poison queue, until that is
-	// replayed or dropped. By default they go on. It needs a broker that parks ([bus.Capabilities]).
+	// replayed or dropped; the message is also tried again by itself a day later. By default they go on. It needs a broker that parks ([bus.Capabilities]).
 	KeyWaits bool
 }
 

@@ -60,6 +60,12 @@ func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 			r.err = fmt.Errorf("handler %s: middleware %d returned nil", r.name, i+1)
 			return r
 		}
+		if c, ok := h.(interface{ Check() error }); ok {
+			if err := c.Check(); err != nil {
+				r.err = fmt.Errorf("handler %s: middleware %d: %w", r.name, i+1, err)
+				return r
+			}
+		}
 		if _, ok := h.(bus.BatchHandler); wantsBatch && !ok {
 			r.err = fmt.Errorf("handler %s: middleware %d takes single messages only, but the handler takes batches: write it with bus.Around", r.name, i+1)
 			return r

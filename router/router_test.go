@@ -514,3 +514,18 @@ func TestInFlightIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// mistaken is a handler that middleware makes when its arguments make no sense.
+type mistaken struct{ bus.HandlerFunc }
+
+func (mistaken) Check() error { return errors.New("Rate is -1: want more than 0") }
+
+func TestMistakenMiddlewareIsAnErrorOfCheck(t *testing.T) {
+	r := router.New(openBus(t), "g")
+	r.HandleFunc("t", nothing, router.Use(func(bus.Handler) bus.Handler { return mistaken{nothing} }))
+	if err := r.Check(); err == nil || !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), "middleware 1: Rate is -1") {
+		t.Errorf("%v", err)
+	}
+}
+
+func nothing(context.Context, *bus.Message) error { return nil }

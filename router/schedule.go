@@ -216,6 +216,13 @@ func (c *consumer) steal(w *worker) bool {
 
 // finish takes a task back from a worker.
 func (c *consumer) finish(t *task) {
+	if t.marking {
+		t.ended = true // and goes on when it is parked
+		return
+	}
+	if t.again != nil {
+		t.h, t.again = t.again, nil
+	}
 	if t.lane.lost && t.outcome == settle {
 		t.outcome = abandon // its result does not count any more
 	}

@@ -44,7 +44,7 @@ func (c *consumer) settler() {
 		}
 		tokens = tokens[:0]
 		for _, t := range batch {
-			tokens = append(tokens, t.h.Delivery.Token)
+			tokens = append(tokens, t.token())
 		}
 		_ = c.settleTokens(tokens) // logged; they come again
 		c.mu.Lock()

@@ -9,7 +9,8 @@ import (
 
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
 type task struct {
-	h     *bus.Handling // the message, and the context of its handler
+	h     *bus.Handling // the message, and the context of its handler; replaced under the lock only
+	again *bus.Handling // what h is to be for the next try
 	size  int
 	route *Route // nil: no handler takes the message
 	lane  *lane
@@ -28,13 +29,24 @@ type task struct {
 	free     bool           // delayed: its key does not wait for it
 	place    *parkedMessage // where it is parked, or is to be
 	fetched  bool           // it was parked, and has come back
+	marking  bool           // it is being parked while its handler runs, to keep its place before its followers
+	ended    bool           // its handler has ended meanwhile
 	failure  bus.Failure
 	due      time.Time
 	entry    *bus.PoisonEntry // to be put into the poison queue; no handler is called any more
+	blocks   bool             // it is parked, too, and its key waits until somebody replays or drops it
 	putFails int
 	// unavailable is for how long a handler said that what it needs is away.
 	unavailable time.Duration
 	outcome     outcome
+}
+
+// token names the message at the broker: as it came, or as it was parked since.
+func (t *task) token() bus.Token {
+	if t.place != nil && t.place.Token.Parked {
+		return t.place.Token
+	}
+	return t.h.Delivery.Token
 }
 
 // outcome is how a worker hands a task back.

@@ -18,9 +18,10 @@ import (
 
 // Exit codes.
 const (
-	exitOK    = 0
-	exitFail  = 1 // it ran, and the answer is no
-	exitUsage = 2 // it was called wrongly
+	exitOK     = 0
+	exitFail   = 1 // it ran, and the answer is no
+	exitUsage  = 2 // it was called wrongly
+	exitPartly = 3 // some of it was done
 )
 
 // command is one of the program's commands.
@@ -32,6 +33,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"conformance", "check that a broker behaves as the contract says", conformanceCommand},
+		{"poison", "look into a poison queue; replay or drop what is there", poisonCommand},
 		{"version", "print the version", versionCommand},
 	}
 }

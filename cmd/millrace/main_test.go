@@ -1,11 +1,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/conformance"
+	"github.com/millrace-go/millrace/router"
 )
 
 func TestCommands(t *testing.T) {
@@ -32,6 +39,94 @@ func TestCommands(t *testing.T) {
 			t.Errorf("millrace %s: exit %d, want %d\nstdout: %s\nstderr: %s", tc.args, code, tc.code, stdout.String(), stderr.String())
 		}
 	}
+}
+
+// TestPoison goes the way of somebody who finds messages in a poison queue.
+func TestPoison(t *testing.T) {
+	url := "memory:" + bus.NewID()
+	b, err := bus.Open(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	came := make(chan string, 10)
+	var others atomic.Int32
+	other := func(context.Context, *bus.Message) error { others.Add(1); return nil }
+	r := router.New(b, "billing")
+	r.Group("other").HandleFunc("orders", other)
+	r.HandleFunc("orders", func(_ context.Context, m *bus.Message) error {
+		return bus.Permanent(errors.New("no such customer: " + m.Key))
+	}, router.Name("charge"))
+	start := func(r *router.Router) (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() { over <- r.Run(ctx) }()
+		return func() {
+			cancel()
+			if err := <-over; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	stop := start(r)
+	err = b.PublishMessages(t.Context(), "orders", &bus.Message{ID: "1", Key: "a", Payload: []byte("\xff")}, &bus.Message{ID: "2", Key: "b"}, &bus.Message{ID: "3", Key: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r.Health().Routes[1].Poisoned < 3 || others.Load() < 3 {
+		runtime.Gosched()
+	}
+	stop()
+	expect := func(args string, code int, want ...string) {
+		t.Helper()
+		var stdout, stderr strings.Builder
+		args = strings.Replace(args, " ", " --url "+url+" --group billing ", 1)
+		got := run(t.Context(), strings.Fields("poison "+args), &stdout, &stderr)
+		for _, w := range want {
+			if !strings.Contains(stdout.String()+stderr.String(), w) {
+				t.Errorf("%s: no %q in %s%s", args, w, stdout.String(), stderr.String())
+			}
+		}
+		if got != code {
+			t.Errorf("%s: exit %d, want %d: %s%s", args, got, code, stdout.String(), stderr.String())
+		}
+	}
+	expect("ls ", exitOK, "charge", "permanent", "no such customer: b")
+	expect("ls --key b --json", exitOK, `"text":"no such customer: b"`)
+	expect("show --id 1", exitOK, `"base64": "/w=="`)
+	expect("show --id 9", exitFail, "no entry matches")
+	expect("export --class permanent", exitOK, `"attempts":1`)
+	expect("groups ", exitOK, "3  ", "charge")
+	expect("ls --since yesterday", exitUsage, "want a time like")
+	expect("drop ", exitUsage, "nothing chooses the entries")
+	expect("replay --all --expect 2", exitFail, "3 entries match, not 2")
+	expect("replay --all --dry-run", exitOK, "3 entries match")
+	expect("drop --key b", exitOK, "1 of 1 entries dropped")
+	expect("replay --handler charge --text CUSTOMER", exitOK, "2 of 2 entries replayed")
+	expect("groups --json", exitOK)
+	r = repaired(b, came)
+	r.Group("other").HandleFunc("orders", other)
+	stop = start(r)
+	if a, b := <-came, <-came; a != "1" || b != "3" {
+		t.Errorf("%s and %s came", a, b)
+	}
+	stop()
+	if len(came) > 0 || others.Load() != 3 {
+		t.Errorf("%d more came; the other group was given %d, want 3", len(came), others.Load())
+	}
+}
+
+// repaired is the handler when it has been repaired.
+func repaired(b *bus.Bus, came chan<- string) *router.Router {
+	r := router.New(b, "billing")
+	r.HandleFunc("orders", func(ctx context.Context, m *bus.Message) error {
+		if d := bus.DeliveryFrom(ctx); d.Attempt != 1 || d.Failure == nil || d.Failure.Replays != 1 {
+			came <- fmt.Sprintf("%+v", d)
+		}
+		came <- m.ID
+		return nil
+	}, router.Name("charge"))
+	return r
 }
 
 func TestConformanceAsJSON(t *testing.T) {

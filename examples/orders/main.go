@@ -27,6 +27,7 @@ type config struct {
 	n       int
 	workers int
 	fail    float64
+	poison  float64
 	state   string
 }
 
@@ -57,6 +58,7 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 	flags.IntVar(&c.n, "n", 0, "replay only the first `N` orders; 0 is all")
 	flags.IntVar(&c.workers, "workers", 64, "handler calls at once, for each group and topic")
 	flags.Float64Var(&c.fail, "fail", 0, "`share` of handler calls that fail and are retried, from 0 to less than 1")
+	flags.Float64Var(&c.poison, "poison", 0, "`share` of orders that loyalty refuses for good, until they are replayed in the end, from 0 to 1")
 	flags.StringVar(&c.state, "state", filepath.Join(cache, "millrace-orders"), "`folder` of the file by which an interrupted run goes on")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -64,8 +66,8 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 	case err != nil:
 		return exitUsage
 	}
-	if c.n < 0 || c.workers < 1 || c.fail < 0 || c.fail >= 1 || flags.NArg() > 0 {
-		fmt.Fprintln(stderr, "orders: want -n of 0 or more, -workers of 1 or more, -fail from 0 to less than 1, and no other arguments")
+	if c.n < 0 || c.workers < 1 || c.fail < 0 || c.fail >= 1 || c.poison < 0 || c.poison > 1 || flags.NArg() > 0 {
+		fmt.Fprintln(stderr, "orders: want -n of 0 or more, -workers of 1 or more, -fail from 0 to less than 1, -poison from 0 to 1, and no other arguments")
 		return exitUsage
 	}
 	orders, err := loadOrders(c.n)
@@ -157,7 +159,11 @@ func (c config) run(ctx context.Context, b *bus.Bus, s *State, orders []OrderPla
 		r.Use(failing(c.fail))
 	}
 	topic := "orders-" + s.Run
-	s.Books.bind(r, topic, "payments-"+s.Run)
+	refusing := &refusal{share: c.poison}
+	s.Books.bind(r, topic, "payments-"+s.Run, refusing.options()...)
+	if c.poison > 0 {
+		r.Go("replay", func(context.Context) error { return refusing.replay(ctx, b, topic, s.Books, len(orders), stderr) })
+	}
 	done := func() int {
 		paid, loyal, sold := s.Books.handled()
 		return min(paid, loyal, sold)

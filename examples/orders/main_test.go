@@ -41,6 +41,17 @@ func TestFailingHandlersChangeNothing(t *testing.T) {
 	}
 }
 
+// TestRefusedOrdersAreReplayed: the customers' later orders wait, so that nothing is out of order in the end.
+func TestRefusedOrdersAreReplayed(t *testing.T) {
+	_, want, _ := runOrders(t.Context(), "memory:", "-n", "3000")
+	for _, url := range []string{"memory:", "sqlite:" + filepath.Join(t.TempDir(), "bus.db")} {
+		code, got, messages := runOrders(t.Context(), url, "-n", "3000", "-poison", "0.05", "-state", t.TempDir())
+		if code != exitOK || got != want || !strings.Contains(messages, "loyalty/orders") || !strings.Contains(messages, "were replayed") {
+			t.Errorf("%s: exit %d: %s\ngot:\n%s\nwant:\n%s", url, code, messages, got, want)
+		}
+	}
+}
+
 // TestInterruptedRunGoesOn stops a run on a durable bus several times; the report in the end is that of one run.
 func TestInterruptedRunGoesOn(t *testing.T) {
 	_, want, _ := runOrders(t.Context(), "memory:", "-n", "5000")
@@ -122,7 +133,7 @@ func TestDifferencesAreFound(t *testing.T) {
 }
 
 func TestWrongUsage(t *testing.T) {
-	for _, args := range [][]string{{"-n", "-1"}, {"-workers", "0"}, {"-fail", "1"}, {"-n", "99999999"}, {"-nonsense"}, {"extra"}} {
+	for _, args := range [][]string{{"-n", "-1"}, {"-workers", "0"}, {"-fail", "1"}, {"-poison", "-1"}, {"-n", "99999999"}, {"-nonsense"}, {"extra"}} {
 		if code, _, messages := runOrders(t.Context(), "memory:", args...); code != exitUsage || messages == "" {
 			t.Errorf("%v: exit %d, %q", args, code, messages)
 		}

@@ -19,6 +19,7 @@ func dialect(prefix string) *sqllog.Dialect {
 		Now:         now,
 		Insert:      "INSERT IGNORE INTO",
 		Upsert:      "ON DUPLICATE KEY UPDATE",
+		ForUpdate:   " FOR UPDATE",
 		Isolation:   sql.LevelReadCommitted,
 		Log:         func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
 		TableExists: "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '" + prefix + "meta'",
@@ -116,5 +117,20 @@ var migrations = [][]string{
 	swept   BIGINT       NOT NULL
 )` + options,
 		`INSERT IGNORE INTO {meta} (one, version, install, swept) VALUES (1, 0, UUID(), 0)`,
+	},
+	{
+		// pos 0 is the lane's counter, in chg, which else is the number of the last change from outside.
+		// due: microseconds since 1970, 0 is any time. free: 1 if its key does not wait for it. doc: NULL is withdrawn.
+		`CREATE TABLE IF NOT EXISTS {parked} (
+	grp     INT            NOT NULL,
+	shard   SMALLINT       NOT NULL,
+	pos     BIGINT         NOT NULL,
+	chg     BIGINT         NOT NULL,
+	due     BIGINT         NOT NULL,
+	free    SMALLINT       NOT NULL,
+	msg_key VARBINARY(255) NOT NULL,
+	doc     LONGTEXT       NULL,
+	PRIMARY KEY (grp, shard, pos)
+)` + options,
 	},
 }

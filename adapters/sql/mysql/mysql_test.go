@@ -47,7 +47,7 @@ func database(t testing.TB) sqltest.Database {
 	db, text := pool(t)
 	prefix := "t" + bus.NewID()[24:] + "_"
 	t.Cleanup(func() {
-		for _, table := range []string{"topic", "log", "grp", "lane", "member", "poison", "meta"} {
+		for _, table := range []string{"topic", "log", "grp", "lane", "member", "poison", "parked", "meta"} {
 			if _, err := db.ExecContext(context.Background(), "DROP TABLE IF EXISTS "+prefix+table); err != nil {
 				t.Error(err)
 			}

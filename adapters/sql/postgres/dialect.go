@@ -21,6 +21,7 @@ func dialect(schema string) *sqllog.Dialect {
 		Insert:    "INSERT INTO",
 		Ignore:    "ON CONFLICT DO NOTHING",
 		Upsert:    "ON CONFLICT (grp, id) DO UPDATE SET",
+		ForUpdate: " FOR UPDATE",
 		Isolation: sql.LevelReadCommitted,
 		Log:       func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
 		// Not to_regclass: its answer may come from a cache that is older than the lock of the migrations.
@@ -112,6 +113,19 @@ func migrations(schema string) [][]string {
 	swept   bigint NOT NULL
 )`,
 			`INSERT INTO {meta} (version, install, swept) VALUES (0, gen_random_uuid()::text, 0)`,
+		},
+		{
+			`CREATE TABLE {parked} (
+	grp     int      NOT NULL,
+	shard   smallint NOT NULL,
+	pos     bigint   NOT NULL, -- 0: the lane's counter, in chg
+	chg     bigint   NOT NULL, -- number of the last change from outside
+	due     bigint   NOT NULL, -- microseconds since 1970; 0: any time
+	free    smallint NOT NULL, -- 1: its key does not wait for it
+	msg_key bytea    NOT NULL,
+	doc     json,              -- NULL: withdrawn
+	PRIMARY KEY (grp, shard, pos)
+)`,
 		},
 	}
 }

@@ -91,4 +91,17 @@ var migrations = [][]string{
 )`,
 		`INSERT INTO {meta} (version, install, swept) VALUES (0, lower(hex(randomblob(16))), 0)`,
 	},
+	{
+		`CREATE TABLE {parked} (
+	grp     INTEGER NOT NULL,
+	shard   INTEGER NOT NULL,
+	pos     INTEGER NOT NULL, -- 0: the lane's counter, in chg
+	chg     INTEGER NOT NULL, -- number of the last change from outside
+	due     INTEGER NOT NULL, -- microseconds since 1970; 0: any time
+	free    INTEGER NOT NULL, -- 1: its key does not wait for it
+	msg_key BLOB    NOT NULL,
+	doc     TEXT,             -- NULL: withdrawn
+	PRIMARY KEY (grp, shard, pos)
+)`,
+	},
 }

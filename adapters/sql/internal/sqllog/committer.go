@@ -47,8 +47,9 @@ func (s *Source) commit(ctx context.Context) error {
 			held = append(held, l)
 		}
 	}
+	held = slices.DeleteFunc(held, func(l *lane) bool { return l == nil })
 	for _, l := range held {
-		if l == nil || l.window.Version() == l.saved {
+		if l.window.Version() == l.saved {
 			continue
 		}
 		progress = append(progress, Progress{
@@ -58,6 +59,9 @@ func (s *Source) commit(ctx context.Context) error {
 	}
 	member := s.member.id
 	s.mu.Unlock()
+	if err := s.removeParked(ctx, member, held); err != nil {
+		return err
+	}
 	if len(progress) == 0 {
 		return nil
 	}

@@ -23,6 +23,8 @@ type Dialect struct {
 	Insert, Ignore string
 	// Upsert begins the assignments of an insert into the poison table that replaces the row if it exists.
 	Upsert string
+	// ForUpdate, behind a SELECT, locks the rows; "" where a transaction is alone anyway.
+	ForUpdate string
 	// Isolation must let each statement see what was committed before it.
 	Isolation sql.IsolationLevel
 	// Log returns the table that holds a topic's messages, and the condition that selects them there.

@@ -62,7 +62,7 @@ func New(ctx context.Context, s Store, c Config) (*Driver, error) {
 // Capabilities implements bus.Driver.
 func (d *Driver) Capabilities() bus.Capabilities {
 	return bus.Capabilities{
-		Broker: d.dialect.Name, Durable: d.dialect.Durable, Replay: true, StartAt: true, MaxMessage: d.dialect.MaxMessage,
+		Broker: d.dialect.Name, Durable: d.dialect.Durable, Replay: true, StartAt: true, Parking: true, MaxMessage: d.dialect.MaxMessage,
 	}
 }
 

@@ -81,6 +81,9 @@ func (s *Source) tick() (pause time.Duration, err error) {
 		_, err := s.renew(ctx)
 		return 0, err
 	}
+	if err := s.hear(ctx, &v); err != nil {
+		return 0, err
+	}
 	h := s.holdings(&v)
 	s.lose(h.lost, errTaken)
 	switch quota := v.quota(s.member.id); {
@@ -186,7 +189,9 @@ func (s *Source) claim(ctx context.Context) (pause time.Duration, err error) {
 		return 0, nil
 	}
 	s.renewed(sent)
-	s.assign(taken)
+	if err := s.assign(ctx, taken); err != nil {
+		return 0, err // they count as strays, and are claimed again
+	}
 	if missing <= 0 {
 		return min(s.driver.config.Lease/10, time.Second), nil
 	}
@@ -197,11 +202,13 @@ func (s *Source) claim(ctx context.Context) (pause time.Duration, err error) {
 	return hungryPause, nil
 }
 
-// assign begins to read the lanes that were taken.
-func (s *Source) assign(taken []claimed) {
+// assign begins to read the lanes that were taken, when it is known what is parked there.
+func (s *Source) assign(ctx context.Context, taken []claimed) error {
 	if len(taken) == 0 {
-		return
+		return nil
 	}
+	parking, parks := s.observer.(bus.ParkingObserver)
+	var parked, known []bus.Parked
 	lanes := make([]*lane, len(taken))
 	ids := make([]bus.Lane, len(taken))
 	for i, c := range taken {
@@ -209,16 +216,34 @@ func (s *Source) assign(taken []claimed) {
 		w, _ := window.Restore(c.position, c.window)
 		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
 		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version()}
+		if !parks {
+			continue
+		}
+		ps, last, err := s.loadParked(ctx, ids[i], 0, true)
+		if err != nil {
+			return err
+		}
+		lanes[i].heard = last
+		parked = append(parked, ps...)
+	}
+	for _, p := range parked {
+		if !p.Withdrawn {
+			known = append(known, p)
+		}
 	}
 	s.observerMu.Lock()
 	defer s.observerMu.Unlock()
 	s.observer.Assigned(ids)
+	if len(known) > 0 {
+		parking.Parked(known)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range lanes {
 		s.lanes[l.id.ID] = l
 	}
 	signal(s.room)
+	return s.forgetWithdrawn(ctx, parked)
 }
 
 // evicted ends the membership, with which everything held is lost. The next tick joins under a new id.

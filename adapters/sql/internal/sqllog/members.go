@@ -25,6 +25,8 @@ type laneRow struct {
 	shard int32
 	epoch uint64
 	owner string // "": nobody
+	// changes is the number of the last change to what is parked.
+	changes int64
 }
 
 // view is what a group looks like.
@@ -58,13 +60,13 @@ func (d *Driver) look(ctx context.Context, q querier, group int64) (v view, err 
 	err = collect(ctx, q, func(rows *sql.Rows) error {
 		var l laneRow
 		var owner sql.NullString
-		if err := rows.Scan(&l.shard, &l.epoch, &owner); err != nil {
+		if err := rows.Scan(&l.shard, &l.epoch, &owner, &l.changes); err != nil {
 			return err
 		}
 		l.owner = owner.String
 		v.lanes = append(v.lanes, l)
 		return nil
-	}, d.dialect.SQL("SELECT shard, epoch, owner FROM {lane} WHERE grp = ? ORDER BY shard"), group)
+	}, d.dialect.SQL("SELECT l.shard, l.epoch, l.owner, COALESCE(p.chg, 0) FROM {lane} l LEFT JOIN {parked} p ON p.grp = l.grp AND p.shard = l.shard AND p.pos = 0 WHERE l.grp = ? ORDER BY l.shard"), group)
 	return v, err
 }
 

@@ -123,6 +123,7 @@ type document struct {
 	Handler  string      `json:"handler"`
 	Lane     int32       `json:"lane"`
 	Position int64       `json:"position"`
+	Waits    bool        `json:"waits,omitempty"`
 	Failure  bus.Failure `json:"failure"`
 	Host     string      `json:"host"`
 	Time     time.Time   `json:"time"`
@@ -144,18 +145,37 @@ type original struct {
 func encodeEntry(e *bus.PoisonEntry) ([]byte, error) {
 	d := document{
 		ID: e.ID, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
-		Failure: e.Failure, Host: e.Host, Time: e.Time,
-	}
-	if m := e.Message; m != nil {
-		d.Message = &original{
-			ID: m.ID, Key: []byte(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time,
-			ContentType: m.ContentType, Payload: m.Payload,
-		}
-		for _, h := range m.Headers {
-			d.Message.Headers = append(d.Message.Headers, [2][]byte{[]byte(h.Name), []byte(h.Value)})
-		}
+		Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time, Message: originalOf(e.Message),
 	}
 	return json.Marshal(d)
+}
+
+func originalOf(m *bus.Message) *original {
+	if m == nil {
+		return nil
+	}
+	o := &original{
+		ID: m.ID, Key: []byte(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time,
+		ContentType: m.ContentType, Payload: m.Payload,
+	}
+	for _, h := range m.Headers {
+		o.Headers = append(o.Headers, [2][]byte{[]byte(h.Name), []byte(h.Value)})
+	}
+	return o
+}
+
+func (o *original) message() *bus.Message {
+	if o == nil {
+		return nil
+	}
+	m := &bus.Message{
+		ID: o.ID, Key: string(o.Key), Type: o.Type, Source: o.Source, Subject: o.Subject, Time: o.Time,
+		ContentType: o.ContentType, Payload: o.Payload,
+	}
+	for _, h := range o.Headers {
+		m.Headers.Add(string(h[0]), string(h[1]))
+	}
+	return m
 }
 
 func decodeEntry(doc []byte) (bus.PoisonEntry, error) {
@@ -163,18 +183,8 @@ func decodeEntry(doc []byte) (bus.PoisonEntry, error) {
 	if err := json.Unmarshal(doc, &d); err != nil {
 		return bus.PoisonEntry{}, err
 	}
-	e := bus.PoisonEntry{
+	return bus.PoisonEntry{
 		ID: d.ID, Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
-		Failure: d.Failure, Host: d.Host, Time: d.Time,
-	}
-	if m := d.Message; m != nil {
-		e.Message = &bus.Message{
-			ID: m.ID, Key: string(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time,
-			ContentType: m.ContentType, Payload: m.Payload,
-		}
-		for _, h := range m.Headers {
-			e.Message.Headers.Add(string(h[0]), string(h[1]))
-		}
-	}
-	return e, nil
+		Waits: d.Waits, Failure: d.Failure, Host: d.Host, Time: d.Time, Message: d.Message.message(),
+	}, nil
 }

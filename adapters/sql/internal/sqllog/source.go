@@ -56,6 +56,10 @@ type lane struct {
 	window *window.Window
 	read   int64  // the first position that has not been read
 	saved  uint64 // the version of the window that was committed
+	// unparked are parked messages that were settled, and are to be deleted; heard is the number of the last change to what
+	// is parked that the router knows of.
+	unparked []int64
+	heard    int64
 	// parting: no delivery any more, but settling goes on. gone: it is not ours.
 	parting, gone bool
 }
@@ -196,6 +200,11 @@ func (s *Source) Settle(_ context.Context, tokens []bus.Token) error {
 		l := s.owned(t.Lane, t.Epoch)
 		if l == nil {
 			stale++
+			continue
+		}
+		if t.Parked {
+			l.unparked = append(l.unparked, t.Position)
+			changed = true
 			continue
 		}
 		changed = l.window.Done(t.Position) || changed

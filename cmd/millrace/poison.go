@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/poison"
+)
+
+// poisonCall is one call of `millrace poison`.
+type poisonCall struct {
+	url, group     string
+	filter         poison.Filter
+	all, asJSON    bool
+	options        poison.Options
+	stdout, stderr io.Writer
+}
+
+// poisonActions are the words behind `millrace poison`.
+var poisonActions = []struct {
+	name, summary string
+	run           func(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error)
+}{
+	{"ls", "list entries", poisonList},
+	{"show", "show entries with their messages", poisonShow},
+	{"groups", "count entries by handler and class", poisonGroups},
+	{"replay", "give messages back to the handlers that refused them", poisonReplay},
+	{"drop", "remove entries for good", poisonDrop},
+	{"export", "print entries with their messages, one JSON object a line", poisonExport},
+}
+
+func poisonCommand(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	usage := func() int {
+		fmt.Fprintln(stderr, "usage: millrace poison ACTION --url URL --group GROUP [flags]")
+		for _, a := range poisonActions {
+			fmt.Fprintf(stderr, "  %-7s %s\n", a.name, a.summary)
+		}
+		return exitUsage
+	}
+	if len(args) == 0 {
+		return usage()
+	}
+	for _, a := range poisonActions {
+		if a.name != args[0] {
+			continue
+		}
+		c, code, done := parsePoison(a.name, args[1:], stdout, stderr)
+		if done {
+			return code
+		}
+		b, err := bus.Open(ctx, c.url)
+		if err != nil {
+			fmt.Fprintln(stderr, "millrace poison:", err)
+			return exitUsage
+		}
+		defer b.Close()
+		q, err := poison.Open(ctx, b, c.group)
+		if err == nil {
+			code, err = a.run(ctx, q, c)
+		}
+		if err != nil {
+			fmt.Fprintln(stderr, "millrace poison:", err)
+			return max(code, exitFail)
+		}
+		return code
+	}
+	fmt.Fprintf(stderr, "millrace poison: unknown action %q\n", args[0])
+	return usage()
+}
+
+func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poisonCall, code int, done bool) {
+	c = &poisonCall{stdout: stdout, stderr: stderr}
+	fs := flag.NewFlagSet("poison "+action, flag.ContinueOnError)
+	fs.StringVar(&c.url, "url", "", "the `URL` of the bus; required")
+	fs.StringVar(&c.group, "group", "", "the `group` whose poison queue it is; required")
+	ids := fs.String("id", "", "`ids` of entries or messages, separated by commas")
+	f := &c.filter
+	fs.StringVar(&f.Topic, "topic", "", "only of this `topic`")
+	fs.StringVar(&f.Handler, "handler", "", "only of this `handler`")
+	fs.StringVar(&f.Class, "class", "", "only of this `class`, such as permanent or panic")
+	fs.StringVar(&f.Key, "key", "", "only of this `key`")
+	fs.StringVar(&f.Text, "text", "", "only if the error contains this `text`")
+	since := fs.String("since", "", "only poisoned at this `time` (RFC 3339) or this long ago (such as 2h), or later")
+	until := fs.String("until", "", "only poisoned before this `time`")
+	fs.StringVar(&f.After, "after", "", "only behind the entry with this `id`")
+	fs.IntVar(&f.Limit, "limit", 0, "at most so many; 0 is all")
+	fs.BoolVar(&c.asJSON, "json", false, "print one object a line")
+	expect := -1
+	changes := action == "replay" || action == "drop"
+	if changes {
+		fs.IntVar(&expect, "expect", -1, "do nothing unless exactly so many match")
+		fs.BoolVar(&c.options.DryRun, "dry-run", false, "only count")
+		fs.BoolVar(&c.all, "all", false, "all entries; needed if nothing else chooses")
+	}
+	if code, done = parse(fs, args, stderr); done {
+		return nil, code, true
+	}
+	fail := func(format string, args ...any) (*poisonCall, int, bool) {
+		fmt.Fprintf(stderr, "millrace poison "+action+": "+format+"\n", args...)
+		return nil, exitUsage, true
+	}
+	if c.url == "" || c.group == "" {
+		return fail("--url and --group are required")
+	}
+	if *ids != "" {
+		f.IDs = strings.Split(*ids, ",")
+	}
+	var err error
+	if f.Since, err = parseTime(*since); err != nil {
+		return fail("--since: %v", err)
+	}
+	if f.Until, err = parseTime(*until); err != nil {
+		return fail("--until: %v", err)
+	}
+	if f.Limit < 0 {
+		return fail("--limit is %d: want 0 (all) or more", f.Limit)
+	}
+	if expect >= 0 {
+		c.options.Expect = &expect
+	}
+	chosen := len(f.IDs) > 0 || f.Topic+f.Handler+f.Class+f.Key+f.Text+*since+*until+f.After != "" || f.Limit > 0
+	if changes && !c.all && !chosen {
+		return fail("nothing chooses the entries: add --id, --handler, … or --all")
+	}
+	c.options.Progress = func(done, total int) { fmt.Fprintf(stderr, "%d of %d\n", done, total) }
+	return c, exitOK, false
+}
+
+// parseTime reads a time, or how long ago it was.
+func parseTime(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return t, fmt.Errorf("%q: want a time like 2026-01-31T12:00:00Z or a duration like 2h", text)
+	}
+	return t, nil
+}
+
+func poisonList(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
+	w := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
+	if !c.asJSON {
+		fmt.Fprintln(w, "ID\tTIME\tHANDLER\tCLASS\tTRIES\tKEY\tERROR")
+	}
+	for e, err := range q.List(ctx, c.filter) {
+		if err != nil {
+			return exitFail, err
+		}
+		if c.asJSON {
+			r := recordOf(&e)
+			r.Message = nil
+			if err := json.NewEncoder(c.stdout).Encode(r); err != nil {
+				return exitFail, err
+			}
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%q\t%.80q\n", e.ID, e.Time.UTC().Format(time.RFC3339), e.Handler, e.Failure.Class, e.Failure.Attempts, e.Message.Key, e.Failure.Text)
+	}
+	return exitOK, w.Flush()
+}
+
+func poisonShow(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
+	n := 0
+	for e, err := range q.List(ctx, c.filter) {
+		if err != nil {
+			return exitFail, err
+		}
+		enc := json.NewEncoder(c.stdout)
+		if !c.asJSON {
+			enc.SetIndent("", "  ")
+		}
+		if err := enc.Encode(recordOf(&e)); err != nil {
+			return exitFail, err
+		}
+		n++
+	}
+	if n == 0 {
+		return exitFail, fmt.Errorf("group %q: no entry matches", c.group)
+	}
+	return exitOK, nil
+}
+
+func poisonExport(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
+	enc := json.NewEncoder(c.stdout)
+	for e, err := range q.List(ctx, c.filter) {
+		if err != nil {
+			return exitFail, err
+		}
+		if err := enc.Encode(recordOf(&e)); err != nil {
+			return exitFail, err
+		}
+	}
+	return exitOK, nil
+}
+
+func poisonGroups(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
+	groups, err := q.Groups(ctx, c.filter)
+	if err != nil {
+		return exitFail, err
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
+	if !c.asJSON {
+		fmt.Fprintln(w, "COUNT\tHANDLER\tCLASS\tFIRST\tLAST\tLAST ERROR")
+	}
+	for _, g := range groups {
+		if c.asJSON {
+			if err := json.NewEncoder(c.stdout).Encode(g); err != nil {
+				return exitFail, err
+			}
+			continue
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%.80q\n", g.Count, g.Handler, g.Class, g.First.UTC().Format(time.RFC3339), g.Last.UTC().Format(time.RFC3339), g.Text)
+	}
+	return exitOK, w.Flush()
+}
+
+func poisonReplay(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
+	r, err := q.Replay(ctx, c.filter, c.options)
+	return c.result("replayed", r, err)
+}
+
+func poisonDrop(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
+	r, err := q.Drop(ctx, c.filter, c.options)
+	return c.result("dropped", r, err)
+}
+
+// result prints what was done, and says with the exit code whether that was all of it.
+func (c *poisonCall) result(done string, r poison.Result, err error) (int, error) {
+	switch {
+	case c.asJSON:
+		_ = json.NewEncoder(c.stdout).Encode(r)
+	case c.options.DryRun:
+		fmt.Fprintf(c.stdout, "%d entries match; nothing was %s\n", r.Matched, done)
+	default:
+		fmt.Fprintf(c.stdout, "%d of %d entries %s\n", r.Done, r.Matched, done)
+	}
+	switch {
+	case err != nil && r.Done == 0:
+		return exitFail, err
+	case err != nil:
+		return exitPartly, err
+	case !c.options.DryRun && r.Done < r.Matched:
+		return exitPartly, fmt.Errorf("%d entries were replayed or dropped by somebody else meanwhile", r.Matched-r.Done)
+	}
+	return exitOK, nil
+}

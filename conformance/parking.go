@@ -1,0 +1,369 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/router"
+)
+
+var parkingChecks = []check{
+	{"parking/store", parkingStore},
+	{"parking/stale", parkingStale},
+	{"parking/inject", parkingInject},
+	{"delay/retry", delayRetry},
+	{"delay/publish", delayPublish},
+}
+
+// parkingSource subscribes at a driver that can park.
+func (e *env) parkingSource(b *bus.Bus, topic, group string) (bus.ParkingSource, *lanes) {
+	if !e.capabilities(b).Parking {
+		e.lacking("messages cannot be parked at the broker")
+	}
+	s, o := e.source(b, bus.Subscription{Topic: topic, Group: group})
+	p, ok := s.(bus.ParkingSource)
+	if !ok {
+		e.fatalf("the driver claims Parking, but its source is no bus.ParkingSource")
+	}
+	return p, o
+}
+
+// told waits until the observer knows of n parked messages, and returns them in the order in which they came.
+func (e *env) told(o *lanes, n int) []bus.Parked {
+	var ps []bus.Parked
+	e.wait(fmt.Sprintf("the router to be told of %d parked messages", n), func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		ps = slices.Clone(o.parked)
+		return len(ps) >= n
+	})
+	if len(ps) > n {
+		e.errorf("the router was told of %d parked messages, want %d", len(ps), n)
+	}
+	return ps
+}
+
+func (e *env) fetch(s bus.ParkingSource, ps []bus.Parked) []bus.Delivery {
+	tokens := make([]bus.Token, len(ps))
+	for i, p := range ps {
+		tokens[i] = p.Token
+	}
+	dst := make([]bus.Delivery, len(ps))
+	n, err := s.Fetch(e.ctx, tokens, dst)
+	e.must(err, "fetch")
+	for _, d := range dst[:n] {
+		if !slices.Contains(tokens, d.Token) {
+			e.errorf("fetched a delivery with the token %+v, which was not asked for", d.Token)
+		}
+	}
+	return dst[:n]
+}
+
+// parkingStore: what is parked comes to the lane's next owner, before anything else, in order and with all that was
+// known of it; it is not delivered again; it keeps its place when it is parked again; settled, it is gone.
+func parkingStore(e *env) {
+	b := e.bus()
+	topic, group := e.name("parking"), e.name("g")
+	at := time.Now().UTC().Truncate(time.Millisecond)
+	s, _ := e.parkingSource(b, topic, group)
+	var msgs []*bus.Message
+	for i := range 6 {
+		msgs = append(msgs, &bus.Message{
+			ID: fmt.Sprint(i), Key: "k\xff", Type: "t", Source: "/s", Subject: "su", Time: at, ContentType: "x/y", Payload: []byte{0, 0xff, byte(i)},
+			Headers: bus.Headers{{Name: "h", Value: "1"}, {Name: "h", Value: "\xfe"}},
+		})
+	}
+	msgs[4].Payload, msgs[5].Payload = nil, []byte{}
+	e.publish(b, topic, msgs...)
+	ds := e.receive(s, 6)
+	due := time.Now().Add(time.Hour)
+	failure := &bus.Failure{Class: "c", Text: "Ω\n", Stack: "s", Attempts: 2, First: at, Last: at, Replays: 1}
+	var ps []bus.Parking
+	for i, d := range ds[1:] { // the first stays unsettled
+		p := bus.Parking{Delivery: d}
+		if i == 0 {
+			p.Due, p.Attempt, p.Failure, p.Handler, p.FirstSeen = due, 3, failure, "handler", at
+		}
+		ps = append(ps, p)
+	}
+	ps[4].Free = true
+	e.must(s.Park(e.ctx, ps[:3]), "park")
+	e.must(s.Park(e.ctx, ps[3:]), "park")
+	for i := range ps {
+		if !ps[i].Token.Parked || ps[i].Lane != ds[0].Lane || i > 0 && ps[i].Position <= ps[i-1].Position {
+			e.errorf("message %d is parked with the token %+v behind %+v", i, ps[i].Token, ps[max(i-1, 0)].Token)
+		}
+	}
+	e.must(s.Close(e.ctx), "close")
+
+	other := e.bus()
+	if !e.capabilities(b).Durable {
+		other = b
+	}
+	s, o := e.parkingSource(other, topic, group)
+	if d := e.receive(s, 1)[0]; d.ID != "0" {
+		e.errorf("the next owner is given %s, which is parked", d.ID)
+	}
+	told := e.told(o, 5) // has been told before
+	for i, p := range told {
+		if p.Key != "k\xff" || p.Free != (i == 4) || i > 0 && p.Position <= told[i-1].Position {
+			e.errorf("the next owner is told of %+v at place %d", p, i)
+		}
+	}
+	if d := told[0].Due.Sub(due); d < 0 || d > 10*time.Millisecond || told[1].Due.After(time.Now()) {
+		e.errorf("due times moved by %v; that of any time is %v", d, told[1].Due)
+	}
+	got := e.fetch(s, told)
+	if len(got) != 5 {
+		e.fatalf("%d of 5 could be fetched", len(got))
+	}
+	for i, d := range got {
+		if d.ID != msgs[i+1].ID {
+			e.errorf("fetched %s at place %d", d.ID, i)
+		}
+		same(e, msgs[i+1], d.Message)
+	}
+	first := got[0]
+	if first.Attempt != 3 || first.Handler != "handler" || !first.FirstSeen.Equal(at) || first.Failure == nil || first.Failure.Text != failure.Text ||
+		!first.Failure.First.Equal(at) || first.Failure.Attempts != 2 || first.Failure.Replays != 1 || first.Failure.Class != "c" || first.Failure.Stack != "s" {
+		e.errorf("of the tries is known: %+v, %+v", first, first.Failure)
+	}
+
+	again := bus.Parking{Delivery: first, Due: due.Add(time.Hour)}
+	again.Attempt = 4
+	e.must(s.Park(e.ctx, []bus.Parking{again}), "park again")
+	e.must(s.Settle(e.ctx, []bus.Token{told[1].Token, told[4].Token}), "settle")
+	e.must(s.Close(e.ctx), "close")
+	s, o = e.parkingSource(b, topic, group)
+	e.receive(s, 1)
+	told = e.told(o, 3)
+	var ids []string
+	got = e.fetch(s, told)
+	for _, d := range got {
+		ids = append(ids, d.ID)
+	}
+	if want := []string{"1", "3", "4"}; !slices.Equal(ids, want) || got[0].Attempt != 4 || told[0].Due.Before(again.Due) {
+		e.errorf("after one was parked again and two were settled, there are %v, want %v; the first is at try %d, due at %v", ids, want, got[0].Attempt, told[0].Due)
+	}
+}
+
+// parkingStale: tokens of an ownership that ended neither park nor fetch nor settle.
+func parkingStale(e *env) {
+	b := e.bus()
+	topic, group := e.name("stale"), e.name("g")
+	s, _ := e.parkingSource(b, topic, group)
+	e.publish(b, topic, &bus.Message{ID: "0", Key: "k"}, &bus.Message{ID: "1", Key: "k"})
+	ds := e.receive(s, 2)
+	parked := []bus.Parking{{Delivery: ds[0]}}
+	e.must(s.Park(e.ctx, parked), "park")
+	e.must(s.Close(e.ctx), "close")
+	s, o := e.parkingSource(b, topic, group)
+	e.receive(s, 1)
+	e.told(o, 1)
+	stale := bus.Parking{Delivery: ds[1]}
+	if err := s.Park(e.ctx, []bus.Parking{stale}); !errors.Is(err, bus.ErrStale) {
+		e.errorf("park with a token of an old ownership: %v, want ErrStale", err)
+	}
+	if n, err := s.Fetch(e.ctx, []bus.Token{parked[0].Token}, make([]bus.Delivery, 1)); n != 0 || err != nil && !errors.Is(err, bus.ErrStale) {
+		e.errorf("fetch with a token of an old ownership: %d, %v", n, err)
+	}
+	if err := s.Settle(e.ctx, []bus.Token{parked[0].Token}); !errors.Is(err, bus.ErrStale) {
+		e.errorf("settle with a token of an old ownership: %v, want ErrStale", err)
+	}
+	e.must(s.Close(e.ctx), "close")
+	s, o = e.parkingSource(b, topic, group)
+	if d := e.receive(s, 1)[0]; d.ID != "1" {
+		e.errorf("then came %s", d.ID)
+	}
+	e.told(o, 1)
+}
+
+// parkingInject: messages are parked from outside, with and without an owner, changed and withdrawn.
+func parkingInject(e *env) {
+	b, outside := e.bus(), e.bus()
+	if !e.capabilities(b).Durable {
+		outside = b
+	}
+	topic, group := e.name("inject"), e.name("g")
+	s, o := e.parkingSource(b, topic, group)
+	injector, ok := bus.As[bus.Injector](outside)
+	if !ok {
+		e.fatalf("the driver claims Parking, but is no bus.Injector")
+	}
+	e.publish(b, topic, &bus.Message{ID: "x", Key: "k"}) // the lane is ours when it has come
+	e.receive(s, 1)
+	if err := injector.Inject(e.ctx, topic, e.name("nobody"), []bus.Parking{{Delivery: bus.Delivery{Message: &bus.Message{ID: "1"}}}}); !errors.Is(err, bus.ErrNotFound) {
+		e.errorf("inject for a group that does not exist: %v, want ErrNotFound", err)
+	}
+	parking := func(id string) bus.Parking {
+		return bus.Parking{Free: true, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k", Source: "/s", Payload: []byte(id)}, Handler: "h", Attempt: 1, Failure: &bus.Failure{Replays: 1}}}
+	}
+	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{parking("1"), parking("2")}), "inject")
+	told := e.told(o, 2)
+	got := e.fetch(s, told)
+	if len(got) != 2 || got[0].ID != "1" || got[1].ID != "2" || got[0].Handler != "h" || got[0].Failure == nil || got[0].Failure.Replays != 1 || !told[0].Free {
+		e.fatalf("injected messages come as %+v", got)
+	}
+	e.must(s.Close(e.ctx), "close")
+	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{parking("3")}), "inject for a group without members")
+	s, o = e.parkingSource(b, topic, group)
+	e.receive(s, 1)
+	told = e.told(o, 3)
+	for i, d := range e.fetch(s, told) {
+		if d.ID != fmt.Sprint(i+1) {
+			e.errorf("at place %d is %s", i, d.ID)
+		}
+	}
+	changed := parking("2")
+	changed.Token, changed.Due = told[1].Token, time.Now().Add(time.Hour)
+	withdrawn := bus.Parking{Delivery: bus.Delivery{Token: told[0].Token}}
+	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{changed, withdrawn}), "change and withdraw")
+	told = e.told(o, 5)[3:]
+	slices.SortFunc(told, func(x, y bus.Parked) int { return int(y.Position - x.Position) })
+	if told[0].Token != changed.Token || told[0].Withdrawn || told[0].Due.Before(changed.Due) || told[1].Token != withdrawn.Token || !told[1].Withdrawn {
+		e.errorf("of the change and the withdrawal came %+v", told)
+	}
+	if got := e.fetch(s, []bus.Parked{told[1]}); len(got) != 0 {
+		e.errorf("what was withdrawn can be fetched")
+	}
+	e.must(s.Close(e.ctx), "close")
+	s, o = e.parkingSource(b, topic, group)
+	e.receive(s, 1)
+	var ids []string
+	for _, d := range e.fetch(s, e.told(o, 2)) {
+		ids = append(ids, d.ID)
+	}
+	if want := []string{"2", "3"}; !slices.Equal(ids, want) {
+		e.errorf("then there are %v, want %v", ids, want)
+	}
+}
+
+// delayRetry: a long delay blocks its key alone, and ends neither early nor late, also when the member changes
+// meanwhile; the try is counted.
+func delayRetry(e *env) {
+	b := e.bus()
+	if !e.capabilities(b).Parking {
+		e.lacking("messages cannot be parked at the broker")
+	}
+	topic, group := e.name("delay"), e.name("g")
+	const wait = 3 * time.Second
+	var mu sync.Mutex
+	var failed, retried time.Time
+	var ids []string
+	others := 0
+	handler := func(ctx context.Context, m *bus.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if m.Key != "slow" {
+			others++
+			return nil
+		}
+		d := bus.DeliveryFrom(ctx)
+		if m.ID == "0" && d.Attempt == 1 {
+			failed = time.Now()
+			return errors.New("not yet")
+		}
+		if m.ID == "0" {
+			retried = time.Now()
+			if d.Attempt != 2 || d.Failure == nil || d.Failure.Text != "not yet" {
+				e.errorf("at the second try the handler is told of try %d, failure %+v", d.Attempt, d.Failure)
+			}
+		}
+		ids = append(ids, m.ID)
+		return nil
+	}
+	start := func(b *bus.Bus) *running {
+		r := router.New(b, group, router.InFlight(50, 1<<20), router.Policy{Retry: router.Schedule{wait}})
+		r.HandleFunc(topic, handler)
+		return e.run(r)
+	}
+	first := start(b)
+	var msgs []*bus.Message
+	for i := range 100 {
+		msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Key: "slow"})
+	}
+	for i := range 400 {
+		msgs = append(msgs, &bus.Message{ID: fmt.Sprint("o", i), Key: fmt.Sprint(i % 20)})
+	}
+	e.publish(b, topic, msgs...)
+	e.wait("400 messages of other keys to pass one that waits", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return others == 400
+	})
+	first.drain()
+	second := e.bus()
+	if !e.capabilities(b).Durable {
+		second = b
+	}
+	start(second)
+	e.wait("the message that waits and its followers", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(ids) >= 100
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	took := retried.Sub(failed)
+	if took < wait || took > wait+wait/10+2*time.Second {
+		e.errorf("a delay of %v lasted %v", wait, took)
+	}
+	for i, id := range ids {
+		if id != fmt.Sprint(i) {
+			e.errorf("the key's order is %v", ids)
+			break
+		}
+	}
+}
+
+// delayPublish: a delayed message comes to every group, when it is due, and its key does not wait for it.
+func delayPublish(e *env) {
+	b := e.bus()
+	if !e.capabilities(b).Parking {
+		e.lacking("messages cannot be parked at the broker")
+	}
+	topic := e.name("delayed")
+	const wait = 2 * time.Second
+	var mu sync.Mutex
+	var came []string
+	var after []time.Duration
+	var sent time.Time
+	for _, group := range []string{e.name("one"), e.name("two")} {
+		r := router.New(b, group)
+		r.HandleFunc(topic, func(_ context.Context, m *bus.Message) error {
+			mu.Lock()
+			defer mu.Unlock()
+			came = append(came, m.ID)
+			if m.ID == "late" {
+				after = append(after, time.Since(sent))
+			}
+			return nil
+		})
+		e.run(r)
+	}
+	mu.Lock()
+	sent = time.Now()
+	mu.Unlock()
+	e.must(b.Publish(e.ctx, topic, "x", bus.WithID("late"), bus.WithKey("k"), bus.WithDelay(wait)), "publish")
+	e.publish(b, topic, &bus.Message{ID: "now", Key: "k"})
+	e.wait("four deliveries", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(came) == 4
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{"now", "now", "late", "late"}; !slices.Equal(came, want) {
+		e.errorf("came %v, want %v", came, want)
+	}
+	for _, d := range after {
+		if d < wait || d > wait+2*time.Second {
+			e.errorf("a delay of %v lasted %v", wait, d)
+		}
+	}
+}

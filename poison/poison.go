@@ -1,0 +1,167 @@
+// Package poison looks into poison queues: it lists, groups and counts what a group could not handle, and replays,
+// edits or drops it, on any driver and without disturbing what it looks at.
+//
+// A replayed message goes to the handler that refused it and to no other group. It keeps its id, and goes through the
+// topic's lane of its key, in the order in which the entries were poisoned.
+package poison
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Queue is the poison queue of one group. It is safe for concurrent use.
+type Queue struct {
+	bus   *bus.Bus
+	group string
+	store bus.PoisonStore
+}
+
+// Open opens the poison queue of a group. A group that has never poisoned anything has an empty one.
+func Open(ctx context.Context, b *bus.Bus, group string) (*Queue, error) {
+	if err := bus.CheckName("group", group); err != nil {
+		return nil, fmt.Errorf("poison: %w", err)
+	}
+	store, err := b.Driver().Poison(ctx, group)
+	if err != nil {
+		return nil, fmt.Errorf("poison queue of group %q: %w", group, err)
+	}
+	return &Queue{b, group, store}, nil
+}
+
+// Filter chooses entries; those that match all of its fields. A field that is zero matches all.
+type Filter struct {
+	// IDs are entry ids, or ids of messages.
+	IDs []string
+	// Topic, Handler, Class and Key match exactly.
+	Topic, Handler, Class, Key string
+	// Text is a part of the error's text, in any case.
+	Text string
+	// Since and Until bound the time at which the message was poisoned: from Since on, and before Until.
+	Since, Until time.Time
+	// After is the id of an entry: those that come behind it in the queue. With Limit it makes pages. If that entry is not
+	// there any more, nothing matches.
+	After string
+	// Limit is how many match at most; 0 is no limit.
+	Limit int
+}
+
+func (f *Filter) matches(e *bus.PoisonEntry) bool {
+	return f.matchesID(e) &&
+		(f.Topic == "" || f.Topic == e.Topic) &&
+		(f.Handler == "" || f.Handler == e.Handler) &&
+		(f.Class == "" || f.Class == e.Failure.Class) &&
+		(f.Key == "" || f.Key == e.Message.Key) &&
+		(f.Text == "" || strings.Contains(strings.ToLower(e.Failure.Text), strings.ToLower(f.Text))) &&
+		(f.Since.IsZero() || !e.Time.Before(f.Since)) &&
+		(f.Until.IsZero() || e.Time.Before(f.Until))
+}
+
+func (f *Filter) matchesID(e *bus.PoisonEntry) bool {
+	for _, id := range f.IDs {
+		if id == e.ID || id == e.Message.ID {
+			return true
+		}
+	}
+	return len(f.IDs) == 0
+}
+
+// List yields the entries that match, oldest first. It ends after the first error.
+func (q *Queue) List(ctx context.Context, f Filter) iter.Seq2[bus.PoisonEntry, error] {
+	return func(yield func(bus.PoisonEntry, error) bool) {
+		n, behind := 0, f.After == ""
+		for e, err := range q.store.List(ctx) {
+			switch {
+			case err != nil:
+				yield(bus.PoisonEntry{}, fmt.Errorf("poison queue of group %q: %w", q.group, err))
+				return
+			case !behind:
+				behind = e.ID == f.After
+			case f.matches(&e):
+				if !yield(e, nil) {
+					return
+				}
+				if n++; n == f.Limit {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Get returns the entry with the id, its own or the message's. The error wraps bus.ErrNotFound if there is none.
+func (q *Queue) Get(ctx context.Context, id string) (bus.PoisonEntry, error) {
+	for e, err := range q.List(ctx, Filter{IDs: []string{id}, Limit: 1}) {
+		return e, err
+	}
+	return bus.PoisonEntry{}, fmt.Errorf("poison queue of group %q: entry %q: %w", q.group, id, bus.ErrNotFound)
+}
+
+// Count counts the entries that match.
+func (q *Queue) Count(ctx context.Context, f Filter) (int, error) {
+	n := 0
+	for _, err := range q.List(ctx, f) {
+		if err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// Group is what entries of one handler and class have in common.
+type Group struct {
+	Handler string `json:"handler"`
+	Class   string `json:"class"`
+	Count   int    `json:"count"`
+	// First and Last are when the oldest and the newest was poisoned.
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+	// Text is the error of the newest.
+	Text string `json:"text"`
+}
+
+// Groups groups the entries that match by handler and class, in the order of their oldest entry.
+func (q *Queue) Groups(ctx context.Context, f Filter) ([]Group, error) {
+	var groups []Group
+	at := map[[2]string]int{}
+	for e, err := range q.List(ctx, f) {
+		if err != nil {
+			return nil, err
+		}
+		k := [2]string{e.Handler, e.Failure.Class}
+		i, ok := at[k]
+		if !ok {
+			i = len(groups)
+			at[k] = i
+			groups = append(groups, Group{Handler: k[0], Class: k[1], First: e.Time})
+		}
+		g := &groups[i]
+		g.Count++
+		g.Last, g.Text = e.Time, e.Failure.Text
+	}
+	return groups, nil
+}
+
+// Edit changes the message of an entry before it is replayed. Its id and its key stay: by them it finds its place.
+func (q *Queue) Edit(ctx context.Context, id string, change func(*bus.Message)) error {
+	e, err := q.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	m := e.Message.Clone()
+	change(m)
+	if m.ID != e.Message.ID || m.Key != e.Message.Key {
+		return fmt.Errorf("poison queue of group %q: entry %q: %w: the message's id and key cannot be changed", q.group, id, bus.ErrInvalid)
+	}
+	e.Message = m
+	if err := q.store.Put(ctx, e); err != nil {
+		return fmt.Errorf("poison queue of group %q: %w", q.group, err)
+	}
+	return nil
+}

@@ -1,0 +1,218 @@
+package poison_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/millrace-go/millrace/adapters/memory"
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/poison"
+	"github.com/millrace-go/millrace/router"
+)
+
+// filled is a queue with entries of two topics, handlers and classes; the ids are "0" to "9".
+func filled(t *testing.T) (*bus.Bus, *poison.Queue) {
+	t.Helper()
+	b, err := memory.Open(memory.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	q, err := poison.Open(t.Context(), b, "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := b.Driver().Poison(t.Context(), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		e := bus.PoisonEntry{
+			ID: fmt.Sprint(i), Topic: []string{"orders", "payments"}[i%2], Group: "g", Handler: []string{"a", "b"}[i%2],
+			Message: &bus.Message{ID: fmt.Sprint("m", i), Key: fmt.Sprint("k", i%5)}, Time: time.Unix(int64(i), 0),
+			Failure: bus.Failure{Class: []string{"permanent", "panic"}[i/5], Text: fmt.Sprint("Error ", i)},
+		}
+		if err := store.Put(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b, q
+}
+
+func ids(t *testing.T, q *poison.Queue, f poison.Filter) []string {
+	t.Helper()
+	ids := []string{}
+	for e, err := range q.List(t.Context(), f) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, e.ID)
+	}
+	return ids
+}
+
+func TestFilter(t *testing.T) {
+	_, q := filled(t)
+	for _, tc := range []struct {
+		f    poison.Filter
+		want []string
+	}{
+		{poison.Filter{IDs: []string{"3", "m7"}}, []string{"3", "7"}},
+		{poison.Filter{Topic: "orders", Class: "panic"}, []string{"6", "8"}},
+		{poison.Filter{Handler: "b", Key: "k1"}, []string{"1"}},
+		{poison.Filter{Text: "error 4"}, []string{"4"}},
+		{poison.Filter{Since: time.Unix(2, 0), Until: time.Unix(4, 0)}, []string{"2", "3"}},
+		{poison.Filter{After: "6", Limit: 2}, []string{"7", "8"}},
+		{poison.Filter{After: "gone"}, []string{}},
+	} {
+		if got := ids(t, q, tc.f); !slices.Equal(got, tc.want) {
+			t.Errorf("%+v: %v, want %v", tc.f, got, tc.want)
+		}
+		if n, err := q.Count(t.Context(), tc.f); n != len(tc.want) || err != nil {
+			t.Errorf("%+v: %d, %v", tc.f, n, err)
+		}
+	}
+	groups, err := q.Groups(t.Context(), poison.Filter{})
+	if err != nil || len(groups) != 4 || groups[0] != (poison.Group{Handler: "a", Class: "permanent", Count: 3, First: time.Unix(0, 0), Last: time.Unix(4, 0), Text: "Error 4"}) {
+		t.Errorf("%+v, %v", groups, err)
+	}
+	if _, err := q.Get(t.Context(), "none"); !errors.Is(err, bus.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+// flaky is a driver whose injector fails after some calls.
+type flaky struct {
+	bus.Driver
+	left int
+}
+
+var errNo = errors.New("no")
+
+func (f *flaky) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+	if f.left--; f.left < 0 {
+		return errNo
+	}
+	return f.Driver.(bus.Injector).Inject(ctx, topic, group, ps)
+}
+
+// TestReplayInterrupted: what was not replayed is still there, and a second run does the rest.
+func TestReplayInterrupted(t *testing.T) {
+	b, _ := filled(t)
+	d := &flaky{Driver: b.Driver(), left: 1}
+	q, err := poison.Open(t.Context(), bus.New(d), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	came := make(chan string, 20)
+	r := router.New(b, "g", router.Workers(1))
+	for i, topic := range []string{"orders", "payments"} {
+		r.HandleFunc(topic, func(_ context.Context, m *bus.Message) error { came <- m.ID; return nil }, router.Name([]string{"a", "b"}[i]))
+	}
+	over := make(chan error)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { over <- r.Run(ctx) }()
+	if err := r.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	result, err := q.Replay(t.Context(), poison.Filter{}, poison.Options{})
+	if !errors.Is(err, errNo) || result != (poison.Result{Matched: 10, Done: 5}) {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if got := ids(t, q, poison.Filter{}); !slices.Equal(got, []string{"1", "3", "5", "7", "9"}) {
+		t.Errorf("left are %v", got)
+	}
+	d.left = 1
+	var progress []int
+	result, err = q.Replay(t.Context(), poison.Filter{}, poison.Options{Progress: func(done, total int) { progress = append(progress, done, total) }})
+	if err != nil || result != (poison.Result{Matched: 5, Done: 5}) || !slices.Equal(progress, []int{5, 5}) {
+		t.Errorf("%+v, %v, %v", result, err, progress)
+	}
+	seen := map[string]int{}
+	for range 10 {
+		seen[<-came]++
+	}
+	if len(seen) != 10 {
+		t.Errorf("came %v", seen)
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEdit(t *testing.T) {
+	_, q := filled(t)
+	if err := q.Edit(t.Context(), "3", func(m *bus.Message) { m.Payload = []byte("new") }); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := q.Get(t.Context(), "3"); err != nil || string(e.Message.Payload) != "new" || e.Message.ID != "m3" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	for _, change := range []func(*bus.Message){func(m *bus.Message) { m.ID = "other" }, func(m *bus.Message) { m.Key = "other" }} {
+		if err := q.Edit(t.Context(), "3", change); !errors.Is(err, bus.ErrInvalid) {
+			t.Error(err)
+		}
+	}
+}
+
+// TestBlockedKey: replaying, or dropping, what a key waits for lets its later messages go on, in order.
+func TestBlockedKey(t *testing.T) {
+	for _, drop := range []bool{false, true} {
+		t.Run(fmt.Sprint("drop=", drop), func(t *testing.T) {
+			b, err := memory.Open(memory.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			came := make(chan string, 10)
+			poisoned := make(chan struct{}, 1)
+			r := router.New(b, "g", router.Policy{KeyWaits: true}, router.Hooks(hook(poisoned)))
+			r.HandleFunc("t", func(ctx context.Context, m *bus.Message) error {
+				if d := bus.DeliveryFrom(ctx); m.ID == "0" && (d.Failure == nil || d.Failure.Replays == 0) {
+					return bus.Permanent(errNo)
+				}
+				came <- m.ID
+				return nil
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			over := make(chan error)
+			go func() { over <- r.Run(ctx) }()
+			for i := range 4 {
+				if err := b.PublishMessages(ctx, "t", &bus.Message{ID: fmt.Sprint(i), Key: "k"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			<-poisoned
+			q, err := poison.Open(ctx, b, "g")
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := []string{"0", "1", "2", "3"}
+			act := q.Replay
+			if drop {
+				act, want = q.Drop, want[1:]
+			}
+			if result, err := act(ctx, poison.Filter{Key: "k"}, poison.Options{}); err != nil || result.Done != 1 {
+				t.Fatalf("%+v, %v", result, err)
+			}
+			for _, id := range want {
+				if got := <-came; got != id {
+					t.Errorf("%s came, want %s", got, id)
+				}
+			}
+			cancel()
+			if err := <-over; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+type hook chan<- struct{}
+
+func (h hook) Poisoned(context.Context, bus.PoisonEntry) { h <- struct{}{} }

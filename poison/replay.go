@@ -1,0 +1,157 @@
+package poison
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Options are for Replay and Drop.
+type Options struct {
+	// DryRun only counts.
+	DryRun bool
+	// Expect is how many entries are meant to match; if more or fewer do, nothing is done. nil is any number.
+	Expect *int
+	// Progress is called now and then with how many entries are done and how many there are.
+	Progress func(done, total int)
+}
+
+// Result is what Replay or Drop did.
+type Result struct {
+	// Matched entries, of which Done were replayed or dropped. The others are still there.
+	Matched int `json:"matched"`
+	Done    int `json:"done"`
+}
+
+// chunk is how many entries are replayed or dropped at once; what an interruption may repeat.
+const chunk = 100
+
+// Replay gives the entries that match, oldest first, back to the handlers that refused them. An entry is removed when its message is safe with the
+// group; if that is interrupted in between, a message may be replayed twice, with the same id, but none is lost.
+// Attempts begin at 1 again; [bus.Failure].Replays counts.
+//
+// It fails with bus.ErrUnsupported on a broker that cannot park messages.
+func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error) {
+	injector, ok := bus.As[bus.Injector](q.bus)
+	if !ok {
+		return Result{}, fmt.Errorf("poison queue of group %q: %w: %s cannot give a message to one group; publish it again instead", q.group, bus.ErrUnsupported, q.bus.Driver().Capabilities().Broker)
+	}
+	return q.each(ctx, f, o, func(topic string, entries []bus.PoisonEntry) error {
+		ps := make([]bus.Parking, len(entries))
+		for i, e := range entries {
+			ps[i] = replayed(&e)
+		}
+		return injector.Inject(ctx, topic, q.group, ps)
+	})
+}
+
+// replayed is an entry as it is given back: at its old place, if its key waits there, else as something new.
+func replayed(e *bus.PoisonEntry) bus.Parking {
+	p := bus.Parking{Free: !e.Waits, Delivery: bus.Delivery{
+		Message: e.Message, Handler: e.Handler, Attempt: 1, FirstSeen: time.Now(),
+		Failure: &bus.Failure{Replays: e.Failure.Replays + 1},
+	}}
+	if e.Waits {
+		p.Token = bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}
+	}
+	return p
+}
+
+// Drop removes the entries that match for good. If a key waits for one, its later messages go on.
+func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
+	injector, _ := bus.As[bus.Injector](q.bus)
+	return q.each(ctx, f, o, func(topic string, entries []bus.PoisonEntry) error {
+		var waiting []bus.Parking
+		for _, e := range entries {
+			if e.Waits {
+				waiting = append(waiting, bus.Parking{Delivery: bus.Delivery{Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}})
+			}
+		}
+		if len(waiting) == 0 {
+			return nil
+		}
+		return injector.Inject(ctx, topic, q.group, waiting)
+	})
+}
+
+// each finds the entries that match, and calls f with them, in chunks of one topic; then they are removed.
+func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic string, entries []bus.PoisonEntry) error) (Result, error) {
+	ids, err := q.ids(ctx, f)
+	r := Result{Matched: len(ids)}
+	if err != nil {
+		return r, err
+	}
+	if o.Expect != nil && *o.Expect != len(ids) {
+		return r, fmt.Errorf("poison queue of group %q: %w: %d entries match, not %d; nothing was done", q.group, bus.ErrInvalid, len(ids), *o.Expect)
+	}
+	if o.DryRun {
+		return r, nil
+	}
+	// A second look, because bodies are large, and somebody else may replay or drop some meanwhile.
+	var entries []bus.PoisonEntry
+	flush := func() error {
+		done, err := q.finish(ctx, entries, do)
+		r.Done += done
+		entries = entries[:0]
+		if o.Progress != nil {
+			o.Progress(r.Done, r.Matched)
+		}
+		if err != nil {
+			return fmt.Errorf("poison queue of group %q: %d of %d entries done: %w", q.group, r.Done, r.Matched, err)
+		}
+		return nil
+	}
+	for e, err := range q.store.List(ctx) {
+		if err != nil {
+			return r, fmt.Errorf("poison queue of group %q: %d of %d entries done: %w", q.group, r.Done, r.Matched, err)
+		}
+		if !ids[e.ID] {
+			continue
+		}
+		if entries = append(entries, e); len(entries) == chunk {
+			if err := flush(); err != nil {
+				return r, err
+			}
+		}
+	}
+	return r, flush()
+}
+
+func (q *Queue) ids(ctx context.Context, f Filter) (map[string]bool, error) {
+	ids := map[string]bool{}
+	for e, err := range q.List(ctx, f) {
+		if err != nil {
+			return ids, err
+		}
+		ids[e.ID] = true
+	}
+	return ids, nil
+}
+
+// finish calls do for the entries of each topic, and removes them.
+func (q *Queue) finish(ctx context.Context, entries []bus.PoisonEntry, do func(topic string, entries []bus.PoisonEntry) error) (done int, err error) {
+	var topics []string
+	byTopic := map[string][]bus.PoisonEntry{}
+	for _, e := range entries {
+		if byTopic[e.Topic] == nil {
+			topics = append(topics, e.Topic)
+		}
+		byTopic[e.Topic] = append(byTopic[e.Topic], e)
+	}
+	for _, topic := range topics {
+		if err := do(topic, byTopic[topic]); err != nil {
+			return done, err
+		}
+		var gone []string
+		for _, e := range byTopic[topic] {
+			gone = append(gone, e.ID)
+		}
+		if err := q.store.Remove(ctx, gone...); err != nil {
+			return done, err
+		}
+		done += len(gone)
+	}
+	return done, nil
+}
