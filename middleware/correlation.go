@@ -9,7 +9,9 @@ import (
 // Correlation passes on, through the handler's context, to everything that is published or emitted under it: the
 // correlation id of the message (or, if it has none, the message's id, which then begins the chain), the message's id
 // as causation id, and the W3C trace context (traceparent, tracestate, baggage). A batch passes nothing on by itself:
-// bus.WithCause does it for each output.
+// bus.WithCause does it for each output, with or without Correlation. What carries such a header of its own keeps it.
+//
+// Put it outside of all middleware that publishes.
 func Correlation() bus.Middleware {
 	return bus.Around(func(ctx context.Context, c bus.Call) error {
 		if c.Len() != 1 {

@@ -7,16 +7,29 @@ import (
 )
 
 // Filter handles the messages for which keep is true, and settles the others unhandled.
+//
+// Put it outside of whatever costs something.
 func Filter(keep func(*bus.Message) bool) bus.Middleware {
+	if keep == nil {
+		return invalidf("Filter: the function that keeps is nil")
+	}
 	return each(func(ctx context.Context, m *bus.Message) (skip bool, err error) { return !keep(m), nil })
 }
 
 // Validate refuses messages for which check returns an error: they go to the poison queue without a try. An error
-// that check marked itself (bus.RetryAfter, bus.Ignore) keeps its mark.
+// that check marked itself (bus.RetryAfter, bus.Unavailable, bus.Ignore) keeps its mark. Package jsonschema checks by a
+// schema.
+//
+// Put it outside of whatever costs something.
 func Validate(check func(context.Context, *bus.Message) error) bus.Middleware {
+	if check == nil {
+		return invalidf("Validate: the function is nil")
+	}
 	return each(func(ctx context.Context, m *bus.Message) (bool, error) {
 		err := check(ctx, m)
-		if _, told := bus.RetryDelay(err); err == nil || told || bus.IsIgnored(err) {
+		_, later := bus.RetryDelay(err)
+		_, away := bus.UnavailableFor(err)
+		if err == nil || later || away || bus.IsIgnored(err) {
 			return false, err
 		}
 		return false, bus.Permanent(err)

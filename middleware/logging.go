@@ -10,7 +10,12 @@ import (
 
 // Logging logs each call of a handler when it has ended: at debug level if it succeeded, at warn level with the error if
 // not. It logs ids and names, never keys, payloads or headers.
+//
+// Put it outermost. A panic is logged only if Recover is inside of it; a router logs it in any case.
 func Logging(l *slog.Logger) bus.Middleware {
+	if l == nil {
+		return invalidf("Logging: the log is nil")
+	}
 	return bus.Around(func(ctx context.Context, c bus.Call) error {
 		start := time.Now()
 		err := c.Next(ctx)

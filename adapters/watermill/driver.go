@@ -28,6 +28,9 @@ type Config struct {
 	Durable bool
 	// Replay: a group that comes late is given what was published before.
 	Replay bool
+	// Latest: a group that a topic has not seen is given what is published from Subscribe's return on, so that it may start
+	// at bus.Latest. Most pub/subs subscribe in the background, and would miss what comes meanwhile.
+	Latest bool
 	// Batch is how many messages one Publish call may have, because it publishes all of them or none. Defaults to 1: of
 	// the messages of one call Watermill does not tell which are published when it fails.
 	Batch int
@@ -53,8 +56,7 @@ type Config struct {
 // What holds is what the pub/sub does, no more; docs/watermill.md has the conformance reports. A subscription is one lane,
 // and has one message at a time where the pub/sub keeps to Watermill's contract (some have one per partition). So
 // a message that waits for its retry holds up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack
-// is what settles; Watermill does not tell whether it reached the broker. Start, apart from [bus.Earliest], cannot be
-// chosen.
+// is what settles; Watermill does not tell whether it reached the broker.
 func Driver(pub message.Publisher, subscribers Subscribers, c Config) bus.Driver {
 	c.Broker = cmp.Or(c.Broker, "watermill")
 	c.Batch = max(c.Batch, 1)
@@ -101,8 +103,8 @@ func (d *driver) As(target any) bool {
 
 // Subscribe implements bus.Driver.
 func (d *driver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
-	if s.Start != bus.Earliest {
-		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill does not say when a subscription begins", s.Start, bus.ErrUnsupported))
+	if s.Start != bus.Earliest && (s.Start != bus.Latest || !d.config.Latest) {
+		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill's subscribers cannot be told where to begin", s.Start, bus.ErrUnsupported))
 	}
 	src := newSource(d, s.Topic, s.Group, o)
 	d.mu.Lock()

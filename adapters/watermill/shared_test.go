@@ -22,7 +22,9 @@ import (
 )
 
 // partitionKey is how the Watermill service of these tests keys its messages.
-func partitionKey(_ string, m *message.Message) (string, error) { return m.Metadata.Get("customer"), nil }
+func partitionKey(_ string, m *message.Message) (string, error) {
+	return m.Metadata.Get("customer"), nil
+}
 
 // kafkaService is a Watermill service on Kafka with the marshalers that it has always had.
 func kafkaService(t *testing.T, rawURL, group string) (message.Publisher, message.Subscriber) {

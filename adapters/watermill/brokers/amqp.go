@@ -79,7 +79,7 @@ func openAMQP(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 	}
 	poison := &poisonOnRabbitMQ{url: u.String()}
 	return watermill.Driver(pub, subscribers, watermill.Config{
-		Broker: "watermill-amqp", Durable: true, Poison: poison.open, Close: poison.close,
+		Broker: "watermill-amqp", Durable: true, Latest: preset == presetPubSub, Poison: poison.open, Close: poison.close,
 	}), nil
 }
 

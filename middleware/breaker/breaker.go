@@ -1,0 +1,128 @@
+// Package breaker is a circuit breaker around handlers: while what they need is not there, they are not called, and the
+// router takes nothing in. It is made with github.com/sony/gobreaker.
+package breaker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/middleware"
+)
+
+// Config configures a breaker. A field that is zero has its default.
+type Config struct {
+	// Name is in errors and the log.
+	Name string
+	// Failures is how many calls in a row have to fail for the breaker to open. Defaults to 5.
+	Failures int
+	// Open is how long it stays open, before one call is let through that decides whether it closes. Defaults to 10 s.
+	Open time.Duration
+	// Logger is told when the breaker opens and closes. Defaults to none.
+	Logger *slog.Logger
+}
+
+// Defaults of Config.
+const (
+	DefaultFailures = 5
+	DefaultOpen     = 10 * time.Second
+)
+
+// ErrOpen is wrapped by the error of a call that the breaker did not let through.
+var ErrOpen = errors.New("circuit breaker is open")
+
+// New makes a breaker, which all handlers share that are given the middleware value. While it is open, a call is
+// [bus.Unavailable] for the rest of that time: no try is counted, and the router pauses the topic for its group. Then one
+// call is let through, and if it succeeds the rest follow. If it fails, that is a try of its message like any other, so that
+// a message which fails whenever it is tried ends in the poison queue and cannot keep the breaker open for ever.
+//
+// A call fails if it returns an error, or panics, or ends its goroutine. What is marked by [bus.Permanent], [bus.Ignore]
+// or [bus.Unavailable], and a call that was cancelled, counts neither way, because it says nothing about what the handler
+// needs. A batch fails if none of its messages succeeded and one of them failed.
+//
+// Put it inside of Filter, Validate and Deduplicate, and outside of Throttle and Retry: a series of tries is one call.
+func New(c Config) bus.Middleware {
+	if c.Failures == 0 {
+		c.Failures = DefaultFailures
+	}
+	if c.Open == 0 {
+		c.Open = DefaultOpen
+	}
+	if c.Failures < 0 || c.Open < 0 {
+		return middleware.Invalid(fmt.Errorf("breaker: %w: Failures is %d, Open %v: want 0 (the default) or more", bus.ErrInvalid, c.Failures, c.Open))
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	b := &breaker{config: c}
+	b.circuit = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:          c.Name,
+		Timeout:       c.Open,
+		ReadyToTrip:   func(n gobreaker.Counts) bool { return int(n.ConsecutiveFailures) >= c.Failures },
+		IsExcluded:    func(err error) bool { return errors.Is(err, errNeutral) },
+		OnStateChange: b.changed,
+	})
+	return bus.Around(b.call)
+}
+
+type breaker struct {
+	config  Config
+	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
+	until   atomic.Int64 // when it will be half open, in Unix nanoseconds
+}
+
+// errNeutral is told to the circuit of a call that counts neither way, errEnded of one that did not return.
+var (
+	errNeutral = errors.New("neutral")
+	errEnded   = errors.New("ended")
+)
+
+func (b *breaker) call(ctx context.Context, c bus.Call) error {
+	done, err := b.circuit.Allow()
+	if err != nil {
+		return bus.Unavailable(fmt.Errorf("%w: %q", ErrOpen, b.config.Name), b.wait(err))
+	}
+	verdict := errEnded
+	defer func() { done(verdict) }()
+	err = c.Next(ctx)
+	verdict = judge(ctx, err, c.Len())
+	return err
+}
+
+// judge says what a call's outcome means to the circuit.
+func judge(ctx context.Context, err error, n int) error {
+	if err == nil {
+		return nil
+	}
+	verdict := errNeutral
+	for _, err := range bus.Outcomes(err, n) {
+		if err == nil {
+			return nil
+		}
+		if _, away := bus.UnavailableFor(err); !away && !bus.IsPermanent(err) && !bus.IsIgnored(err) && !errors.Is(ctx.Err(), context.Canceled) {
+			verdict = err
+		}
+	}
+	return verdict
+}
+
+// wait is how long a call that was not let through has to wait. The circuit's time has to be over, not just up.
+func (b *breaker) wait(err error) time.Duration {
+	if errors.Is(err, gobreaker.ErrTooManyRequests) { // the probe is under way, from another topic
+		return min(b.config.Open, time.Second)
+	}
+	return max(time.Until(time.Unix(0, b.until.Load())), 0) + time.Millisecond
+}
+
+func (b *breaker) changed(_ string, from, to gobreaker.State) {
+	if to == gobreaker.StateOpen {
+		b.until.Store(time.Now().Add(b.config.Open).UnixNano())
+	}
+	b.config.Logger.Warn("circuit breaker", "name", b.config.Name, "from", from.String(), "to", to.String())
+}
