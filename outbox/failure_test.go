@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -401,4 +403,145 @@ func TestOpenTransaction(t *testing.T) {
 			stop()
 		})
 	}
+}
+
+// logged is a log that says that something was logged.
+type logged chan struct{}
+
+func (l logged) Handle(context.Context, slog.Record) error {
+	select {
+	case l <- struct{}{}:
+	default:
+	}
+	return nil
+}
+func (l logged) Enabled(context.Context, slog.Level) bool { return true }
+func (l logged) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l logged) WithGroup(string) slog.Handler            { return l }
+
+// TestKafkaRefuses: what a real broker refuses for good, and what it says about it, ends where it should.
+func TestKafkaRefuses(t *testing.T) {
+	url, _, _ := strings.Cut(serverURL(t, "MILLRACE_KAFKA_URL"), "?")
+	s := newStore(t, outbox.Postgres)
+	topic, missing := unique("refused"), unique("missing")
+	consumer := openBus(t, url+"?partitions=4")
+	if err := consumer.Publish(t.Context(), topic, 1, bus.WithID("first")); err != nil { // creates it
+		t.Fatal(err)
+	}
+	log := make(logged, 100)
+	b := openBus(t, url, bus.WithLogger(slog.New(log))) // creates no topics
+	large, behind := numbered("large", 2), bus.NewID()
+	large[0].Payload = make([]byte, 20<<20)
+	large[1].ID = behind
+	lost := &bus.Message{ID: bus.NewID(), Key: "k"}
+	s.publish(t, topic, large...)
+	s.publish(t, missing, lost)
+	r, stop := s.runRelay(t, b, outbox.RelayConfig{})
+	got := ids(receive(t, consumer, topic, 2))
+	if slices.Sort(got); !slices.Contains(got, behind) {
+		t.Errorf("%v", got)
+	}
+	for timeout := time.After(patience); r.Stats().Parked+r.Stats().Poisoned < 2; {
+		select {
+		case <-log:
+		case <-timeout:
+			t.Fatalf("%+v", r.Stats())
+		}
+	}
+	stop()
+	store, err := b.Driver().Poison(t.Context(), outbox.PoisonGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for e, err := range store.List(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Message.ID == lost.ID {
+			found = true
+			if e.Topic != missing || e.Failure.Class != "refused" {
+				t.Errorf("%+v", e)
+			}
+			if err := store.Remove(t.Context(), e.ID); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if st, err := s.outbox.Status(t.Context(), s.db); err != nil || st.Pending != 0 || st.Parked != 1 || !found {
+		t.Errorf("%+v %v, found %v", st, err, found)
+	}
+}
+
+// TestHandOver: a relay that comes gets its part of the buckets only when the messages of each are no longer on their way by
+// the other, so nothing is repeated.
+func TestHandOver(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		f, slow := newFaulty(t)
+		entered, gate := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		f.judge = func(string, *bus.Message) error {
+			once.Do(func() {
+				close(entered)
+				<-gate
+			})
+			return nil
+		}
+		g, quick := newFaulty(t)
+		var msgs []*bus.Message
+		for i := range 300 {
+			msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Key: fmt.Sprint(i)})
+		}
+		if err := outbox.Do(t.Context(), s.outbox, outbox.SQL(s.db, nil), func(_ *sqlTx, p bus.Publisher) error {
+			return p.PublishMessages(t.Context(), "t", msgs...)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		_, stopFirst := s.runRelay(t, slow, outbox.RelayConfig{})
+		<-entered
+		second, stopSecond := s.runRelay(t, quick, outbox.RelayConfig{})
+		select {
+		case <-g.more: // a hasty hand-over would repeat messages now
+		case <-time.After(2 * time.Second):
+		}
+		close(gate)
+		f.await(t, 300)
+		more := 0
+		for timeout := time.After(patience); second.Stats().Buckets != 32; more++ {
+			s.publish(t, "t", &bus.Message{Key: "more"}) // until the second relay has its part
+			select {
+			case <-f.more:
+			case <-g.more:
+			case <-timeout:
+				t.Fatalf("%+v", second.Stats())
+			}
+		}
+		for i := range 300 {
+			s.publish(t, "t", &bus.Message{ID: fmt.Sprint("later", i), Key: fmt.Sprint(i)})
+		}
+		stopFirst()
+		stopSecond()
+		s.runRelay(t, quick, outbox.RelayConfig{})
+		want, byFirst := 600+more, 0
+		for _, list := range f.await(t, 300) {
+			byFirst += len(list)
+		}
+		g.await(t, want-byFirst)
+		counts := map[string]int{}
+		for _, broker := range []*faulty{f, g} {
+			for _, list := range broker.await(t, 0) {
+				for _, id := range list {
+					counts[id]++
+				}
+			}
+		}
+		for id, n := range counts {
+			if n != 1 {
+				t.Errorf("%s came %d times", id, n)
+			}
+		}
+		if len(counts) != want || len(g.await(t, 0)) == 0 {
+			t.Errorf("%d messages, %d keys by the second relay", len(counts), len(g.await(t, 0)))
+		}
+	})
 }

@@ -122,6 +122,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err == nil {
 		err = r.outbox.checkVersion(version)
 	}
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

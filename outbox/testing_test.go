@@ -243,6 +243,3 @@ type quiet struct{}
 func (quiet) Assigned([]bus.Lane)                  {}
 func (quiet) Revoking(context.Context, []bus.Lane) {}
 func (quiet) Lost([]bus.Lane, error)               {}
-
-// waitABit is the pause between two looks of a benchmark.
-func waitABit() { time.Sleep(time.Millisecond) }
