@@ -12,17 +12,22 @@ TEST := $(GO) test -race -shuffle=on -timeout 20m -p 2
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-short lint fmt brokers brokers-stop brokers-status bench cover conformance clean
+.PHONY: help test test-watermill test-short lint fmt brokers brokers-stop brokers-status bench cover conformance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## everything: format, lint, vet and all tests against real brokers, with the race detector
-	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./...
+	$(WITH_BROKERS) bash -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./... && $(MAKE) test-watermill'
+
+test-watermill: $(GOLANGCI) ## the module adapters/watermill: lint, both conformance suites, the migration example
+	cd adapters/watermill && $(CURDIR)/$(GOLANGCI) run ./... && $(GO) mod tidy -diff
+	$(WITH_BROKERS) bash -c 'cd adapters/watermill && MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./...'
 
 test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing installed
 	env -u MILLRACE_KAFKA_URL -u MILLRACE_RABBITMQ_URL -u MILLRACE_POSTGRES_URL -u MILLRACE_MYSQL_URL \
-		-u MILLRACE_REQUIRE_BROKERS $(GO) test -short -race -shuffle=on -timeout 10m ./...
+		-u MILLRACE_REQUIRE_BROKERS bash -c '$(GO) test -short -race -shuffle=on -timeout 10m ./... && \
+		cd adapters/watermill && $(GO) test -short -race -shuffle=on -timeout 10m ./...'
 
 lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scripts if shellcheck is there
 	$(GOLANGCI) run ./...
@@ -33,6 +38,7 @@ lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scr
 
 fmt: $(GOLANGCI) ## format the Go files (gofumpt, goimports)
 	$(GOLANGCI) fmt ./...
+	cd adapters/watermill && $(CURDIR)/$(GOLANGCI) fmt ./...
 
 brokers: ## install and start Kafka, RabbitMQ, PostgreSQL and MariaDB in .brokers/, and leave them running
 	@scripts/brokers start

@@ -102,7 +102,7 @@ func (d *driver) As(target any) bool {
 }
 
 // Subscribe implements bus.Driver.
-func (d *driver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if s.Start != bus.Earliest && (s.Start != bus.Latest || !d.config.Latest) {
 		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill's subscribers cannot be told where to begin", s.Start, bus.ErrUnsupported))
 	}
@@ -114,7 +114,8 @@ func (d *driver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObse
 	}
 	d.sources[src] = struct{}{}
 	d.mu.Unlock()
-	if err := src.subscribe(); err != nil {
+	if err := within(ctx, src.subscribe); err != nil {
+		_ = src.Close(ctx) // it may have subscribed too late
 		d.forget(src)
 		return nil, d.fail("subscribe", s.Topic, err)
 	}

@@ -62,8 +62,11 @@ func HandlerMiddleware(b *bus.Bus, mw bus.Middleware) message.HandlerMiddleware 
 			handling := bus.NewHandling(ctx, b, bus.Delivery{
 				Message: m, Topic: message.SubscribeTopicFromCtx(ctx), Handler: message.HandlerNameFromCtx(ctx), Attempt: 1,
 			})
-			if err := handler.Handle(handling, m); err != nil && !bus.IsIgnored(err) {
+			if err := handler.Handle(handling, m); err != nil {
 				handling.Discard()
+				if bus.IsIgnored(err) {
+					err = nil
+				}
 				return nil, err
 			}
 			if err := handling.Flush(ctx, nil); err != nil {

@@ -26,6 +26,7 @@ type source struct {
 
 	ahead *message.Message // read, but too large for the Receive that read it; of the one caller of Receive
 
+	renewing sync.Mutex // one at a time makes the subscription again; taken before mu
 	mu       sync.Mutex
 	sub      message.Subscriber
 	messages <-chan *message.Message
@@ -65,9 +66,16 @@ func (s *source) subscribe() error {
 	return nil
 }
 
-// resubscribe follows when the pub/sub has closed the channel by itself. It is called off the goroutine in Receive.
-func (s *source) resubscribe() error {
+// resubscribe follows when the pub/sub has closed the channel by itself. It is called off the goroutine in Receive, which
+// may not wait for it to its end, and call it again.
+func (s *source) resubscribe(ended <-chan *message.Message) error {
+	s.renewing.Lock()
+	defer s.renewing.Unlock()
 	s.mu.Lock()
+	if s.messages != ended {
+		s.mu.Unlock()
+		return nil
+	}
 	old, sub := s.lane, s.sub
 	s.sub = nil
 	s.mu.Unlock()
@@ -142,7 +150,7 @@ func (s *source) next(ctx context.Context, wait bool) (*message.Message, error) 
 			return nil, bus.ErrClosed
 		default:
 		}
-		if err := within(ctx, s.resubscribe); err != nil {
+		if err := within(ctx, func() error { return s.resubscribe(messages) }); err != nil {
 			return nil, fmt.Errorf("the subscription ended, and could not be made again: %w", err)
 		}
 	}

@@ -102,7 +102,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	over := make(chan error, 1)
 	go func() { over <- r.Run(run) }()
-	if err := r.Ready(ctx); err != nil {
+	if err := s.ready(ctx, r); err != nil {
 		stop()
 		err = errors.Join(err, <-over)
 		s.subscriptions.Done()
@@ -131,9 +131,27 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	return sub.out, nil
 }
 
+// ready waits until r consumes, ctx ends or the subscriber is closed.
+func (s *subscriber) ready(ctx context.Context, r *router.Router) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return r.Ready(ctx)
+}
+
+// initializing bounds SubscribeInitialize, which has no context.
+const initializing = 30 * time.Second
+
 // SubscribeInitialize implements message.SubscribeInitializer: it gives the group its place in the topic.
 func (s *subscriber) SubscribeInitialize(topic string) error {
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), initializing)
+	defer cancel()
 	src, err := s.bus.Driver().Subscribe(ctx, bus.Subscription{Topic: topic, Group: s.group, Start: s.config.Start, InFlight: 1, Bytes: 1}, nobody{})
 	if err != nil {
 		return err

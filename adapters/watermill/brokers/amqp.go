@@ -66,11 +66,7 @@ func openAMQP(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 		c.Publish.ConfirmDelivery = true
 		return c
 	}
-	var pub *amqp.Publisher
-	err := within(ctx, func() (err error) {
-		pub, err = amqp.NewPublisher(config(""), wm.NopLogger{})
-		return err
-	})
+	pub, err := within(ctx, func() (*amqp.Publisher, error) { return amqp.NewPublisher(config(""), wm.NopLogger{}) })
 	if err != nil {
 		return nil, &bus.Error{Op: "open", Broker: "watermill-amqp", Err: err, Retryable: true}
 	}

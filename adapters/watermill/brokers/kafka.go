@@ -56,10 +56,8 @@ func openKafka(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 	brokers := strings.Split(u.Host, ",")
 	publishing := kafka.DefaultSaramaSyncPublisherConfig()
 	publishing.Producer.RequiredAcks = sarama.WaitForAll
-	var pub *kafka.Publisher
-	err := within(ctx, func() (err error) {
-		pub, err = kafka.NewPublisher(kafka.PublisherConfig{Brokers: brokers, Marshaler: KafkaMarshaler{}, OverwriteSaramaConfig: publishing}, nil)
-		return err
+	pub, err := within(ctx, func() (*kafka.Publisher, error) {
+		return kafka.NewPublisher(kafka.PublisherConfig{Brokers: brokers, Marshaler: KafkaMarshaler{}, OverwriteSaramaConfig: publishing}, nil)
 	})
 	if err != nil {
 		return nil, &bus.Error{Op: "open", Broker: "watermill-kafka", Err: err, Retryable: true}
@@ -155,16 +153,4 @@ func (s creatingSubscriber) Subscribe(ctx context.Context, topic string) (<-chan
 		return nil, err
 	}
 	return s.Subscriber.Subscribe(ctx, topic)
-}
-
-// within runs f, which takes no context, and waits for it within ctx.
-func within(ctx context.Context, f func() error) error {
-	over := make(chan error, 1)
-	go func() { over <- f() }()
-	select {
-	case err := <-over:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

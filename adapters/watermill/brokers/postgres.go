@@ -40,7 +40,9 @@ func openPostgres(ctx context.Context, p *bus.Params) (bus.Driver, error) {
 	u.Scheme, u.RawQuery = "postgres", q.Encode()
 	db, err := stdsql.Open("pgx", u.String())
 	if err == nil {
-		err = db.PingContext(ctx)
+		if err = db.PingContext(ctx); err != nil {
+			_ = db.Close()
+		}
 	}
 	if err != nil {
 		return nil, &bus.Error{Op: "open", Broker: "watermill-postgres", Err: err, Retryable: true}

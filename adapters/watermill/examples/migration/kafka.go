@@ -88,7 +88,7 @@ func migrateKafka(ctx context.Context, rawURL string, out io.Writer) (err error)
 	}
 	millrace := func() (*service, error) { return startMillrace(ctx, led, "millrace", topic, group, b) }
 
-	step("the Watermill service handles the orders", func() error { return led.more(ctx, 300) })
+	step("the Watermill service handles the orders", func() error { return led.more(ctx) })
 	step("shadow: a Millrace service handles all of them, too, in a group of its own", func() error {
 		s, err := startMillrace(ctx, shadow, "shadow", topic, topic+"-shadow", b)
 		if err != nil {
@@ -99,13 +99,13 @@ func migrateKafka(ctx context.Context, rawURL string, out io.Writer) (err error)
 		led.mu.Unlock()
 		return errors.Join(shadow.handledBy(ctx, "shadow", n), s.stop())
 	})
-	step("switch: Watermill stops, Millrace goes on in its place", func() error { return errors.Join(replace(millrace), led.more(ctx, 300)) })
+	step("switch: Watermill stops, Millrace goes on in its place", func() error { return errors.Join(replace(millrace), led.more(ctx)) })
 	step("dual: Millrace publishes, too; Watermill's consumers would read it", func() error {
 		load.via(viaMillrace(b, topic))
-		return led.more(ctx, 300)
+		return led.more(ctx)
 	})
-	step("back: Millrace stops, Watermill goes on in its place", func() error { return errors.Join(replace(old), led.more(ctx, 300)) })
-	step("for good: Watermill stops, Millrace goes on", func() error { return errors.Join(replace(millrace), led.more(ctx, 300)) })
+	step("back: Millrace stops, Watermill goes on in its place", func() error { return errors.Join(replace(old), led.more(ctx)) })
+	step("for good: Watermill stops, Millrace goes on", func() error { return errors.Join(replace(millrace), led.more(ctx)) })
 	step("the orders end", func() error { return errors.Join(load.end(), led.complete(ctx), current.stop()) })
 	if err != nil {
 		return fmt.Errorf("kafka: %w", err)

@@ -64,10 +64,13 @@ func (l *ledger) until(ctx context.Context, what string, holds func() bool) erro
 	}
 }
 
+// leastOrders is how many orders each step lasts, at least.
+const leastOrders = 300
+
 // more waits until so many further orders were handled.
-func (l *ledger) more(ctx context.Context, n int) error {
+func (l *ledger) more(ctx context.Context) error {
 	l.mu.Lock()
-	want := len(l.by) + n
+	want := len(l.by) + leastOrders
 	l.mu.Unlock()
 	return l.until(ctx, fmt.Sprintf("%d orders", want), func() bool { return len(l.by) >= want })
 }

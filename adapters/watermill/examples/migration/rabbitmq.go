@@ -74,13 +74,13 @@ func migrateRabbitMQ(ctx context.Context, rawURL string, out io.Writer) (err err
 		return err
 	}
 
-	step("the Watermill service handles the orders", func() error { return led.more(ctx, 300) })
+	step("the Watermill service handles the orders", func() error { return led.more(ctx) })
 	step("dual: a Millrace service takes from the same queue", func() error {
 		return errors.Join(start("millrace on the queue", bridge, queue), led.handledBy(ctx, "millrace on the queue", 100))
 	})
 	step("switch: Watermill stops", func() error {
 		running = running[1:]
-		return errors.Join(old.stop(), led.more(ctx, 300))
+		return errors.Join(old.stop(), led.more(ctx))
 	})
 	step("Millrace's own driver takes new orders, from a topic of its own; the queue runs dry", func() error {
 		topic := queue + ".v2"
@@ -88,7 +88,7 @@ func migrateRabbitMQ(ctx context.Context, rawURL string, out io.Writer) (err err
 			return err
 		}
 		load.via(viaMillrace(native, topic))
-		return led.handledBy(ctx, "millrace", 300)
+		return led.handledBy(ctx, "millrace", leastOrders)
 	})
 	step("the orders end", func() error { return errors.Join(load.end(), led.complete(ctx), stop()) })
 	if err != nil {
