@@ -39,6 +39,10 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 	for pkg, allowed := range map[string][]string{
 		"bus":                   nil,
 		"router":                nil,
+		"middleware":            nil,
+		"middleware/dedupsql":   nil,
+		"middleware/breaker":    {"github.com/sony/gobreaker/v2"},
+		"middleware/jsonschema": {"github.com/santhosh-tekuri/jsonschema/v6", "golang.org/x/text/"},
 		"adapters/memory":       nil,
 		"adapters/kafka":        {"github.com/twmb/", "github.com/klauspost/compress", "github.com/pierrec/lz4/", "golang.org/x/"},
 		"adapters/rabbitmq":     {"github.com/rabbitmq/amqp091-go"},
