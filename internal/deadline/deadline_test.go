@@ -32,22 +32,22 @@ func TestLikeContext(t *testing.T) {
 		why  error
 	}{
 		"nothing": {func(context.Context, context.CancelCauseFunc, context.CancelFunc) {}, nil, nil},
-		"time":    {func(context.Context, context.CancelCauseFunc, context.CancelFunc) { time.Sleep(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
+		"time":    {func(context.Context, context.CancelCauseFunc, context.CancelFunc) { time.Sleep(time.Hour) }, context.DeadlineExceeded, context.DeadlineExceeded},
 		"cancel":  {func(_ context.Context, _ context.CancelCauseFunc, cancel context.CancelFunc) { cancel() }, context.Canceled, context.Canceled},
 		"outer":   {func(_ context.Context, outer context.CancelCauseFunc, _ context.CancelFunc) { outer(errOuter) }, context.Canceled, errOuter},
 		"time and cancel": {func(_ context.Context, _ context.CancelCauseFunc, cancel context.CancelFunc) {
-			time.Sleep(time.Minute)
+			time.Sleep(time.Hour)
 			cancel()
 		}, context.DeadlineExceeded, context.DeadlineExceeded},
 	}
-	for maker, make := range makers {
+	for maker, newContext := range makers {
 		for step, tc := range steps {
 			for _, early := range []bool{false, true} { // somebody waits before it happens
 				for _, inner := range []bool{false, true} { // in a child
 					synctest.Test(t, func(t *testing.T) {
 						outer, cancelOuter := context.WithCancelCause(context.WithValue(t.Context(), key{}, "v"))
 						defer cancelOuter(nil)
-						ctx, cancel := make(outer, time.Minute)
+						ctx, cancel := newContext(outer, time.Minute)
 						defer cancel()
 						if at, ok := ctx.Deadline(); !ok || time.Until(at) != time.Minute {
 							t.Errorf("deadline %v, %v", at, ok)
