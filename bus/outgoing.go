@@ -15,6 +15,28 @@ func ContextWithHeaders(ctx context.Context, headers ...Header) context.Context 
 	return context.WithValue(ctx, outgoingKey{}, Headers(headers))
 }
 
+// ContextWithCause is ContextWithHeaders with what [WithCause] tells: what is published or emitted under it was led to
+// by cause, and is in its trace.
+func ContextWithCause(ctx context.Context, cause *Message) context.Context {
+	return &causeContext{ctx, cause}
+}
+
+// causeContext makes the headers when they are asked for: most handlers publish less than they are called.
+type causeContext struct {
+	context.Context
+	cause *Message
+}
+
+// Value implements context.Context.
+func (c *causeContext) Value(key any) any {
+	if key != (outgoingKey{}) {
+		return c.Context.Value(key)
+	}
+	headers := make(Headers, 0, 2+len(TraceHeaders))
+	setCause(&headers, c.cause)
+	return headers.withDefaults(outgoing(c.Context))
+}
+
 func outgoing(ctx context.Context) Headers {
 	h, _ := ctx.Value(outgoingKey{}).(Headers)
 	return h

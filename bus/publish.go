@@ -68,17 +68,19 @@ const (
 // its id, the correlation id. Its trace context goes along too, unless the message has one. In a batch handler, Emit
 // needs it.
 func WithCause(cause *Message) PublishOption {
-	return func(m *Message) {
-		m.Headers.Set(HeaderCausationID, cause.ID)
-		correlation := cause.Headers.Get(HeaderCorrelationID)
-		if correlation == "" {
-			correlation = cause.ID
-		}
-		m.Headers.Set(HeaderCorrelationID, correlation)
-		for _, name := range TraceHeaders {
-			if v := cause.Headers.Get(name); v != "" && !m.Headers.has(name) {
-				m.Headers.Add(name, v)
-			}
+	return func(m *Message) { setCause(&m.Headers, cause) }
+}
+
+func setCause(h *Headers, cause *Message) {
+	correlation := cause.Headers.Get(HeaderCorrelationID)
+	if correlation == "" {
+		correlation = cause.ID
+	}
+	h.Set(HeaderCorrelationID, correlation)
+	h.Set(HeaderCausationID, cause.ID)
+	for _, name := range TraceHeaders {
+		if v := cause.Headers.Get(name); v != "" && !h.has(name) {
+			h.Add(name, v)
 		}
 	}
 }

@@ -145,6 +145,30 @@ func TestCallerWhoLeavesLeavesNothing(t *testing.T) {
 	})
 }
 
+// The first reply counts; a second one is late, and does not get in the way of others.
+func TestRepeatedReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := answering(t, func(ctx context.Context, q QuoteRequest) (Quote, error) {
+			m := bus.DeliveryFrom(ctx).Message
+			for i := range 3 {
+				if err := bus.Emit(ctx, m.Headers.Get(bus.HeaderReplyTo), Quote{i}, bus.WithCause(m)); err != nil {
+					return Quote{}, err
+				}
+			}
+			return Quote{3}, nil
+		})
+		for range 5 {
+			if _, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{}); err != nil {
+				t.Error(err)
+			}
+		}
+		synctest.Wait()
+		if n := b.LateReplies(); n != 15 {
+			t.Errorf("%d late replies, want 15", n)
+		}
+	})
+}
+
 func TestRequestsEndWithTheBus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)

@@ -13,29 +13,31 @@ import (
 //
 // Put it outside of all middleware that publishes.
 func Correlation() bus.Middleware {
-	return bus.Around(func(ctx context.Context, c bus.Call) error {
-		if c.Len() != 1 {
-			return c.Next(ctx)
+	return func(next bus.Handler) bus.Handler {
+		c := correlating{next}
+		if batch, ok := next.(bus.BatchHandler); ok {
+			return correlatingBatch{c, batch}
 		}
-		for m := range c.Messages() {
-			ctx = bus.ContextWithHeaders(ctx, chain(m)...)
-		}
-		return c.Next(ctx)
-	})
+		return c
+	}
 }
 
-func chain(m *bus.Message) []bus.Header {
-	correlation := m.Headers.Get(bus.HeaderCorrelationID)
-	if correlation == "" {
-		correlation = m.ID
+type correlating struct{ next bus.Handler }
+
+// Handle implements bus.Handler.
+func (c correlating) Handle(ctx context.Context, m *bus.Message) error {
+	return c.next.Handle(bus.ContextWithCause(ctx, m), m)
+}
+
+type correlatingBatch struct {
+	correlating
+	batch bus.BatchHandler
+}
+
+// HandleBatch implements bus.BatchHandler.
+func (c correlatingBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
+	if len(ms) == 1 {
+		ctx = bus.ContextWithCause(ctx, ms[0])
 	}
-	headers := append(make([]bus.Header, 0, 5),
-		bus.Header{Name: bus.HeaderCorrelationID, Value: correlation},
-		bus.Header{Name: bus.HeaderCausationID, Value: m.ID})
-	for _, name := range bus.TraceHeaders {
-		if v := m.Headers.Get(name); v != "" {
-			headers = append(headers, bus.Header{Name: name, Value: v})
-		}
-	}
-	return headers
+	return c.batch.HandleBatch(ctx, ms)
 }

@@ -151,6 +151,9 @@ func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single boo
 
 // claims finds the ids of a call, in the order of its messages.
 func (d *deduplicator) claims(ms []*bus.Message) []*claim {
+	if len(ms) == 1 {
+		return []*claim{{id: d.key(ms[0]), msg: ms[0], at: []int{0}}}
+	}
 	claims := make([]*claim, 0, len(ms))
 	byID := map[string]*claim{}
 	for i, m := range ms {

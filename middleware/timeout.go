@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/deadline"
 )
 
 // Timeout bounds each call of what is inside: its context ends after d. What does not heed its context is not cut off.
@@ -17,8 +18,8 @@ func Timeout(d time.Duration) bus.Middleware {
 		return invalidf("Timeout(%v): want more than 0", d)
 	}
 	return bus.Around(func(ctx context.Context, c bus.Call) error {
-		ctx, cancel := context.WithTimeout(ctx, d)
-		defer cancel()
-		return c.Next(ctx)
+		bounded := deadline.After(ctx, d)
+		defer bounded.Cancel()
+		return c.Next(bounded)
 	})
 }

@@ -162,6 +162,12 @@ func TestProbes(t *testing.T) {
 		fail := func(context.Context, *bus.Message) error { return errDown }
 		fine := func(context.Context, *bus.Message) error { return nil }
 		calls(t, mw, 1, fail)
+		h := mw(bus.HandlerFunc(fail))
+		d, _ := bus.UnavailableFor(h.Handle(t.Context(), &bus.Message{}))
+		time.Sleep(d)
+		if err := h.Handle(t.Context(), &bus.Message{}); errors.Is(err, breaker.ErrOpen) {
+			t.Errorf("still open after the %v that it asked for", d)
+		}
 		time.Sleep(2 * time.Second)
 		if n := calls(t, mw, 2, func(context.Context, *bus.Message) error { return bus.Permanent(errDown) }); n != 2 {
 			t.Errorf("%d calls, want the second to be a probe too", n)
