@@ -8,6 +8,7 @@ import (
 
 	_ "github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bustest"
 )
 
 func TestOnSuccess(t *testing.T) {
@@ -60,3 +61,32 @@ func TestOnSuccess(t *testing.T) {
 }
 
 var errNo = errors.New("no")
+
+// TestInnerHandling: what is emitted under it goes through the other bus, and OnSuccess waits for the whole handler.
+func TestInnerHandling(t *testing.T) {
+	outside, inside := bustest.NewRecorder(t), bustest.NewRecorder(t)
+	outer := bus.NewHandling(t.Context(), outside.Bus, bus.Delivery{Message: &bus.Message{ID: "1"}, Group: "g"})
+	inner := bus.NewInnerHandling(outer, inside.Bus)
+	if d := bus.DeliveryFrom(inner); d.ID != "1" || d.Group != "g" {
+		t.Errorf("%+v", d)
+	}
+	succeeded := false
+	if err := bus.OnSuccess(inner, func(context.Context) error { succeeded = true; return nil }); err != nil {
+		t.Error(err)
+	}
+	if err := bus.Emit(inner, "t", 1); err != nil {
+		t.Error(err)
+	}
+	if err := inner.Flush(inner, nil); err != nil || succeeded {
+		t.Errorf("%v, succeeded %v", err, succeeded)
+	}
+	if err := bus.Emit(inner, "t", 2); err == nil {
+		t.Error("emitted after the end")
+	}
+	if err := outer.Flush(outer, nil); err != nil || !succeeded {
+		t.Errorf("%v, succeeded %v", err, succeeded)
+	}
+	if in, out := bustest.Published[int](t, inside, "t"), bustest.Published[int](t, outside, "t"); len(in) != 1 || len(out) != 0 {
+		t.Errorf("inside %v, outside %v", in, out)
+	}
+}

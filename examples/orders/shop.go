@@ -47,15 +47,13 @@ func (s *shop) count(ctx context.Context) (n int, cents int64, err error) {
 // take takes orders until ctx ends, from the first that the table does not have.
 func (s *shop) take(ctx context.Context, topic string, orders []OrderPlaced) error {
 	const batch = 100
-	n, _, err := s.count(ctx)
+	// A transaction that has begun is finished, so that a drain leaves no doubt about it.
+	whole := context.WithoutCancel(ctx)
+	n, _, err := s.count(whole)
 	for err == nil && n < len(orders) && ctx.Err() == nil {
 		next := orders[n:min(n+batch, len(orders))]
-		// A transaction that has begun is finished, so that a drain leaves no doubt about it.
-		err = s.transaction(context.WithoutCancel(ctx), topic, next)
+		err = s.transaction(whole, topic, next)
 		n += len(next)
-	}
-	if ctx.Err() != nil {
-		return nil
 	}
 	return err
 }
