@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -75,6 +76,7 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 		fmt.Fprintln(stderr, "orders: -n:", err)
 		return exitUsage
 	}
+	stderr = &lockedWriter{w: stderr}
 	books, err := c.replay(ctx, orders, stderr)
 	switch {
 	case errors.Is(err, errInterrupted):
@@ -93,6 +95,19 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 	}
 	fmt.Fprintln(stdout, "everything reconciles")
 	return exitOK
+}
+
+// lockedWriter is for progress and whoever else has something to say at the same time.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// Write implements io.Writer.
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 var errInterrupted = errors.New("interrupted")

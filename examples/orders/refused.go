@@ -70,8 +70,11 @@ func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *B
 	}
 	filter := poison.Filter{Topic: topic}
 	groups, err := q.Groups(ctx, filter)
+	if ctx.Err() != nil { // the end
+		return nil
+	}
 	if err != nil {
-		return ignoreEnd(ctx, err)
+		return err
 	}
 	for _, g := range groups {
 		fmt.Fprintf(stderr, "orders: %s refused %d (%s): %s\n", g.Handler, g.Count, g.Class, g.Text)
@@ -86,13 +89,8 @@ func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *B
 		return err != nil || loyal == orders
 	})
 	fmt.Fprintf(stderr, "orders: %d were replayed\n", replayed)
-	return ignoreEnd(ctx, err)
-}
-
-// ignoreEnd drops the errors that come with the end of ctx.
-func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() != nil { // the end
+		err = nil
 	}
 	return err
 }
