@@ -28,7 +28,7 @@ type DedupStore interface {
 // remembered either, so that it can be replayed.
 //
 // While a message is being handled, others with its id that come to this process wait for its end, within their
-// context: if it succeeds they are settled unhandled, if not the next one is handled. Different processes handle them
+// context, and keep their workers: if it succeeds they are settled unhandled, if not the next one is handled. Different processes handle them
 // at the same time, and remember both as one. Repeats of a key's message go to the process that has the key's lane; it
 // is messages without a key, and publishers who publish one id under two keys, that can meet so.
 //
