@@ -224,6 +224,7 @@ func TestPublishWithoutBrokers(t *testing.T) {
 	if err := b.Close(); err != nil && !errors.Is(err, context.DeadlineExceeded) { // what is under way is not confirmed
 		t.Error(err)
 	}
+	_ = b.Shutdown(within(t)) // the close that Close did not wait for any longer; the error is the same
 }
 
 // TestPublishIsBounded: a broker that does not answer costs the buffer's memory, then publishers wait.

@@ -27,6 +27,7 @@ type consumer struct {
 	// proper is consumed behind the early queue's end marker.
 	early, deliveries <-chan amqp.Delivery
 	end               int64 // the end marker's position
+	dropped           bool  // the early queue was deleted from here
 }
 
 func newConsumer(l *lane, session *session) (*consumer, error) {
@@ -93,7 +94,7 @@ func (c *consumer) follow(ctx context.Context) error {
 			}
 		case <-settled:
 			settled = nil
-			if err := c.dropEarly(); err != nil {
+			if err := c.dropEarly(ctx); err != nil {
 				return err
 			}
 		case queue, ok := <-c.cancels:
@@ -149,13 +150,20 @@ func (c *consumer) mark(kind any, tag int64) (err error) {
 	return nil
 }
 
-// dropEarly deletes the early queue, of which all is settled: nothing is ever put behind its end marker.
-func (c *consumer) dropEarly() error {
+// dropEarly deletes the early queue, of which all is settled: nothing is ever put behind its end marker. It waits for
+// the broker even if ctx ends, because nothing may register with the queue meanwhile.
+func (c *consumer) dropEarly(ctx context.Context) error {
 	t := &topology{session: c.session}
 	defer t.close()
+	unlock, err := c.lane.source.d.lockTopic(ctx, t, c.lane.source.sub.Topic)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := t.deleteQueue(c.lane.earlyName()); err != nil {
 		return err
 	}
+	c.dropped = true
 	c.own.finish(c.end)
 	return nil
 }

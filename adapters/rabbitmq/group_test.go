@@ -272,6 +272,29 @@ func TestEarlyQueuesChangeHands(t *testing.T) {
 	})
 }
 
+// A group that took over what was kept leaves, and does not disturb the others of its connection.
+func TestLeavesQuietly(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g", "h")
+	d := openDriver(t, brokerConfig(t))
+	publish(t, d, topic, messages(0, 100, 40)...)
+	og, oh := newObserver(), newObserver()
+	g := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, og)
+	settle(t, g, receive(t, ctx, g, 100))
+	h := subscribe(t, d, bus.Subscription{Topic: topic, Group: "h"}, oh)
+	oh.waitLanes(t, ctx, DefaultLanes)
+	publish(t, d, topic, messages(100, 200, 40)...)
+	settle(t, g, receive(t, ctx, g, 100))
+	held := receive(t, ctx, h, 100)
+	if err := g.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, h, held) // stale, if the connection had ended
+	if len(oh.lost) > 0 {
+		t.Errorf("lanes were lost: %v", oh.lost)
+	}
+}
+
 // Two members of a new group come at once, and another group.
 func TestGroupsComeAtOnce(t *testing.T) {
 	ctx := testContext(t)

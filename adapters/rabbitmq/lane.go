@@ -57,10 +57,6 @@ func (l *lane) run(ctx context.Context, session *session) {
 // register waits in line for the lane, and owns it until it is given up or lost, or ctx ends. It always returns an
 // error that says which.
 func (l *lane) register(ctx context.Context, session *session) error {
-	early, err := l.hasEarly(ctx, session)
-	if err != nil {
-		return err
-	}
 	c, err := newConsumer(l, session)
 	if err != nil {
 		return err
@@ -70,15 +66,16 @@ func (l *lane) register(ctx context.Context, session *session) error {
 	default:
 	}
 	l.current.Store(c.own)
-	if err = c.begin(early); err == nil {
+	early, err := l.begin(ctx, c)
+	if err == nil {
 		err = c.follow(ctx)
 	}
 	l.owned.Store(false)
 	l.source.shut(c.own)
 	c.own.end()
 	c.own.settleDown(l.name())
-	if early {
-		c.own.settleDown(l.earlyName()) // last, because it may be gone, which ends the channel
+	if early && !c.dropped {
+		c.own.settleDown(l.earlyName())
 	}
 	l.current.Store(nil)
 	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well
@@ -95,15 +92,26 @@ func (l *lane) register(ctx context.Context, session *session) error {
 func (l *lane) name() string      { return laneName(l.source.group, int(l.id)) }
 func (l *lane) earlyName() string { return earlyName(l.source.group, int(l.id)) }
 
-// hasEarly says whether the lane still has messages from before the group came.
-func (l *lane) hasEarly(ctx context.Context, session *session) (bool, error) {
-	if !l.source.early.Load() {
-		return false, nil
+// begin registers with the lane's early queue, as long as there is one, or with the lane's queue.
+//
+// Under the topic's lock, so that the early queue is not deleted meanwhile: when a consumer registers with a quorum
+// queue that is just being deleted, the server ends the whole connection with an internal error (seen on 3.10.8).
+func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
+	s := l.source
+	if !s.early.Load() {
+		return false, c.begin(false)
 	}
-	return call(ctx, session, func(_ context.Context, t *topology) (bool, error) {
-		_, ok, err := t.queue(l.earlyName())
-		return ok, err
-	})
+	t := &topology{session: c.session}
+	defer t.close()
+	unlock, err := s.d.lockTopic(ctx, t, s.sub.Topic)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if _, early, err = t.queue(l.earlyName()); err != nil {
+		return false, err
+	}
+	return early, c.begin(early)
 }
 
 // restore declares the lane's queue again after it was deleted. What fails here, the next registration meets again.

@@ -159,8 +159,9 @@ func (o *ownership) settleDown(queue string) {
 	if !acked {
 		return
 	}
-	for _, tag := range [...]string{"settle-1", "settle-2"} {
-		if _, err := o.ch.Consume(queue, tag, false, false, false, false, nil); err != nil {
+	for range 2 {
+		// The library makes up the tag: one that the channel has already would end the whole connection.
+		if _, err := o.ch.Consume(queue, "", false, false, false, false, nil); err != nil {
 			return
 		}
 	}
