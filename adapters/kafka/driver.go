@@ -23,6 +23,7 @@ type driver struct {
 	topics *topics
 	buffer *budget
 	pool   fetchPool
+	parker parker
 
 	mu      sync.Mutex
 	sources map[*source]struct{}
@@ -44,16 +45,7 @@ func open(ctx context.Context, c Config) (*driver, error) {
 		done:    make(chan struct{}),
 	}
 	d.topics = newTopics(&d.config)
-	client, err := kgo.NewClient(d.options(
-		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ProducerLinger(c.Linger),
-		kgo.ProducerBatchCompression(codecs[c.Compression](), kgo.NoCompression()),
-		kgo.ProducerBatchMaxBytesFn(d.topics.limit),
-		kgo.RecordDeliveryTimeout(c.PublishTimeout),
-		// The budget bounds what is buffered, in bytes. The client's own bound would need the callers' contexts, and
-		// when one of them ends the client fails other callers' messages, too: a partition's buffer fails as a whole.
-		kgo.MaxBufferedRecords(math.MaxInt32),
-	)...)
+	client, err := kgo.NewClient(d.options(d.producerOptions()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w: %w", bus.ErrInvalid, err)
 	}
@@ -65,6 +57,21 @@ func open(ctx context.Context, c Config) (*driver, error) {
 		return nil, fail("open", "", err)
 	}
 	return d, nil
+}
+
+// producerOptions are those of clients that write.
+func (d *driver) producerOptions() []kgo.Opt {
+	c := &d.config
+	return []kgo.Opt{
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerLinger(c.Linger),
+		kgo.ProducerBatchCompression(codecs[c.Compression](), kgo.NoCompression()),
+		kgo.ProducerBatchMaxBytesFn(d.topics.limit),
+		kgo.RecordDeliveryTimeout(c.PublishTimeout),
+		// The budget bounds what is buffered, in bytes. The client's own bound would need the callers' contexts, and
+		// when one of them ends the client fails other callers' messages, too: a partition's buffer fails as a whole.
+		kgo.MaxBufferedRecords(math.MaxInt32),
+	}
 }
 
 // options are those of every client, the given ones, and the caller's last.
@@ -89,7 +96,7 @@ func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 
 // Capabilities implements bus.Driver. The largest message is the topic's affair, so none is stated here.
 func (d *driver) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Broker: "kafka", Durable: true, Replay: true, StartAt: true}
+	return bus.Capabilities{Broker: "kafka", Durable: true, Replay: true, StartAt: true, Parking: true}
 }
 
 // As gives the native client to bus.As.
@@ -201,6 +208,7 @@ func (d *driver) Close(ctx context.Context) error {
 	})
 	wg.Wait()
 	d.client.Close()
+	d.parker.close()
 	d.err = errors.Join(errs...)
 	return d.err
 }

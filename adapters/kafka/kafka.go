@@ -46,6 +46,13 @@
 // balancing). What a group could not handle is in the compacted topic millrace.poison.GROUP, which is created when
 // first needed.
 //
+// What a group has parked (long retry delays, delayed messages, keys that wait) is in the compacted topic
+// millrace.parking.N.GROUP.TOPIC, where N is the length of the group's name, with a partition for each of the topic's; a name that
+// would be too long is replaced by its hash. It is created when first needed, and grown with its topic. Who owns a partition reads its
+// parking partition to the end before it delivers, and writes to it; what others ask for (a replay, say) they write there
+// as commands, which the owner carries out within a second or so. Deleting such a topic loses what is parked in it.
+// With access control, members need Read, Write, Create, Describe and Alter for both kinds of topics.
+//
 // Messages travel as CloudEvents in binary mode: their fields in the headers ce_id, ce_source, ce_type, ce_subject,
 // ce_time and content-type, the key as the record's key. A record without these headers is an ordinary message: its
 // ID is made of topic, partition and offset.

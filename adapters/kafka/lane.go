@@ -21,6 +21,8 @@ type lane struct {
 	leaderEpoch int32  // of the last record polled, for Kafka's own check of truncated logs (KIP-320)
 	committed   int64  // -1: nothing of this partition was ever committed
 	version     uint64 // of the window when it was committed
+
+	parking parkingLog
 }
 
 // commit is what is to be committed of a lane.

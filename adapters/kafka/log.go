@@ -1,9 +1,11 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -19,6 +21,7 @@ type partitionLog struct {
 	known     bool // leader and id are
 	leader    int32
 	id        [16]byte // of the topic; zero where the broker has none
+	bytes     int32    // how much one read asks for; 0: logFetchBytes
 }
 
 // logFetchBytes is how much one read asks for. One larger batch comes alone.
@@ -69,12 +72,13 @@ func (l *partitionLog) find(ctx context.Context) error {
 }
 
 func (l *partitionLog) fetch(ctx context.Context, offset int64) ([]*kgo.Record, int64, error) {
+	size := cmp.Or(l.bytes, logFetchBytes)
 	req := kmsg.NewPtrFetchRequest()
-	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 100, 1, logFetchBytes, 1
+	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 100, 1, size, 1
 	topic := kmsg.NewFetchRequestTopic()
 	topic.Topic, topic.TopicID = l.topic, l.id
 	partition := kmsg.NewFetchRequestTopicPartition()
-	partition.Partition, partition.FetchOffset, partition.PartitionMaxBytes = l.partition, offset, logFetchBytes
+	partition.Partition, partition.FetchOffset, partition.PartitionMaxBytes = l.partition, offset, size
 	topic.Partitions = append(topic.Partitions, partition)
 	req.Topics = append(req.Topics, topic)
 
@@ -92,4 +96,45 @@ func (l *partitionLog) fetch(ctx context.Context, offset int64) ([]*kgo.Record, 
 	opts := kgo.ProcessFetchPartitionOpts{Offset: offset, IsolationLevel: kgo.ReadCommitted(), Topic: l.topic, Partition: l.partition}
 	p, next := kgo.ProcessFetchPartition(opts, &resp.Topics[0].Partitions[0], kgo.DefaultDecompressor(), nil)
 	return p.Records, next, p.Err
+}
+
+// each calls f with each record from start to before end, until it returns false.
+func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.Record) (bool, error)) error {
+	for at := start; at < end; {
+		records, next, err := l.read(ctx, at)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			if r.Offset >= end {
+				return nil
+			}
+			if more, err := f(r); !more {
+				return err
+			}
+		}
+		at = next
+	}
+	return nil
+}
+
+// at returns the records at these offsets, which ascend, as far as they are still there.
+func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.Record, error) {
+	found := make(map[int64]*kgo.Record, len(offsets))
+	for len(offsets) > 0 {
+		records, next, err := l.read(ctx, offsets[0])
+		if err != nil && !errors.Is(err, kerr.OffsetOutOfRange) {
+			return nil, err
+		}
+		for _, r := range records {
+			if _, ok := slices.BinarySearch(offsets, r.Offset); ok {
+				found[r.Offset] = r
+			}
+		}
+		next = max(next, offsets[0]+1)
+		for len(offsets) > 0 && offsets[0] < next {
+			offsets = offsets[1:]
+		}
+	}
+	return found, nil
 }

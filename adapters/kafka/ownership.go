@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -62,7 +63,7 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 	}
 	fresh := make([]*lane, 0, len(partitions))
 	for p, o := range partitions {
-		l := &lane{Lane: bus.Lane{ID: p}, leaderEpoch: o.EpochOffset().Epoch, committed: -1}
+		l := &lane{Lane: newOwnership(p), leaderEpoch: o.EpochOffset().Epoch, committed: -1}
 		if c, ok := committed[p]; ok {
 			l.next, l.committed = c.offset, c.offset
 			l.window = restore(c.offset, c.metadata)
@@ -77,7 +78,11 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 		l.version = l.window.Version()
 		fresh = append(fresh, l)
 	}
-	s.own(fresh)
+	parked, err := s.load(ctx, fresh)
+	if err != nil {
+		return nil, err
+	}
+	s.own(fresh, parked)
 	return offsets, nil
 }
 
@@ -86,18 +91,26 @@ func (s *source) begin(ctx context.Context, partitions []int32, at start) (map[i
 	if len(partitions) == 0 {
 		return nil, nil
 	}
+	var offsets map[int32]int64
+	err := s.insist(ctx, "the partitions' beginning was not found", func() (err error) {
+		offsets, err = s.driver.offsets(ctx, s.sub.Topic, partitions, at)
+		return err
+	})
+	return offsets, err
+}
+
+// insist calls f until it succeeds or ctx ends, and reports its errors.
+func (s *source) insist(ctx context.Context, what string, f func() error) error {
 	for b := (backoff{}); ; {
-		offsets, err := s.driver.offsets(ctx, s.sub.Topic, partitions, at)
+		err := f()
 		if err == nil {
-			return offsets, nil
+			return nil
 		}
 		if ctx.Err() == nil {
-			s.mu.Lock()
-			s.report(fail("receive", s.sub.Topic, errors.Join(errors.New("the partitions' beginning was not found"), err)))
-			s.mu.Unlock()
+			s.tell(fail("receive", s.sub.Topic, fmt.Errorf("%s: %w", what, err)))
 		}
 		if err := b.wait(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
 }
@@ -105,8 +118,8 @@ func (s *source) begin(ctx context.Context, partitions []int32, at start) (map[i
 // change is a lane that takes the place of another, or comes new.
 type change struct{ was, now *lane }
 
-// own makes lanes ours. It keeps Receive out until the observer knows of them.
-func (s *source) own(fresh []*lane) {
+// own makes lanes ours, in which this is parked. It keeps Receive out until the observer knows of them.
+func (s *source) own(fresh []*lane, parked []bus.Parked) {
 	s.mu.Lock()
 	s.assigning++
 	if s.polling {
@@ -122,7 +135,7 @@ func (s *source) own(fresh []*lane) {
 		}
 	}
 	s.mu.Unlock()
-	s.announce(changes)
+	s.announce(changes, parked)
 	s.mu.Lock()
 	s.assigning--
 	s.change.Broadcast()
@@ -138,13 +151,14 @@ var epochs = func() *atomic.Uint64 {
 	return &e
 }()
 
-// replace puts a lane in its place, under a new epoch. Called with the lock held.
+func newOwnership(lane int32) bus.Lane { return bus.Lane{ID: lane, Epoch: epochs.Add(1)} }
+
+// replace puts a lane in its place. Called with the lock held.
 func (s *source) replace(l *lane) change {
 	was := s.lanes[l.ID]
 	if was != nil {
 		s.drop(was)
 	}
-	l.Epoch = epochs.Add(1)
 	s.lanes[l.ID] = l
 	return change{was, l}
 }
@@ -152,11 +166,12 @@ func (s *source) replace(l *lane) change {
 // rewind begins a new ownership of a lane of ours at an offset that was read before. Called with the lock held.
 func (s *source) rewind(l *lane, to int64) change {
 	return s.replace(&lane{
-		Lane:        bus.Lane{ID: l.ID},
+		Lane:        newOwnership(l.ID),
 		window:      window.New(to),
 		next:        to,
 		leaderEpoch: -1,
 		committed:   -1,
+		parking:     parkingLog{settled: l.parking.settled},
 	})
 }
 
@@ -180,7 +195,7 @@ func (s *source) unqueue() {
 }
 
 // announce tells the observer, from a goroutine other than Receive's.
-func (s *source) announce(changes []change) {
+func (s *source) announce(changes []change, parked []bus.Parked) {
 	var gone, come []bus.Lane
 	for _, c := range changes {
 		if c.was != nil {
@@ -196,6 +211,9 @@ func (s *source) announce(changes []change) {
 		}
 		if len(come) > 0 {
 			s.observer.Assigned(come)
+		}
+		if len(parked) > 0 {
+			s.observer.(bus.ParkingObserver).Parked(parked) // or nothing was loaded
 		}
 	}()
 	<-done
@@ -222,6 +240,7 @@ func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32)
 	if len(lanes) == 0 {
 		return
 	}
+	s.hush()
 	ctx, cancel := context.WithTimeout(s.ctx, drainTimeout)
 	s.observer.Revoking(ctx, ids(lanes))
 	cancel()
@@ -253,6 +272,7 @@ func (s *source) lost(_ context.Context, _ *kgo.Client, m map[string][]int32) {
 	closed := s.closed
 	s.mu.Unlock()
 	if len(lanes) > 0 && !closed {
+		s.hush()
 		s.observer.Lost(ids(lanes), errSession)
 	}
 }

@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"iter"
 	"time"
@@ -16,16 +15,6 @@ import (
 // partition, so that they have an order.
 func poisonTopic(group string) string { return "millrace.poison." + group }
 
-// The headers that an entry's record has beside those of the message: the facts, and the message's key, for the
-// record's key is the entry's id.
-const (
-	headerFacts = "millrace-poison"
-	headerKey   = "millrace-key"
-)
-
-// poisonRoom is how much larger than a message its entry may be: a panic's stack takes most of it.
-const poisonRoom = 256 << 10
-
 // facts are what an entry says beside the message, as JSON.
 type facts struct {
 	Topic    string      `json:"topic"`
@@ -34,10 +23,9 @@ type facts struct {
 	Lane     int32       `json:"lane"`
 	Position int64       `json:"position"`
 	Failure  bus.Failure `json:"failure"`
+	Waits    bool        `json:"waits,omitempty"`
 	Host     string      `json:"host,omitempty"`
 	Time     time.Time   `json:"time"`
-	// Tombstone: the message has no payload. A record without a value would remove the entry.
-	Tombstone bool `json:"tombstone,omitempty"`
 }
 
 type poisonStore struct {
@@ -99,17 +87,7 @@ func (s *poisonStore) write(ctx context.Context, records []kgo.Record, size int)
 			return fail("poison", s.topic, err)
 		}
 	}
-	err := d.produce(ctx, records, size).wait(ctx, s.topic)
-	if pe, ok := err.(*bus.PublishError); ok { //nolint:errorlint // made by wait
-		for _, err := range pe.Errs {
-			if err != nil {
-				e := *err.(*bus.Error) //nolint:errorlint // as before
-				e.Op = "poison"
-				return &e
-			}
-		}
-	}
-	return err
+	return firstFailure("poison", d.produce(ctx, d.client, records, size).wait(ctx, s.topic))
 }
 
 // ensure creates the topic, whatever the bus does with others: the alternative is to lose what it is for.
@@ -120,68 +98,29 @@ func (s *poisonStore) ensure(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
 	defer cancel()
-	compact := "compact"
-	configs := d.topics.sized(poisonRoom)
-	configs["cleanup.policy"] = &compact
-	if err := d.topics.look(ctx, s.topic, 1, configs); err != nil {
+	if err := d.topics.look(ctx, s.topic, 1, d.topics.compacted()); err != nil {
 		return fmt.Errorf("the group's store is a compacted topic with one partition: %w", err)
 	}
 	return nil
 }
 
 func encodeEntry(r *kgo.Record, topic string, e *bus.PoisonEntry) (int, error) {
-	m := e.Message
-	about, err := json.Marshal(facts{
-		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
-		Failure: e.Failure, Host: e.Host, Time: e.Time, Tombstone: m.Payload == nil,
+	return encodeStored(r, topic, e.ID, e.Message, facts{
+		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
+		Failure: e.Failure, Host: e.Host, Time: e.Time,
 	})
-	if err != nil {
-		return 0, err
-	}
-	records, size := encode(topic, []*bus.Message{m})
-	*r = records[0]
-	r.Headers = append(r.Headers,
-		kgo.RecordHeader{Key: headerFacts, Value: about},
-		kgo.RecordHeader{Key: headerKey, Value: r.Key})
-	r.Key = []byte(e.ID)
-	if r.Value == nil {
-		r.Value = []byte{}
-	}
-	return size + len(about) + len(e.ID), nil
 }
 
 // decodeEntry returns false for records that are not entries.
 func decodeEntry(r *kgo.Record) (bus.PoisonEntry, bool, error) {
 	var about facts
-	var key []byte
-	found := false
-	c := *r
-	c.Headers = nil
-	for _, h := range r.Headers {
-		switch h.Key {
-		case headerFacts:
-			if err := json.Unmarshal(h.Value, &about); err != nil {
-				return bus.PoisonEntry{}, true, fmt.Errorf("entry %q: %w", r.Key, err)
-			}
-			found = true
-		case headerKey:
-			key = h.Value
-		default:
-			c.Headers = append(c.Headers, h)
-		}
+	m, err := decodeStored(r, &about)
+	if m == nil || err != nil {
+		return bus.PoisonEntry{}, false, err
 	}
-	if !found {
-		return bus.PoisonEntry{}, false, nil
-	}
-	c.Key = key
-	if about.Tombstone {
-		c.Value = nil
-	}
-	d := decoder{}
-	d.reserve([]accepted{{record: &c}})
 	return bus.PoisonEntry{
-		ID: string(r.Key), Message: d.message(&c), Topic: about.Topic, Group: about.Group, Handler: about.Handler,
-		Lane: about.Lane, Position: about.Position, Failure: about.Failure, Host: about.Host, Time: about.Time,
+		ID: string(r.Key), Message: m, Topic: about.Topic, Group: about.Group, Handler: about.Handler, Lane: about.Lane,
+		Position: about.Position, Waits: about.Waits, Failure: about.Failure, Host: about.Host, Time: about.Time,
 	}, true, nil
 }
 

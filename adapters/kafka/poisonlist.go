@@ -26,7 +26,7 @@ func (s *poisonStore) list(ctx context.Context, yield func(bus.PoisonEntry, erro
 		return err
 	}
 	places := map[string]place{}
-	err = s.read(ctx, start, end, func(r *kgo.Record) (bool, error) {
+	err = s.log().each(ctx, start, end, func(r *kgo.Record) (bool, error) {
 		id := string(r.Key)
 		if r.Value == nil {
 			delete(places, id)
@@ -46,7 +46,7 @@ func (s *poisonStore) list(ctx context.Context, yield func(bus.PoisonEntry, erro
 	if err != nil || len(places) == 0 {
 		return err
 	}
-	return s.read(ctx, start, end, func(r *kgo.Record) (bool, error) {
+	return s.log().each(ctx, start, end, func(r *kgo.Record) (bool, error) {
 		p, ok := places[string(r.Key)]
 		if !ok || p.first != r.Offset {
 			return true, nil
@@ -83,23 +83,4 @@ func (s *poisonStore) extent(ctx context.Context) (start, end int64, err error) 
 	return from.Offset, to.Offset, nil
 }
 
-// read calls f with each record in between, until it returns false.
-func (s *poisonStore) read(ctx context.Context, start, end int64, f func(*kgo.Record) (bool, error)) error {
-	log := partitionLog{driver: s.driver, topic: s.topic}
-	for at := start; at < end; {
-		records, next, err := log.read(ctx, at)
-		if err != nil {
-			return err
-		}
-		for _, r := range records {
-			if r.Offset >= end {
-				return nil
-			}
-			if more, err := f(r); !more {
-				return err
-			}
-		}
-		at = next
-	}
-	return nil
-}
+func (s *poisonStore) log() *partitionLog { return &partitionLog{driver: s.driver, topic: s.topic} }

@@ -48,13 +48,29 @@ func (s *source) poll(ctx context.Context, count int) error {
 		}
 	}
 	s.mu.Unlock()
+	var err error
 	if len(rewound) > 0 {
-		s.announce(rewound)
+		err = s.announceRewound(rewound)
 	}
 	s.mu.Lock()
 	s.polling, s.stopPoll = false, nil
 	s.change.Broadcast()
 	s.mu.Unlock()
+	return err
+}
+
+// announceRewound tells the observer, as of any new ownership, what is parked. It does not end with Receive's context: the lanes
+// would be ours, and nobody would know what is parked in them.
+func (s *source) announceRewound(rewound []change) error {
+	lanes := make([]*lane, len(rewound))
+	for i := range rewound {
+		lanes[i] = rewound[i].now
+	}
+	parked, err := s.load(s.ctx, lanes)
+	if err != nil {
+		return fail("receive", s.sub.Topic, bus.ErrClosed)
+	}
+	s.announce(rewound, parked)
 	return nil
 }
 

@@ -38,8 +38,7 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 			return refuse(fmt.Errorf("%d MiB of messages wait for the brokers already: %w", publishBuffer>>20, err))
 		}
 	}
-	c := d.produce(ctx, records, size)
-	return c.wait(ctx, topic)
+	return d.produce(ctx, d.client, records, size).wait(ctx, topic)
 }
 
 // call is the records of one publish on their way.
@@ -56,12 +55,12 @@ type call struct {
 
 // produce hands the records to the client, which keeps their order. They are sent even if ctx ends: the client cannot
 // cancel a record without failing its neighbours, which may be other callers'.
-func (d *driver) produce(ctx context.Context, records []kgo.Record, size int) *call {
+func (d *driver) produce(ctx context.Context, client *kgo.Client, records []kgo.Record, size int) *call {
 	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records)}
 	detached := context.WithoutCancel(ctx) // for hooks that look into it
 	promise := c.finish
 	for i := range records {
-		d.client.Produce(detached, &records[i], promise)
+		client.Produce(detached, &records[i], promise)
 	}
 	return c
 }
@@ -141,4 +140,20 @@ func (c *call) outcome(topic string, cause error) error {
 		return nil
 	}
 	return &bus.PublishError{Errs: errs}
+}
+
+// firstFailure is the first failure of what a publish returned, as that of another operation.
+func firstFailure(op string, err error) error {
+	pe, ok := err.(*bus.PublishError) //nolint:errorlint // made by wait
+	if !ok {
+		return err
+	}
+	for _, err := range pe.Errs {
+		if err != nil {
+			e := *err.(*bus.Error) //nolint:errorlint // as before
+			e.Op = op
+			return &e
+		}
+	}
+	return nil
 }

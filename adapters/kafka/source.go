@@ -15,6 +15,7 @@ import (
 type source struct {
 	driver   *driver
 	sub      bus.Subscription
+	parking  string // the parking topic
 	observer bus.LaneObserver
 	start    start
 
@@ -30,13 +31,16 @@ type source struct {
 	batch   []accepted // Receive's: what it is about to return
 	topicID [16]byte   // the watcher's
 
+	telling sync.Mutex // held while the observer is told of what others have parked
+
 	mu         sync.Mutex
 	client     *kgo.Client
 	lanes      map[int32]*lane
 	fetchedAs  map[int32]committedOffset
-	queue      []run   // polled and not delivered, in order
-	reports    []error // for Receive to return
-	polling    bool    // Receive is between the start of a poll and the end of queueing what it brought
+	fetchLogs  map[int32]*partitionLog // Fetch's
+	queue      []run                   // polled and not delivered, in order
+	reports    []error                 // for Receive to return
+	polling    bool                    // Receive is between the start of a poll and the end of queueing what it brought
 	stopPoll   context.CancelFunc
 	stopCommit context.CancelFunc
 	assigning  int // assignments that wait for the poll to end, or are under way
@@ -59,16 +63,18 @@ type accepted struct {
 
 func newSource(d *driver, s bus.Subscription, o bus.LaneObserver, at start) *source {
 	src := &source{
-		driver:   d,
-		sub:      s,
-		observer: o,
-		start:    at,
-		dirty:    make(chan struct{}, 1),
-		turn:     make(chan struct{}, 1),
-		idle:     make(chan struct{}),
-		left:     make(chan struct{}),
-		lanes:    map[int32]*lane{},
-		room:     metadataRoom,
+		driver:    d,
+		sub:       s,
+		observer:  o,
+		start:     at,
+		dirty:     make(chan struct{}, 1),
+		turn:      make(chan struct{}, 1),
+		idle:      make(chan struct{}),
+		left:      make(chan struct{}),
+		lanes:     map[int32]*lane{},
+		parking:   parkingTopic(s.Group, s.Topic),
+		fetchLogs: map[int32]*partitionLog{},
+		room:      metadataRoom,
 	}
 	src.turn <- struct{}{}
 	src.ctx, src.cancel = context.WithCancel(context.Background())
@@ -171,6 +177,7 @@ func (s *source) background() {
 	var wg sync.WaitGroup
 	wg.Go(s.committer)
 	wg.Go(s.watcher)
+	wg.Go(s.listener)
 	wg.Wait()
 }
 
@@ -191,7 +198,11 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 			stale++
 			continue
 		}
-		l.window.Done(t.Position)
+		if t.Parked {
+			l.parking.remove(t.Position)
+		} else {
+			l.window.Done(t.Position)
+		}
 	}
 	s.mu.Unlock()
 	s.wakeCommitter()

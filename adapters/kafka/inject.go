@@ -1,0 +1,213 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// parker writes to parking topics. It has a client of its own, which is made when it is needed: its records say themselves
+// which partition they belong to, and they do not wait behind those of publishers.
+type parker struct {
+	mu     sync.Mutex
+	client *kgo.Client
+	closed bool
+	known  sync.Map // parking topic -> int32, how many partitions it has
+}
+
+func (d *driver) parkerClient() (*kgo.Client, error) {
+	d.parker.mu.Lock()
+	defer d.parker.mu.Unlock()
+	if d.parker.closed {
+		return nil, bus.ErrClosed
+	}
+	if d.parker.client != nil {
+		return d.parker.client, nil
+	}
+	opts := append(d.options(d.producerOptions()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", bus.ErrInvalid, err)
+	}
+	d.parker.client = client
+	return client, nil
+}
+
+// close is called when nothing is written any more.
+func (p *parker) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.client != nil {
+		p.client.Close()
+	}
+}
+
+// park writes records to a parking topic.
+func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.Record) error {
+	client, err := d.parkerClient()
+	if err != nil {
+		return fail("park", parking, err)
+	}
+	last, size := int32(0), 0
+	for i := range records {
+		last = max(last, records[i].Partition)
+		size += recordSize(&records[i])
+	}
+	if err := d.ensureParking(ctx, client, parking, topic, last); err != nil {
+		return fail("park", parking, err)
+	}
+	if !d.buffer.tryTake(size) {
+		if err := d.buffer.take(ctx, size); err != nil {
+			return fail("park", parking, err)
+		}
+	}
+	err = firstFailure("park", d.produce(ctx, client, records, size).wait(ctx, parking))
+	if isMissing(err) { // deleted since it was looked up
+		d.parker.known.Delete(parking)
+		client.PurgeTopicsFromProducing(parking)
+	}
+	return err
+}
+
+// ensureParking creates a parking topic, whatever the bus does with others, and lets it grow with its topic.
+func (d *driver) ensureParking(ctx context.Context, client *kgo.Client, parking, topic string, partition int32) error {
+	if n, ok := d.parker.known.Load(parking); ok && partition < n.(int32) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
+	defer cancel()
+	origin, err := d.topics.find(ctx, topic)
+	n := len(origin.Partitions)
+	if n == 0 {
+		return err
+	}
+	if err := d.topics.look(ctx, parking, n, d.topics.compacted()); err != nil {
+		return fmt.Errorf("a group parks messages in a compacted topic with as many partitions as theirs has: %w", err)
+	}
+	if err := d.growParking(ctx, parking, n); err != nil {
+		return err
+	}
+	if _, had := d.parker.known.Swap(parking, int32(n)); had {
+		client.PurgeTopicsFromProducing(parking) // it knows of fewer partitions
+	}
+	return nil
+}
+
+// growParking returns when a parking topic has n partitions.
+func (d *driver) growParking(ctx context.Context, parking string, n int) error {
+	for b := (backoff{}); ; {
+		found, err := d.topics.find(ctx, parking)
+		switch has := len(found.Partitions); {
+		case has >= n:
+			return nil
+		case has == 0:
+			d.topics.forget(parking)
+			return err
+		}
+		grown, err := d.adm.UpdatePartitions(ctx, n, parking)
+		if err == nil {
+			err = grown.Error()
+		}
+		if err != nil && !errors.Is(err, kerr.InvalidPartitions) { // another process was quicker
+			return fmt.Errorf("give the parking topic %d partitions, as many as its topic has: %w", n, err)
+		}
+		if err := b.wait(ctx); err != nil {
+			return fmt.Errorf("the parking topic was given %d partitions, and they are not served yet: %w", n, err)
+		}
+	}
+}
+
+// Inject implements bus.Injector. Keys are taken to be in the partitions in which this driver puts them.
+func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+	if d.isClosed() {
+		return fail("inject", topic, bus.ErrClosed)
+	}
+	if err := d.knowsGroup(ctx, topic, group); err != nil {
+		return fail("inject", topic, err)
+	}
+	origin, err := d.topics.find(ctx, topic)
+	partitions := len(origin.Partitions)
+	if partitions == 0 {
+		return fail("inject", topic, err)
+	}
+	parking := parkingTopic(group, topic)
+	partitioner := kgo.StickyKeyPartitioner(nil).ForTopic(topic)
+	var records []kgo.Record
+	for i := range ps {
+		p := &ps[i]
+		partition := p.Token.Lane
+		if !p.Token.Parked {
+			keyed := &kgo.Record{}
+			if p.Key != "" {
+				keyed.Key = []byte(p.Key)
+			}
+			partition = int32(partitioner.Partition(keyed, partitions))
+		} else if partition < 0 || int(partition) >= partitions {
+			continue // gone, with its lane
+		}
+		r, err := inject(parking, partition, p)
+		if err != nil {
+			return fail("inject", topic, err)
+		}
+		records = append(records, r)
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	return d.park(ctx, parking, topic, records)
+}
+
+// inject makes the record of a command.
+func inject(topic string, partition int32, p *bus.Parking) (r kgo.Record, err error) {
+	key, position := "inject-"+bus.NewID(), strconv.FormatInt(p.Token.Position, 10)
+	say := commandNew
+	switch {
+	case p.Message == nil:
+		r = kgo.Record{Topic: topic, Partition: partition, Key: []byte(key), Value: []byte{}}
+		say = commandWithdraw + position
+	case p.Token.Parked:
+		say = commandReplace + position
+	}
+	if p.Message != nil {
+		if _, err = encodeParked(&r, topic, key, partition, p); err != nil {
+			return r, err
+		}
+	}
+	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerPark, Value: []byte(say)})
+	return r, nil
+}
+
+// knowsGroup is an error unless the group has a position in the topic, or members that have not committed one yet.
+func (d *driver) knowsGroup(ctx context.Context, topic, group string) error {
+	committed, err := d.adm.FetchOffsetsForTopics(ctx, group, topic)
+	if err == nil {
+		err = committed.Error()
+	}
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return err
+	}
+	for _, o := range committed[topic] {
+		if o.At >= 0 {
+			return nil
+		}
+	}
+	described, err := d.adm.DescribeGroups(ctx, group)
+	if err != nil {
+		return err
+	}
+	for _, m := range described[group].Members {
+		if joined, ok := m.Join.AsConsumer(); ok && slices.Contains(joined.Topics, topic) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: group %q has no position in the topic", bus.ErrNotFound, group)
+}
