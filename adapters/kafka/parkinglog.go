@@ -53,14 +53,12 @@ func (p *parkingLog) put(position, offset int64) {
 	}
 }
 
-// remove has the record of a parked message deleted. It returns false if there is none.
-func (p *parkingLog) remove(position int64) bool {
-	if _, ok := p.offsets[position]; !ok {
-		return false
+// remove has the record of a parked message deleted, if there is one.
+func (p *parkingLog) remove(position int64) {
+	if _, ok := p.offsets[position]; ok {
+		delete(p.offsets, position)
+		p.settled = append(p.settled, position)
 	}
-	delete(p.offsets, position)
-	p.settled = append(p.settled, position)
-	return true
 }
 
 // extent is where a log begins and ends.
