@@ -48,6 +48,8 @@ type Capabilities struct {
 	// Parking: messages can be put aside at the broker until they are due ([ParkingSource], [Injector]), which makes
 	// long delays durable.
 	Parking bool
+	// Transactions: what handlers emit can be published in one transaction with the settlement ([TransactionalSource]).
+	Transactions bool
 	// Serial: a lane may give its next message only when the one before is settled. Then no more handlers run than there
 	// are lanes, and a message that waits for its retry holds up its lane.
 	Serial bool
@@ -63,6 +65,8 @@ type Subscription struct {
 	// InFlight and Bytes bound what is received and not yet settled. The router keeps to them; a driver sizes its
 	// own read-ahead (prefetch, fetch size) by them. Both are at least 1.
 	InFlight, Bytes int
+	// Transactional asks for a [TransactionalSource]. Only drivers with [Capabilities.Transactions] are asked.
+	Transactional bool
 }
 
 // Start is where a new group begins. It does not matter to a group that already has a position.

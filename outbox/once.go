@@ -16,22 +16,33 @@ import (
 //
 // h must write through tx, and must not commit it. An error of h rolls back, and goes through the failure policy.
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
-	return bus.Typed(func(ctx context.Context, event T) error {
+	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
 		d := bus.DeliveryFrom(ctx)
 		err, _ := once(ctx, o, begin, d, []string{d.ID}, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
 		return err
-	})
+	})}
 }
+
+// onceHandler tells a router that was asked for exactly once that it is.
+type onceHandler struct{ bus.Handler }
+
+func (h onceHandler) EventTypes() []string { return h.Handler.(bus.EventTyper).EventTypes() }
+func (onceHandler) Idempotent()            {}
 
 // OnceBatch is [Once] for batches: one transaction, and one statement that records all ids. h is given the messages that are
 // not recorded yet. If it fails with a transaction of several messages, the others must not suffer for one of them: those
 // that [bus.Each] reports as good are handled again without the bad ones; after any other error each message is handled
 // again by itself. So h may be called more than once, with a transaction that starts afresh.
 func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
-	return bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
+	return onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
 		return onceBatch(ctx, o, begin, events, h)
-	})
+	})}
 }
+
+type onceBatchHandler struct{ bus.BatchHandler }
+
+func (h onceBatchHandler) EventTypes() []string { return h.BatchHandler.(bus.EventTyper).EventTypes() }
+func (onceBatchHandler) Idempotent()            {}
 
 func onceBatch[Tx, T any](ctx context.Context, o *Outbox, begin Transactor[Tx], events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error) error {
 	ids := make([]string, len(events))

@@ -72,11 +72,12 @@ type consumer struct {
 	parked          chan struct{}
 
 	// Settling.
-	done     []*task
-	spare    []*task
-	finished bool       // no more tasks will be done
-	settling *sync.Cond // done is not empty, or finished
-	settled  chan struct{}
+	done      []*task
+	unsettled int // tasks that the settler has
+	spare     []*task
+	finished  bool       // no more tasks will be done
+	settling  *sync.Cond // done is not empty, or finished
+	settled   chan struct{}
 
 	stopping sync.Once
 	stopped  chan struct{}
@@ -88,8 +89,9 @@ type consumerConfig struct {
 	inFlight  inFlight
 	unordered bool
 	strict    bool
-	// atMostOnce settles before handling.
-	atMostOnce bool
+	guarantee Level
+	// transactional: what handlers emit is published with the settlement.
+	transactional bool
 }
 
 func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *routeTable) *consumer {
@@ -126,7 +128,7 @@ func (c *consumer) start() error {
 		c.watchdog = time.AfterFunc(time.Hour, c.watch)
 		c.watchdog.Stop()
 		_, parks := source.(bus.ParkingSource)
-		c.canPark = parks && !c.cfg.atMostOnce
+		c.canPark = parks && c.cfg.guarantee != AtMostOnce
 		go c.settler()
 		go c.pump()
 		if c.canPark {

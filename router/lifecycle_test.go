@@ -15,6 +15,10 @@ import (
 
 func nop(context.Context, *bus.Message) error { return nil }
 
+type idempotent struct{ bus.Handler }
+
+func (idempotent) Idempotent() {}
+
 func TestCheckReportsEveryMistake(t *testing.T) {
 	type A struct{}
 	type B struct{}
@@ -47,6 +51,17 @@ func TestCheckReportsEveryMistake(t *testing.T) {
 			r.HandleFunc("t", nop, router.Name("two"))
 			return r
 		}, []string{"one and two would both take all types"}},
+		{"exactly once without transactions", func() *router.Router {
+			r := router.New(b, "g", router.Guarantee(router.ExactlyOnce))
+			r.HandleFunc("t", nop)
+			r.Handle("u", idempotent{bus.HandlerFunc(nop)}) // can keep it
+			return r
+		}, []string{"handler g/t: exactly once", "memory", "outbox.Once"}},
+		{"a guarantee that there is not", func() *router.Router {
+			r := router.New(b, "g")
+			r.HandleFunc("t", nop, router.Guarantee(7))
+			return r
+		}, []string{"Guarantee is Level(7)"}},
 		{"two for a type", func() *router.Router {
 			r := router.New(b, "g")
 			router.On(r, "t", func(context.Context, A) error { return nil })

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -41,7 +42,7 @@ type settings struct {
 	from      setting[bus.Start]
 	unordered setting[bool]
 	strict    setting[bool]
-	once      setting[bool]
+	guarantee setting[Level]
 }
 
 type fill struct {
@@ -135,10 +136,41 @@ func Strict() Option {
 	return option(func(s *settings) { s.strict = setting[bool]{true, s.depth} })
 }
 
-// AtMostOnce settles messages before they are handled: none is handled twice, and those being handled when the process
-// dies are lost, as are those that wait for a retry when it ends. By default messages are handled at least once.
-func AtMostOnce() Option {
-	return option(func(s *settings) { s.once = setting[bool]{true, s.depth} })
+// Guarantee says what a crash may do to the messages of a topic and group. Defaults to [AtLeastOnce]. Asking for one that
+// cannot be kept is an error at the start that says what would be needed.
+func Guarantee(l Level) Option {
+	return option(func(s *settings) { s.guarantee = setting[Level]{l, s.depth} })
+}
+
+// Level is a delivery guarantee.
+type Level int8
+
+const (
+	// AtLeastOnce settles a message when it has been handled and what the handler emitted is published. After a crash messages
+	// are handled again, with the same id.
+	AtLeastOnce Level = iota
+	// AtMostOnce settles messages before they are handled: none is handled twice, and those being handled when the process
+	// dies are lost, as are those that wait for a retry when it ends.
+	AtMostOnce
+	// ExactlyOnce has the effect of each message happen once. It can be had in two ways. On a bus whose broker has transactions
+	// (Kafka), what handlers emit is published in one transaction with the settlement of what they handled: after a crash a
+	// handler is called again, and what it emitted before was never published. Other effects of a handler are not covered, only
+	// what it emits. On any bus, it can be had by handlers that are [bus.Idempotent]: those of outbox.Once, whose effect is in
+	// their own database. At most 512 messages are in flight.
+	ExactlyOnce
+)
+
+func (l Level) String() string {
+	switch l {
+	case AtLeastOnce:
+		return "at least once"
+	case AtMostOnce:
+		return "at most once"
+	case ExactlyOnce:
+		return "exactly once"
+	default:
+		return fmt.Sprintf("Level(%d)", int8(l))
+	}
 }
 
 // Accept sets the message types that a handler takes, instead of its own.

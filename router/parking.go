@@ -84,8 +84,9 @@ func (c *consumer) isParked(t *task) bool {
 
 // relieve makes room when all that is in flight waits, although workers are idle: for held messages, or behind slow
 // ones. Those go to the broker.
+// While something is being settled there will be room without it.
 func (c *consumer) relieve() {
-	if !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.idle == 0 && len(c.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
+	if c.unsettled > 0 || len(c.done) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.idle == 0 && len(c.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
 		return
 	}
 	held := len(c.held)

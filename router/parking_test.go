@@ -295,7 +295,7 @@ func TestAtMostOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
 		var j journal
-		r := router.New(b, "g", router.AtMostOnce(), router.DrainTimeout(time.Second))
+		r := router.New(b, "g", router.Guarantee(router.AtMostOnce), router.DrainTimeout(time.Second))
 		r.HandleFunc("t", func(ctx context.Context, m *bus.Message) error {
 			j.note(m)
 			<-ctx.Done() // as if the process died

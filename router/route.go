@@ -21,11 +21,12 @@ type Route struct {
 	set   settings
 	err   error // what is wrong with it by itself; see Check
 
-	handler bus.Handler
-	batch   bus.BatchHandler // nil: the handler takes single messages
-	queue   *batchQueue
-	timeout time.Duration
-	policy  Policy
+	handler    bus.Handler
+	idempotent bool
+	batch      bus.BatchHandler // nil: the handler takes single messages
+	queue      *batchQueue
+	timeout    time.Duration
+	policy     Policy
 
 	handled   atomic.Uint64
 	failed    atomic.Uint64
@@ -53,6 +54,7 @@ func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 	if r.name == "" {
 		r.name = strings.Join(append([]string{group, topic}, r.types...), "/")
 	}
+	_, r.idempotent = h.(bus.Idempotent)
 	_, wantsBatch := h.(bus.BatchHandler)
 	for i := len(s.use) - 1; i >= 0; i-- {
 		h = s.use[i](h)
@@ -95,6 +97,9 @@ func (r *Route) check() error {
 	}
 	if s.timeout < 0 {
 		bad("Timeout is %v: want 0 (none) or more", s.timeout)
+	}
+	if g := s.guarantee.value; g < AtLeastOnce || g > ExactlyOnce {
+		bad("Guarantee is %v: want AtLeastOnce, AtMostOnce or ExactlyOnce", g)
 	}
 	if s.fill.n < 1 || s.fill.wait < 0 {
 		bad("Fill is %d messages, %v: want at least 1 message and 0 or more", s.fill.n, s.fill.wait)

@@ -227,7 +227,16 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 			errs = append(errs, err)
 			continue
 		}
-		sub := bus.Subscription{Topic: k.topic, Group: k.group, Start: from, InFlight: cfg.inFlight.messages, Bytes: cfg.inFlight.bytes}
+		if cfg.guarantee == ExactlyOnce {
+			if err := cfg.exactlyOnce(shared[k], c.bus.Driver().Capabilities()); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		sub := bus.Subscription{
+			Topic: k.topic, Group: k.group, Start: from,
+			InFlight: cfg.inFlight.messages, Bytes: cfg.inFlight.bytes, Transactional: cfg.transactional,
+		}
 		consumers = append(consumers, newConsumer(c, sub, cfg, table))
 	}
 	if len(errs) > 0 {
@@ -239,7 +248,7 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 // subscriptionSettings merges the settings that the handlers of a subscription share.
 func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, err error) {
 	first := routes[0].set
-	workers, flight, start, unordered, strict, once := first.workers, first.inFlight, first.from, first.unordered, first.strict, first.once
+	workers, flight, start, unordered, strict, guarantee := first.workers, first.inFlight, first.from, first.unordered, first.strict, first.guarantee
 	var errs []error
 	for _, r := range routes[1:] {
 		errs = append(errs,
@@ -248,10 +257,30 @@ func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, 
 			merge(&start, r.set.from, "From", r),
 			merge(&unordered, r.set.unordered, "Unordered", r),
 			merge(&strict, r.set.strict, "Strict", r),
-			merge(&once, r.set.once, "AtMostOnce", r))
+			merge(&guarantee, r.set.guarantee, "Guarantee", r))
 	}
-	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value, atMostOnce: once.value}
+	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value, guarantee: guarantee.value}
 	return cfg, start.value, errors.Join(errs...)
+}
+
+// exactlyOnceInFlight is how many messages may be in flight so that a commit has room to name all that are unfinished.
+const exactlyOnceInFlight = 512
+
+// exactlyOnce finds out how the guarantee can be kept.
+func (cfg *consumerConfig) exactlyOnce(routes []*Route, has bus.Capabilities) error {
+	cfg.inFlight.messages = min(cfg.inFlight.messages, exactlyOnceInFlight)
+	cfg.transactional = has.Transactions
+	var errs []error
+	for _, r := range routes {
+		if r.batch != nil && r.set.fill.n > exactlyOnceInFlight {
+			errs = append(errs, fmt.Errorf("handler %s: Fill is %d messages, but with exactly once at most %d are in flight", r.name, r.set.fill.n, exactlyOnceInFlight))
+		}
+		if !cfg.transactional && !r.idempotent {
+			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka), or a handler that remembers what it has handled (outbox.Once)",
+				r.name, has.Broker))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // merge lets the deeper of two settings win.

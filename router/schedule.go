@@ -223,7 +223,7 @@ func (c *consumer) finish(t *task) {
 	if t.again != nil {
 		t.h, t.again = t.again, nil
 	}
-	if t.lane.lost && t.outcome == settle {
+	if t.lane.lost && t.outcome == settle && t.told == nil { // the settler tells that it is stale
 		t.outcome = abandon // its result does not count any more
 	}
 	c.judgeProbe(t)

@@ -8,7 +8,7 @@ import (
 
 // settleTask hands a task over to the settler. Called with the lock held.
 func (c *consumer) settleTask(t *task) {
-	if c.cfg.atMostOnce { // it is settled already
+	if c.cfg.guarantee == AtMostOnce { // it is settled already
 		t.lane.release()
 		c.recycle(t)
 		return
@@ -22,7 +22,7 @@ func (c *consumer) settleTask(t *task) {
 // settleFirst settles deliveries before they are handled, if the handlers asked for at most once. What may be settled
 // or not is not handled then.
 func (c *consumer) settleFirst(batch []bus.Delivery) bool {
-	if !c.cfg.atMostOnce {
+	if c.cfg.guarantee != AtMostOnce {
 		return true
 	}
 	tokens := make([]bus.Token, len(batch))
@@ -42,11 +42,15 @@ func (c *consumer) settler() {
 		if batch == nil {
 			return
 		}
-		tokens = tokens[:0]
-		for _, t := range batch {
-			tokens = append(tokens, t.token())
+		if c.cfg.transactional {
+			batch = c.transact(batch)
+		} else {
+			tokens = tokens[:0]
+			for _, t := range batch {
+				tokens = append(tokens, t.token())
+			}
+			_ = c.settleTokens(tokens) // logged; they come again
 		}
-		_ = c.settleTokens(tokens) // logged; they come again
 		c.mu.Lock()
 		for _, t := range batch {
 			t.lane.release()
@@ -54,6 +58,10 @@ func (c *consumer) settler() {
 		}
 		clear(batch)
 		c.spare = batch[:0]
+		c.unsettled = 0
+		if c.full {
+			c.relieve()
+		}
 		c.mu.Unlock()
 	}
 }
@@ -70,6 +78,7 @@ func (c *consumer) nextDone() []*task {
 	}
 	batch := c.done
 	c.done, c.spare = c.spare, nil
+	c.unsettled = len(batch)
 	return batch
 }
 

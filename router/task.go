@@ -33,8 +33,10 @@ type task struct {
 	ended    bool           // its handler has ended meanwhile
 	failure  bus.Failure
 	due      time.Time
-	entry    *bus.PoisonEntry // to be put into the poison queue; no handler is called any more
-	blocks   bool             // it is parked, too, and its key waits until somebody replays or drops it
+	outputs  []bus.Output                       // to be published with the settlement
+	told     func(context.Context, error) error // of the settlement; nil: nobody waits for it
+	entry    *bus.PoisonEntry                   // to be put into the poison queue; no handler is called any more
+	blocks   bool                               // it is parked, too, and its key waits until somebody replays or drops it
 	putFails int
 	// unavailable is for how long a handler said that what it needs is away.
 	unavailable time.Duration

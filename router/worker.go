@@ -150,7 +150,7 @@ func (w *worker) handle(t *task) {
 	start := w.clock()
 	err := t.route.call(h, t.h.Delivery.Message)
 	if err == nil || bus.IsIgnored(err) {
-		if ferr := h.Flush(t.lane.ctx, nil); ferr != nil {
+		if ferr := c.conclude(t, h); ferr != nil {
 			err = ferr
 		}
 	} else {
@@ -195,7 +195,7 @@ func (w *worker) handleBatch(batch []*task) {
 			failed[msgs[i].ID] = true
 		}
 	}
-	if ferr := h.Flush(ctx, func(id string) bool { return failed[id] }); ferr != nil {
+	if ferr := c.concludeBatch(ctx, tasks, h, failed); ferr != nil {
 		for i := range errs {
 			if errs[i] == nil {
 				errs[i] = ferr

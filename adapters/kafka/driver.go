@@ -96,7 +96,7 @@ func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 
 // Capabilities implements bus.Driver. The largest message is the topic's affair, so none is stated here.
 func (d *driver) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Broker: "kafka", Durable: true, Replay: true, StartAt: true, Parking: true}
+	return bus.Capabilities{Broker: "kafka", Durable: true, Replay: true, StartAt: true, Parking: true, Transactions: true}
 }
 
 // As gives the native client to bus.As.

@@ -57,14 +57,10 @@ func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.
 	if err != nil {
 		return fail("park", parking, err)
 	}
-	last, size := int32(0), 0
-	for i := range records {
-		last = max(last, records[i].Partition)
-		size += recordSize(&records[i])
-	}
-	if err := d.ensureParking(ctx, client, parking, topic, last); err != nil {
+	if err := d.ensureParking(ctx, client, parking, topic, lastPartition(records)); err != nil {
 		return fail("park", parking, err)
 	}
+	size := sizeOf(records)
 	if !d.buffer.tryTake(size) {
 		if err := d.buffer.take(ctx, size); err != nil {
 			return fail("park", parking, err)
@@ -76,6 +72,21 @@ func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.
 		client.PurgeTopicsFromProducing(parking)
 	}
 	return err
+}
+
+func lastPartition(records []kgo.Record) int32 {
+	last := int32(0)
+	for i := range records {
+		last = max(last, records[i].Partition)
+	}
+	return last
+}
+
+func sizeOf(records []kgo.Record) (size int) {
+	for i := range records {
+		size += recordSize(&records[i])
+	}
+	return size
 }
 
 // ensureParking creates a parking topic, whatever the bus does with others, and lets it grow with its topic.

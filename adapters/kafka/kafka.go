@@ -39,6 +39,11 @@
 // after a crash. If retention deletes messages before a group has read them, Receive reports once which ones, and the
 // group goes on with the oldest that there is. [bus.StartAt] goes by the time of publishing, in milliseconds.
 //
+// With router.Guarantee(router.ExactlyOnce), what handlers emit and the positions of what they handled are written in one transaction,
+// and so is what is parked. Each member has a transactional producer, fenced by the group's generation; its id begins with
+// millrace.GROUP.TOPIC. If a process dies within a transaction, the next owner of its partitions, and the readers of its outputs, wait until the broker
+// has aborted it: the session timeout, but at least 10 s.
+//
 // # Topology
 //
 // A bus topic is a Kafka topic, a group a consumer group, a lane a partition. Topics are created only with

@@ -22,6 +22,9 @@ type lane struct {
 	committed   int64  // -1: nothing of this partition was ever committed
 	version     uint64 // of the window when it was committed
 
+	// void: it is not known what is committed, so this process commits nothing of it any more.
+	void bool
+
 	parking parkingLog
 }
 
@@ -32,11 +35,15 @@ type commit struct {
 	epoch    int32 // the leader's
 	version  uint64
 	metadata string
+
+	// Of commits within a transaction: the window as it will be, and the last position that the transaction finishes.
+	window *window.Window
+	last   int64
 }
 
 // dirty says whether there is something to commit.
 func (l *lane) dirty() bool {
-	return l.window.Position() != l.committed || l.window.Version() != l.version
+	return !l.void && (l.window.Position() != l.committed || l.window.Version() != l.version)
 }
 
 func (l *lane) commit(room int) commit {
@@ -74,6 +81,7 @@ func encodeMetadata(w *window.Window, position int64, room int) string {
 // restore returns the window of a lane whose group committed this. Metadata that is another program's, damaged, or of
 // another offset is ignored: then what is finished beyond the offset is delivered again.
 func restore(position int64, metadata string) *window.Window {
+	metadata, _, _ = strings.Cut(metadata, commitMark)
 	text, ok := strings.CutPrefix(metadata, metadataMark)
 	if !ok {
 		return window.New(position)

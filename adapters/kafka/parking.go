@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -20,28 +21,41 @@ func (s *source) owned(t bus.Token) *lane {
 
 // Park implements bus.ParkingSource.
 func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
-	positions, err := s.places(ps)
-	if err != nil {
-		return err
-	}
-	records := make([]kgo.Record, 0, len(ps))
-	for i := range ps {
-		if positions[i] == 0 {
-			continue
+	for {
+		positions, err := s.places(ps)
+		if err != nil {
+			return err
 		}
-		var r kgo.Record
-		if _, err := encodeParked(&r, s.parking, string(positionKey(positions[i])), ps[i].Lane, &ps[i]); err != nil {
-			s.leave(ps, positions)
-			return fail("park", s.sub.Topic, err)
+		var records []kgo.Record
+		var tokens []bus.Token
+		for i := range ps {
+			if positions[i] == 0 {
+				continue
+			}
+			var r kgo.Record
+			if _, err := encodeParked(&r, s.parking, string(positionKey(positions[i])), ps[i].Lane, &ps[i]); err != nil {
+				s.leave(ps, positions)
+				return fail("park", s.sub.Topic, err)
+			}
+			records, tokens = append(records, r), append(tokens, ps[i].Token)
 		}
-		records = append(records, r)
-	}
-	records, err = s.write(ctx, records)
-	if err != nil {
+		records, err = s.store(ctx, tokens, records)
+		if err == nil {
+			return s.parked(ps, positions, records)
+		}
 		s.leave(ps, positions)
-		return err
+		if !errors.Is(err, bus.ErrStale) { // which went, is seen the next time
+			return err
+		}
 	}
-	return s.parked(ps, positions, records)
+}
+
+// store writes records of parked messages, and in a transaction settles them at their origin.
+func (s *source) store(ctx context.Context, tokens []bus.Token, records []kgo.Record) ([]kgo.Record, error) {
+	if !s.sub.Transactional || len(records) == 0 {
+		return s.write(ctx, records)
+	}
+	return records, s.transact(ctx, tokens, []*writes{{topic: s.parking, records: records, size: sizeOf(records)}})
 }
 
 // places gives each message its position in its lane; 0 if its token is stale.
@@ -71,7 +85,12 @@ func (s *source) places(ps []bus.Parking) ([]int64, error) {
 func (s *source) leave(ps []bus.Parking, positions []int64) {
 	s.mu.Lock()
 	for i := range ps {
-		if l := s.owned(ps[i].Token); l != nil && !ps[i].Token.Parked {
+		l := s.owned(ps[i].Token)
+		switch {
+		case l == nil || ps[i].Token.Parked:
+		case s.sub.Transactional: // nothing was written, or nobody knows
+			delete(l.parking.offsets, positions[i])
+		default:
 			l.parking.remove(positions[i])
 		}
 	}

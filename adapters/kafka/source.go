@@ -31,6 +31,7 @@ type source struct {
 	batch   []accepted // Receive's: what it is about to return
 	topicID [16]byte   // the watcher's
 
+	writer  writer
 	telling sync.Mutex // held while the observer is told of what others have parked
 
 	mu         sync.Mutex
@@ -263,6 +264,9 @@ func (s *source) Close(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("leave the group: %w", err))
 	}
 	client.Close()
+	<-s.turn // a transaction ends when Close begins
+	s.writer.drop()
+	s.turn <- struct{}{}
 	s.driver.mu.Lock()
 	delete(s.driver.sources, s)
 	s.driver.mu.Unlock()

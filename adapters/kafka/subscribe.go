@@ -103,8 +103,8 @@ func (s *source) join() error {
 		kgo.OnPartitionsRevoked(s.revoked),
 		kgo.OnPartitionsLost(s.lost),
 	}
-	if c.Instance != "" {
-		opts = append(opts, kgo.InstanceID(c.Instance+"."+s.sub.Topic))
+	if id := s.instance(); id != nil {
+		opts = append(opts, kgo.InstanceID(*id))
 	}
 	client, err := kgo.NewClient(d.options(opts...)...)
 	if err != nil {
@@ -115,6 +115,15 @@ func (s *source) join() error {
 	s.mu.Unlock()
 	go s.background()
 	return nil
+}
+
+// instance is the name of a static member, or nil.
+func (s *source) instance() *string {
+	if s.driver.config.Instance == "" {
+		return nil
+	}
+	id := s.driver.config.Instance + "." + s.sub.Topic
+	return &id
 }
 
 // start is where the partitions begin of which a group has not committed anything.

@@ -3,7 +3,10 @@
 // crash nothing finished is handled again.
 package window
 
-import "sort"
+import (
+	"slices"
+	"sort"
+)
 
 // Window is the state of one lane. The zero value is not ready: use New or Restore. Not safe for concurrent use.
 //
@@ -99,3 +102,10 @@ func (w *Window) Open() int { return len(w.queue) - w.head - w.done }
 
 // Version changes whenever something is finished, so that a committer can tell whether there is anything new.
 func (w *Window) Version() uint64 { return w.version }
+
+// Clone returns a copy with a life of its own.
+func (w *Window) Clone() *Window {
+	c := *w
+	c.queue, c.skip = slices.Clone(w.queue), slices.Clone(w.skip)
+	return &c
+}

@@ -1,0 +1,254 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// commitMark ends the metadata of a commit within a transaction: what follows is of this transaction alone, so that it can be
+// found out later whether it was committed.
+const commitMark = "#"
+
+// transact publishes records and settles deliveries in one transaction. After an error that is no refusal and not of the context,
+// nothing of it has happened. It holds the turn, so that no other commit comes between.
+func (s *source) transact(ctx context.Context, tokens []bus.Token, all []*writes) error {
+	select {
+	case <-s.turn:
+		defer func() { s.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	commits, err := s.commitsWith(tokens)
+	if err != nil {
+		return err
+	}
+	client, err := s.writer.begin(s)
+	if err != nil {
+		return fail("settle", s.sub.Topic, err)
+	}
+	if err := s.produceAll(ctx, client, all); err != nil {
+		s.writer.drop() // the next one aborts what this one has begun
+		return err
+	}
+	if err := s.commitWithin(ctx, client, commits); err != nil {
+		s.writer.drop()
+		return fail("settle", s.sub.Topic, err)
+	}
+	ending, end := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer end()
+	if err := client.EndTransaction(ending, kgo.TryCommit); err != nil {
+		if err := s.findOut(ctx, commits, err); err != nil {
+			return fail("settle", s.sub.Topic, err)
+		}
+	}
+	s.transacted(tokens, commits)
+	return nil
+}
+
+// errOwnership: a lane went while the transaction was being prepared.
+var errOwnership = fmt.Errorf("while settling: %w", bus.ErrStale)
+
+// commitsWith is what is to be committed of the tokens' lanes when these are done. Of lanes whose tokens are of parked messages, it is what
+// was committed before: the broker refuses it from who is not the owner any more.
+func (s *source) commitsWith(tokens []bus.Token) ([]commit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fail("settle", s.sub.Topic, bus.ErrClosed)
+	}
+	byLane := map[int32]*commit{}
+	var order []int32
+	for _, t := range tokens {
+		l := s.owned(t)
+		if l == nil || l.void {
+			return nil, errOwnership
+		}
+		c := byLane[t.Lane]
+		if c == nil {
+			c = &commit{lane: l, window: l.window.Clone()}
+			byLane[t.Lane] = c
+			order = append(order, t.Lane)
+		}
+		if !t.Parked {
+			c.window.Done(t.Position)
+			c.last = max(c.last, t.Position)
+		}
+	}
+	mark := commitMark + strconv.FormatInt(time.Now().UnixNano(), 36)
+	commits := make([]commit, 0, len(order))
+	for _, id := range order {
+		c := byLane[id]
+		c.position, c.epoch, c.version = c.window.Position(), c.lane.leaderEpoch, c.window.Version()
+		c.metadata = encodeMetadata(c.window, c.position, s.room-len(mark)) + mark
+		if c.last >= c.position && restore(c.position, c.metadata).Add(c.last) {
+			return nil, fail("settle", s.sub.Topic, fmt.Errorf("partition %d: %w", id, errScattered))
+		}
+		commits = append(commits, *c)
+	}
+	return commits, nil
+}
+
+var errScattered = errors.New("too many unfinished messages lie between finished ones for the broker to keep them all; waiting for older ones to finish")
+
+// produceAll writes all records. Its error is a refusal if it is about single ones.
+func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writes) error {
+	d := s.driver
+	refused := &refusal{errs: map[*writes][]error{}}
+	var calls []*call
+	for _, w := range all {
+		if err := s.ensureFor(ctx, client, w); err != nil {
+			refused.errs[w] = bus.FailAll(len(w.records), publishFailure(w.topic, err)).Errs
+			return refused
+		}
+	}
+	for _, w := range all {
+		if !d.buffer.tryTake(w.size) {
+			if err := d.buffer.take(ctx, w.size); err != nil {
+				return fail("settle", s.sub.Topic, err)
+			}
+		}
+		calls = append(calls, d.produce(ctx, client, w.records, w.size))
+	}
+	for i, w := range all {
+		if pe, ok := errors.AsType[*bus.PublishError](calls[i].wait(ctx, w.topic)); ok {
+			refused.errs[w] = pe.Errs
+		}
+	}
+	if len(refused.errs) > 0 {
+		return refused
+	}
+	return nil
+}
+
+// ensureFor sees to it that the topic exists.
+func (s *source) ensureFor(ctx context.Context, client *kgo.Client, w *writes) error {
+	d := s.driver
+	if w.topic == s.parking {
+		return d.ensureParking(ctx, client, s.parking, s.sub.Topic, lastPartition(w.records))
+	}
+	if d.topics.has(w.topic) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
+	defer cancel()
+	return d.topics.ensure(ctx, w.topic)
+}
+
+// commitWithin adds the group's positions to the transaction. The generation fences them: a member that has lost a partition
+// without knowing is refused.
+func (s *source) commitWithin(ctx context.Context, client *kgo.Client, commits []commit) error {
+	id, epoch, err := client.ProducerID(ctx)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	consumer := s.client
+	s.mu.Unlock()
+	member, generation := consumer.GroupMetadata()
+
+	add := kmsg.NewPtrAddOffsetsToTxnRequest()
+	add.TransactionalID, add.ProducerID, add.ProducerEpoch, add.Group = s.writer.id, id, epoch, s.sub.Group
+	added, err := add.RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(added.ErrorCode)
+	}
+	if err != nil {
+		return err
+	}
+	req := kmsg.NewPtrTxnOffsetCommitRequest()
+	req.TransactionalID, req.ProducerID, req.ProducerEpoch, req.Group = s.writer.id, id, epoch, s.sub.Group
+	req.MemberID, req.Generation, req.InstanceID = member, generation, s.instance()
+	topic := kmsg.NewTxnOffsetCommitRequestTopic()
+	topic.Topic = s.sub.Topic
+	for i := range commits {
+		c := &commits[i]
+		p := kmsg.NewTxnOffsetCommitRequestTopicPartition()
+		p.Partition, p.Offset, p.LeaderEpoch, p.Metadata = c.lane.ID, c.position, c.epoch, &c.metadata
+		topic.Partitions = append(topic.Partitions, p)
+	}
+	req.Topics = append(req.Topics, topic)
+	resp, err := req.RequestWith(ctx, client)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range resp.Topics {
+		for _, p := range t.Partitions {
+			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+				errs = append(errs, fmt.Errorf("partition %d: %w", p.Partition, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// findOut returns nil if a transaction was committed whose end has no answer. A new producer of the same id ends what is
+// under way; then the group's positions tell. If ctx ends first, the lanes are not committed by this process any more.
+func (s *source) findOut(ctx context.Context, commits []commit, cause error) error {
+	s.writer.drop()
+	committed := false
+	err := s.insist(ctx, "it is not known whether messages were settled", func() error {
+		client, err := s.writer.open(s)
+		if err != nil {
+			return err
+		}
+		if _, _, err = client.ProducerID(ctx); err != nil {
+			s.writer.drop()
+			return err
+		}
+		offsets, err := s.driver.adm.FetchOffsetsForTopics(kadm.RequireStable(ctx), s.sub.Group, s.sub.Topic)
+		if err == nil {
+			err = offsets.Error()
+		}
+		if err != nil {
+			return err
+		}
+		o, ok := offsets.Lookup(s.sub.Topic, commits[0].lane.ID)
+		committed = ok && o.At == commits[0].position && o.Metadata == commits[0].metadata
+		return nil
+	})
+	if err != nil {
+		s.mu.Lock()
+		for i := range commits {
+			commits[i].lane.void = true
+		}
+		s.mu.Unlock()
+		return errors.Join(cause, err)
+	}
+	if !committed {
+		return cause
+	}
+	return nil
+}
+
+// transacted notes what has been committed.
+func (s *source) transacted(tokens []bus.Token, commits []commit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range tokens {
+		l := s.owned(t)
+		switch {
+		case l == nil:
+		case t.Parked:
+			delete(l.parking.offsets, t.Position)
+		default:
+			l.window.Done(t.Position)
+		}
+	}
+	for _, c := range commits {
+		c.lane.committed, c.lane.version = c.position, c.version
+	}
+}

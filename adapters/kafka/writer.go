@@ -1,0 +1,81 @@
+package kafka
+
+import (
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// leastTransactionTimeout bounds from below after how long the broker aborts what a dead process has begun. Otherwise it is
+// the session timeout: earlier, nobody else is the lanes' owner.
+const leastTransactionTimeout = 10 * time.Second
+
+// writer is a source's transactional producer, guarded by the turn to commit. Its id is the member's own, because the
+// group's generation fences members, not the id.
+type writer struct {
+	id     string
+	client *kgo.Client // nil: none was needed, or the last one failed
+}
+
+// begin begins a transaction.
+func (w *writer) begin(s *source) (*kgo.Client, error) {
+	client, err := w.open(s)
+	if err != nil {
+		return nil, err
+	}
+	if err := client.BeginTransaction(); err != nil {
+		w.drop()
+		return nil, err
+	}
+	return client, nil
+}
+
+func (w *writer) open(s *source) (*kgo.Client, error) {
+	if w.client != nil {
+		return w.client, nil
+	}
+	if w.id == "" {
+		w.id = "millrace." + s.sub.Group + "." + s.sub.Topic + "." + bus.NewID()
+	}
+	// Before KIP-890 positions are added to a transaction by a request of their own, and with it, they still may be: one way for
+	// both, which takes the version of before.
+	versions := kversion.Stable()
+	versions.SetMaxKeyVersion(int16(kmsg.TxnOffsetCommit), 4)
+	opts := append(s.driver.producerOptions(),
+		kgo.TransactionalID(w.id),
+		kgo.TransactionTimeout(max(s.driver.config.SessionTimeout, leastTransactionTimeout)),
+		kgo.RecordPartitioner(partitioner{s.parking, kgo.UniformBytesPartitioner(64<<10, true, true, nil)}),
+		kgo.MaxVersions(versions),
+	)
+	client, err := kgo.NewClient(s.driver.options(opts...)...)
+	if err != nil {
+		return nil, err
+	}
+	w.client = client
+	return client, nil
+}
+
+// drop gives the client up. The next one, of the same id, aborts what it had begun.
+func (w *writer) drop() {
+	if w.client != nil {
+		w.client.Close()
+		w.client = nil
+	}
+}
+
+// partitioner leaves records of the parking topic in the partition that they name.
+type partitioner struct {
+	parking string
+	others  kgo.Partitioner
+}
+
+func (p partitioner) ForTopic(topic string) kgo.TopicPartitioner {
+	if topic == p.parking {
+		return kgo.ManualPartitioner().ForTopic(topic)
+	}
+	return p.others.ForTopic(topic)
+}

@@ -1,0 +1,85 @@
+package router
+
+import (
+	"errors"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// transact settles tasks, and publishes what they emitted, in transactions, however often it takes, until the drain's
+// patience ends. What finishes while one fails joins the next. It returns all that it took.
+func (c *consumer) transact(batch []*task) []*task {
+	source := c.source.(bus.TransactionalSource)
+	todo := append([]*task(nil), batch...)
+	for b := (backoff{}); len(todo) > 0; {
+		ss := make([]bus.Settlement, len(todo))
+		for i, t := range todo {
+			ss[i] = bus.Settlement{Token: t.token(), Outputs: t.outputs}
+		}
+		err := source.SettleWith(c.ctx, ss)
+		_, each := errors.AsType[*bus.BatchError](err)
+		switch {
+		case err == nil || each:
+			todo = c.settledEach(todo, bus.Outcomes(err, len(todo)))
+		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
+			c.log.Warn("handled messages could not be settled, and what they led to is not published; they come again", "messages", len(todo), "err", err)
+			for _, t := range todo {
+				c.tell(t, err)
+			}
+			return batch
+		default:
+			c.log.Warn("settling failed; trying again", "messages", len(todo), "err", err)
+			b.wait(c.ctx)
+			more := c.moreDone()
+			batch, todo = append(batch, more...), append(todo, more...)
+		}
+	}
+	return batch
+}
+
+// settledEach goes on with what became of each task, and returns those that are still to be settled.
+func (c *consumer) settledEach(tasks []*task, errs []error) (left []*task) {
+	for i, t := range tasks {
+		err := errs[i]
+		c.tell(t, err)
+		if err == nil || errors.Is(err, bus.ErrStale) {
+			continue
+		}
+		// The broker will never take what the handler emitted. Later messages of the key may have been handled since.
+		now := time.Now()
+		t.outputs = nil
+		t.failure.Class, t.failure.Text, t.failure.Last, t.failure.Attempts = "outputs refused", err.Error(), now, t.h.Delivery.Attempt
+		if t.failure.First.IsZero() {
+			t.failure.First = now
+		}
+		t.entry = t.poisonEntry(now)
+		for b := (backoff{}); c.poison(t) != nil && t.lane.ctx.Err() == nil; {
+			b.wait(t.lane.ctx)
+		}
+		if t.lane.ctx.Err() == nil {
+			left = append(left, t)
+		}
+	}
+	return left
+}
+
+// tell tells those who wait for the end of the task's call.
+func (c *consumer) tell(t *task, err error) {
+	if t.told == nil {
+		return
+	}
+	if terr := t.told(c.ctx, err); terr != nil && err == nil {
+		c.log.Error("a message was settled, and a function that was to be called after it failed", "id", t.h.Delivery.ID, "err", terr)
+	}
+	t.told = nil
+}
+
+// moreDone takes what is done now.
+func (c *consumer) moreDone() []*task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	more := c.done
+	c.done = nil
+	return more
+}
