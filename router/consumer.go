@@ -63,6 +63,9 @@ type consumer struct {
 
 	// Parking.
 	canPark         bool
+	ended           uint64    // messages that were settled since the start
+	reliefFrom      time.Time // when relieve began to watch
+	reliefEnded     uint64    // ended at that time
 	toPark          []*task
 	fetchedMessages int
 	fetchedBytes    int

@@ -82,11 +82,25 @@ func (c *consumer) isParked(t *task) bool {
 	return len(c.lot.lines) > 0 && t.keyed && c.lot.lines[t.key] != nil
 }
 
+// reliefWindow is how long what is in flight is watched before some of it is moved to the broker.
+const reliefWindow = 20 * time.Millisecond
+
 // relieve makes room when all that is in flight waits, although workers are idle: for held messages, or behind slow
-// ones. Those go to the broker.
-// While something is being settled there will be room without it.
+// ones. Those go to the broker. While something is being settled there will be room without it; and as long as an eighth of what may be
+// in flight is finished within a window, nobody waits long: with quick handlers, keys have followers at any time.
 func (c *consumer) relieve() {
 	if c.unsettled > 0 || len(c.done) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.idle == 0 && len(c.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
+		return
+	}
+	now := time.Now()
+	watched := now.Sub(c.reliefFrom)
+	if watched < reliefWindow {
+		c.wakeAt(c.reliefFrom.Add(reliefWindow))
+		return
+	}
+	if watched > time.Second || c.ended-c.reliefEnded >= uint64(c.cfg.inFlight.messages/8+1) {
+		c.reliefFrom, c.reliefEnded = now, c.ended
+		c.wakeAt(now.Add(reliefWindow))
 		return
 	}
 	held := len(c.held)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -314,4 +315,64 @@ func TestAtMostOnce(t *testing.T) {
 			t.Errorf("came %v", got)
 		}
 	})
+}
+
+// parkCounter counts what a router parks.
+type parkCounter struct {
+	bus.Driver
+	parked atomic.Int64
+}
+
+type countedSource struct {
+	bus.ParkingSource
+	counter *parkCounter
+}
+
+func (d *parkCounter) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	source, err := d.Driver.Subscribe(ctx, s, o)
+	if err != nil {
+		return nil, err
+	}
+	return countedSource{source.(bus.ParkingSource), d}, nil
+}
+
+func (s countedSource) Park(ctx context.Context, ps []bus.Parking) error {
+	s.counter.parked.Add(int64(len(ps)))
+	return s.ParkingSource.Park(ctx, ps)
+}
+
+// TestQuickKeysAreNotParked: keys always have followers when messages come quicker than they are handled. That is no reason to move
+// them to the broker.
+func TestQuickKeysAreNotParked(t *testing.T) {
+	memoryBus := openBus(t)
+	counter := &parkCounter{Driver: memoryBus.Driver()}
+	b := bus.New(counter)
+	const n = 20_000
+	ms := make([]*bus.Message, n)
+	for i := range ms {
+		ms[i] = &bus.Message{Key: fmt.Sprint(i % 50), Payload: []byte("x")}
+	}
+	if err := memoryBus.PublishMessages(t.Context(), "t", ms...); err != nil {
+		t.Fatal(err)
+	}
+	var handled atomic.Int64
+	all := make(chan struct{})
+	r := router.New(b, "g", router.InFlight(256, 1<<20))
+	r.HandleFunc("t", func(context.Context, *bus.Message) error {
+		if handled.Add(1) == n {
+			close(all)
+		}
+		return nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- r.Run(ctx) }()
+	<-all
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	if parked := counter.parked.Load(); parked > 0 {
+		t.Errorf("%d messages were parked", parked)
+	}
 }

@@ -306,5 +306,8 @@ func (c *consumer) onTimer() {
 	}
 	c.wakeFetcher()
 	c.endPause(now)
+	if c.full {
+		c.relieve()
+	}
 	c.wakeWorkers()
 }

@@ -8,6 +8,7 @@ import (
 
 // settleTask hands a task over to the settler. Called with the lock held.
 func (c *consumer) settleTask(t *task) {
+	c.ended++
 	if c.cfg.guarantee == AtMostOnce { // it is settled already
 		t.lane.release()
 		c.recycle(t)
