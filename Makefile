@@ -3,6 +3,10 @@
 SHELL := /bin/bash
 GO ?= go
 BENCH ?= .
+BASE ?= HEAD~1
+COUNT ?= 6
+PATHS ?=
+BENCHFLAGS ?=
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
 
@@ -12,7 +16,7 @@ TEST := $(GO) test -race -shuffle=on -timeout 20m -p 2
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-short lint fmt brokers brokers-stop brokers-status bench cover conformance clean
+.PHONY: help test test-watermill test-short lint fmt brokers brokers-stop brokers-status bench bench-go bench-compare cover conformance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +54,13 @@ brokers-stop: ## stop the brokers; their data is kept
 brokers-status: ## show which brokers run, and where
 	@scripts/brokers status
 
-bench: ## benchmarks of the repository with brokers (BENCH=regexp chooses)
+bench: ## side by side with Watermill and the raw clients (PATHS=kafka,postgres/publish and BENCHFLAGS="-rounds 5 -json" choose)
+	@$(WITH_BROKERS) bash -c 'cd benchmarks && $(GO) run . -paths "$(PATHS)" $(BENCHFLAGS)'
+
+bench-compare: ## the Go benchmarks of this tree against those of BASE=commit, by benchstat (BENCH=regexp, COUNT=6)
+	scripts/bench-compare "$(BASE)" '$(BENCH)' $(COUNT)
+
+bench-go: ## the Go benchmarks of the repository with brokers (BENCH=regexp chooses)
 	$(WITH_BROKERS) $(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m ./...
 
 cover: ## all tests with brokers, coverage of all packages in cover.html

@@ -8,7 +8,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -18,64 +17,49 @@ import (
 	"time"
 )
 
+var (
+	paths     = flag.String("paths", "", "run the paths that begin with one of these, separated by commas; all by default")
+	rounds    = flag.Int("rounds", 3, "rounds of each path; the medians are printed")
+	least     = flag.Duration("least", 2*time.Second, "a round lasts about this long")
+	size      = flag.Int("size", 256, "bytes of a payload")
+	queueType = flag.String("queue", "quorum", "type of RabbitMQ's queues, on all sides: quorum or classic")
+	asJSON    = flag.Bool("json", false, "print one object a line")
+	markdown  = flag.Bool("markdown", false, "print tables for a Markdown page")
+)
+
 func main() {
-	paths := flag.String("paths", "", "run the paths that begin with one of these, separated by commas; all by default")
-	rounds := flag.Int("rounds", 3, "rounds of each path; the medians are printed")
-	least := flag.Duration("least", 2*time.Second, "a round lasts about this long")
-	asJSON := flag.Bool("json", false, "print one object a line")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *paths, *rounds, *least, *asJSON); err != nil {
+	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "benchmarks:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, prefixes string, rounds int, least time.Duration, asJSON bool) error {
-	if !asJSON {
-		fmt.Printf("%-28s %14s %14s %14s %11s %7s\n", "path (medians, msg/s)", "millrace", "watermill", "raw", "×watermill", "×raw")
+func run(ctx context.Context) error {
+	if *size < minSize || *size > maxSize {
+		return fmt.Errorf("-size is %d: want %d to %d", *size, minSize, maxSize)
 	}
-	ran := false
+	if *rounds < 1 || *least <= 0 {
+		return fmt.Errorf("-rounds is %d, -least %v: want at least 1, and more than 0", *rounds, *least)
+	}
+	var chosen []path
 	for _, p := range allPaths() {
-		if !slices.ContainsFunc(strings.Split(prefixes, ","), func(prefix string) bool { return strings.HasPrefix(p.name, prefix) }) {
-			continue
+		if slices.ContainsFunc(strings.Split(*paths, ","), func(prefix string) bool { return strings.HasPrefix(p.name, prefix) }) {
+			chosen = append(chosen, p)
 		}
-		ran = true
-		rates, err := p.measure(ctx, rounds, least)
+	}
+	if len(chosen) == 0 {
+		return fmt.Errorf("no path begins with %q", *paths)
+	}
+	r := newReport()
+	for _, p := range chosen {
+		results, err := p.measure(ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		report(p.name, rates, asJSON)
-	}
-	if !ran {
-		return fmt.Errorf("no path begins with %q", prefixes)
+		r.add(p, results)
 	}
 	return nil
-}
-
-// report prints one path; a side that does not exist is left empty.
-func report(path string, rates map[string]float64, asJSON bool) {
-	if asJSON {
-		line := map[string]any{"path": path}
-		for side, rate := range rates {
-			line[side] = int(rate)
-		}
-		_ = json.NewEncoder(os.Stdout).Encode(line)
-		return
-	}
-	cell := func(v float64, format string) string {
-		if v == 0 {
-			return "–"
-		}
-		return fmt.Sprintf(format, v)
-	}
-	m, w, r := rates["millrace"], rates["watermill"], rates["raw"]
-	ratio := func(to float64) string {
-		if to == 0 || m == 0 {
-			return "–"
-		}
-		return fmt.Sprintf("%.2f", m/to)
-	}
-	fmt.Printf("%-28s %14s %14s %14s %11s %7s\n", path, cell(m, "%.0f"), cell(w, "%.0f"), cell(r, "%.0f"), ratio(w), ratio(r))
 }

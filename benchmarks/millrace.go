@@ -9,40 +9,69 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-type millraceSide struct{ b *bus.Bus }
+var millrace = map[string]opener{
+	"memory": openMillrace, "kafka": openMillrace, "rabbitmq": openMillrace,
+	"postgres": openMillrace, "mysql": openMillrace, "sqlite": openMillrace,
+}
 
-func openMillrace(ctx context.Context, url string) (side, error) {
-	b, err := bus.Open(ctx, url)
+// millraceSide is a bus with its defaults.
+type millraceSide struct {
+	b     *bus.Bus
+	topic string
+	// workers is the number of workers; 0: the default, and 64 for a handler that waits.
+	workers int
+}
+
+func openMillrace(ctx context.Context, p *place) (side, error) {
+	b, err := bus.Open(ctx, p.ours)
 	if err != nil {
 		return nil, err
 	}
-	return millraceSide{b}, nil
+	return &millraceSide{b: b, topic: p.topic}, nil
 }
 
-func (s millraceSide) publish(ctx context.Context, topic string, first, n, goroutines, perCall int) error {
-	return spread(first, n, goroutines, perCall, func(numbers []int) error {
-		slab := make([]bus.Message, len(numbers))
-		msgs := make([]*bus.Message, len(numbers))
-		for i, number := range numbers {
-			slab[i] = bus.Message{Key: keys[number%len(keys)], Payload: payload(number)}
+func (s *millraceSide) publish(ctx context.Context, l load) error {
+	return publishTo(ctx, s.b, s.topic, l)
+}
+
+func publishTo(ctx context.Context, b *bus.Bus, topic string, l load) error {
+	return l.send(func(items []item) error {
+		if len(items) == 1 {
+			return b.PublishMessages(ctx, topic, &bus.Message{Key: items[0].key, Payload: items[0].payload})
+		}
+		slab := make([]bus.Message, len(items))
+		msgs := make([]*bus.Message, len(items))
+		for i, it := range items {
+			slab[i] = bus.Message{Key: it.key, Payload: it.payload}
 			msgs[i] = &slab[i]
 		}
-		return s.b.PublishMessages(ctx, topic, msgs...)
+		return b.PublishMessages(ctx, topic, msgs...)
 	})
 }
 
-func (s millraceSide) consume(ctx context.Context, topic string, work time.Duration, l *ledger) error {
-	workers := router.DefaultWorkers
-	if work > 0 {
+func (s *millraceSide) consume(ctx context.Context, work time.Duration, l *ledger) error {
+	workers := s.workers
+	switch {
+	case workers != 0:
+	case work > 0:
 		workers = 64
+	default:
+		workers = router.DefaultWorkers
 	}
-	r := router.New(s.b, "bench", router.Workers(workers))
-	r.HandleFunc(topic, func(_ context.Context, m *bus.Message) error {
-		time.Sleep(work)
+	r := router.New(s.b, s.topic, router.Workers(workers))
+	r.HandleFunc(s.topic, func(_ context.Context, m *bus.Message) error {
+		pass(work)
 		l.note(m.Payload)
 		return nil
 	})
 	return r.Run(ctx)
 }
 
-func (s millraceSide) close() error { return s.b.Close() }
+func (s *millraceSide) close() error { return s.b.Close() }
+
+// pass is a handler's work: waiting for something else.
+func pass(work time.Duration) {
+	if work > 0 {
+		time.Sleep(work)
+	}
+}
