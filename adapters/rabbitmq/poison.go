@@ -185,6 +185,10 @@ func decodeEntry(d *amqp.Delivery) (bus.PoisonEntry, error) {
 func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
 	return func(yield func(bus.PoisonEntry, error) bool) {
 		entries, first, err := p.scan(ctx)
+		// A stream that was just declared is not always there for who wants to read it: "Stream not found".
+		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && pause(ctx, backoff(n)); n++ {
+			entries, first, err = p.scan(ctx)
+		}
 		if err == nil && len(entries) > 0 {
 			err = p.read(ctx, first, func(kind string, offset int64, d *amqp.Delivery) (more bool, err error) {
 				id := text(d.Headers[entryHeader])
@@ -204,6 +208,9 @@ func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 		}
 	}
 }
+
+// newStreamTries are made while the server says that a stream does not exist which it has confirmed: some seconds.
+const newStreamTries = 6
 
 // noOffset is before all offsets.
 const noOffset = -1
