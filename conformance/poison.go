@@ -30,7 +30,7 @@ func poisonStore(e *env) {
 		p := bus.PoisonEntry{
 			ID:      id,
 			Message: &bus.Message{ID: "m-" + id, Key: "k\xff", Source: "/s", Type: "t", Time: at, Payload: payload, Headers: bus.Headers{{Name: "h", Value: "1"}, {Name: "h", Value: "2"}}},
-			Topic:   "t", Group: group, Handler: "h", Lane: 3, Position: 1 << 40, Host: "here", Time: at,
+			Topic:   "t", Group: group, Handler: "h", Lane: 3, Position: 1 << 40, Waits: id == "1", Host: "here", Time: at,
 			Failure: bus.Failure{Class: "c", Text: text, Stack: "s", Attempts: 4, First: at, Last: at},
 		}
 		e.must(s.Put(e.ctx, p), "put")

@@ -28,6 +28,7 @@ type consumer struct {
 	early, deliveries <-chan amqp.Delivery
 	end               int64 // the end marker's position
 	dropped           bool  // the early queue was deleted from here
+	parking           *parking
 }
 
 func newConsumer(l *lane, session *session) (*consumer, error) {
@@ -77,19 +78,25 @@ func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
 func (c *consumer) follow(ctx context.Context) error {
 	settled := c.own.early
 	for {
+		var unparked <-chan struct{}
+		if c.parking != nil {
+			unparked = c.parking.closed
+		}
 		select {
+		case <-unparked:
+			return errEnded
 		case m, ok := <-c.early:
 			if !ok {
 				return c.failure()
 			}
-			if err := c.arrive(&m); err != nil {
+			if err := c.arrive(ctx, &m); err != nil {
 				return err
 			}
 		case m, ok := <-c.deliveries:
 			if !ok {
 				return c.failure()
 			}
-			if err := c.arrive(&m); err != nil {
+			if err := c.arrive(ctx, &m); err != nil {
 				return err
 			}
 		case <-settled:
@@ -117,14 +124,13 @@ func (c *consumer) follow(ctx context.Context) error {
 }
 
 // arrive takes a delivery.
-func (c *consumer) arrive(m *amqp.Delivery) error {
+func (c *consumer) arrive(ctx context.Context, m *amqp.Delivery) error {
 	s, tag := c.lane.source, int64(m.DeliveryTag)
 	c.own.add(tag)
 	if !c.assigned {
-		c.assigned = true
-		c.lane.owned.Store(true)
-		s.observer.Assigned([]bus.Lane{c.own.lane})
-		s.rebalance()
+		if err := c.assign(ctx); err != nil {
+			return err
+		}
 	}
 	if kind, ok := m.Headers[markerHeader]; ok {
 		return c.mark(kind, tag)
@@ -132,6 +138,27 @@ func (c *consumer) arrive(m *amqp.Delivery) error {
 	message := decode(m)
 	identify(message, s.sub.Topic, bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag})
 	s.deliver(arrival{c.own, message, tag})
+	return nil
+}
+
+// assign makes the lane this member's: the first delivery says that it is the active consumer.
+func (c *consumer) assign(ctx context.Context) error {
+	s := c.lane.source
+	o, parks := s.observer.(bus.ParkingObserver)
+	var parked []bus.Parked
+	if parks {
+		var err error
+		if parked, err = c.openParking(ctx); err != nil {
+			return err
+		}
+	}
+	c.assigned = true
+	c.lane.owned.Store(true)
+	s.observer.Assigned([]bus.Lane{c.own.lane})
+	if len(parked) > 0 {
+		o.Parked(parked)
+	}
+	s.rebalance()
 	return nil
 }
 

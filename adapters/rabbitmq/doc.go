@@ -56,6 +56,11 @@
 // bound this by bytes: with large messages, choose a lower bound. A message that is not settled within RabbitMQ's
 // consumer_timeout (30 minutes by default) is delivered again; its lane is lost for a moment.
 //
+// What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, and all of it is delivered to the lane's owner when
+// it takes the lane, and every ten minutes: so a consumer_timeout of the server must be longer than that. Of it an
+// owner keeps some hundred bytes a message in memory. While an alarm of the broker blocks publishers, nothing can be
+// parked, and a lane that changes its owner then may give what was being parked twice, or out of its key's order.
+//
 // Poison entries are kept in a stream, whose space is not given back when entries are removed.
 //
 // # Messages
@@ -86,6 +91,7 @@
 //	exchange T::unrouted    fanout, to queue T::unrouted: bounded, refuses what is beyond
 //	exchange T:G            direct, bound to T; alternate exchange T:G:lanes=8, fanout to lane 0
 //	queue T:G:0 … T:G:7     the lanes; single active consumer; slot s is bound to lane s modulo the number of lanes
+//	queue T:G:0:parked …    what is parked in the lanes; single active consumer
 //	queue T:G:0:early …     what was kept for the group, until it is handled
 //	queue T:G:members       one consumer for each member; goes with the last
 //	queue T::lock           exclusive to the process that attaches a group, while it does

@@ -88,7 +88,7 @@ func (d *driver) unregister(s *source) {
 
 // Capabilities implements bus.Driver.
 func (d *driver) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Broker: broker, Durable: true, MaxMessage: d.cfg.MaxMessage}
+	return bus.Capabilities{Broker: broker, Durable: true, Parking: true, MaxMessage: d.cfg.MaxMessage}
 }
 
 // Ping implements bus.Pinger: it asks the broker on each connection that is in use.

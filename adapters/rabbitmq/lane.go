@@ -42,7 +42,7 @@ func (l *lane) run(ctx context.Context, session *session) {
 		case errors.Is(err, errGivenUp):
 			n = -1 // get in line again at once
 			continue
-		case hasCode(err, amqp.NotFound), errors.Is(err, errCancelled):
+		case hasCode(err, amqp.NotFound), errors.Is(err, errCancelled), errors.Is(err, errEnded):
 			l.restore(session)
 		}
 		if time.Since(since) > time.Second {
@@ -73,9 +73,14 @@ func (l *lane) register(ctx context.Context, session *session) error {
 	l.owned.Store(false)
 	l.source.shut(c.own)
 	c.own.end()
-	c.own.settleDown(l.name())
-	if early && !c.dropped {
-		c.own.settleDown(l.earlyName())
+	if c.parking != nil {
+		c.parking.close() // first, so that the next owner finds it closed
+	}
+	if c.own.hasAcked() {
+		settleDown(c.ch, l.name())
+		if early && !c.dropped {
+			settleDown(c.ch, l.earlyName())
+		}
 	}
 	l.current.Store(nil)
 	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well

@@ -290,6 +290,17 @@ func (s *session) block(b amqp.Blocking) {
 	}
 }
 
+// blocked says whether the broker blocks publishers now.
+func (l *link) blocked() bool {
+	s := l.current()
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flowing != nil
+}
+
 // getUnblocked is get for publishing: it also waits while the broker blocks publishers.
 func (l *link) getUnblocked(ctx context.Context) (*session, error) {
 	for {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -223,6 +224,37 @@ func TestIdleMembersShare(t *testing.T) {
 	all(t, ms, "three members")
 	ms[1].leave(t, ctx)
 	all(t, []*member{ms[0], ms[2]}, "two members")
+}
+
+// A member that is counted for a moment only, as one whose connection just ended, makes nobody give up lanes.
+func TestPassingMember(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	d := openDriver(t, brokerConfig(t))
+	o := newObserver()
+	revoked := make(chan []bus.Lane, DefaultLanes)
+	o.revoking = func(_ context.Context, lanes []bus.Lane) { revoked <- lanes }
+	s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o).(*source)
+	o.waitLanes(t, ctx, DefaultLanes)
+	for range 10 {
+		passing := &membership{source: s, session: d.consume.current()}
+		if err := passing.join(); err != nil {
+			t.Fatal(err)
+		}
+		s.rebalance()
+		for len(s.balance) > 0 { // until the member looks
+			runtime.Gosched()
+		}
+		passing.leave()
+		s.rebalance()
+	}
+	// A member that stays is given its share.
+	o2 := newObserver()
+	subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o2)
+	o2.waitLanes(t, ctx, DefaultLanes/2)
+	if n := len(revoked); n != DefaultLanes/2 {
+		t.Errorf("%d lanes were given up, want %d", n, DefaultLanes/2)
+	}
 }
 
 // A settle after the lane has gone to another member is refused, and the message is handled there.

@@ -17,8 +17,13 @@ type membership struct {
 	source  *source
 	session *session
 	ch      *amqp.Channel
-	members int // at the last look
+	members int       // at the last look
+	surplus time.Time // since when this member has had more than its share; zero if it has not
 }
+
+// shareDelay is how long a member has had more than its share before it gives lanes up. A member whose connection ended is
+// counted for a moment when its lanes have come to others already: they would hand them over to nobody.
+const shareDelay = 250 * time.Millisecond
 
 func (m *membership) join() error {
 	ch, err := m.session.conn.Channel()
@@ -100,7 +105,7 @@ func (m *membership) watch() {
 	}
 }
 
-// share gives up the lanes that this member owns beyond its share. When a member has left, it wakes the others' lanes:
+// share gives up the lanes that this member has owned beyond its share for a while. When a member has left, it wakes the others' lanes:
 // whoever is active there now, perhaps this one, has not been told.
 func (m *membership) share() error {
 	q, err := m.ch.QueueDeclarePassive(membersName(m.source.group), true, true, false, false, nil)
@@ -121,6 +126,17 @@ func (m *membership) share() error {
 		if l.owned.Load() {
 			surplus++
 		}
+	}
+	if surplus <= 0 {
+		m.surplus = time.Time{}
+		return nil
+	}
+	if m.surplus.IsZero() {
+		m.surplus = time.Now()
+		time.AfterFunc(shareDelay, m.source.rebalance)
+	}
+	if time.Since(m.surplus) < shareDelay {
+		return nil
 	}
 	for i := lanes - 1; i >= 0 && surplus > 0; i-- {
 		if l := m.source.lanes[i]; l.owned.Load() {

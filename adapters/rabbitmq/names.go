@@ -54,12 +54,13 @@ func groupName(topic, group string) string {
 	return fmt.Sprintf("%.160s:%x", name, sha256.Sum256([]byte(name)))
 }
 
-func laneName(group string, lane int) string  { return group + ":" + strconv.Itoa(lane) }
-func earlyName(group string, lane int) string { return laneName(group, lane) + ":early" }
-func membersName(group string) string         { return group + ":members" }
-func readyName(group string) string           { return group + ":ready" }
-func movedName(group string) string           { return group + ":moved" }
-func latestName(group string) string          { return group + ":latest" }
+func laneName(group string, lane int) string   { return group + ":" + strconv.Itoa(lane) }
+func earlyName(group string, lane int) string  { return laneName(group, lane) + ":early" }
+func parkedName(group string, lane int) string { return laneName(group, lane) + ":parked" }
+func membersName(group string) string          { return group + ":members" }
+func readyName(group string) string            { return group + ":ready" }
+func movedName(group string) string            { return group + ":moved" }
+func latestName(group string) string           { return group + ":latest" }
 
 // lanesName is the group's alternate exchange. It names the number of lanes: see groupLanes.
 func lanesName(group string, lanes int) string { return group + lanesMark + strconv.Itoa(lanes) }

@@ -32,12 +32,13 @@ type ownership struct {
 	enough  int     // pending that are acked at once
 	timer   *time.Timer
 	armed   bool
-	last    int64         // the end marker's position, 0 if none is due
-	early   chan struct{} // closed when all before the end marker is settled
-	arrived int64         // the last position
-	checked int64         // the last position at the last check
-	probed  bool          // the broker has had a marker for this lane since then
-	stuck   chan struct{} // closed when that marker did not arrive
+	last    int64                   // the end marker's position, 0 if none is due
+	early   chan struct{}           // closed when all before the end marker is settled
+	arrived int64                   // the last position
+	checked int64                   // the last position at the last check
+	probed  bool                    // the broker has had a marker for this lane since then
+	stuck   chan struct{}           // closed when that marker did not arrive
+	parked  atomic.Pointer[parking] // nil until it has been read, and if nobody asks for it
 }
 
 func newOwnership(id int32, ch *amqp.Channel, prefetch int) *ownership {
@@ -60,14 +61,24 @@ func (o *ownership) add(tag int64) {
 	o.arrived = tag
 }
 
+// park notes what is parked in the lane.
+func (o *ownership) park(p *parking) { o.parked.Store(p) }
+
+func (o *ownership) parking() *parking { return o.parked.Load() }
+
 // done notes what is settled, and returns how many of the tokens are not of this ownership.
 func (o *ownership) done(tokens []bus.Token) (stale int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i := range tokens {
-		if o.ended || tokens[i].Epoch != o.lane.Epoch {
+		switch p := o.parking(); {
+		case o.ended || tokens[i].Epoch != o.lane.Epoch:
 			stale++
-		} else {
+		case tokens[i].Parked:
+			if p == nil || !p.settle(tokens[i].Position) {
+				stale++
+			}
+		default:
 			o.doneLocked(tokens[i].Position)
 		}
 	}
@@ -148,23 +159,24 @@ func (o *ownership) finish(tag int64) {
 	o.commit()
 }
 
-// settleDown waits until the broker has worked off the acks. A channel of the broker passes at most 32 of them on to a
-// quorum queue before it hears from it, and forgets the rest when it is closed (seen on 3.10.8). Registering one more
-// consumer, which waits in line and goes with the channel, is answered by the queue itself once it has applied all that
-// came before, and makes the channel pass on what it held back; the second one answers for that.
-func (o *ownership) settleDown(queue string) {
-	o.mu.Lock()
-	acked := o.acked
-	o.mu.Unlock()
-	if !acked {
-		return
-	}
+// settleDown waits until the broker has worked off the acks of a channel. A channel of the broker passes at most 32 of
+// them on to a quorum queue before it hears from it, and forgets the rest when it is closed (seen on 3.10.8).
+// Registering one more consumer, which waits in line and goes with the channel, is answered by the queue itself once
+// it has applied all that came before, and makes the channel pass on what it held back; the second one answers for
+// that.
+func settleDown(ch *amqp.Channel, queue string) {
 	for range 2 {
 		// The library makes up the tag: one that the channel has already would end the whole connection.
-		if _, err := o.ch.Consume(queue, "", false, false, false, false, nil); err != nil {
+		if _, err := ch.Consume(queue, "", false, false, false, false, nil); err != nil {
 			return
 		}
 	}
+}
+
+func (o *ownership) hasAcked() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.acked
 }
 
 // end sends the last acks. Nothing is sent afterwards, and all tokens are stale.

@@ -28,7 +28,6 @@ type poisonStore struct {
 const (
 	poisonHeader = "millrace-poison" // the kind of record
 	entryHeader  = "millrace-entry"  // put: the entry's id; fence: its name
-	sizeHeader   = "millrace-size"   // put: the size of the payload, behind which the poisonFacts follow
 	offsetHeader = "x-stream-offset" // the broker's
 )
 
@@ -38,18 +37,17 @@ const (
 	poisonFence  = "fence"
 )
 
-// poisonFacts is what an entry has beside its message, and the message's headers: both may be larger than AMQP's
-// headers may be. The message itself is written as any other.
+// poisonFacts is what an entry has beside its message.
 type poisonFacts struct {
 	Topic    string      `json:"topic"`
 	Group    string      `json:"group"`
 	Handler  string      `json:"handler"`
 	Lane     int32       `json:"lane"`
 	Position int64       `json:"position"`
+	Waits    bool        `json:"waits,omitempty"`
 	Failure  bus.Failure `json:"failure"`
 	Host     string      `json:"host"`
 	Time     time.Time   `json:"time"`
-	Headers  [][2][]byte `json:"headers"` // any bytes
 }
 
 // Poison implements bus.Driver.
@@ -132,52 +130,29 @@ func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i 
 }
 
 func encodeEntry(e *bus.PoisonEntry) (amqp.Publishing, error) {
-	facts := poisonFacts{
-		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
+	pub, err := encodeStored(e.Message, poisonFacts{
+		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
 		Failure: e.Failure, Host: e.Host, Time: e.Time,
-	}
-	for _, h := range e.Message.Headers {
-		facts.Headers = append(facts.Headers, [2][]byte{[]byte(h.Name), []byte(h.Value)})
-	}
-	tail, err := json.Marshal(facts)
-	if err != nil {
-		return amqp.Publishing{}, err
-	}
-	m := *e.Message
-	m.Headers = nil
-	pub, err := encode(&m, frameSize-1024)
+	})
 	if err != nil {
 		return pub, err
 	}
 	pub.Headers[poisonHeader] = poisonPut
 	pub.Headers[entryHeader] = e.ID
-	pub.Headers[sizeHeader] = int64(len(m.Payload))
-	pub.Body = append(append(make([]byte, 0, len(m.Payload)+len(tail)), m.Payload...), tail...)
 	return pub, nil
 }
 
 func decodeEntry(d *amqp.Delivery) (bus.PoisonEntry, error) {
-	size, _ := d.Headers[sizeHeader].(int64)
-	if size < 0 || size > int64(len(d.Body)) {
-		return bus.PoisonEntry{}, fmt.Errorf("entry %q: a payload of %d in %d bytes", text(d.Headers[entryHeader]), size, len(d.Body))
-	}
+	id := text(d.Headers[entryHeader])
 	var facts poisonFacts
-	if err := json.Unmarshal(d.Body[size:], &facts); err != nil {
-		return bus.PoisonEntry{}, fmt.Errorf("entry %q: %w", text(d.Headers[entryHeader]), err)
+	m, err := decodeStored(d, &facts, poisonHeader, entryHeader, offsetHeader)
+	if err != nil {
+		return bus.PoisonEntry{}, fmt.Errorf("entry %q: %w", id, err)
 	}
-	e := bus.PoisonEntry{
-		ID: text(d.Headers[entryHeader]), Topic: facts.Topic, Group: facts.Group, Handler: facts.Handler, Lane: facts.Lane,
-		Position: facts.Position, Failure: facts.Failure, Host: facts.Host, Time: facts.Time,
-	}
-	for _, name := range []string{poisonHeader, entryHeader, sizeHeader, offsetHeader} {
-		delete(d.Headers, name)
-	}
-	d.Body = d.Body[:size:size]
-	e.Message = decode(d)
-	for _, h := range facts.Headers {
-		e.Message.Headers.Add(string(h[0]), string(h[1]))
-	}
-	return e, nil
+	return bus.PoisonEntry{
+		ID: id, Message: m, Topic: facts.Topic, Group: facts.Group, Handler: facts.Handler, Lane: facts.Lane,
+		Position: facts.Position, Waits: facts.Waits, Failure: facts.Failure, Host: facts.Host, Time: facts.Time,
+	}, nil
 }
 
 // List implements bus.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps

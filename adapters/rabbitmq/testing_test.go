@@ -101,7 +101,7 @@ func deleteTopic(t testing.TB, c Config, topic string, groups []string) {
 		}
 		exchanges = append(exchanges, name, lanesName(name, lanes), readyName(name), movedName(name), latestName(name))
 		for i := range lanes {
-			queues = append(queues, laneName(name, i), earlyName(name, i))
+			queues = append(queues, laneName(name, i), earlyName(name, i), parkedName(name, i))
 		}
 	}
 	for _, e := range exchanges {

@@ -138,11 +138,14 @@ func (t *topology) declareGroup(cfg Config, group string) (lanes int, err error)
 	return lanes, nil
 }
 
-// declareLane makes the queue of a lane, and binds its slots.
+// declareLane makes the queues of a lane, and binds its slots.
 func (t *topology) declareLane(cfg Config, group string, lanes, lane int) error {
 	name := laneName(group, lane)
 	if err := t.declareQueue(name, laneArgs(cfg.Queue, t.session.conn.Properties)); err != nil {
 		return fmt.Errorf("declare lane %d: %w", lane, err)
+	}
+	if err := t.declareQueue(parkedName(group, lane), laneArgs(cfg.Queue, t.session.conn.Properties)); err != nil {
+		return fmt.Errorf("declare what lane %d parks in: %w", lane, err)
 	}
 	ch, err := t.channel()
 	if err != nil {
