@@ -163,13 +163,20 @@ type Source interface {
 
 	// Settle marks deliveries as done: the group is not given them again. Any order, any subset, concurrently. A
 	// driver may make settlements durable a little later (its documented commit interval), but at the latest at
-	// Revoking's return and Close. The error wraps ErrStale if some tokens are of an ownership that ended; the others
+	// Revoking's return and Close, and then has a [Committer]. The error wraps ErrStale if some tokens are of an ownership that ended; the others
 	// have been settled. Any other error: nothing is known, and the router calls again with the same tokens.
 	Settle(ctx context.Context, tokens []Token) error
 
 	// Close leaves the group: what was settled is made durable and the lanes are free for other members at once.
 	// What was received and not settled is given back. It is idempotent, and ends a blocked Receive.
 	Close(ctx context.Context) error
+}
+
+// Committer is an optional ability of a [Source] whose Settle returns before settlements are durable.
+type Committer interface {
+	Source
+	// Commit returns when all that was settled before the call is durable. Calls at the same time share the work.
+	Commit(ctx context.Context) error
 }
 
 // PoisonStore keeps what a group could not handle, until somebody looks. Entries do not expire.

@@ -75,6 +75,13 @@ func (e *env) outcome() (Status, string) {
 	return e.status, strings.Join(e.details, "; ")
 }
 
+// note adds to what is reported of the check.
+func (e *env) note(format string, args ...any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.details = append(e.details, fmt.Sprintf(format, args...))
+}
+
 // errorf notes a failure and goes on.
 func (e *env) errorf(format string, args ...any) {
 	e.mu.Lock()
@@ -172,12 +179,17 @@ func (e *env) wait(what string, holds func() bool) {
 
 // pause lets d pass; the check fails if its time is up.
 func (e *env) pause(d time.Duration, what string) {
+	e.pauseOr(d, func() string { return what })
+}
+
+// pauseOr is pause; what is asked when the time is up.
+func (e *env) pauseOr(d time.Duration, what func() string) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-e.ctx.Done():
-		e.fatalf("timed out: %s", what)
+		e.fatalf("timed out: %s", what())
 	}
 }
 

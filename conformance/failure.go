@@ -20,6 +20,10 @@ var failureChecks = []check{
 	{"failure/batch", failureBatch},
 	{"failure/emit", failureEmit},
 	{"failure/healthy-at-shutdown", failureShutdown},
+	{"failure/unavailable", failureUnavailable},
+	{"failure/at-most-once", failureAtMostOnce},
+	{"failure/deduplicate", failureDeduplicate},
+	{"failure/correlation", failureCorrelation},
 }
 
 // poisoned reads a group's poison queue.

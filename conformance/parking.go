@@ -1,23 +1,18 @@
 package conformance
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/router"
 )
 
 var parkingChecks = []check{
 	{"parking/store", parkingStore},
 	{"parking/stale", parkingStale},
 	{"parking/inject", parkingInject},
-	{"delay/retry", delayRetry},
-	{"delay/publish", delayPublish},
 }
 
 // parkingSource subscribes at a driver that can park.
@@ -240,130 +235,5 @@ func parkingInject(e *env) {
 	}
 	if want := []string{"2", "3"}; !slices.Equal(ids, want) {
 		e.errorf("then there are %v, want %v", ids, want)
-	}
-}
-
-// delayRetry: a long delay blocks its key alone, and ends neither early nor late, also when the member changes
-// meanwhile; the try is counted.
-func delayRetry(e *env) {
-	b := e.bus()
-	if !e.capabilities(b).Parking {
-		e.lacking("messages cannot be parked at the broker")
-	}
-	topic, group := e.name("delay"), e.name("g")
-	const wait = 3 * time.Second
-	var mu sync.Mutex
-	var failed, retried time.Time
-	var ids []string
-	others := 0
-	handler := func(ctx context.Context, m *bus.Message) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if m.Key != "slow" {
-			others++
-			return nil
-		}
-		d := bus.DeliveryFrom(ctx)
-		if m.ID == "0" && d.Attempt == 1 {
-			failed = time.Now()
-			return errors.New("not yet")
-		}
-		if m.ID == "0" {
-			retried = time.Now()
-			if d.Attempt != 2 || d.Failure == nil || d.Failure.Text != "not yet" {
-				e.errorf("at the second try the handler is told of try %d, failure %+v", d.Attempt, d.Failure)
-			}
-		}
-		ids = append(ids, m.ID)
-		return nil
-	}
-	start := func(b *bus.Bus) *running {
-		r := router.New(b, group, router.InFlight(50, 1<<20), router.Policy{Retry: router.Schedule{wait}})
-		r.HandleFunc(topic, handler)
-		return e.run(r)
-	}
-	first := start(b)
-	var msgs []*bus.Message
-	for i := range 100 {
-		msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Key: "slow"})
-	}
-	for i := range 400 {
-		msgs = append(msgs, &bus.Message{ID: fmt.Sprint("o", i), Key: fmt.Sprint(i % 20)})
-	}
-	e.publish(b, topic, msgs...)
-	e.wait("400 messages of other keys to pass one that waits", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return others == 400
-	})
-	first.drain()
-	second := e.bus()
-	if !e.capabilities(b).Durable {
-		second = b
-	}
-	start(second)
-	e.wait("the message that waits and its followers", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(ids) >= 100
-	})
-	mu.Lock()
-	defer mu.Unlock()
-	took := retried.Sub(failed)
-	if took < wait || took > wait+wait/10+2*time.Second {
-		e.errorf("a delay of %v lasted %v", wait, took)
-	}
-	for i, id := range ids {
-		if id != fmt.Sprint(i) {
-			e.errorf("the key's order is %v", ids)
-			break
-		}
-	}
-}
-
-// delayPublish: a delayed message comes to every group, when it is due, and its key does not wait for it.
-func delayPublish(e *env) {
-	b := e.bus()
-	if !e.capabilities(b).Parking {
-		e.lacking("messages cannot be parked at the broker")
-	}
-	topic := e.name("delayed")
-	const wait = 2 * time.Second
-	var mu sync.Mutex
-	var came []string
-	var after []time.Duration
-	var sent time.Time
-	for _, group := range []string{e.name("one"), e.name("two")} {
-		r := router.New(b, group)
-		r.HandleFunc(topic, func(_ context.Context, m *bus.Message) error {
-			mu.Lock()
-			defer mu.Unlock()
-			came = append(came, m.ID)
-			if m.ID == "late" {
-				after = append(after, time.Since(sent))
-			}
-			return nil
-		})
-		e.run(r)
-	}
-	mu.Lock()
-	sent = time.Now()
-	mu.Unlock()
-	e.must(b.Publish(e.ctx, topic, "x", bus.WithID("late"), bus.WithKey("k"), bus.WithDelay(wait)), "publish")
-	e.publish(b, topic, &bus.Message{ID: "now", Key: "k"})
-	e.wait("four deliveries", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(came) == 4
-	})
-	mu.Lock()
-	defer mu.Unlock()
-	if want := []string{"now", "now", "late", "late"}; !slices.Equal(came, want) {
-		e.errorf("came %v, want %v", came, want)
-	}
-	for _, d := range after {
-		if d < wait || d > wait+2*time.Second {
-			e.errorf("a delay of %v lasted %v", wait, d)
-		}
 	}
 }

@@ -13,6 +13,10 @@ import (
 var poisonChecks = []check{
 	{"poison/store", poisonStore},
 	{"poison/concurrent", poisonConcurrent},
+	{"poison/away", poisonAway},
+	{"poison/replay", poisonReplay},
+	{"poison/replay-interrupted", poisonReplayInterrupted},
+	{"poison/key-waits", poisonKeyWaits},
 }
 
 // poisonStore: entries come back as they were put, oldest first, replaced by id, removed by id, and undisturbed by

@@ -76,7 +76,7 @@ func Checks() []string {
 
 func checks() []check {
 	var all []check
-	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks} {
+	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks} {
 		all = append(all, theme...)
 	}
 	return all
@@ -118,9 +118,10 @@ func Run(t *testing.T, open Open) {
 			switch r.Status {
 			case Fail:
 				t.Error(r.Detail)
-			case Lacking:
-				t.Log(r.Detail)
-			case Pass:
+			case Lacking, Pass:
+				if r.Detail != "" {
+					t.Log(r.Detail)
+				}
 			}
 		})
 	}

@@ -23,7 +23,7 @@ func (c *consumer) pump() {
 			return
 		}
 		n, err := c.source.Receive(c.intake, buf[:min(n, len(buf))], bytes)
-		if n > 0 && c.settleFirst(buf[:n]) {
+		if n > 0 {
 			c.admit(buf[:n])
 			clear(buf[:n]) // the buffer must not keep messages alive
 		}

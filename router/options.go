@@ -149,8 +149,9 @@ const (
 	// AtLeastOnce settles a message when it has been handled and what the handler emitted is published. After a crash messages
 	// are handled again, with the same id.
 	AtLeastOnce Level = iota
-	// AtMostOnce settles messages before they are handled: none is handled twice, and those being handled when the process
-	// dies are lost, as are those that wait for a retry when it ends.
+	// AtMostOnce settles each message, durably, before its handler is called: none is handled by two processes, and those being
+	// handled when the process dies are lost, as are those that wait for a retry when it ends. Each call costs a round trip to the
+	// broker first, which calls that begin together share: it takes more workers.
 	AtMostOnce
 	// ExactlyOnce has the effect of each message happen once. It can be had in two ways. On a bus whose broker has transactions
 	// (Kafka), what handlers emit is published in one transaction with the settlement of what they handled: after a crash a

@@ -9,7 +9,7 @@ import (
 // settleTask hands a task over to the settler. Called with the lock held.
 func (c *consumer) settleTask(t *task) {
 	c.ended++
-	if c.cfg.guarantee == AtMostOnce { // it is settled already
+	if t.settled {
 		t.lane.release()
 		c.recycle(t)
 		return
@@ -20,17 +20,39 @@ func (c *consumer) settleTask(t *task) {
 	}
 }
 
-// settleFirst settles deliveries before they are handled, if the handlers asked for at most once. What may be settled
-// or not is not handled then.
-func (c *consumer) settleFirst(batch []bus.Delivery) bool {
-	if c.cfg.guarantee != AtMostOnce {
-		return true
+// settleFirst settles tasks, durably, that are about to be handled at most once. What may be settled or not is not
+// handled.
+func (c *consumer) settleFirst(tasks ...*task) bool {
+	tokens := make([]bus.Token, 0, len(tasks))
+	for _, t := range tasks {
+		if !t.settled { // else this is another try
+			tokens = append(tokens, t.token())
+		}
 	}
-	tokens := make([]bus.Token, len(batch))
-	for i := range batch {
-		tokens[i] = batch[i].Token
+	if len(tokens) > 0 && (c.settleTokens(tokens) != nil || !c.commit()) {
+		return false
 	}
-	return c.settleTokens(tokens) == nil
+	for _, t := range tasks {
+		t.settled = true
+	}
+	return true
+}
+
+// commit has settlements made durable, however often it takes, until the drain's patience ends.
+func (c *consumer) commit() bool {
+	source, ok := c.source.(bus.Committer)
+	for b := (backoff{}); ok; {
+		err := source.Commit(c.ctx)
+		if err == nil {
+			break
+		}
+		c.log.Warn("committing failed", "err", err)
+		if c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
+			return false
+		}
+		b.wait(c.ctx)
+	}
+	return true
 }
 
 // settler settles what is done in batches: while one is under way the next gathers, so that a slow broker makes

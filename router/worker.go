@@ -145,6 +145,10 @@ func (w *worker) handle(t *task) {
 		c.poisonOrHold(t)
 		return
 	}
+	if c.cfg.guarantee == AtMostOnce && !c.settleFirst(t) {
+		t.outcome = abandon
+		return
+	}
 	t.tries++
 	h := t.h
 	start := w.clock()
@@ -170,11 +174,20 @@ func (w *worker) handleBatch(batch []*task) {
 			w.done = append(w.done, t)
 			continue
 		}
-		t.tries++
 		tasks = append(tasks, t)
+	}
+	if c.cfg.guarantee == AtMostOnce && !c.settleFirst(tasks...) {
+		for _, t := range tasks {
+			t.outcome = abandon
+			w.done = append(w.done, t)
+		}
+		return
 	}
 	if len(tasks) == 0 {
 		return
+	}
+	for _, t := range tasks {
+		t.tries++
 	}
 	msgs := make([]*bus.Message, len(tasks))
 	for i, t := range tasks {

@@ -55,6 +55,14 @@ func (s *source) committer() {
 	}
 }
 
+// Commit implements bus.Committer.
+func (s *source) Commit(ctx context.Context) error {
+	if err := s.commitOnce(ctx); err != nil {
+		return fail("settle", s.sub.Topic, err)
+	}
+	return nil
+}
+
 // commitAll commits until everything is, or ctx ends.
 func (s *source) commitAll(ctx context.Context) error {
 	for b := (backoff{}); ; {

@@ -62,10 +62,15 @@ func (c *consumer) begin(early bool) (err error) {
 }
 
 func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
-	if err := c.ch.Qos(c.lane.source.prefetch, 0, false); err != nil {
+	c.own.rpc.Lock()
+	err := c.ch.Qos(c.lane.source.prefetch, 0, false)
+	c.own.rpc.Unlock()
+	if err != nil {
 		return nil, err
 	}
+	c.own.rpc.Lock()
 	deliveries, err := c.ch.Consume(queue, queue, false, false, false, false, nil)
+	c.own.rpc.Unlock()
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@
 // bound this by bytes: with large messages, choose a lower bound. A message that is not settled within RabbitMQ's
 // consumer_timeout (30 minutes by default) is delivered again; its lane is lost for a moment.
 //
-// What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, and all of it is delivered to the lane's owner when
+// What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, 50,000 messages at most, and all of it is delivered to the lane's owner when
 // it takes the lane, and every ten minutes: so a consumer_timeout of the server must be longer than that. Of it an
 // owner keeps some hundred bytes a message in memory. While an alarm of the broker blocks publishers, nothing can be
 // parked, and a lane that changes its owner then may give what was being parked twice, or out of its key's order.

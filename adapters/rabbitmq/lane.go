@@ -77,10 +77,12 @@ func (l *lane) register(ctx context.Context, session *session) error {
 		c.parking.close() // first, so that the next owner finds it closed
 	}
 	if c.own.hasAcked() {
+		c.own.rpc.Lock()
 		settleDown(c.ch, l.name())
 		if early && !c.dropped {
 			settleDown(c.ch, l.earlyName())
 		}
+		c.own.rpc.Unlock()
 	}
 	l.current.Store(nil)
 	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well

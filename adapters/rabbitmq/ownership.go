@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,9 @@ type ownership struct {
 	checked int64                   // the last position at the last check
 	probed  bool                    // the broker has had a marker for this lane since then
 	stuck   chan struct{}           // closed when that marker did not arrive
+	flushed uint64                  // how often acks were sent
+	applied uint64                  // up to which of these the queue has them
+	rpc     sync.Mutex              // held for each request on the channel that is answered
 	parked  atomic.Pointer[parking] // nil until it has been read, and if nobody asks for it
 }
 
@@ -133,7 +137,10 @@ func (o *ownership) flush() {
 			_ = o.ch.Ack(uint64(tag), false)
 		}
 	}
-	o.acked = o.acked || len(o.pending) > 0
+	if len(o.pending) > 0 {
+		o.acked = true
+		o.flushed++
+	}
 	o.pending = o.pending[:0]
 	if o.last != 0 && before == o.last {
 		o.last = 0
@@ -189,6 +196,49 @@ func (o *ownership) end() {
 	o.flush()
 	o.ended = true
 	o.timer.Stop()
+}
+
+// commitNow returns when the queue has all acks of what was settled. Several calls share one question to it, which it
+// answers after them.
+func (o *ownership) commitNow(ctx context.Context, queue string) error {
+	o.mu.Lock()
+	if !o.ended {
+		o.flush()
+	}
+	want, has := o.flushed, o.applied
+	o.mu.Unlock()
+	if has >= want {
+		return nil
+	}
+	answered := make(chan error, 1)
+	go func() { answered <- o.ask(queue, want) }() // the request heeds no context
+	select {
+	case err := <-answered:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (o *ownership) ask(queue string, want uint64) error {
+	o.rpc.Lock()
+	defer o.rpc.Unlock()
+	o.mu.Lock()
+	sent, has, ended := o.flushed, o.applied, o.ended
+	o.mu.Unlock()
+	switch {
+	case has >= want:
+		return nil
+	case ended:
+		return bus.ErrStale
+	}
+	if _, err := o.ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.applied = max(o.applied, sent)
+	return nil
 }
 
 // check is called now and then for a lane that is owned. It returns true if the lane should be probed: nothing has

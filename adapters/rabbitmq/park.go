@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -34,15 +35,11 @@ func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
 	if s.ctx.Err() != nil {
 		return fail("park", s.sub.Topic, bus.ErrClosed)
 	}
-	places := make([]place, 0, len(ps))
-	for i := range ps {
-		if p := s.parkingOf(ps[i].Token); p != nil {
-			if position, revision, ok := p.place(ps[i].Token); ok {
-				places = append(places, place{i, p, position, revision})
-			}
-		}
+	places, err := s.places(ps)
+	if err != nil {
+		return fail("park", s.sub.Topic, err)
 	}
-	err := s.d.pub.send(ctx, len(places), func(i int, x *parcel) (err error) {
+	err = s.d.pub.send(ctx, len(places), func(i int, x *parcel) (err error) {
 		at := &places[i]
 		x.key = at.parking.queue
 		if x.Publishing, err = encodeParked(&ps[at.of], parkMessage); err == nil {
@@ -51,12 +48,36 @@ func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
 		return err
 	})
 	if err != nil {
-		for _, at := range places {
-			at.parking.leave(at.position)
-		}
+		leave(places)
 		return fail("park", s.sub.Topic, err)
 	}
 	return s.parked(ps, places)
+}
+
+// places has a place for each message whose lane is ours.
+func (s *source) places(ps []bus.Parking) ([]place, error) {
+	places := make([]place, 0, len(ps))
+	for i := range ps {
+		p := s.parkingOf(ps[i].Token)
+		if p == nil {
+			continue
+		}
+		position, revision, err := p.place(ps[i].Token)
+		switch {
+		case err == nil:
+			places = append(places, place{i, p, position, revision})
+		case !errors.Is(err, bus.ErrStale):
+			leave(places)
+			return nil, err
+		}
+	}
+	return places, nil
+}
+
+func leave(places []place) {
+	for _, at := range places {
+		at.parking.leave(at.position)
+	}
 }
 
 // parked settles at their origin what has been stored.

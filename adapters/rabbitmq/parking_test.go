@@ -87,7 +87,7 @@ func TestManyParked(t *testing.T) {
 			ctx := testContext(t)
 			topic := newTopic(t, "g")
 			c := brokerConfig(t)
-			c.Queue = queue
+			c.Queue, c.Lanes = queue, 2
 			d := openDriver(t, c)
 			s, _ := parkingSource(t, d, topic)
 			const total = 10_000
@@ -123,7 +123,7 @@ func TestManyParked(t *testing.T) {
 				t.Fatal(err)
 			}
 			last, o := parkingSource(t, d, topic)
-			o.waitLanes(t, ctx, DefaultLanes)
+			o.waitLanes(t, ctx, c.Lanes)
 			if got := fetchIDs(t, ctx, last, o.told(t, ctx, 100)); len(got) != 100 {
 				t.Errorf("%d are parked after all but 100 were settled", len(got))
 			}
@@ -280,5 +280,21 @@ func TestDelayedThroughCuts(t *testing.T) {
 			mu.Lock()
 			t.Fatalf("%d of %d", len(handled), total)
 		}
+	}
+}
+
+// A lane that is full takes nothing more, but what is parked there keeps its place.
+func TestFullLane(t *testing.T) {
+	p := &parking{entries: map[int64]*parkedEntry{}}
+	for i := range int64(maxParked) {
+		if position, _, err := p.place(bus.Token{Position: i}); err != nil || position == i {
+			t.Fatalf("place %d: %d, %v", i, position, err)
+		}
+	}
+	if _, _, err := p.place(bus.Token{Position: 1}); !errors.Is(err, errFull) || !retryable(err) {
+		t.Errorf("one more: %v", err)
+	}
+	if position, revision, err := p.place(bus.Token{Position: p.last, Parked: true}); position != p.last || revision != 2 || err != nil {
+		t.Errorf("one that is there: %d, %d, %v", position, revision, err)
 	}
 }

@@ -287,6 +287,18 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 	return nil
 }
 
+// Commit implements bus.Committer.
+func (s *source) Commit(ctx context.Context) error {
+	for _, l := range s.lanes {
+		if o := l.current.Load(); o != nil {
+			if err := o.commitNow(ctx, l.name()); err != nil {
+				return fail("settle", s.sub.Topic, err)
+			}
+		}
+	}
+	return nil
+}
+
 // Close implements bus.Source.
 func (s *source) Close(ctx context.Context) error {
 	s.cancel() // each lane sends its last acks and closes its channel, which gives back the rest

@@ -33,6 +33,14 @@ func (s *Source) commitAlways() {
 	}
 }
 
+// Commit implements bus.Committer.
+func (s *Source) Commit(ctx context.Context) error {
+	if err := s.commit(ctx); err != nil {
+		return s.driver.fail("settle", s.topic.name, err)
+	}
+	return nil
+}
+
 // commit stores the progress of all lanes that have any. Lanes that turn out to belong to somebody else are lost.
 func (s *Source) commit(ctx context.Context) error {
 	s.commitMu.Lock()
