@@ -251,9 +251,10 @@ func dropRabbitMQ(t *testing.T, b *bus.Bus, topic, group string) {
 			t.Error(err)
 		}
 	}
-	queues := []string{topic + "::unrouted", group + ":parked"}
+	queues := []string{topic + "::unrouted"}
 	for i := range 8 {
-		queues = append(queues, group+":"+strconv.Itoa(i), group+":"+strconv.Itoa(i)+":early")
+		lane := group + ":" + strconv.Itoa(i)
+		queues = append(queues, lane, lane+":early", lane+":parked")
 	}
 	for _, name := range queues {
 		if _, err := ch.QueueDelete(name, false, false, false); err != nil {

@@ -1,0 +1,292 @@
+package all_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/router"
+)
+
+// Processes that are killed are this test's binary, which TestMain turns into one of these by this variable.
+const killedRole = "MILLRACE_TEST_ROLE"
+
+var killedRoles = map[string]func(ctx context.Context, b *bus.Bus, topic, group string) error{
+	"delays":       delaysUntilKilled,
+	"at most once": handlesOnceUntilKilled,
+}
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(killedRole); role != "" {
+		b, err := bus.Open(context.Background(), os.Args[1])
+		if err == nil {
+			err = killedRoles[role](context.Background(), b, os.Args[2], os.Args[3])
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// TestKilled kills the only member of a group with SIGKILL, on every broker that outlives a process.
+func TestKilled(t *testing.T) {
+	for _, role := range []struct {
+		name string
+		test func(t *testing.T, k *killed)
+	}{{"delays", killedWhileWaiting}, {"at most once", killedAtMostOnce}} {
+		t.Run(role.name, func(t *testing.T) {
+			for _, broker := range []struct {
+				name string
+				url  func(t *testing.T) string
+				drop func(t *testing.T, b *bus.Bus, topic, group string)
+			}{
+				{"sqlite", func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") + "?lease=2s" }, nil},
+				{"kafka", func(t *testing.T) string { return with(t, brokerURL(t, "MILLRACE_KAFKA_URL"), "session", "6s") }, dropKafka},
+				{"rabbitmq", func(t *testing.T) string { return brokerURL(t, "MILLRACE_RABBITMQ_URL") }, dropRabbitMQ},
+				{"postgres", func(t *testing.T) string { return with(t, ownSchema(t), "lease", "2s") }, nil},
+				{"mysql", func(t *testing.T) string { return with(t, ownPrefix(t), "lease", "2s") }, nil},
+			} {
+				t.Run(broker.name, func(t *testing.T) {
+					t.Parallel()
+					k := newKilled(t, broker.url(t), role.name)
+					if broker.drop != nil {
+						t.Cleanup(func() { broker.drop(t, k.bus, k.topic, k.group) })
+					}
+					role.test(t, k)
+				})
+			}
+		})
+	}
+}
+
+// killed is a process that is to be killed. What it prints is what it did: a pipe keeps it.
+type killed struct {
+	ctx               context.Context
+	url, topic, group string
+	bus               *bus.Bus // of this process
+	role              string
+	process           *exec.Cmd
+	lines             *bufio.Scanner
+}
+
+func newKilled(t *testing.T, url, role string) *killed {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	b, err := bus.Open(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	tag := bus.NewID()
+	return &killed{ctx: ctx, url: url, role: role, topic: "killed-" + tag, group: "g-" + tag, bus: b}
+}
+
+func (k *killed) start(t *testing.T) {
+	t.Helper()
+	k.process = exec.CommandContext(k.ctx, os.Args[0], k.url, k.topic, k.group)
+	k.process.Env = append(os.Environ(), killedRole+"="+k.role)
+	k.process.Stderr = os.Stderr
+	out, err := k.process.StdoutPipe()
+	if err == nil {
+		err = k.process.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.lines = bufio.NewScanner(out)
+}
+
+// until reads lines until one makes enough true, kills the process, and reads what it had printed by then.
+func (k *killed) until(t *testing.T, note func(line string) (enough bool)) {
+	t.Helper()
+	for k.lines.Scan() && !note(k.lines.Text()) {
+	}
+	if err := k.process.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for k.lines.Scan() {
+		note(k.lines.Text())
+	}
+	_ = k.process.Wait() // it was killed
+}
+
+func (k *killed) publish(t *testing.T, msgs []*bus.Message) {
+	t.Helper()
+	if err := k.bus.PublishMessages(k.ctx, k.topic, msgs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs a router in this process until done.
+func (k *killed) run(t *testing.T, r *router.Router, done func() bool) {
+	t.Helper()
+	ctx, stop := context.WithCancel(k.ctx)
+	defer stop()
+	over := make(chan error, 1)
+	go func() { over <- r.Run(ctx) }()
+	for tick := time.NewTicker(10 * time.Millisecond); !done(); {
+		select {
+		case <-tick.C: // there is no event for what a broker has not delivered
+		case err := <-over:
+			t.Fatalf("the router ended: %v", err)
+		}
+	}
+	stop()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+}
+
+const (
+	killedWait = 8 * time.Second
+	killedKeys = 40
+)
+
+// delaysUntilKilled has a key's first message wait if the key says so, and tells when all of them do.
+func delaysUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) error {
+	r := router.New(b, group)
+	r.HandleFunc(topic, func(_ context.Context, m *bus.Message) error {
+		if strings.HasPrefix(m.Key, "slow") {
+			fmt.Println("failed", m.ID)
+			return bus.RetryAfter(errors.New("later"), killedWait)
+		}
+		fmt.Println("handled", m.ID)
+		return nil
+	})
+	r.Go("parked", func(ctx context.Context) error {
+		tick := time.NewTicker(10 * time.Millisecond)
+		for h := r.Health().Routes[0]; h.Failed < killedKeys || h.InFlight > 0; h = r.Health().Routes[0] {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		fmt.Println("parked all")
+		<-ctx.Done()
+		return nil
+	})
+	return r.Run(ctx)
+}
+
+// killedWhileWaiting: what waits when its process is killed comes to the next, in its key's order and not too early.
+func killedWhileWaiting(t *testing.T, k *killed) {
+	const keys, each = killedKeys, 5
+	k.start(t)
+	var msgs []*bus.Message
+	for i := range each {
+		for n := range keys {
+			msgs = append(msgs, &bus.Message{ID: fmt.Sprintf("slow-%d/%d", n, i), Key: fmt.Sprint("slow-", n)},
+				&bus.Message{ID: fmt.Sprintf("quick-%d/%d", n, i), Key: fmt.Sprint("quick-", n)})
+		}
+	}
+	k.publish(t, msgs)
+	parked := false
+	failed := map[string]time.Time{}
+	handled := map[string]bool{}
+	k.until(t, func(line string) bool {
+		switch what, id, _ := strings.Cut(line, " "); what {
+		case "failed":
+			failed[id] = time.Now()
+		case "handled":
+			handled[id] = true
+		case "parked":
+			parked = true
+		}
+		return parked && len(handled) == keys*each
+	})
+	killedAt := time.Now()
+	var mu sync.Mutex
+	next := map[string]int{}
+	r := router.New(k.bus, k.group)
+	r.HandleFunc(k.topic, func(ctx context.Context, m *bus.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if handled[m.ID] {
+			return nil // a repeat of what was not committed
+		}
+		handled[m.ID] = true
+		if at, ok := failed[m.ID]; ok && (time.Since(at) < killedWait-time.Second || bus.DeliveryFrom(ctx).Attempt != 2) {
+			t.Errorf("%s came again after %v, as try %d", m.ID, time.Since(at), bus.DeliveryFrom(ctx).Attempt)
+		}
+		if want := fmt.Sprintf("%s/%d", m.Key, next[m.Key]); m.ID != want {
+			t.Errorf("%s came, want %s", m.ID, want)
+		}
+		next[m.Key]++
+		return nil
+	})
+	k.run(t, r, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(handled) == len(msgs) || k.ctx.Err() != nil
+	})
+	if len(handled) != len(msgs) {
+		t.Errorf("%d of %d were handled", len(handled), len(msgs))
+	}
+	t.Logf("all was handled %v after the kill", time.Since(killedAt).Round(time.Millisecond))
+}
+
+const killedWorkers = 4
+
+func handlesOnceUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) error {
+	r := router.New(b, group, router.Guarantee(router.AtMostOnce), router.Workers(killedWorkers))
+	r.HandleFunc(topic, func(_ context.Context, m *bus.Message) error {
+		fmt.Println(m.ID)
+		return nil
+	})
+	return r.Run(ctx)
+}
+
+// killedAtMostOnce: nothing that was begun when the process was killed is handled again, and only what its workers had is lost.
+func killedAtMostOnce(t *testing.T, k *killed) {
+	k.start(t)
+	const total = 5000
+	var msgs []*bus.Message
+	for i := range total {
+		msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Key: fmt.Sprint(i % 50)})
+	}
+	k.publish(t, msgs)
+	begun := map[string]int{}
+	k.until(t, func(line string) bool {
+		begun[line]++
+		return len(begun) == 200
+	})
+	before := len(begun)
+	if before == total {
+		t.Fatal("it was killed too late: the test shows nothing")
+	}
+	var mu sync.Mutex
+	last := &bus.Message{ID: "last"}
+	r := router.New(k.bus, k.group, router.Guarantee(router.AtMostOnce))
+	r.HandleFunc(k.topic, func(_ context.Context, m *bus.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		begun[m.ID]++
+		return nil
+	})
+	k.publish(t, []*bus.Message{last})
+	k.run(t, r, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return begun[last.ID] > 0 && len(begun)-1 >= total-killedWorkers || k.ctx.Err() != nil
+	})
+	lost := total + 1 - len(begun)
+	if lost > killedWorkers {
+		t.Errorf("%d were lost, with %d workers", lost, killedWorkers)
+	}
+	for id, n := range begun {
+		if n > 1 {
+			t.Errorf("%s was handled %d times", id, n)
+		}
+	}
+	t.Logf("%d before the kill, %d lost", before, lost)
+}
