@@ -20,23 +20,44 @@ func BenchmarkChain(b *testing.B) {
 		"deduplicate":      {middleware.Deduplicate(&middleware.DedupMemory{}, func(*bus.Message) string { return bus.NewID() })},
 		"throttle":         {middleware.Throttle(1e9, 1e9)},
 		"concurrencylimit": {middleware.ConcurrencyLimit(1)},
+		"full":             full,
 	} {
 		b.Run(name, func(b *testing.B) {
-			var h bus.Handler = bus.HandlerFunc(func(context.Context, *bus.Message) error { return nil })
-			for _, mw := range mws {
-				h = mw(h)
-			}
-			m := &bus.Message{ID: "id", Headers: bus.Headers{{Name: "traceparent", Value: "00-1"}}}
+			call := chained(b, mws)
 			b.ReportAllocs()
 			for b.Loop() {
-				ctx := bus.NewHandling(b.Context(), nil, bus.Delivery{Message: m, Group: "g"})
-				if err := h.Handle(ctx, m); err != nil {
-					b.Fatal(err)
-				}
-				if err := ctx.Flush(ctx, nil); err != nil {
-					b.Fatal(err)
-				}
+				call()
 			}
 		})
+	}
+}
+
+// full is the chain that most services have. The router adds its policy.
+var full = []bus.Middleware{middleware.Timeout(time.Minute), middleware.Correlation(), middleware.Recover()}
+
+// chained is a call of a handler in a chain, of which the last is the outermost.
+func chained(tb testing.TB, mws []bus.Middleware) func() {
+	var h bus.Handler = bus.HandlerFunc(func(context.Context, *bus.Message) error { return nil })
+	for _, mw := range mws {
+		h = mw(h)
+	}
+	m := &bus.Message{ID: "id", Headers: bus.Headers{{Name: "traceparent", Value: "00-1"}}}
+	parent := tb.Context()
+	return func() {
+		ctx := bus.NewHandling(parent, nil, bus.Delivery{Message: m, Group: "g"})
+		if err := h.Handle(ctx, m); err != nil {
+			tb.Fatal(err)
+		}
+		if err := ctx.Flush(ctx, nil); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// TestChainAllocations: the full chain allocates twice a message.
+func TestChainAllocations(t *testing.T) {
+	none, all := testing.AllocsPerRun(1000, chained(t, nil)), testing.AllocsPerRun(1000, chained(t, full))
+	if all-none > 2 {
+		t.Errorf("the full chain allocates %v times", all-none)
 	}
 }

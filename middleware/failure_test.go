@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +25,6 @@ func TestRecover(t *testing.T) {
 		panics any
 	}{
 		"panic":  {func(context.Context, *bus.Message) error { panic("at the disco") }, nil, "at the disco"},
-		"goexit": {func(context.Context, *bus.Message) error { runtime.Goexit(); return nil }, router.ErrGoexit, router.ErrGoexit},
 		"error":  {func(context.Context, *bus.Message) error { return errBoom }, errBoom, nil},
 		"fine":   {func(context.Context, *bus.Message) error { return nil }, nil, nil},
 	} {

@@ -8,38 +8,42 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// Recover makes errors of a panic and of runtime.Goexit: a [*router.PanicError] with the stack. Of a Goexit the error
-// is [router.ErrGoexit] too.
+// Recover makes an error of a panic: a [*router.PanicError] with the stack.
 //
-// A router does this for its handlers without any middleware. Recover is for code that calls handlers by itself, and for
-// middleware that shall meet a panic as an error: Logging, Retry or a breaker outside of Recover.
-//
-// Each call runs in a goroutine of its own, because Goexit cannot be stopped in the goroutine that it ends.
+// A router does this for its handlers without any middleware, and makes an error of runtime.Goexit, too. Recover is for
+// code that calls handlers by itself, and for middleware that shall meet a panic as an error: Logging, Retry or a breaker
+// outside of Recover. A Goexit ends the goroutine nonetheless: nothing can stop it there.
 func Recover() bus.Middleware {
-	return bus.Around(func(ctx context.Context, c bus.Call) error {
-		result := make(chan error, 1)
-		go func() {
-			var err error
-			returned := false
-			defer func() {
-				if p := recover(); p != nil {
-					err = &router.PanicError{Value: p, Stack: string(debug.Stack())}
-				} else if !returned {
-					err = &goexit{router.PanicError{Value: router.ErrGoexit, Stack: string(debug.Stack())}}
-				}
-				result <- err
-			}()
-			err = c.Next(ctx)
-			returned = true
-		}()
-		return <-result
-	})
+	return func(next bus.Handler) bus.Handler {
+		r := recovering{next}
+		if batch, ok := next.(bus.BatchHandler); ok {
+			return recoveringBatch{r, batch}
+		}
+		return r
+	}
 }
 
-// goexit is router.ErrGoexit with the stack.
-type goexit struct{ panicked router.PanicError }
+type recovering struct{ next bus.Handler }
 
-func (g *goexit) Error() string { return router.ErrGoexit.Error() }
+// Handle implements bus.Handler.
+func (r recovering) Handle(ctx context.Context, m *bus.Message) (err error) {
+	defer recovered(&err)
+	return r.next.Handle(ctx, m)
+}
 
-// Unwrap lets errors.Is find the reason, and the router the stack.
-func (g *goexit) Unwrap() []error { return []error{router.ErrGoexit, &g.panicked} }
+type recoveringBatch struct {
+	recovering
+	batch bus.BatchHandler
+}
+
+// HandleBatch implements bus.BatchHandler.
+func (r recoveringBatch) HandleBatch(ctx context.Context, ms []*bus.Message) (err error) {
+	defer recovered(&err)
+	return r.batch.HandleBatch(ctx, ms)
+}
+
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = &router.PanicError{Value: p, Stack: string(debug.Stack())}
+	}
+}

@@ -126,16 +126,30 @@ const (
 	Stop
 )
 
-// PanicError is the error of a handler that panicked. It is retried like any other.
+// PanicError is the error of a handler that panicked, or called runtime.Goexit. It is retried like any other.
 type PanicError struct {
-	// Value is what was passed to panic, Stack the goroutine's stack.
+	// Value is what was passed to panic, or [ErrGoexit]; Stack is the goroutine's stack.
 	Value any
 	Stack string
 }
 
-func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
+func (e *PanicError) Error() string {
+	if e.Value == ErrGoexit {
+		return ErrGoexit.Error()
+	}
+	return fmt.Sprintf("panic: %v", e.Value)
+}
 
-// ErrGoexit is the error of a handler that called runtime.Goexit, as t.FailNow does.
+// Unwrap lets errors.Is find ErrGoexit. An error that was passed to panic is not found: a policy that ignores it does not
+// mean a panic.
+func (e *PanicError) Unwrap() error {
+	if e.Value == ErrGoexit {
+		return ErrGoexit
+	}
+	return nil
+}
+
+// ErrGoexit is why a handler failed that called runtime.Goexit, as t.FailNow does.
 var ErrGoexit = errors.New("the handler ended its goroutine (runtime.Goexit)")
 
 // ruling is what the policy says about an error.

@@ -28,6 +28,8 @@ type worker struct {
 	now  []*task // being handled
 	done []*task // handled, to be handed back
 
+	goexit *PanicError // how the handler ended the goroutine
+
 	pace  time.Duration
 	paced bool // pace is known
 }
@@ -116,12 +118,12 @@ func (w *worker) ended() {
 	c := w.c
 	if w.at >= 0 || len(w.now) > 0 {
 		if w.at >= 0 {
-			c.rule(w.tasks[w.at], ErrGoexit)
+			c.rule(w.tasks[w.at], w.goexit)
 			w.finished.Or(1 << w.at)
 			w.at = -1
 		}
 		for _, t := range w.now {
-			c.rule(t, ErrGoexit)
+			c.rule(t, w.goexit)
 			w.done = append(w.done, t)
 		}
 		w.now = nil
@@ -152,7 +154,7 @@ func (w *worker) handle(t *task) {
 	t.tries++
 	h := t.h
 	start := w.clock()
-	err := t.route.call(h, t.h.Delivery.Message)
+	err := w.call(t.route, h, t.h.Delivery.Message)
 	if err == nil || bus.IsIgnored(err) {
 		if ferr := c.conclude(t, h); ferr != nil {
 			err = ferr
@@ -200,7 +202,7 @@ func (w *worker) handleBatch(batch []*task) {
 	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
 	w.now = append(w.now[:0], tasks...)
 	start := w.clock()
-	err := tasks[0].route.callBatch(h, msgs)
+	err := w.callBatch(tasks[0].route, h, msgs)
 	errs := bus.Outcomes(err, len(msgs))
 	failed := map[string]bool{}
 	for i, e := range errs {
@@ -262,28 +264,40 @@ func (w *worker) observed(ctx context.Context, d bus.Delivery, n int, start time
 }
 
 // call calls the handler under the route's timeout. A panic becomes an error.
-func (r *Route) call(ctx context.Context, m *bus.Message) (err error) {
+func (w *worker) call(r *Route, ctx context.Context, m *bus.Message) (err error) {
 	if r.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, r.timeout)
 		defer cancel()
 	}
-	defer recovered(&err)
-	return r.handler.Handle(ctx, m)
+	returned := false
+	defer w.recovered(&returned, &err)
+	err = r.handler.Handle(ctx, m)
+	returned = true
+	return err
 }
 
-func (r *Route) callBatch(ctx context.Context, ms []*bus.Message) (err error) {
+func (w *worker) callBatch(r *Route, ctx context.Context, ms []*bus.Message) (err error) {
 	if r.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, r.timeout)
 		defer cancel()
 	}
-	defer recovered(&err)
-	return r.batch.HandleBatch(ctx, ms)
+	returned := false
+	defer w.recovered(&returned, &err)
+	err = r.batch.HandleBatch(ctx, ms)
+	returned = true
+	return err
 }
 
-func recovered(err *error) {
+// recovered is deferred around a call. A Goexit cannot be stopped here: the goroutine ends, and another goes on.
+func (w *worker) recovered(returned *bool, err *error) {
+	if *returned {
+		return
+	}
 	if p := recover(); p != nil {
 		*err = &PanicError{Value: p, Stack: string(debug.Stack())}
+	} else {
+		w.goexit = &PanicError{Value: ErrGoexit, Stack: string(debug.Stack())}
 	}
 }

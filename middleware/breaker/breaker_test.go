@@ -89,7 +89,13 @@ func calls(t *testing.T, mw bus.Middleware, n int, h bus.HandlerFunc) (called in
 		return h(ctx, m)
 	}))
 	for range n {
-		err := middleware.Recover()(counted).Handle(t.Context(), &bus.Message{})
+		var err error
+		ended := make(chan struct{})
+		go func() { // a Goexit ends it
+			defer close(ended)
+			err = middleware.Recover()(counted).Handle(t.Context(), &bus.Message{})
+		}()
+		<-ended
 		if d, ok := bus.UnavailableFor(err); errors.Is(err, breaker.ErrOpen) && (!ok || d <= 0 || d > 11*time.Second) {
 			t.Errorf("%v for %v", err, d)
 		}
