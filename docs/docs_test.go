@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	_ "github.com/millrace-go/millrace/adapters/all"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/conformance"
 )
 
 func read(t *testing.T, path string) string {
@@ -99,6 +101,53 @@ func TestConfigurationListsEveryParameter(t *testing.T) {
 		slices.Sort(listed)
 		if want := strings.Split(m[1], ", "); !slices.Equal(listed, want) {
 			t.Errorf("section %s lists %q,\nthe driver knows %q", section, listed, want)
+		}
+	}
+}
+
+// TestFailureTableIsChecked: each situation in failure-handling.md names a check of the suite, and no such check is missing.
+func TestFailureTableIsChecked(t *testing.T) {
+	_, rest, _ := strings.Cut(read(t, "failure-handling.md"), "\n## What happens\n")
+	table, _, _ := strings.Cut(rest, "\n## ")
+	var listed []string
+	for _, row := range regexp.MustCompile("(?m)^\\| .* \\| `([a-z/-]+)` \\|$").FindAllStringSubmatch(table, -1) {
+		listed = append(listed, row[1])
+	}
+	checks := conformance.Checks()
+	for _, name := range listed {
+		if !slices.Contains(checks, name) {
+			t.Errorf("there is no check %s", name)
+		}
+	}
+	for _, name := range checks {
+		theme, _, _ := strings.Cut(name, "/")
+		if slices.Contains([]string{"failure", "delay", "poison", "parking"}, theme) && name != "poison/concurrent" && !slices.Contains(listed, name) {
+			t.Errorf("the table says nothing of %s", name)
+		}
+	}
+}
+
+// TestTrapsHaveTests: the tests that failure-handling.md names exist.
+func TestTrapsHaveTests(t *testing.T) {
+	tests := map[string]bool{}
+	err := filepath.WalkDir("..", func(path string, _ os.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, "_test.go") {
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(read(t, path), -1) {
+				tests[m[1]] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(read(t, "failure-handling.md"), -1)
+	if len(named) < 10 {
+		t.Fatalf("only %d tests are named", len(named))
+	}
+	for _, m := range named {
+		if !tests[m[1]] {
+			t.Errorf("there is no %s", m[1])
 		}
 	}
 }

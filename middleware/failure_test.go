@@ -24,9 +24,9 @@ func TestRecover(t *testing.T) {
 		is     error
 		panics any
 	}{
-		"panic":  {func(context.Context, *bus.Message) error { panic("at the disco") }, nil, "at the disco"},
-		"error":  {func(context.Context, *bus.Message) error { return errBoom }, errBoom, nil},
-		"fine":   {func(context.Context, *bus.Message) error { return nil }, nil, nil},
+		"panic": {func(context.Context, *bus.Message) error { panic("at the disco") }, nil, "at the disco"},
+		"error": {func(context.Context, *bus.Message) error { return errBoom }, errBoom, nil},
+		"fine":  {func(context.Context, *bus.Message) error { return nil }, nil, nil},
 	} {
 		err := call(t.Context(), middleware.Recover(), &bus.Message{}, tc.h)
 		p, ok := errors.AsType[*router.PanicError](err)

@@ -216,3 +216,44 @@ func TestBlockedKey(t *testing.T) {
 type hook chan<- struct{}
 
 func (h hook) Poisoned(context.Context, bus.PoisonEntry) { h <- struct{}{} }
+
+// A replayed message has the key that it had, and so its place in the order.
+func TestReplayKeepsTheKey(t *testing.T) {
+	b, err := memory.Open(memory.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	const key = "k\xff\x00"
+	keys := make(chan string, 1)
+	poisoned := make(chan struct{}, 1)
+	r := router.New(b, "g", router.Hooks(hook(poisoned)))
+	r.HandleFunc("t", func(ctx context.Context, m *bus.Message) error {
+		if bus.DeliveryFrom(ctx).Failure == nil {
+			return bus.Permanent(errNo)
+		}
+		keys <- m.Key
+		return nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error)
+	go func() { over <- r.Run(ctx) }()
+	if err := b.PublishMessages(ctx, "t", &bus.Message{ID: "0", Key: key}); err != nil {
+		t.Fatal(err)
+	}
+	<-poisoned
+	q, err := poison.Open(ctx, b, "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.Replay(ctx, poison.Filter{Key: key}, poison.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-keys; got != key {
+		t.Errorf("the key is %q", got)
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+}

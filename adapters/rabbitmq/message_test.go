@@ -259,3 +259,35 @@ func FuzzRoundTrip(f *testing.F) {
 		}
 	})
 }
+
+// What the broker counts in headers is not taken for the publisher's, however often a message is given back and parked;
+// and the publisher's own headers of these names stay.
+func TestBrokersHeadersStayTheBrokers(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	d := openDriver(t, brokerConfig(t))
+	m := message("m0", "k")
+	m.Headers = bus.Headers{{Name: "x-death", Value: "mine"}, {Name: "x-delivery-count", Value: "7"}}
+	publish(t, d, topic, m)
+	for range 3 {
+		s, _ := parkingSource(t, d, topic)
+		if got := receive(t, ctx, s, 1)[0]; !reflect.DeepEqual(got.Headers, m.Headers) {
+			t.Errorf("headers %v", got.Headers)
+		}
+		if err := s.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, _ := parkingSource(t, d, topic)
+	ps := parkAll(receive(t, ctx, s, 1))
+	for range 3 {
+		if err := s.Park(ctx, ps); err != nil {
+			t.Fatal(err)
+		}
+		dst := make([]bus.Delivery, 1)
+		if n, err := s.Fetch(ctx, []bus.Token{ps[0].Token}, dst); n != 1 || err != nil || !reflect.DeepEqual(dst[0].Headers, m.Headers) {
+			t.Fatalf("fetched %d, %v, headers %v", n, err, dst[0])
+		}
+		ps[0].Delivery = dst[0]
+	}
+}
