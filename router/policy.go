@@ -134,7 +134,7 @@ type PanicError struct {
 }
 
 func (e *PanicError) Error() string {
-	if e.Value == ErrGoexit {
+	if e.Unwrap() != nil {
 		return ErrGoexit.Error()
 	}
 	return fmt.Sprintf("panic: %v", e.Value)
@@ -143,7 +143,7 @@ func (e *PanicError) Error() string {
 // Unwrap lets errors.Is find ErrGoexit. An error that was passed to panic is not found: a policy that ignores it does not
 // mean a panic.
 func (e *PanicError) Unwrap() error {
-	if e.Value == ErrGoexit {
+	if err, ok := e.Value.(error); ok && errors.Is(err, ErrGoexit) {
 		return ErrGoexit
 	}
 	return nil

@@ -154,7 +154,7 @@ func (w *worker) handle(t *task) {
 	t.tries++
 	h := t.h
 	start := w.clock()
-	err := w.call(t.route, h, t.h.Delivery.Message)
+	err := w.call(h, t.route, t.h.Delivery.Message)
 	if err == nil || bus.IsIgnored(err) {
 		if ferr := c.conclude(t, h); ferr != nil {
 			err = ferr
@@ -202,7 +202,7 @@ func (w *worker) handleBatch(batch []*task) {
 	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
 	w.now = append(w.now[:0], tasks...)
 	start := w.clock()
-	err := w.callBatch(tasks[0].route, h, msgs)
+	err := w.callBatch(h, tasks[0].route, msgs)
 	errs := bus.Outcomes(err, len(msgs))
 	failed := map[string]bool{}
 	for i, e := range errs {
@@ -264,7 +264,7 @@ func (w *worker) observed(ctx context.Context, d bus.Delivery, n int, start time
 }
 
 // call calls the handler under the route's timeout. A panic becomes an error.
-func (w *worker) call(r *Route, ctx context.Context, m *bus.Message) (err error) {
+func (w *worker) call(ctx context.Context, r *Route, m *bus.Message) (err error) {
 	if r.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, r.timeout)
@@ -277,7 +277,7 @@ func (w *worker) call(r *Route, ctx context.Context, m *bus.Message) (err error)
 	return err
 }
 
-func (w *worker) callBatch(r *Route, ctx context.Context, ms []*bus.Message) (err error) {
+func (w *worker) callBatch(ctx context.Context, r *Route, ms []*bus.Message) (err error) {
 	if r.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, r.timeout)

@@ -81,7 +81,7 @@ func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
 	}
 	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
-		<-closes
+		_ = <-closes // why, the reader of the lane's deliveries learns, or nobody needs to know
 		close(p.closed)
 	}()
 	c.parking = p
