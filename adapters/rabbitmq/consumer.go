@@ -89,7 +89,7 @@ func (c *consumer) follow(ctx context.Context) error {
 		}
 		select {
 		case <-unparked:
-			return errEnded
+			return c.parking.cause
 		case m, ok := <-c.early:
 			if !ok {
 				return c.failure()

@@ -48,6 +48,7 @@ type parking struct {
 	ch         *amqp.Channel
 	deliveries <-chan amqp.Delivery
 	closed     chan struct{} // closed when the channel has ended
+	cause      error         // why, set before
 	reader     sync.WaitGroup
 
 	unsure bool // records of an owner before may come, which it has settled at their origin: see load
@@ -81,7 +82,10 @@ func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
 	}
 	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
-		_ = <-closes // why, the reader of the lane's deliveries learns, or nobody needs to know
+		p.cause = errEnded
+		if err := <-closes; err != nil {
+			p.cause = err
+		}
 		close(p.closed)
 	}()
 	c.parking = p
