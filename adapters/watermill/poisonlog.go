@@ -36,6 +36,7 @@ type poisonedEntry struct {
 	Handler  string        `json:"handler,omitempty"`
 	Lane     int32         `json:"lane"`
 	Position int64         `json:"position"`
+	Waits    bool          `json:"waits,omitempty"`
 	Failure  bus.Failure   `json:"failure"`
 	Host     string        `json:"host"`
 	Time     time.Time     `json:"time"`
@@ -57,7 +58,7 @@ type storedMessage struct {
 func storeEntry(p bus.PoisonEntry) *poisonedEntry {
 	m := p.Message
 	e := &poisonedEntry{
-		ID: p.ID, Topic: p.Topic, Group: p.Group, Handler: p.Handler, Lane: p.Lane, Position: p.Position, Failure: p.Failure, Host: p.Host, Time: p.Time,
+		ID: p.ID, Topic: p.Topic, Group: p.Group, Handler: p.Handler, Lane: p.Lane, Position: p.Position, Waits: p.Waits, Failure: p.Failure, Host: p.Host, Time: p.Time,
 		Message: storedMessage{
 			ID: m.ID, Key: []byte(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time, ContentType: m.ContentType, Payload: m.Payload,
 		},
@@ -77,7 +78,7 @@ func (e *poisonedEntry) entry() bus.PoisonEntry {
 		m.Headers.Add(h.Name, string(h.Value))
 	}
 	return bus.PoisonEntry{
-		ID: e.ID, Message: m, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Failure: e.Failure, Host: e.Host, Time: e.Time,
+		ID: e.ID, Message: m, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time,
 	}
 }
 
