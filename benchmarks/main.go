@@ -12,8 +12,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -24,6 +22,7 @@ var (
 	size      = flag.Int("size", 256, "bytes of a payload")
 	queueType = flag.String("queue", "quorum", "type of RabbitMQ's queues, on all sides: quorum or classic")
 	asJSON    = flag.Bool("json", false, "print one object a line")
+	scaling   = flag.String("scaling", "", "instead of the paths: measure how Millrace scales, and draw plots into this `directory`; -paths chooses curves")
 	markdown  = flag.Bool("markdown", false, "print tables for a Markdown page")
 )
 
@@ -44,9 +43,12 @@ func run(ctx context.Context) error {
 	if *rounds < 1 || *least <= 0 {
 		return fmt.Errorf("-rounds is %d, -least %v: want at least 1, and more than 0", *rounds, *least)
 	}
+	if *scaling != "" {
+		return scale(ctx, *scaling, *paths)
+	}
 	var chosen []path
 	for _, p := range allPaths() {
-		if slices.ContainsFunc(strings.Split(*paths, ","), func(prefix string) bool { return strings.HasPrefix(p.name, prefix) }) {
+		if hasPrefix(p.name, *paths) {
 			chosen = append(chosen, p)
 		}
 	}

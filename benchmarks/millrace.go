@@ -12,6 +12,7 @@ import (
 var millrace = map[string]opener{
 	"memory": openMillrace, "kafka": openMillrace, "rabbitmq": openMillrace,
 	"postgres": openMillrace, "mysql": openMillrace, "sqlite": openMillrace,
+	"outbox": openMillraceOutbox,
 }
 
 // millraceSide is a bus with its defaults.

@@ -49,7 +49,7 @@ func allPaths() []path {
 			path{name: broker + "/consume/1ms", broker: broker, kind: consuming, work: time.Millisecond},
 			path{name: broker + "/latency", broker: broker, kind: latency})
 	}
-	return paths
+	return append(paths, path{name: "outbox/relay", broker: "outbox", kind: consuming})
 }
 
 // Counts of messages: of the first trial, and of any round.
@@ -110,7 +110,13 @@ func (p path) calibrate(ctx context.Context, lib library, open opener) (n int, e
 
 // round measures one library once, at a place of its own.
 func (p path) round(ctx context.Context, open opener, n int) (r result, err error) {
-	at, err := newPlace(ctx, p.broker, 0)
+	return p.roundOf(ctx, open, load{n: n, callers: p.callers, perCall: p.perCall, size: *size, keys: defaultKeys}, 0)
+}
+
+// roundOf is round with a load and a number of lanes; 0 is the default.
+func (p path) roundOf(ctx context.Context, open opener, l load, lanes int) (r result, err error) {
+	n := l.n
+	at, err := newPlace(ctx, p.broker, lanes)
 	if err != nil {
 		return r, err
 	}
@@ -128,7 +134,7 @@ func (p path) round(ctx context.Context, open opener, n int) (r result, err erro
 			err = cerr
 		}
 	}()
-	c := course{path: p, side: s, n: n, ledger: newLedger(n + 1), load: load{n: n, callers: p.callers, perCall: p.perCall, size: *size, keys: defaultKeys}}
+	c := course{path: p, side: s, n: n, ledger: newLedger(n + 1), load: l}
 	switch p.kind {
 	case through:
 		r, err = c.through(ctx)
@@ -212,7 +218,7 @@ func (c *course) consume(ctx context.Context) (r result, err error) {
 		return r, err
 	}
 	fill := c.load
-	fill.callers, fill.perCall = 4, 500
+	fill.callers, fill.perCall = 4, max(1, min(500, 128<<10/fill.size))
 	if err := c.side.publish(ctx, fill); err != nil {
 		return r, err
 	}

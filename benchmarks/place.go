@@ -29,7 +29,9 @@ type place struct {
 	// topic is also the name of the group, and part of the name of everything else that the round makes.
 	topic string
 	lanes int
-	clean func(ctx context.Context) error
+	// target is where the messages go that are written here; nil but for the relay's path.
+	target *place
+	clean  func(ctx context.Context) error
 }
 
 // brokers are all there are, in the order of the table.
@@ -40,6 +42,8 @@ func brokerURL(broker string) string {
 	switch broker {
 	case "memory", "sqlite":
 		return broker + ":"
+	case "outbox":
+		return brokerURL("postgres")
 	default:
 		return os.Getenv("MILLRACE_" + strings.ToUpper(broker) + "_URL")
 	}
@@ -75,6 +79,8 @@ func newPlace(ctx context.Context, broker string, lanes int) (*place, error) {
 		p.clean = p.cleanMySQL
 	case "sqlite":
 		err = p.onSQLite()
+	case "outbox":
+		err = p.onOutbox(ctx)
 	}
 	return p, err
 }
@@ -153,7 +159,7 @@ func (p *place) cleanRabbitMQ(context.Context) error {
 		queues = append(queues, group+of)
 	}
 	for i := range p.lanes {
-		queues = append(queues, rawLane(p.topic, i), fmt.Sprintf("%s:%d", group, i), fmt.Sprintf("%s:%d:early", group, i))
+		queues = append(queues, rawLane(p.topic, i), fmt.Sprintf("%s:%d", group, i), fmt.Sprintf("%s:%d:early", group, i), fmt.Sprintf("%s:%d:parked", group, i))
 	}
 	for _, name := range exchanges {
 		if err := ch.ExchangeDelete(name, false, false); err != nil {

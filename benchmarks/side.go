@@ -41,4 +41,5 @@ var raws = map[string]opener{
 	"postgres": rawPostgres,
 	"mysql":    rawMySQL,
 	"sqlite":   rawSQLite,
+	"outbox":   openRawOutbox,
 }

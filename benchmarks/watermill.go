@@ -24,6 +24,7 @@ var watermills = map[string]opener{
 	"rabbitmq": watermillRabbitMQ,
 	"postgres": watermillPostgres,
 	"mysql":    watermillMySQL,
+	"outbox":   openWatermillOutbox,
 }
 
 type watermillSide struct {

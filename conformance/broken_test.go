@@ -180,21 +180,39 @@ type defect struct {
 	name    string
 	make    func() *broken
 	noticed []string
+	long    bool // the checks take more than a few seconds
+}
+
+// twice is a driver that publishes everything twice.
+func twice() *broken {
+	return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		return d.Publish(ctx, topic, append(slices.Clone(msgs), msgs...))
+	}}
+}
+
+// dueless is a driver that forgets when parked messages are due.
+func dueless() *broken {
+	return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+		for i := range ps {
+			ps[i].Due = time.Time{}
+		}
+		return s.Park(ctx, ps)
+	}}
 }
 
 var defects = []defect{
 	{
-		"payloads: nil becomes empty",
-		func() *broken {
+		name: "payloads: nil becomes empty",
+		make: func() *broken {
 			return edit(func(m *bus.Message) {
 				if m.Payload == nil {
 					m.Payload = []byte{}
 				}
 			})
 		},
-		[]string{"round-trip/fields"},
+		noticed: []string{"round-trip/fields"},
 	},
-	{"headers: repeats are dropped", func() *broken {
+	{name: "headers: repeats are dropped", make: func() *broken {
 		return edit(func(m *bus.Message) {
 			for i := range m.Headers {
 				m.Headers.Set(m.Headers[i].Name, m.Headers.Get(m.Headers[i].Name))
@@ -203,39 +221,39 @@ var defects = []defect{
 				}
 			}
 		})
-	}, []string{"round-trip/fields", "failure/permanent"}},
-	{"large payloads are cut", func() *broken {
+	}, noticed: []string{"round-trip/fields", "failure/permanent"}},
+	{name: "large payloads are cut", make: func() *broken {
 		return edit(func(m *bus.Message) { m.Payload = m.Payload[:min(len(m.Payload), 100_000)] })
-	}, []string{"round-trip/large"}},
-	{"the key is lost", func() *broken { return edit(func(m *bus.Message) { m.Key = "" }) }, []string{"round-trip/through-the-router", "order/keys", "order/keys-while-failing", "failure/retry"}},
+	}, noticed: []string{"round-trip/large"}},
+	{name: "the key is lost", make: func() *broken { return edit(func(m *bus.Message) { m.Key = "" }) }, noticed: []string{"round-trip/through-the-router", "order/keys", "order/keys-while-failing", "failure/retry"}},
 	{
-		"publish: one of many is dropped, and nobody is told",
-		func() *broken {
+		name: "publish: one of many is dropped, and nobody is told",
+		make: func() *broken {
 			var n atomic.Int64
 			return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 				kept := slices.DeleteFunc(slices.Clone(msgs), func(*bus.Message) bool { return n.Add(1)%37 == 0 })
 				return d.Publish(ctx, topic, kept)
 			}}
 		},
-		[]string{"publish/concurrent", "groups/fan-out", "groups/topics-apart", "groups/published-before", "groups/late", "groups/start-at", "lifecycle/pause"},
+		noticed: []string{"publish/concurrent", "groups/fan-out", "groups/topics-apart", "groups/published-before", "groups/late", "groups/start-at", "lifecycle/pause"},
 	},
-	{"publish: an error is at the wrong index", func() *broken {
+	{name: "publish: an error is at the wrong index", make: func() *broken {
 		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.MaxMessage = 1 << 20; return c }, publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			if len(msgs) == 2 {
 				return &bus.PublishError{Errs: []error{nil, errors.New("wrong place")}}
 			}
 			return d.Publish(ctx, topic, msgs)
 		}}
-	}, []string{"publish/errors-aligned"}},
-	{"publish: an ended context is not heeded", func() *broken {
+	}, noticed: []string{"publish/errors-aligned"}},
+	{name: "publish: an ended context is not heeded", make: func() *broken {
 		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			return d.Publish(context.WithoutCancel(ctx), topic, msgs)
 		}}
-	}, []string{"publish/cancelled"}},
-	{"publish: works after close", func() *broken {
+	}, noticed: []string{"publish/cancelled"}},
+	{name: "publish: works after close", make: func() *broken {
 		return &broken{shut: func(bus.Driver, context.Context) error { return nil }}
-	}, []string{"publish/closed"}},
-	{"publish: says not published although it was", func() *broken {
+	}, noticed: []string{"publish/closed"}},
+	{name: "publish: says not published although it was", make: func() *broken {
 		var n atomic.Int64
 		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			err := d.Publish(ctx, topic, msgs)
@@ -244,13 +262,19 @@ var defects = []defect{
 			}
 			return err
 		}}
-	}, []string{"publish/close-meanwhile"}},
-	{"every message comes twice", func() *broken {
-		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
-			return d.Publish(ctx, topic, append(slices.Clone(msgs), msgs...))
-		}}
-	}, []string{"groups/share", "order/concurrency-beyond-lanes", "bounds/in-flight", "bounds/bytes", "lifecycle/drain", "failure/batch", "failure/emit"}},
-	{"two messages of a key are swapped", func() *broken {
+	}, noticed: []string{"publish/close-meanwhile"}},
+	{name: "ids change on the way", make: func() *broken {
+		var n atomic.Int64
+		return edit(func(m *bus.Message) {
+			if m.ID == "good" {
+				m.ID += strconv.FormatInt(n.Add(1), 10)
+			}
+		})
+	}, noticed: []string{"failure/deduplicate"}},
+	{name: "headers are lost", make: func() *broken { return edit(func(m *bus.Message) { m.Headers = nil }) }, noticed: []string{"failure/correlation"}},
+	{name: "every message comes twice, and it takes long", make: twice, noticed: []string{"failure/unavailable", "delay/blocks-only-its-key"}, long: true},
+	{name: "every message comes twice", make: twice, noticed: []string{"groups/share", "order/concurrency-beyond-lanes", "bounds/in-flight", "bounds/bytes", "lifecycle/drain", "failure/batch", "failure/emit"}},
+	{name: "two messages of a key are swapped", make: func() *broken {
 		return filter(func(dst []bus.Delivery) int {
 			first := map[string]int{}
 			for i := range dst {
@@ -262,8 +286,8 @@ var defects = []defect{
 			}
 			return len(dst)
 		})
-	}, []string{"order/keys", "order/slow-key-delays-nobody", "bounds/receive"}},
-	{"deliveries are lost on the way out", func() *broken {
+	}, noticed: []string{"order/keys", "order/slow-key-delays-nobody", "bounds/receive"}},
+	{name: "deliveries are lost on the way out", make: func() *broken {
 		var n atomic.Int64
 		return filter(func(dst []bus.Delivery) int {
 			kept := 0
@@ -275,8 +299,8 @@ var defects = []defect{
 			}
 			return kept
 		})
-	}, []string{"round-trip/fields", "groups/latest", "lifecycle/drain"}},
-	{"records that cannot be decoded stop the source", func() *broken {
+	}, noticed: []string{"round-trip/fields", "groups/latest", "lifecycle/drain"}},
+	{name: "records that cannot be decoded stop the source", make: func() *broken {
 		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 			n, err := s.Receive(ctx, dst[:1], maxBytes)
 			if n == 1 && (strings.HasPrefix(dst[0].ContentType, "image/") || dst[0].Type == "typeC") {
@@ -284,21 +308,21 @@ var defects = []defect{
 			}
 			return n, err
 		}}
-	}, []string{"failure/undecodable", "types/strict"}},
-	{"receive: the bounds are not kept", func() *broken {
+	}, noticed: []string{"failure/undecodable", "types/strict"}},
+	{name: "receive: the bounds are not kept", make: func() *broken {
 		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, _ int) (int, error) {
 			return s.Receive(ctx, dst, 1<<40)
 		}}
-	}, []string{"bounds/receive"}},
-	{"receive: does not end with its context", func() *broken {
+	}, noticed: []string{"bounds/receive"}},
+	{name: "receive: does not end with its context", make: func() *broken {
 		return &broken{receive: func(s bus.Source, _ context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 			return s.Receive(context.Background(), dst, maxBytes)
 		}}
-	}, []string{"lifecycle/receive-ends"}},
-	{"settle: does nothing", func() *broken {
+	}, noticed: []string{"lifecycle/receive-ends"}},
+	{name: "settle: does nothing", make: func() *broken {
 		return &broken{settle: func(bus.Source, context.Context, []bus.Token) error { return nil }}
-	}, []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "members/stale-settle", "members/leave-and-join"}},
-	{"settle: everything received is settled at once", func() *broken {
+	}, noticed: []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "members/stale-settle", "members/leave-and-join", "failure/at-most-once"}},
+	{name: "settle: everything received is settled at once", make: func() *broken {
 		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 			n, err := s.Receive(ctx, dst, maxBytes)
 			for i := range n {
@@ -306,48 +330,48 @@ var defects = []defect{
 			}
 			return n, err
 		}}
-	}, []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "failure/healthy-at-shutdown", "members/stale-settle", "members/leave-and-join"}},
-	{"settle: stale tokens are no error", func() *broken {
+	}, noticed: []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "failure/healthy-at-shutdown", "members/stale-settle", "members/leave-and-join"}},
+	{name: "settle: stale tokens are no error", make: func() *broken {
 		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
 			_ = s.Settle(ctx, tokens)
 			return nil
 		}}
-	}, []string{"members/stale-settle"}},
-	{"lanes are not assigned before they deliver", func() *broken {
+	}, noticed: []string{"members/stale-settle"}},
+	{name: "lanes are not assigned before they deliver", make: func() *broken {
 		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			return d.Subscribe(ctx, s, unassigned{o})
 		}}
-	}, []string{"bounds/receive", "types/routing", "failure/exhausted", "lifecycle/no-goroutine-left"}},
-	{"latest begins at the start", func() *broken {
+	}, noticed: []string{"bounds/receive", "types/routing", "failure/exhausted", "lifecycle/no-goroutine-left"}},
+	{name: "latest begins at the start", make: func() *broken {
 		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			s.Start = bus.Earliest
 			return d.Subscribe(ctx, s, o)
 		}}
-	}, []string{"groups/latest", "groups/start-at"}},
-	{"a durable bus forgets", func() *broken {
+	}, noticed: []string{"groups/latest", "groups/start-at"}},
+	{name: "a durable bus forgets", make: func() *broken {
 		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.Durable = true; return c }}
-	}, []string{"lifecycle/restart"}},
-	{"close: says that it failed", func() *broken {
+	}, noticed: []string{"lifecycle/restart"}},
+	{name: "close: says that it failed", make: func() *broken {
 		return &broken{shut: func(d bus.Driver, ctx context.Context) error { return errors.Join(d.Close(ctx), errors.New("failed")) }}
-	}, []string{"lifecycle/concurrent-close"}},
-	{"a goroutine is left", func() *broken {
+	}, noticed: []string{"lifecycle/concurrent-close"}},
+	{name: "a goroutine is left", make: func() *broken {
 		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			go func() { <-leaked }()
 			return d.Subscribe(ctx, s, o)
 		}}
-	}, []string{"lifecycle/no-goroutine-left"}},
-	{"groups share what each should have", func() *broken {
+	}, noticed: []string{"lifecycle/no-goroutine-left"}},
+	{name: "groups share what each should have", make: func() *broken {
 		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			s.Group = "one"
 			return d.Subscribe(ctx, s, o)
 		}}
-	}, []string{"groups/fan-out", "groups/late"}},
-	{"poison: entries are forgotten", func() *broken {
+	}, noticed: []string{"groups/fan-out", "groups/late"}},
+	{name: "poison: entries are forgotten", make: func() *broken {
 		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
 			return &poisonHooks{PoisonStore: s, put: func(bus.PoisonStore, context.Context, []bus.PoisonEntry) error { return nil }}
 		}}
-	}, []string{"poison/store", "poison/concurrent", "failure/permanent", "failure/exhausted", "types/strict"}},
-	{"poison: looking removes", func() *broken {
+	}, noticed: []string{"poison/store", "poison/concurrent", "poison/away", "failure/permanent", "failure/exhausted", "types/strict"}},
+	{name: "poison: looking removes", make: func() *broken {
 		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
 			return &poisonHooks{PoisonStore: s, list: func(s bus.PoisonStore, ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
 				return func(yield func(bus.PoisonEntry, error) bool) {
@@ -360,66 +384,78 @@ var defects = []defect{
 				}
 			}}
 		}}
-	}, []string{"poison/store"}},
-	{"poison: nothing can be removed", func() *broken {
+	}, noticed: []string{"poison/store"}},
+	{name: "poison: nothing can be removed", make: func() *broken {
 		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
 			return &poisonHooks{PoisonStore: s, remove: func(bus.PoisonStore, context.Context, []string) error { return nil }}
 		}}
-	}, []string{"poison/store"}},
+	}, noticed: []string{"poison/store", "poison/replay-interrupted"}},
 }
 
 // parkingDefects are wrong with what is parked.
 var parkingDefects = []defect{
-	{"delay: it gets lost on the way", func() *broken {
+	{name: "delay: it gets lost on the way", make: func() *broken {
 		return edit(func(m *bus.Message) {
 			m.Headers = slices.DeleteFunc(m.Headers, func(h bus.Header) bool { return h.Name == bus.HeaderDeliverAt })
 		})
-	}, []string{"delay/publish"}},
-	{"parking: due times are lost", func() *broken {
-		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
-			for i := range ps {
-				ps[i].Due = time.Time{}
-			}
-			return s.Park(ctx, ps)
-		}}
-	}, []string{"delay/retry", "parking/store"}},
-	{"parking: keys wait for messages that are free", func() *broken {
+	}, noticed: []string{"delay/publish"}},
+	{name: "parking: due times are lost", make: dueless, noticed: []string{"delay/retry", "parking/store"}},
+	{name: "parking: due times are lost, and it takes long", make: dueless, noticed: []string{"delay/many-keys"}, long: true},
+	{name: "parking: keys wait for messages that are free", make: func() *broken {
 		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
 			for i := range ps {
 				ps[i].Free = false
 			}
 			return s.Park(ctx, ps)
 		}}
-	}, []string{"parking/store"}},
-	{"parking: tries are forgotten", func() *broken {
+	}, noticed: []string{"parking/store"}},
+	{name: "parking: tries are forgotten", make: func() *broken {
 		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
 			for i := range ps {
 				ps[i].Attempt, ps[i].Failure = 1, nil
 			}
 			return s.Park(ctx, ps)
 		}}
-	}, []string{"parking/store"}},
-	{"parking: nobody says that a token is stale", func() *broken {
+	}, noticed: []string{"parking/store"}},
+	{name: "parking: nobody says that a token is stale", make: func() *broken {
 		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
 			if err := s.Park(ctx, ps); !errors.Is(err, bus.ErrStale) {
 				return err
 			}
 			return nil
 		}}
-	}, []string{"parking/stale"}},
-	{"inject: a group that does not exist will do", func() *broken {
+	}, noticed: []string{"parking/stale"}},
+	{name: "inject: a group that does not exist will do", make: func() *broken {
 		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
 			if err := d.Inject(ctx, topic, group, ps); !errors.Is(err, bus.ErrNotFound) {
 				return err
 			}
 			return nil
 		}}
-	}, []string{"parking/inject"}},
-	{"inject: the last message is forgotten", func() *broken {
+	}, noticed: []string{"parking/inject"}},
+	{name: "inject: all groups are given what one is to have", make: func() *broken {
+		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, _ string, ps []bus.Parking) error {
+			for i := range ps {
+				if err := d.(bus.Driver).Publish(ctx, topic, []*bus.Message{ps[i].Message}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}}
+	}, noticed: []string{"poison/replay"}},
+	{name: "inject: what waits is given back as something new", make: func() *broken {
+		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
+			for i := range ps {
+				ps[i].Token = bus.Token{}
+			}
+			return d.Inject(ctx, topic, group, ps)
+		}}
+	}, noticed: []string{"poison/key-waits"}},
+	{name: "inject: the last message is forgotten", make: func() *broken {
 		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
 			return d.Inject(ctx, topic, group, ps[:len(ps)-1])
 		}}
-	}, []string{"parking/inject"}},
+	}, noticed: []string{"parking/inject"}},
 }
 
 // leaked ends the goroutines that a defect left, at the end of all tests.
@@ -450,8 +486,12 @@ func TestBrokenDriversAreNoticed(t *testing.T) {
 					return bus.New(&one), nil
 				}
 				pattern := regexp.MustCompile("^(" + strings.Join(d.noticed, "|") + ")$")
+				timeout := 3 * time.Second
+				if d.long {
+					timeout = 30 * time.Second
+				}
 				seen := 0
-				for r := range conformance.Verify(t.Context(), open, conformance.Options{Run: pattern, Timeout: 3 * time.Second}) {
+				for r := range conformance.Verify(t.Context(), open, conformance.Options{Run: pattern, Timeout: timeout}) {
 					seen++
 					if r.Status != conformance.Fail {
 						t.Errorf("%s: %s %s", r.Test, r.Status, r.Detail)
