@@ -16,7 +16,7 @@ TEST := $(GO) test -race -shuffle=on -timeout 20m -p 2
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-short lint fmt brokers brokers-stop brokers-status bench bench-go bench-compare cover conformance clean
+.PHONY: help test test-watermill test-short lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ brokers-status: ## show which brokers run, and where
 
 bench: ## side by side with Watermill and the raw clients (PATHS=kafka,postgres/publish and BENCHFLAGS="-rounds 5 -json" choose)
 	@$(WITH_BROKERS) bash -c 'cd benchmarks && $(GO) run . -paths "$(PATHS)" $(BENCHFLAGS)'
+
+bench-scaling: ## how throughput grows with workers, lanes, keys, sizes and so on; draws docs/performance/*.svg (PATHS=workers chooses)
+	@$(WITH_BROKERS) bash -c 'cd benchmarks && $(GO) run . -scaling ../docs/performance -paths "$(PATHS)" $(BENCHFLAGS)'
 
 bench-compare: ## the Go benchmarks of this tree against those of BASE=commit, by benchstat (BENCH=regexp, COUNT=6)
 	scripts/bench-compare "$(BASE)" '$(BENCH)' $(COUNT)

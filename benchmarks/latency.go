@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -10,8 +11,21 @@ import (
 // latencyRates are how many messages a second are sent: about a tenth of what Watermill can do.
 var latencyRates = map[string]int{"memory": 8000, "kafka": 200, "rabbitmq": 200, "postgres": 200, "mysql": 200, "sqlite": 100}
 
-// latencySenders share the sending, so that a slow call does not delay the next message.
-const latencySenders = 64
+// latencySenders share the sending, so that a slow call does not delay the next message. In memory no call is slow.
+func latencySenders(broker string) int {
+	if broker == "memory" {
+		return 1
+	}
+	return 64
+}
+
+// until waits for a time. A sleeper wakes up to a millisecond late, so it looks at the clock itself for the last of it.
+func until(at time.Time) {
+	time.Sleep(time.Until(at) - 2*time.Millisecond)
+	for time.Now().Before(at) {
+		runtime.Gosched()
+	}
+}
 
 // latency sends at a fixed rate, and measures from the time at which a message was to be sent until its handler is called: what
 // waits because something before it was slow has waited.
@@ -35,13 +49,15 @@ func (c *course) latency(ctx context.Context) (r result, err error) {
 		if err := c.ledger.wait(ctx, 1); err != nil {
 			return err
 		}
-		began, u := time.Now(), began()
+		u := began()
+		began := time.Now()
 		start.Store(&began)
-		errs := make(chan error, latencySenders)
-		for i := range latencySenders {
+		senders := latencySenders(c.broker)
+		errs := make(chan error, senders)
+		for i := range senders {
 			go func() {
-				for number := i; number < c.n; number += latencySenders {
-					time.Sleep(due(number) - time.Since(began))
+				for number := i; number < c.n; number += senders {
+					until(began.Add(due(number)))
 					if err := c.side.publish(ctx, c.load.one(number)); err != nil {
 						errs <- err
 						return
@@ -51,7 +67,7 @@ func (c *course) latency(ctx context.Context) (r result, err error) {
 			}()
 		}
 		var err error
-		for range latencySenders {
+		for range senders {
 			if e := <-errs; err == nil {
 				err = e
 			}

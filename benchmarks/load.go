@@ -49,7 +49,7 @@ func (l load) send(publish func(items []item) error) error {
 				items = items[:0]
 				for i := at; i < min(at+l.perCall, l.n); i++ {
 					if len(slab) < l.size {
-						slab = make([]byte, max(slabSize, l.size))
+						slab = make([]byte, max(min(slabSize, l.n*l.size), l.size))
 					}
 					number := l.first + i
 					items = append(items, item{names[number%len(names)], fillPayload(slab[:l.size:l.size], number)})

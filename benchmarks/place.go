@@ -70,7 +70,7 @@ func newPlace(ctx context.Context, broker string, lanes int) (*place, error) {
 	case "kafka":
 		err = p.onKafka(ctx)
 	case "rabbitmq":
-		p.ours = with(p.url, "queue", *queueType, "lanes", fmt.Sprint(p.lanes))
+		p.ours = with(p.url, "queue", *queueType, "lanes", fmt.Sprint(p.lanes), "unrouted", fmt.Sprint(2*mostCount))
 		p.clean = p.cleanRabbitMQ
 	case "postgres":
 		err = p.onPostgres(ctx)

@@ -120,8 +120,9 @@ func (t trial) rate(ctx context.Context) (float64, error) {
 	}
 	// As long as a round of the paths: a trial tells how many messages that is.
 	r, err := p.roundOf(ctx, open, load(500), t.lanes)
-	for n := 500; err == nil && n < int(r.rate*least.Seconds()) && n < mostCount && n*load(1).size < 1<<30; {
-		n = min(max(int(r.rate*least.Seconds()), 2*n), 20*n, mostCount, max(1000, 1<<30/load(1).size))
+	most := min(mostCount, max(1000, 1<<30/load(1).size))
+	for n := 500; err == nil && n < int(r.rate*least.Seconds()) && n < most; {
+		n = min(max(int(r.rate*least.Seconds()), 2*n), 20*n, most)
 		r, err = p.roundOf(ctx, open, load(n), t.lanes)
 	}
 	return r.rate, err

@@ -33,10 +33,11 @@ const (
 const subscribePatience = 10 * time.Second
 
 // Bounds of what a client fetches ahead from one broker, within which the subscription's own bound is kept to. Below
-// 1 MiB, every request would bring a part of a batch; above 32 MiB, more would not be quicker.
+// 1 MiB, every request would bring a part of a batch; above 8 MiB, more would not be quicker. A fetch takes several times
+// its size when it is decoded, and the next one is under way.
 const (
 	minFetchBytes = 1 << 20
-	maxFetchBytes = 32 << 20
+	maxFetchBytes = 8 << 20
 )
 
 // Subscribe implements bus.Driver.
