@@ -35,6 +35,8 @@ func WithHeader(name, value string) PublishOption {
 // WithDeliverAt has the message delivered at t or later, to every group. Until then it is parked, and the others of its key go on; when it is due
 // it is like a message that was just published. On a broker that does not park ([Capabilities]) each group's router
 // holds it in memory. Who consumes the topic without Millrace sees it at once.
+//
+// It cannot be taken back: the topic has it, and each group a copy. A handler looks whether what is due is still wanted.
 func WithDeliverAt(t time.Time) PublishOption {
 	return WithHeader(HeaderDeliverAt, t.UTC().Format(time.RFC3339Nano))
 }

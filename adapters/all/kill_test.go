@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -23,6 +24,7 @@ const killedRole = "MILLRACE_TEST_ROLE"
 var killedRoles = map[string]func(ctx context.Context, b *bus.Bus, topic, group string) error{
 	"delays":       delaysUntilKilled,
 	"at most once": handlesOnceUntilKilled,
+	"replay":       replaysUntilKilled,
 }
 
 func TestMain(m *testing.M) {
@@ -42,7 +44,7 @@ func TestKilled(t *testing.T) {
 	for _, role := range []struct {
 		name string
 		test func(t *testing.T, k *killed)
-	}{{"delays", killedWhileWaiting}, {"at most once", killedAtMostOnce}} {
+	}{{"delays", killedWhileWaiting}, {"at most once", killedAtMostOnce}, {"replay", killedReplay}} {
 		t.Run(role.name, func(t *testing.T) {
 			for _, broker := range []struct {
 				name string
@@ -289,4 +291,99 @@ func killedAtMostOnce(t *testing.T, k *killed) {
 		}
 	}
 	t.Logf("%d before the kill, %d lost", before, lost)
+}
+
+// replaysUntilKilled replays a group's poison queue, and says how far it is.
+func replaysUntilKilled(ctx context.Context, b *bus.Bus, _, group string) error {
+	q, err := poison.Open(ctx, b, group)
+	if err != nil {
+		return err
+	}
+	_, err = q.Replay(ctx, poison.Filter{}, poison.Options{Progress: func(done, _ int) { fmt.Println(done) }})
+	return err
+}
+
+// poisonedHook counts what was poisoned.
+type poisonedHook chan struct{}
+
+func (h poisonedHook) Poisoned(context.Context, bus.PoisonEntry) { h <- struct{}{} }
+
+// killedReplay: a replay whose process is killed loses nothing; the next one goes on, and repeats at most a part.
+func killedReplay(t *testing.T, k *killed) {
+	const total = 1000
+	var mu sync.Mutex
+	refuses := true
+	handled := map[string]int{}
+	all := make(chan struct{})
+	ctx, stop := context.WithCancel(k.ctx)
+	refused := make(poisonedHook, total)
+	r := router.New(k.bus, k.group, router.Hooks(refused))
+	r.HandleFunc(k.topic, func(_ context.Context, m *bus.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if refuses {
+			return bus.Permanent(errors.New("refused"))
+		}
+		if handled[m.ID]++; handled[m.ID] == 1 && len(handled) == total {
+			close(all)
+		}
+		return nil
+	})
+	over := make(chan error, 1)
+	go func() { over <- r.Run(ctx) }()
+	var msgs []*bus.Message
+	for i := range total {
+		msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Key: fmt.Sprint(i % 50)})
+	}
+	if err := r.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	k.publish(t, msgs)
+	q, err := poison.Open(ctx, k.bus, k.group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() int {
+		n, err := q.Count(ctx, poison.Filter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for range total {
+		select {
+		case <-refused:
+		case <-ctx.Done():
+			t.Fatal("not all were poisoned")
+		}
+	}
+	mu.Lock()
+	refuses = false
+	mu.Unlock()
+	k.start(t)
+	k.until(t, func(line string) bool { return line != "0" })
+	after := left()
+	if after == 0 {
+		t.Fatal("it was killed too late: the test shows nothing")
+	}
+	result, err := q.Replay(ctx, poison.Filter{}, poison.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-all:
+	case <-ctx.Done():
+	}
+	stop()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	twice := 0
+	for _, n := range handled {
+		twice += n - 1
+	}
+	if len(handled) != total || twice > total/4 {
+		t.Errorf("%d of %d were handled, %d of them again", len(handled), total, twice)
+	}
+	t.Logf("%d were left after the kill, %d of them replayed; %d came twice", after, result.Done, twice)
 }
