@@ -30,8 +30,8 @@ test-watermill: $(GOLANGCI) ## the module adapters/watermill: lint, both conform
 
 test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing installed
 	env -u MILLRACE_KAFKA_URL -u MILLRACE_RABBITMQ_URL -u MILLRACE_POSTGRES_URL -u MILLRACE_MYSQL_URL \
-		-u MILLRACE_REQUIRE_BROKERS bash -c '$(GO) test -short -race -shuffle=on -timeout 10m ./... && \
-		cd adapters/watermill && $(GO) test -short -race -shuffle=on -timeout 10m ./...'
+		-u MILLRACE_REQUIRE_BROKERS bash -c '$(GO) test -short -race -shuffle=on -timeout 10m -p 4 -parallel 8 ./... && \
+		cd adapters/watermill && $(GO) test -short -race -shuffle=on -timeout 10m -p 4 -parallel 8 ./...'
 
 lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scripts if shellcheck is there
 	$(GOLANGCI) run ./...

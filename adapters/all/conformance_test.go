@@ -8,10 +8,9 @@ import (
 	"github.com/millrace-go/millrace/conformance"
 )
 
-// TestConformance runs the suite against every driver, on the real brokers. RabbitMQ's is in its own package, where it
-// deletes the many queues afterwards.
+// TestConformance runs the suite against the drivers, on the real brokers. RabbitMQ's is in its own package, where it
+// deletes the many queues afterwards, and memory's in the suite's.
 func TestConformance(t *testing.T) {
-	t.Run("memory", func(t *testing.T) { conformance.Run(t, conformance.URL("memory:conformance")) })
 	t.Run("sqlite", func(t *testing.T) {
 		conformance.Run(t, conformance.URL("sqlite:"+filepath.Join(t.TempDir(), "bus.db")))
 	})
