@@ -312,3 +312,69 @@ func TestFinalSubscribeErrorEndsRun(t *testing.T) {
 		t.Errorf("run: %v", err)
 	}
 }
+
+// committing is a fake whose settlements become durable by Commit.
+type committing struct {
+	*fake
+	commit func(n int) error // n is how often it was called before
+	n      int
+}
+
+func (c *committing) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	if _, err := c.fake.Subscribe(ctx, s, o); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *committing) Commit(context.Context) error {
+	c.n++
+	return c.commit(c.n - 1)
+}
+
+// At most once: a handler is called when its message's settlement is durable for sure, and its lane was ours all the time.
+func TestAtMostOnceKnowsThatItIsSettled(t *testing.T) {
+	goes := func(f *fake) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.settleErr = append(f.settleErr, bus.ErrStale)
+	}
+	for _, tc := range []struct {
+		name   string
+		commit func(f *fake, n int) error
+		calls  int
+	}{
+		{"committed", func(*fake, int) error { return nil }, 1},
+		{"committed at the second try", func(_ *fake, n int) error {
+			if n == 0 {
+				return errLater
+			}
+			return nil
+		}, 1},
+		{"the lane goes before the commit, which has nothing to do then", func(f *fake, _ int) error { goes(f); return nil }, 0},
+		{"the lane goes while the commit fails", func(f *fake, n int) error {
+			if n == 0 {
+				goes(f)
+				return errLater
+			}
+			return nil
+		}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				calls := 0
+				r := router.New(bus.New(&committing{fake: f, commit: func(n int) error { return tc.commit(f, n) }}), "g", router.Guarantee(router.AtMostOnce))
+				r.HandleFunc("t", func(context.Context, *bus.Message) error { calls++; return nil })
+				run(t, r)
+				f.observer.Assigned([]bus.Lane{{ID: 1, Epoch: 7}})
+				f.send(1, 7, 10, "a")
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if calls != tc.calls {
+					t.Errorf("%d calls, want %d", calls, tc.calls)
+				}
+			})
+		})
+	}
+}

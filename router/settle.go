@@ -29,7 +29,7 @@ func (c *consumer) settleFirst(tasks ...*task) bool {
 			tokens = append(tokens, t.token())
 		}
 	}
-	if len(tokens) > 0 && (c.settleTokens(tokens) != nil || !c.commit()) {
+	if len(tokens) > 0 && !c.settleDurably(tokens) {
 		return false
 	}
 	for _, t := range tasks {
@@ -38,21 +38,21 @@ func (c *consumer) settleFirst(tasks ...*task) bool {
 	return true
 }
 
-// commit has settlements made durable, however often it takes, until the drain's patience ends.
-func (c *consumer) commit() bool {
+// settleDurably returns whether tokens are settled for sure. A lane that goes takes settlements with it that nobody had
+// committed; so they are settled again behind the commit, which fails then, and changes nothing otherwise.
+func (c *consumer) settleDurably(tokens []bus.Token) bool {
 	source, ok := c.source.(bus.Committer)
-	for b := (backoff{}); ok; {
+	if !ok {
+		return c.settleTokens(tokens) == nil
+	}
+	for b := (backoff{}); c.settleTokens(tokens) == nil; b.wait(c.ctx) {
 		err := source.Commit(c.ctx)
 		if err == nil {
-			break
+			return c.settleTokens(tokens) == nil
 		}
-		c.log.Warn("committing failed", "err", err)
-		if c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
-			return false
-		}
-		b.wait(c.ctx)
+		c.log.Warn("committing failed; trying again", "messages", len(tokens), "err", err)
 	}
-	return true
+	return false
 }
 
 // settler settles what is done in batches: while one is under way the next gathers, so that a slow broker makes
