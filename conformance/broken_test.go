@@ -399,6 +399,16 @@ var parkingDefects = []defect{
 			m.Headers = slices.DeleteFunc(m.Headers, func(h bus.Header) bool { return h.Name == bus.HeaderDeliverAt })
 		})
 	}, noticed: []string{"delay/publish"}},
+	{name: "delay: cancellations get lost", make: func() *broken {
+		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			return d.Publish(ctx, topic, slices.DeleteFunc(slices.Clone(msgs), func(m *bus.Message) bool { return m.Type == bus.TypeCancellation }))
+		}}
+	}, noticed: []string{"delay/cancel"}, long: true},
+	{name: "settle: what is parked stays", make: func() *broken {
+		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
+			return s.Settle(ctx, slices.DeleteFunc(slices.Clone(tokens), func(t bus.Token) bool { return t.Parked }))
+		}}
+	}, noticed: []string{"delay/cancel"}, long: true},
 	{name: "parking: due times are lost", make: dueless, noticed: []string{"delay/retry", "parking/store"}},
 	{name: "parking: due times are lost, and it takes long", make: dueless, noticed: []string{"delay/many-keys"}, long: true},
 	{name: "parking: keys wait for messages that are free", make: func() *broken {

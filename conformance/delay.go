@@ -18,6 +18,7 @@ var delayChecks = []check{
 	{"delay/blocks-only-its-key", delayLoad},
 	{"delay/many-keys", delayManyKeys},
 	{"delay/publish", delayPublish},
+	{"delay/cancel", delayCancel},
 }
 
 // parks ends the check if the driver cannot park.
