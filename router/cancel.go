@@ -21,7 +21,13 @@ func (t *task) named() named {
 // cancellation goes that way, too, and is seen to when all before it is stored. Called with the lock held.
 func (c *consumer) cancelDelayed(t *task) {
 	t.lane.busy++
-	c.cancelHeld(t)
+	what := t.named()
+	if what.key == "" || what.id == "" {
+		c.log.Warn("a cancellation names no message: its key or its header is missing", "id", t.h.Delivery.ID, "header", bus.HeaderCancels)
+		c.settleTask(t)
+		return
+	}
+	c.cancelHeld(t.lane, what)
 	if !c.canFetch {
 		c.settleTask(t)
 		return
@@ -32,12 +38,11 @@ func (c *consumer) cancelDelayed(t *task) {
 }
 
 // cancelHeld settles what is held in memory, before the cancellation.
-func (c *consumer) cancelHeld(t *task) {
-	what := t.named()
+func (c *consumer) cancelHeld(l *lane, what named) {
 	kept := c.held[:0]
 	for _, h := range c.held {
 		d := &h.h.Delivery
-		if !h.free || h.lane != t.lane || d.Key != what.key || d.ID != what.id {
+		if !h.free || h.lane != l || d.Key != what.key || d.ID != what.id {
 			kept = append(kept, h)
 			continue
 		}

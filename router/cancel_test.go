@@ -60,6 +60,7 @@ func TestCancelled(t *testing.T) {
 						t.Fatal(err)
 					}
 					cancelDelayed(t, b, "b", "b", "unknown")
+					publish(t, b, "t", &bus.Message{Key: "k", Type: bus.TypeCancellation}, &bus.Message{Type: bus.TypeCancellation}) // name nothing
 					synctest.Wait()
 					time.Sleep(30 * time.Minute)
 					cancelDelayed(t, b, "c", "unknown", "now")
