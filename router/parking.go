@@ -153,8 +153,8 @@ func (c *consumer) parker() {
 		for i, t := range batch {
 			ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
 			ps[i].Token = t.token()
-			if !t.marking && !t.failure.First.IsZero() { // its worker may be at it
-				f := t.failure
+			if !t.marking && t.failure != nil { // its worker may be at it
+				f := *t.failure
 				ps[i].Failure = &f
 			}
 		}
@@ -364,11 +364,12 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			}
 			continue
 		}
-		t := c.newTask()
-		t.h, t.place, t.fetched = &bus.Handling{}, e, true
-		c.begin(t, e.lane, d, now)
+		c.complete(d, now)
+		t := c.newTask(bus.NewHandling(e.lane.ctx, c.core.bus, *d), e.lane)
+		t.place, t.fetched = e, true
 		if d.Failure != nil {
-			t.failure = *d.Failure
+			f := *d.Failure
+			t.failure = &f
 		}
 		c.fetchedMessages++
 		c.fetchedBytes += t.size
