@@ -70,15 +70,14 @@ func (f *refusal) refused(b *Books, orders []OrderPlaced) (n int, all bool) {
 func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *Books, orders []OrderPlaced, stderr io.Writer) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	await := func(holds func() bool) bool {
+	await := func(holds func() bool) {
 		for !holds() {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
-				return false
+				return
 			}
 		}
-		return true
 	}
 	q, err := poison.Open(ctx, b, "loyalty")
 	filter := poison.Filter{Topic: topic}
