@@ -110,8 +110,8 @@ func delayRetry(e *env) {
 const (
 	loadPairs      = 20
 	loadMostPairs  = 40
-	loadLeastPairs = 6
-	loadTime       = 20 * time.Second // for more than the least, and as much again for more than enough
+	loadLeastPairs = 3
+	loadTime       = 15 * time.Second // for more than the least, and as much again for more than enough
 	loadMessages   = 5000
 	loadKeys       = 1000
 	// loadShare is what must be left of the rate.
@@ -141,7 +141,8 @@ func delayLoad(e *env) {
 			l.grown += heap() - used
 		}
 		n, passed := len(usual.took), time.Since(start)
-		if (n >= loadPairs || n >= loadLeastPairs && passed > loadTime) && (waiting.share(usual) >= loadShare || n >= loadMostPairs || passed > 2*loadTime) {
+		enough := n >= loadPairs || n >= loadLeastPairs && passed > loadTime
+		if enough && waiting.share(usual) >= loadShare || n >= loadMostPairs || passed > 2*loadTime {
 			break
 		}
 	}
