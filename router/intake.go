@@ -176,6 +176,9 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	switch {
 	case unwrapped != nil:
 		t.refuse("undecodable", unwrapped)
+	case t.h.Delivery.Type == bus.TypeCancellation:
+		c.cancelDelayed(t)
+		return
 	case t.route == nil && c.cfg.strict:
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:

@@ -59,7 +59,10 @@ type parking struct {
 	settling map[int64]int // settled, while so many of their records are on the way
 	settled  chan struct{} // has a token when settling has become empty
 	last     int64         // the last position that was given out
-	acked    bool
+	acks     uint64        // how many were sent
+	applied  uint64        // up to which of these the queue has them
+
+	rpc sync.Mutex // held for each request on the channel that is answered
 }
 
 // parkedEntry is one parked message.
@@ -437,7 +440,7 @@ func (p *parking) ack(tags ...uint64) {
 func (p *parking) ackLocked(tag uint64) {
 	if !p.ended {
 		_ = p.ch.Ack(tag, false) // an error says that the channel has ended, which its reader sees
-		p.acked = true
+		p.acks++
 	}
 }
 
@@ -471,6 +474,63 @@ func (p *parking) tellSettled() {
 	}
 }
 
+// commitNow returns when the queue has the acks of all that was settled. What was settled while its record was on the way is acked when
+// that comes; for that it waits as long as finish.
+func (p *parking) commitNow(ctx context.Context) error {
+	late := time.Now().Add(markerInterval)
+	for {
+		p.mu.Lock()
+		coming, unsure, ended := len(p.settling) > 0, p.acks > p.applied, p.ended
+		p.mu.Unlock()
+		switch {
+		case ended && (coming || unsure):
+			return bus.ErrStale
+		case coming && time.Now().Before(late):
+			if !pause(ctx, commitInterval) {
+				return context.Cause(ctx)
+			}
+		case unsure:
+			return p.askWithin(ctx)
+		default:
+			return nil
+		}
+	}
+}
+
+// askWithin is ask, which itself heeds no context.
+func (p *parking) askWithin(ctx context.Context) error {
+	answered := make(chan error, 1)
+	go func() { answered <- p.ask() }()
+	select {
+	case err := <-answered:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// ask has the queue answer a question, which it does after the acks that were sent before.
+func (p *parking) ask() error {
+	p.rpc.Lock()
+	defer p.rpc.Unlock()
+	p.mu.Lock()
+	sent, has, ended := p.acks, p.applied, p.ended
+	p.mu.Unlock()
+	switch {
+	case ended:
+		return bus.ErrStale
+	case has == sent:
+		return nil
+	}
+	if _, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.applied = max(p.applied, sent)
+	return nil
+}
+
 // end makes all tokens stale. Nothing is sent afterwards.
 func (p *parking) end() {
 	p.mu.Lock()
@@ -488,9 +548,11 @@ func (p *parking) end() {
 func (p *parking) close() {
 	p.finish()
 	p.end()
-	if p.acked {
+	p.rpc.Lock()
+	if p.acks > 0 {
 		settleDown(p.ch, p.queue)
 	}
+	p.rpc.Unlock()
 	_ = p.ch.Close() // if it fails, the session has ended
 	p.reader.Wait()
 }

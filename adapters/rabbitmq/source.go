@@ -291,7 +291,11 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 func (s *source) Commit(ctx context.Context) error {
 	for _, l := range s.lanes {
 		if o := l.current.Load(); o != nil {
-			if err := o.commitNow(ctx, l.name()); err != nil {
+			err := o.commitNow(ctx, l.name())
+			if p := o.parking(); err == nil && p != nil {
+				err = p.commitNow(ctx)
+			}
+			if err != nil {
 				return fail("settle", s.sub.Topic, err)
 			}
 		}
