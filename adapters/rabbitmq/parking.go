@@ -59,6 +59,7 @@ type parking struct {
 	settling map[int64]int // settled, while so many of their records are on the way
 	settled  chan struct{} // has a token when settling has become empty
 	last     int64         // the last position that was given out
+	held     []uint64      // what is neither parked nor a command: see hold
 	acked    bool
 }
 
@@ -205,6 +206,7 @@ func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
 	case parkMarker:
 		l.markers = append(l.markers, d.DeliveryTag)
 	default: // not ours: left where it is
+		p.hold(d.DeliveryTag)
 	}
 }
 
@@ -292,7 +294,8 @@ func (p *parking) read() {
 				}
 				p.obey(commands)
 				commands, linger = nil, nil
-			default: // a marker of who waits to be the owner: it is given back with the rest
+			default:
+				p.hold(d.DeliveryTag)
 			}
 		case <-linger:
 			p.obey(commands)
@@ -326,11 +329,23 @@ func (p *parking) tell(told []bus.Parked) {
 	}
 }
 
+// hold notes a record that stays unsettled though nothing is known of it: the marker of who waits to be the owner, who gets
+// it when this channel is closed, or what somebody else has put here.
+func (p *parking) hold(tag uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = append(p.held, tag)
+}
+
 // giveBack has all that is held delivered again.
 func (p *parking) giveBack() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	highest := uint64(0)
+	for _, tag := range p.held {
+		highest = max(highest, tag)
+	}
+	p.held = p.held[:0]
 	for _, e := range p.entries {
 		highest = max(highest, e.tag)
 		e.tag = 0
