@@ -90,14 +90,17 @@ func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
 		close(p.closed)
 	}()
 	c.parking = p
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	id := bus.NewID()
+	// The queue stores the first marker while it registers this consumer.
+	first := start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, id+"/first") })
 	if err := ch.Qos(parkingPrefetch, 0, false); err != nil {
 		return nil, err
 	}
 	if p.deliveries, err = ch.Consume(p.queue, p.queue, false, false, false, false, nil); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	go func() {
 		select {
 		case <-c.gone:
@@ -105,7 +108,7 @@ func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
 		case <-ctx.Done():
 		}
 	}()
-	told, err := p.load(ctx)
+	told, err := p.load(ctx, id, first)
 	if err != nil {
 		return nil, fmt.Errorf("read what is parked: %w", err)
 	}
@@ -126,13 +129,12 @@ type loading struct {
 	markers  []uint64 // of other members
 }
 
-// load reads up to a marker that was sent when this consumer was the active one.
+// load reads up to a marker that was sent when this consumer was the active one. first sends the one that makes it so.
 //
 // While the broker blocks publishers, no marker can be sent, but who wants to make room by handling messages must be able
 // to begin. Then it reads until nothing more comes. So it is if so many commands wait that the broker delivers no more
 // before some are settled. What comes later is then taken to be parked: at worst it is handled out of its key's order, or twice.
-func (p *parking) load(ctx context.Context) ([]bus.Parked, error) {
-	id := bus.NewID()
+func (p *parking) load(ctx context.Context, id string, first *attempt[struct{}]) ([]bus.Parked, error) {
 	marker := id + "/first"
 	active := false // the first delivery says so
 	l := loading{told: map[int64]bus.Parked{}, carried: map[string]bool{}}
@@ -172,7 +174,11 @@ func (p *parking) load(ctx context.Context) ([]bus.Parked, error) {
 			if sent++; sent > loadPatience {
 				return nil, errNotLoaded
 			}
-			_ = p.mark(ctx, marker) // if it fails, another is sent
+			if sent == 1 && !active { // if it fails, another is sent
+				_, _ = first.wait(ctx)
+			} else {
+				_ = p.mark(ctx, marker)
+			}
 			late.Reset(markerInterval)
 		case <-ctx.Done():
 			return nil, ctx.Err()
