@@ -23,6 +23,7 @@ type source struct {
 	prefetch int
 	lanes    []*lane
 	early    atomic.Bool           // early queues may be left
+	lock     sharedLock            // the topic's, while lanes register with early queues, or delete them
 	earliest atomic.Bool           // the group took over what the topic kept
 	fault    atomic.Pointer[error] // why it cannot go on, until it can
 	ctx      context.Context       // ends with Close
