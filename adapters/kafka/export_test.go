@@ -1,9 +1,22 @@
 package kafka
 
-import "time"
+import (
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
 
 // The quiet are looked after more often in tests.
 func init() { watchInterval = 100 * time.Millisecond }
 
 // PublishBuffer is the bytes of messages that may be under way.
 const PublishBuffer = publishBuffer
+
+// SetPolling has the watcher believe that somebody receives, or that nobody does.
+func SetPolling(src bus.Source, on bool) {
+	s := src.(*source)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.polling, s.stopPoll = on, func() {}
+	s.change.Broadcast()
+}
