@@ -224,6 +224,9 @@ func (c childConfig) start(t *testing.T, s *store, b *bus.Bus) *process {
 
 func (p *process) read(out io.Reader, b *bus.Bus) {
 	defer close(p.over)
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	var mu sync.Mutex
 	answers := json.NewEncoder(p.in)
 	for dec := json.NewDecoder(out); ; {
 		var e childEvent
@@ -240,11 +243,15 @@ func (p *process) read(out io.Reader, b *bus.Bus) {
 		if e.Call == 0 {
 			continue
 		}
-		a := childAnswer{Call: e.Call}
-		if err := b.PublishMessages(context.Background(), e.Topic, e.Messages...); err != nil {
-			a.Error = err.Error()
-		}
-		_ = answers.Encode(a) // it may have been killed
+		calls.Go(func() {
+			a := childAnswer{Call: e.Call}
+			if err := b.PublishMessages(context.Background(), e.Topic, e.Messages...); err != nil {
+				a.Error = err.Error()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			_ = answers.Encode(a) // it may have been killed
+		})
 	}
 }
 
