@@ -84,8 +84,11 @@ func killedInbox(t *testing.T, s *store, to string) {
 	n, kills := scaled(300, 5000), scaled(2, 20)
 	const keys = 50
 	target := s.busURL(t, to)
-	if to == "kafka" {
-		target += "&session=6s"
+	switch to { // what a process had when it was killed comes to the next one after this time
+	case "kafka":
+		target = with(target, "session", "6s")
+	case "same":
+		target = with(target, "lease", "1s")
 	}
 	c := inboxChild{Topic: unique("orders"), Group: unique("billing"), Outputs: unique("payments"), Account: s.own(t, "account", "(id INT NOT NULL PRIMARY KEY, cents BIGINT NOT NULL)")}
 	s.exec(t, "INSERT INTO "+c.Account+" VALUES (1, 0)")

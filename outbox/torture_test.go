@@ -54,7 +54,7 @@ func (s *store) busURL(t *testing.T, to string) string {
 	}
 	if to == "same" && s.dialect == outbox.SQLite {
 		path, _, _ := strings.Cut(strings.TrimPrefix(s.dsn, "file:"), "?")
-		return "sqlite:" + path + "?lease=1s"
+		return "sqlite:" + path
 	}
 	text := serverURL(t, s.variable(to))
 	if to != "same" {
@@ -65,7 +65,6 @@ func (s *store) busURL(t *testing.T, to string) string {
 		t.Fatal(err)
 	}
 	q := u.Query()
-	q.Set("lease", "1s")
 	name := strings.ToLower(unique("bus"))
 	if s.dialect == outbox.Postgres {
 		q.Set("schema", name)
@@ -76,6 +75,14 @@ func (s *store) busURL(t *testing.T, to string) string {
 	}
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// with adds a parameter to a URL.
+func with(rawURL, name, value string) string {
+	if strings.Contains(rawURL, "?") {
+		return rawURL + "&" + name + "=" + value
+	}
+	return rawURL + "?" + name + "=" + value
 }
 
 // dropTables drops those whose names begin so, on MySQL.
