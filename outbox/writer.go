@@ -67,7 +67,7 @@ func (w *writer) insert(ctx context.Context, topic string, msgs []*bus.Message) 
 	}
 	text := "INSERT INTO {outbox} " + columns + " VALUES " + rows(len(msgs), values)
 	if w.outbox.dialect == MySQL { // the lock comes before the number, because values are found before a row is made of them
-		text = strings.Replace(text, "{now}", "{now} + ("+lockSlot+")", 1)
+		text = strings.Replace(text, "{now}", "{now} + COALESCE(("+lockSlot+"), 0)", 1)
 		args = slices.Insert(args, 1, any(rand.N(fenceSlots)))
 	}
 	_, err := w.tx.ExecContext(ctx, w.outbox.sql(text), args...)
