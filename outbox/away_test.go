@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -148,17 +149,24 @@ func (s *store) busy(t *testing.T, reads, to *bus.Bus) *busy {
 	if to.Driver().Capabilities().Broker == "kafka" {
 		w.bad += 2
 		s.publish(t, unique("missing"), &bus.Message{ID: "missing"})
-		s.publish(t, topic, &bus.Message{ID: "large", Key: "large", Payload: make([]byte, 2<<20)})
+		large := make([]byte, 3<<20)
+		_, _ = rand.NewChaCha8([32]byte{}).Read(large) // so that it does not become small when it is compressed
+		s.publish(t, topic, &bus.Message{ID: "large", Key: "large", Payload: large})
 	}
 	return w
 }
+
+// busyKeys is how many keys a writer has, each in its turn.
+const busyKeys = 100
+
+func busyKey(writer, n int) string { return fmt.Sprint(writer, "-", (n-1)%busyKeys) }
 
 func (w *busy) write(table, topic string, i int) error {
 	ctx := context.Background()
 	n := w.numbers[i] + 1
 	err := outbox.Do(ctx, w.store.outbox, outbox.SQL(w.store.db, nil), func(tx *sql.Tx, p bus.Publisher) error {
 		_, err := tx.ExecContext(ctx, w.store.args("INSERT INTO "+table+" VALUES (?, ?)"), i, n)
-		return errors.Join(err, p.PublishMessages(ctx, topic, &bus.Message{ID: fmt.Sprint(i, "-", n), Key: fmt.Sprint("writer", i), Payload: []byte(strconv.Itoa(n))}))
+		return errors.Join(err, p.PublishMessages(ctx, topic, &bus.Message{ID: fmt.Sprint(i, "-", n), Key: busyKey(i, n), Payload: []byte(strconv.Itoa((n-1)/busyKeys + 1))}))
 	})
 	if err == nil {
 		w.numbers[i] = n
@@ -179,7 +187,9 @@ func (w *busy) judge(t *testing.T, there, away phase, factor float64) {
 	w.stop(t)
 	last := map[string]int{}
 	for i, n := range w.numbers {
-		last[fmt.Sprint("writer", i)] = n
+		for n := range n {
+			last[busyKey(i, n+1)]++
+		}
 	}
 	w.reading.judge(t, "read", last, nil)
 	st := w.relay.Stats()

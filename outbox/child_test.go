@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +38,7 @@ type childConfig struct {
 type childEvent struct {
 	Begun, Unknown []string // ids
 	Handled        []string
+	LeaseLosses    int
 	Call           int // not 0: the parent is to publish, and to answer
 	Topic          string
 	Messages       []*bus.Message
@@ -58,9 +61,9 @@ func child() {
 	}
 }
 
-// run works until it is killed, or its standard input ends.
+// run works until it is killed or told to stop, or its parent has ended.
 func (c *childConfig) run() error {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
 	db, err := sql.Open(c.Driver, c.DSN)
 	if err != nil {
@@ -81,11 +84,14 @@ func (c *childConfig) run() error {
 	if err != nil {
 		return err
 	}
-	err = r.Run(ctx)
-	if n := r.Stats().LeaseLosses; n > 0 {
-		fmt.Fprintln(os.Stderr, "lost its lease", n, "times")
-	}
-	return errors.Join(err, b.Close())
+	go func() {
+		for range time.Tick(50 * time.Millisecond) { // there is no event for it
+			if n := r.Stats().LeaseLosses; n > 0 {
+				b.Driver().(*telling).tell(childEvent{LeaseLosses: n})
+			}
+		}
+	}()
+	return errors.Join(r.Run(ctx), b.Close())
 }
 
 // bus is a bus that tells the parent what it publishes.
@@ -192,7 +198,8 @@ type process struct {
 	// handled has the ids that an inbox has handled, also those that it passed over because it had handled them before.
 	handled chan string
 	// unknown counts the messages of which the child does not know whether the broker has them.
-	unknown int
+	unknown     int
+	leaseLosses int
 }
 
 // start runs a child. b is the bus to which the parent publishes for it; nil is none.
@@ -240,6 +247,7 @@ func (p *process) read(out io.Reader, b *bus.Bus) {
 			p.handled <- id
 		}
 		p.unknown += len(e.Unknown)
+		p.leaseLosses = max(p.leaseLosses, e.LeaseLosses)
 		if e.Call == 0 {
 			continue
 		}
@@ -281,7 +289,7 @@ func (p *process) kill(t *testing.T) (inFlight int) {
 // stop tells the process to end by itself.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
-	if err := p.in.Close(); err != nil {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}
 }
@@ -290,7 +298,8 @@ func (p *process) stop(t *testing.T) {
 func (p *process) wait(t *testing.T) {
 	t.Helper()
 	<-p.over
-	if err := p.cmd.Wait(); err != nil {
+	err := p.cmd.Wait()
+	if status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus); err != nil && status.Signal() != syscall.SIGTERM { // before it had begun
 		t.Error(err)
 	}
 }

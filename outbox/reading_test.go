@@ -50,7 +50,7 @@ func (r *reading) came(m *bus.Message) {
 	if r.seen[m.ID]++; r.seen[m.ID] == 1 {
 		n, err := strconv.Atoi(string(m.Payload))
 		if r.last[m.Key]++; err != nil || n != r.last[m.Key] {
-			r.wrong = append(r.wrong, fmt.Sprintf("key %s: %s came where %d was to come", m.Key, m.Payload, r.last[m.Key]))
+			r.wrong = append(r.wrong, fmt.Sprintf("key %s: %.20q came where %d was to come", m.Key, m.Payload, r.last[m.Key]))
 			r.last[m.Key] = n
 		}
 		if len(r.seen) == r.want {
