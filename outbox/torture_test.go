@@ -412,7 +412,7 @@ func TestCleanStops(t *testing.T) {
 				}
 			})
 		}
-		w.run(t, scaled(4000, 50_000))
+		w.run(t, scaled(2000, 50_000))
 		last, sum := w.last(t)
 		await(t, live.all(sum))
 		stop()
