@@ -222,18 +222,17 @@ func (c *course) consume(ctx context.Context) (r result, err error) {
 	if err := c.side.publish(ctx, fill); err != nil {
 		return r, err
 	}
-	// Joining a group is not consuming, and lanes come one by one: the clock runs from the tenth part on.
+	// Joining a group is not consuming, and lanes come one by one: what is measured begins with the tenth part. (On RabbitMQ, the
+	// first group moves what was kept for it, before.)
 	u, head := began(), c.n/10
 	var first sync.Once
 	c.ledger.arrived = func(int) {
 		if c.ledger.count.Load() >= int64(head) {
-			first.Do(func() { u.at = time.Now() })
+			first.Do(u.begin)
 		}
 	}
 	err = c.during(ctx, func(ctx context.Context) error { return c.ledger.wait(ctx, c.n+1) })
-	r = u.ended(c.n)
-	r.rate *= float64(c.n-head) / float64(c.n)
-	return r, err
+	return u.ended(c.n - head), err
 }
 
 func (c *course) through(ctx context.Context) (r result, err error) {

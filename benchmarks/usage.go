@@ -28,9 +28,14 @@ type usage struct {
 func began() *usage {
 	u := &usage{}
 	runtime.GC()
+	u.begin()
+	return u
+}
+
+// begin begins the measurement anew.
+func (u *usage) begin() {
 	runtime.ReadMemStats(&u.mem)
 	u.cpu, u.at = cpuTime(), time.Now()
-	return u
 }
 
 // ended returns what n messages have cost since.

@@ -67,7 +67,20 @@ func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Messag
 			return b.publishValid(ctx, topic, msgs, i, err)
 		}
 	}
-	return b.driver.Publish(ctx, topic, msgs)
+	return b.send(ctx, topic, msgs)
+}
+
+// messageLists are what drivers are given to read. They must not keep it, so it can be used again, and the caller's own slice, which
+// most calls make of a single message, stays on his stack.
+var messageLists = sync.Pool{New: func() any { return new([]*Message) }}
+
+func (b *Bus) send(ctx context.Context, topic string, msgs []*Message) error {
+	list := messageLists.Get().(*[]*Message)
+	*list = append((*list)[:0], msgs...)
+	err := b.driver.Publish(ctx, topic, *list)
+	clear(*list)
+	messageLists.Put(list)
+	return err
 }
 
 // publishValid publishes the messages that are valid, when the one at bad was found not to be.

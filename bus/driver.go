@@ -125,14 +125,14 @@ type LaneObserver interface {
 // Token names one delivery towards the source that gave it.
 type Token struct {
 	// Lane and Epoch are the ownership under which the message arrived.
-	Lane  int32
-	Epoch uint64
-	// Position is the message's place in the lane. It grows along the lane. Log-like brokers (Kafka, SQL, memory)
-	// repeat it when they repeat the message; for queue-like ones (AMQP) it is the place in this ownership only.
-	Position int64
+	Lane int32
 	// Parked is set for a message that was put aside; Position is then its place among the parked ones of the lane, the
 	// same in every ownership.
 	Parked bool
+	Epoch  uint64
+	// Position is the message's place in the lane. It grows along the lane. Log-like brokers (Kafka, SQL, memory)
+	// repeat it when they repeat the message; for queue-like ones (AMQP) it is the place in this ownership only.
+	Position int64
 }
 
 // Delivery is one arrival of a message at a group. A driver fills Message, Token, Topic and, where it knows better,

@@ -48,12 +48,12 @@ func onEnding(ctx context.Context, f ending) error {
 	if h.direct {
 		return f(ctx, nil, nil)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
+	p := h.promises()
+	defer p.mu.Unlock()
+	if p.done {
 		return errors.New("on success: the handler has returned already")
 	}
-	h.endings = append(h.endings, f)
+	p.endings = append(p.endings, f)
 	return nil
 }
 
@@ -75,9 +75,12 @@ func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
 	if h == nil {
 		return func(...*Message) {}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	out, endings := len(h.out), len(h.endings)
+	out, endings := 0, 0
+	if p := h.promised.Load(); p != nil {
+		p.mu.Lock()
+		out, endings = len(p.out), len(p.endings)
+		p.mu.Unlock()
+	}
 	return func(of ...*Message) {
 		if h.batch {
 			h.takeBackOf(out, of)
@@ -88,31 +91,39 @@ func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
 }
 
 func (h *Handling) takeBack(out, endings int) []ending {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
+	p := h.promised.Load()
+	if p == nil {
 		return nil
 	}
-	dropped := append([]ending(nil), h.endings[endings:]...)
-	clear(h.out[out:])
-	h.out, h.endings = h.out[:out], h.endings[:endings]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
+		return nil
+	}
+	dropped := append([]ending(nil), p.endings[endings:]...)
+	clear(p.out[out:])
+	p.out, p.endings = p.out[:out], p.endings[:endings]
 	return dropped
 }
 
 func (h *Handling) takeBackOf(out int, of []*Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
+	p := h.promised.Load()
+	if p == nil {
 		return
 	}
-	kept := h.out[:out]
-	for _, e := range h.out[out:] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
+		return
+	}
+	kept := p.out[:out]
+	for _, e := range p.out[out:] {
 		if !isOf(e.cause, of) {
 			kept = append(kept, e)
 		}
 	}
-	clear(h.out[len(kept):])
-	h.out = kept
+	clear(p.out[len(kept):])
+	p.out = kept
 }
 
 func isOf(cause string, of []*Message) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // Handling is the context of one call of a handler: it knows the delivery, and keeps what the handler emits until
@@ -22,10 +23,30 @@ type Handling struct {
 
 	outer *Handling // of an inner handling
 
+	promised atomic.Pointer[promises] // nil: nothing yet; ended: the call is over, and nothing was promised
+}
+
+// promises are what a call leaves to be done with its end. Most calls have none, so they are made at the first.
+type promises struct {
 	mu      sync.Mutex
 	out     []emitted
 	endings []ending
-	done    bool
+	done    bool // the call is over
+}
+
+// ended are the promises of calls that ended without any.
+var ended = &promises{done: true}
+
+// promises returns those of the call, with their lock held.
+func (h *Handling) promises() *promises {
+	p := h.promised.Load()
+	if p == nil {
+		if p = new(promises); !h.promised.CompareAndSwap(nil, p) {
+			p = h.promised.Load()
+		}
+	}
+	p.mu.Lock()
+	return p
 }
 
 type emitted struct {
@@ -139,9 +160,9 @@ func (h *Handling) emit(topic string, msgs ...*Message) error {
 	if err := CheckName("topic", topic); err != nil {
 		return fmt.Errorf("emit: %w", err)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
+	p := h.promises()
+	defer p.mu.Unlock()
+	if p.done {
 		return errors.New("emit: the handler has returned already; what it starts must end before it does")
 	}
 	for _, m := range msgs {
@@ -151,7 +172,7 @@ func (h *Handling) emit(topic string, msgs ...*Message) error {
 				return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")
 			}
 		}
-		h.out = append(h.out, e)
+		p.out = append(p.out, e)
 	}
 	return nil
 }
@@ -191,10 +212,16 @@ func (h *Handling) Discard() {
 }
 
 func (h *Handling) end() ([]emitted, []ending) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	out, endings := h.out, h.endings
-	h.out, h.endings, h.done = nil, nil, true
+	if h.promised.CompareAndSwap(nil, ended) {
+		return nil, nil
+	}
+	p := h.promises()
+	defer p.mu.Unlock()
+	if p.done {
+		return nil, nil
+	}
+	out, endings := p.out, p.endings
+	p.out, p.endings, p.done = nil, nil, true
 	return out, endings
 }
 

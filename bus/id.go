@@ -1,7 +1,7 @@
 package bus
 
 import (
-	"encoding/hex"
+	"encoding/binary"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -27,21 +27,20 @@ func newID(now time.Time) string {
 			break
 		}
 	}
-	random := rand.Uint64() // seeded from the operating system; an id is no secret
 	var b [16]byte
-	b[0], b[1], b[2] = byte(tick>>52), byte(tick>>44), byte(tick>>36)
-	b[3], b[4], b[5] = byte(tick>>28), byte(tick>>20), byte(tick>>12)
-	b[6], b[7] = 0x70|byte(tick>>8)&0x0f, byte(tick)
-	b[8] = 0x80 | byte(random>>56)&0x3f
-	for i := 9; i < 16; i++ {
-		b[i] = byte(random >> (8 * (15 - i)))
+	binary.BigEndian.PutUint64(b[:], tick>>12<<16|7<<12|tick&0xfff)
+	binary.BigEndian.PutUint64(b[8:], 2<<62|rand.Uint64()>>2) // seeded from the operating system; an id is no secret
+	return formatID(b)
+}
+
+// idPlaces are where the digits of each byte are in an id's text.
+var idPlaces = [16]uint8{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
+
+func formatID(id [16]byte) string {
+	const digits = "0123456789abcdef"
+	s := [36]byte{8: '-', 13: '-', 18: '-', 23: '-'}
+	for i, place := range idPlaces {
+		s[place], s[place+1] = digits[id[i]>>4], digits[id[i]&15]
 	}
-	var s [36]byte
-	hex.Encode(s[0:8], b[0:4])
-	hex.Encode(s[9:13], b[4:6])
-	hex.Encode(s[14:18], b[6:8])
-	hex.Encode(s[19:23], b[8:10])
-	hex.Encode(s[24:36], b[10:16])
-	s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
 	return string(s[:])
 }

@@ -36,7 +36,7 @@ func WithHeader(name, value string) PublishOption {
 // it is like a message that was just published. On a broker that does not park ([Capabilities]) each group's router
 // holds it in memory. Who consumes the topic without Millrace sees it at once.
 //
-// It cannot be taken back: the topic has it, and each group a copy. A handler looks whether what is due is still wanted.
+// A [Cancellation] takes it back, if it has a key.
 func WithDeliverAt(t time.Time) PublishOption {
 	return WithHeader(HeaderDeliverAt, t.UTC().Format(time.RFC3339Nano))
 }
@@ -127,6 +127,11 @@ func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 		m = &c
 	case Message:
 		m = &e
+	case interface{ message() (*Message, error) }: // a Cancellation
+		var err error
+		if m, err = e.message(); err != nil {
+			return nil, err
+		}
 	default:
 		codec := b.options.codecs[0]
 		data, err := codec.Marshal(event)

@@ -272,7 +272,7 @@ var defects = []defect{
 		})
 	}, noticed: []string{"failure/deduplicate"}},
 	{name: "headers are lost", make: func() *broken { return edit(func(m *bus.Message) { m.Headers = nil }) }, noticed: []string{"failure/correlation"}},
-	{name: "every message comes twice, and it takes long", make: twice, noticed: []string{"failure/unavailable", "delay/blocks-only-its-key"}, long: true},
+	{name: "every message comes twice, and it takes long", make: twice, noticed: []string{"failure/unavailable"}, long: true},
 	{name: "every message comes twice", make: twice, noticed: []string{"groups/share", "order/concurrency-beyond-lanes", "bounds/in-flight", "bounds/bytes", "lifecycle/drain", "failure/batch", "failure/emit"}},
 	{name: "two messages of a key are swapped", make: func() *broken {
 		return filter(func(dst []bus.Delivery) int {
@@ -399,6 +399,32 @@ var parkingDefects = []defect{
 			m.Headers = slices.DeleteFunc(m.Headers, func(h bus.Header) bool { return h.Name == bus.HeaderDeliverAt })
 		})
 	}, noticed: []string{"delay/publish"}},
+	{name: "delay: cancellations get lost", make: func() *broken {
+		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			return d.Publish(ctx, topic, slices.DeleteFunc(slices.Clone(msgs), func(m *bus.Message) bool { return m.Type == bus.TypeCancellation }))
+		}}
+	}, noticed: []string{"delay/cancel"}, long: true},
+	{name: "parking: what waits slows down what comes", make: func() *broken {
+		var waits atomic.Bool
+		return &broken{
+			park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+				waits.Store(true)
+				return s.Park(ctx, ps)
+			},
+			receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+				n, err := s.Receive(ctx, dst, maxBytes)
+				if waits.Load() && n > 0 && strings.HasPrefix(dst[0].Topic, "conf-waiting-") {
+					time.Sleep(time.Duration(n) * 10 * time.Microsecond)
+				}
+				return n, err
+			},
+		}
+	}, noticed: []string{"delay/blocks-only-its-key"}, long: true},
+	{name: "settle: what is parked stays", make: func() *broken {
+		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
+			return s.Settle(ctx, slices.DeleteFunc(slices.Clone(tokens), func(t bus.Token) bool { return t.Parked }))
+		}}
+	}, noticed: []string{"delay/cancel", "poison/replay-at-most-once"}, long: true},
 	{name: "parking: due times are lost", make: dueless, noticed: []string{"delay/retry", "parking/store"}},
 	{name: "parking: due times are lost, and it takes long", make: dueless, noticed: []string{"delay/many-keys"}, long: true},
 	{name: "parking: keys wait for messages that are free", make: func() *broken {

@@ -16,6 +16,7 @@ var poisonChecks = []check{
 	{"poison/away", poisonAway},
 	{"poison/replay", poisonReplay},
 	{"poison/replay-interrupted", poisonReplayInterrupted},
+	{"poison/replay-at-most-once", poisonReplayAtMostOnce},
 	{"poison/key-waits", poisonKeyWaits},
 }
 

@@ -219,6 +219,52 @@ func poisonReplayInterrupted(e *env) {
 	}
 }
 
+// poisonReplayAtMostOnce: a group that handles at most once is given what is replayed, once, whoever has its lanes then.
+func poisonReplayAtMostOnce(e *env) {
+	const n = 20
+	b := e.bus()
+	topic, group := e.name("once"), e.name("g")
+	q := e.replaying(b, group)
+	k := &book{}
+	start := func(b *bus.Bus) *running {
+		r := router.New(b, group, router.Guarantee(router.AtMostOnce))
+		r.HandleFunc(topic, func(ctx context.Context, m *bus.Message) error {
+			if !k.accepts.Load() {
+				return bus.Permanent(errors.New("refused"))
+			}
+			k.note(ctx, m)
+			return nil
+		})
+		return e.run(r)
+	}
+	first := start(b)
+	for i := range n {
+		e.publish(b, topic, &bus.Message{ID: fmt.Sprintf("%03d", i), Key: fmt.Sprint("k", i%3)})
+	}
+	e.wait("all to be poisoned", func() bool { return len(e.poisoned(b, group)) == n })
+	k.accepts.Store(true)
+	_, err := q.Replay(e.ctx, poison.Filter{}, poison.Options{})
+	e.must(err, "replay")
+	e.wait("what was replayed", func() bool { return k.count() == n })
+	first.drain()
+	second := e.bus()
+	if !e.capabilities(b).Durable {
+		second = b
+	}
+	start(second)
+	for i := range 3 { // behind what might come again
+		e.publish(b, topic, &bus.Message{ID: fmt.Sprint("9", i), Key: fmt.Sprint("k", i)})
+	}
+	e.wait("what was published last", func() bool { return k.count() == n+3 })
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, calls := range k.calls {
+		if calls != 1 {
+			e.errorf("message %s was handled %d times", id, calls)
+		}
+	}
+}
+
 // poisonKeyWaits: if keys wait, those behind a poisoned message are handled after its replay, or after it was dropped.
 func poisonKeyWaits(e *env) {
 	b := e.bus()

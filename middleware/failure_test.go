@@ -68,6 +68,42 @@ func TestTimeoutInsideOfRetryIsFresh(t *testing.T) {
 	})
 }
 
+// heedful is a poison store that heeds its context, as brokers do.
+type heedful struct{ bus.PoisonStore }
+
+func (h heedful) Put(ctx context.Context, es ...bus.PoisonEntry) error {
+	return errors.Join(ctx.Err(), h.PoisonStore.Put(ctx, es...))
+}
+
+// What timed out can be put into the poison queue: that has its own time.
+func TestTimeoutDoesNotReachPoison(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := bustest.New(t)
+		store, err := b.Driver().Poison(t.Context(), "review")
+		if err != nil {
+			t.Fatal(err)
+		}
+		poison, timeout := middleware.Poison(heedful{store}, bus.IsTimeout), middleware.Timeout(time.Minute)
+		mw := func(next bus.Handler) bus.Handler { return poison(timeout(next)) }
+		err = ended(t.Context(), b, mw, &bus.Message{ID: "1"}, func(ctx context.Context, _ *bus.Message) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		if !bus.IsIgnored(err) {
+			t.Error(err)
+		}
+		n := 0
+		for e, err := range store.List(t.Context()) {
+			if n++; err != nil || e.Failure.Class != "timeout" {
+				t.Errorf("%+v, %v", e, err)
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d poisoned, want 1", n)
+		}
+	})
+}
+
 func TestRetryHonoursWhatTheHandlerSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		delays := []time.Duration{time.Second, 2 * time.Second, 10 * time.Second}

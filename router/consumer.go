@@ -62,13 +62,15 @@ type consumer struct {
 	draining bool
 
 	// Parking.
-	canPark         bool
+	canPark         bool      // messages may be parked at the broker
+	canFetch        bool      // and are handled that are parked there
 	ended           uint64    // messages that were settled since the start
 	reliefFrom      time.Time // when relieve began to watch
 	reliefEnded     uint64    // ended at that time
 	toPark          []*task
 	fetchedMessages int
 	fetchedBytes    int
+	fetching        sync.Mutex // held while the driver fetches
 	parks           *sync.Cond // toPark is not empty, or finished
 	fetches         *sync.Cond // parked messages are due, or draining
 	parksEnded      bool       // nothing more will be parked
@@ -103,7 +105,7 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 		log:     c.log.With("topic", sub.Topic, "group", sub.Group),
 		lanes:   map[int32]*lane{},
 		keys:    newKeyTable(cfg.inFlight.messages),
-		lot:     newParkingLot(),
+		lot:     newParkingLot(cfg.unordered),
 		parked:  make(chan struct{}),
 		settled: make(chan struct{}),
 		stopped: make(chan struct{}),
@@ -130,11 +132,11 @@ func (c *consumer) start() error {
 		c.source, c.state, c.err = source, StateRunning, nil
 		c.watchdog = time.AfterFunc(time.Hour, c.watch)
 		c.watchdog.Stop()
-		_, parks := source.(bus.ParkingSource)
-		c.canPark = parks && c.cfg.guarantee != AtMostOnce
+		_, c.canFetch = source.(bus.ParkingSource)
+		c.canPark = c.canFetch && c.cfg.guarantee != AtMostOnce // a crash while one is being parked repeats it
 		go c.settler()
 		go c.pump()
-		if c.canPark {
+		if c.canFetch {
 			go c.parker()
 			go c.fetcher()
 		} else {

@@ -26,10 +26,11 @@ func (c *consumer) rule(t *task, err error) {
 		return
 	}
 	now := time.Now()
-	if t.failure.First.IsZero() {
-		t.failure.First = now
+	first := now
+	if t.failure != nil {
+		first = t.failure.First
 	}
-	ruling := r.policy.judge(err, t.h.Delivery.Attempt, t.failure.First, now)
+	ruling := r.policy.judge(err, t.h.Delivery.Attempt, first, now)
 	if ruling.kind == succeeded {
 		r.handled.Add(1)
 		c.log.Info("error ignored", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
@@ -46,7 +47,7 @@ func (c *consumer) rule(t *task, err error) {
 	r.failed.Add(1)
 	last := err // of its own, so that err need not live on the heap of every call
 	r.lastError.Store(&last)
-	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.h.Delivery.Attempt
+	t.failed(err, now)
 	if p, ok := errors.AsType[*PanicError](err); ok {
 		t.failure.Stack = p.Stack
 	}
@@ -74,6 +75,14 @@ func (c *consumer) rule(t *task, err error) {
 		}
 		c.poisonOrHold(t)
 	}
+}
+
+// failed notes a try that failed.
+func (t *task) failed(err error, now time.Time) {
+	if t.failure == nil {
+		t.failure = &bus.Failure{First: now}
+	}
+	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.h.Delivery.Attempt
 }
 
 // halt stops consuming because a policy says so; the router's other handlers go on.
@@ -106,7 +115,7 @@ func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {
 		Message: t.h.Delivery.Message,
 		Topic:   t.h.Delivery.Topic, Group: t.h.Delivery.Group, Handler: t.h.Delivery.Handler,
 		Lane: t.h.Delivery.Lane, Position: t.h.Delivery.Position,
-		Failure: t.failure, Host: hostname(), Time: now,
+		Failure: *t.failure, Host: hostname(), Time: now,
 	}
 }
 

@@ -87,35 +87,43 @@ func (c *consumer) hasRoom() bool {
 	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
 }
 
-// slab is how many handlings are allocated at once. A message that is kept for long keeps its slab.
+// slab is how many messages are admitted under one lock, so that workers wait for a moment only, and how many handlings are
+// allocated at once. A message that is kept for long keeps its slab.
 const slab = 64
 
 // admit takes a batch of deliveries into the scheduler.
 func (c *consumer) admit(batch []bus.Delivery) {
 	now := time.Now()
 	unwrapped := unwrap(batch)
+	for from := 0; from < len(batch); from += slab {
+		run := batch[from:min(from+slab, len(batch))]
+		handlings := make([]bus.Handling, len(run))
+		for i := range run {
+			c.complete(&run[i], now)
+			handlings[i].Begin(c.ctx, c.core.bus, run[i])
+		}
+		c.admitRun(handlings, unwrapped.from(from))
+	}
+}
+
+func (c *consumer) admitRun(handlings []bus.Handling, unwrapped unwrapErrors) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.draining {
 		return // not settled, so the source gives them back when it is closed
 	}
 	var l *lane
-	var handlings []bus.Handling
-	for i := range batch {
-		d := &batch[i]
-		if i%slab == 0 {
-			handlings = make([]bus.Handling, min(slab, len(batch)-i))
+	for i := range handlings {
+		h := &handlings[i]
+		if l == nil || l.id.ID != h.Delivery.Lane {
+			l = c.lanes[h.Delivery.Lane]
 		}
-		if l == nil || l.id.ID != d.Lane {
-			l = c.lanes[d.Lane]
-		}
-		if l == nil || l.id.Epoch != d.Epoch || l.gone {
+		if l == nil || l.id.Epoch != h.Delivery.Epoch || l.gone {
 			l = nil
 			continue // the lane went while the batch was under way; its next owner is given the message
 		}
-		t := c.newTask()
-		t.h = &handlings[i%slab]
-		c.begin(t, l, d, now)
+		h.Context = l.ctx
+		t := c.newTask(h, l)
 		c.inFlight++
 		c.bytes += t.size
 		c.admitTask(t, unwrapped.at(i))
@@ -153,15 +161,13 @@ func (e unwrapErrors) from(i int) unwrapErrors {
 	return e[i:]
 }
 
-// begin makes a task of a delivery.
-func (c *consumer) begin(t *task, l *lane, d *bus.Delivery, now time.Time) {
-	t.lane, t.size = l, d.Message.Size()
+// complete fills what the driver left to the router.
+func (c *consumer) complete(d *bus.Delivery, now time.Time) {
 	d.Group = c.sub.Group
 	d.Attempt = max(d.Attempt, 1)
 	if d.FirstSeen.IsZero() {
 		d.FirstSeen = now
 	}
-	t.h.Begin(l.ctx, c.core.bus, *d)
 }
 
 // admitTask takes a message to its handler, or into the line of those of its key.
@@ -170,6 +176,9 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	switch {
 	case unwrapped != nil:
 		t.refuse("undecodable", unwrapped)
+	case t.h.Delivery.Type == bus.TypeCancellation:
+		c.cancelDelayed(t)
+		return
 	case t.route == nil && c.cfg.strict:
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
@@ -219,16 +228,17 @@ func (c *consumer) postpone(t *task) bool {
 
 // refuse sends a task to the poison queue that no handler is called for.
 func (t *task) refuse(class string, err error) {
-	t.failure = bus.Failure{Class: class, Text: err.Error(), First: t.h.Delivery.FirstSeen, Last: t.h.Delivery.FirstSeen}
+	t.failure = &bus.Failure{Class: class, Text: err.Error(), First: t.h.Delivery.FirstSeen, Last: t.h.Delivery.FirstSeen}
 	t.entry = t.poisonEntry(t.h.Delivery.FirstSeen)
 }
 
-func (c *consumer) newTask() *task {
+func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
 	t := c.free
 	if t == nil {
-		return &task{}
+		t = &task{}
 	}
 	c.free, t.next = t.next, nil
+	t.h, t.lane, t.size = h, l, h.Delivery.Message.Size()
 	return t
 }
 

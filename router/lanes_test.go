@@ -29,6 +29,7 @@ type fake struct {
 	settleCalls  int
 	puts         []time.Time
 	closed       bool
+	staleEpoch   uint64 // tokens of it are stale; the others are settled
 }
 
 func newFake() *fake { return &fake{deliver: make(chan bus.Delivery, 100), broken: make(chan error)} }
@@ -74,10 +75,15 @@ func (f *fake) Settle(_ context.Context, tokens []bus.Token) error {
 	if err := f.next(&f.settleErr); err != nil {
 		return err
 	}
+	var err error
 	for _, t := range tokens {
-		f.settled = append(f.settled, t.Position)
+		if t.Epoch == f.staleEpoch {
+			err = bus.ErrStale
+		} else {
+			f.settled = append(f.settled, t.Position)
+		}
 	}
-	return nil
+	return err
 }
 
 func (f *fake) Close(context.Context) error {
@@ -330,6 +336,33 @@ func (c *committing) Subscribe(ctx context.Context, s bus.Subscription, o bus.La
 func (c *committing) Commit(context.Context) error {
 	c.n++
 	return c.commit(c.n - 1)
+}
+
+// TestAtMostOnceOfABatchWhoseLaneGoes: what is of other lanes is settled, and so it must be handled.
+func TestAtMostOnceOfABatchWhoseLaneGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		var handled []string
+		r := router.New(bus.New(&committing{fake: f, commit: func(int) error {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.staleEpoch = 8
+			return nil
+		}}), "g", router.Guarantee(router.AtMostOnce))
+		r.Handle("t", eachOf{bus.HandlerFunc(func(_ context.Context, m *bus.Message) error {
+			handled = append(handled, m.Key)
+			return nil
+		})}, router.Fill(3, time.Minute))
+		run(t, r)
+		f.observer.Assigned([]bus.Lane{{ID: 1, Epoch: 7}, {ID: 2, Epoch: 8}})
+		f.send(1, 7, 10, "a")
+		f.send(2, 8, 20, "gone")
+		f.send(1, 7, 11, "b")
+		synctest.Wait()
+		if slices.Sort(handled); !slices.Equal(handled, []string{"a", "b"}) {
+			t.Errorf("handled were %v", handled)
+		}
+	})
 }
 
 // At most once: a handler is called when its message's settlement is durable for sure, and its lane was ours all the time.

@@ -16,7 +16,8 @@ type parkedMessage struct {
 	// away: on its way to the broker, or being fetched.
 	away bool
 	gone bool
-	at   int // place among the waiting, or -1
+	at   int    // place among the waiting, or -1
+	id   string // of the message, if a cancellation had it looked at; the parker's
 }
 
 // parkedLine is the parked messages of one key, in order. While it exists, later messages of the key go behind it.
@@ -30,10 +31,12 @@ type parkedLine struct {
 // A message waits if it may be handled when it is due: the first of each line, unless messages of its key are in
 // flight, and those that nobody waits for.
 type parkingLot struct {
-	lines   map[string]*parkedLine
-	waiting waitingMessages
-	stored  map[parkingPlace]*parkedMessage // that are at the broker
-	n       int
+	lines     map[string]*parkedLine
+	delayed   map[string][]*parkedMessage // by key: those that nobody waits for
+	waiting   waitingMessages
+	stored    map[parkingPlace]*parkedMessage // that are at the broker
+	n         int
+	unordered bool // there are no lines
 }
 
 // parkingPlace is what a token of a parked message says in every ownership.
@@ -44,8 +47,8 @@ type parkingPlace struct {
 
 func placeOf(t bus.Token) parkingPlace { return parkingPlace{t.Lane, t.Position} }
 
-func newParkingLot() parkingLot {
-	return parkingLot{lines: map[string]*parkedLine{}, stored: map[parkingPlace]*parkedMessage{}}
+func newParkingLot(unordered bool) parkingLot {
+	return parkingLot{lines: map[string]*parkedLine{}, delayed: map[string][]*parkedMessage{}, stored: map[parkingPlace]*parkedMessage{}, unordered: unordered}
 }
 
 // add puts a message behind the others of its line.
@@ -56,7 +59,11 @@ func (p *parkingLot) insert(e *parkedMessage, i int) {
 	e.at, e.gone, e.line = -1, false, nil
 	p.n++
 	p.place(e)
-	if e.Free || e.Key == "" {
+	if e.Key == "" || p.unordered && !e.Free {
+		return
+	}
+	if e.Free {
+		p.delayed[e.Key] = append(p.delayed[e.Key], e)
 		return
 	}
 	l := p.lines[e.Key]
@@ -93,6 +100,7 @@ func (p *parkingLot) remove(e *parkedMessage) {
 	}
 	l := e.line
 	if l == nil {
+		p.removeDelayed(e)
 		return
 	}
 	if l.messages[0] == e { // nearly always
@@ -103,6 +111,17 @@ func (p *parkingLot) remove(e *parkedMessage) {
 	}
 	if len(l.messages) == 0 {
 		delete(p.lines, e.Key)
+	}
+}
+
+func (p *parkingLot) removeDelayed(e *parkedMessage) {
+	switch es := p.delayed[e.Key]; {
+	case len(es) == 1 && es[0] == e:
+		delete(p.delayed, e.Key)
+	default:
+		if i := slices.Index(es, e); i >= 0 {
+			p.delayed[e.Key] = slices.Delete(es, i, i+1)
+		}
 	}
 }
 

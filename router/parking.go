@@ -67,9 +67,6 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	if t.place == nil {
 		t.place = &parkedMessage{Parked: bus.Parked{Key: t.h.Delivery.Key}, lane: t.lane}
-		if c.cfg.unordered {
-			t.place.Key = ""
-		}
 	}
 	t.place.Due, t.place.Free, t.place.away = due, t.free, true
 	c.lot.insert(t.place, i)
@@ -148,12 +145,16 @@ func (c *consumer) parker() {
 		if batch == nil {
 			return
 		}
+		if batch[0].cancels {
+			c.cancelParked(batch)
+			continue
+		}
 		ps := make([]bus.Parking, len(batch))
 		for i, t := range batch {
 			ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
 			ps[i].Token = t.token()
-			if !t.marking && !t.failure.First.IsZero() { // its worker may be at it
-				f := t.failure
+			if !t.marking && t.failure != nil { // its worker may be at it
+				f := *t.failure
 				ps[i].Failure = &f
 			}
 		}
@@ -162,6 +163,7 @@ func (c *consumer) parker() {
 	}
 }
 
+// nextToPark waits for what is to be parked, or for cancellations of it.
 func (c *consumer) nextToPark() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,7 +173,10 @@ func (c *consumer) nextToPark() []*task {
 		}
 		c.parks.Wait()
 	}
-	n := min(len(c.toPark), maxReceive)
+	n, most := 1, min(len(c.toPark), maxReceive)
+	for n < most && c.toPark[n].cancels == c.toPark[0].cancels {
+		n++
+	}
 	batch := c.toPark[:n:n]
 	c.toPark = c.toPark[n:]
 	return batch
@@ -292,7 +297,7 @@ func (c *consumer) fetcher() {
 		for _, e := range batch {
 			tokens = append(tokens, e.Token)
 		}
-		n, err := c.source.(bus.ParkingSource).Fetch(c.intake, tokens, dst)
+		n, err := c.fetch(c.intake, tokens, dst)
 		if err == nil {
 			b = backoff{}
 			c.admitFetched(batch, dst[:n])
@@ -359,11 +364,12 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			}
 			continue
 		}
-		t := c.newTask()
-		t.h, t.place, t.fetched = &bus.Handling{}, e, true
-		c.begin(t, e.lane, d, now)
+		c.complete(d, now)
+		t := c.newTask(bus.NewHandling(e.lane.ctx, c.core.bus, *d), e.lane)
+		t.place, t.fetched = e, true
 		if d.Failure != nil {
-			t.failure = *d.Failure
+			f := *d.Failure
+			t.failure = &f
 		}
 		c.fetchedMessages++
 		c.fetchedBytes += t.size
@@ -386,9 +392,6 @@ func (c *consumer) Parked(ps []bus.Parked) {
 		case old == nil && p.Withdrawn:
 		case old == nil:
 			e := &parkedMessage{Parked: p, lane: l}
-			if c.cfg.unordered {
-				e.Key = ""
-			}
 			c.lot.add(e)
 			c.await(e)
 		case p.Withdrawn:

@@ -38,6 +38,25 @@ func (c *consumer) settleFirst(tasks ...*task) bool {
 	return true
 }
 
+// settleFirstOf is settleFirst for a batch. If a lane goes, those of the others are settled all the same, and so are to be handled.
+func (c *consumer) settleFirstOf(tasks []*task) (settled, not []*task) {
+	if len(tasks) == 0 || c.settleFirst(tasks...) {
+		return tasks, nil
+	}
+	byLane := map[*lane][]*task{}
+	for _, t := range tasks {
+		byLane[t.lane] = append(byLane[t.lane], t)
+	}
+	for _, tasks := range byLane {
+		if c.settleFirst(tasks...) {
+			settled = append(settled, tasks...)
+		} else {
+			not = append(not, tasks...)
+		}
+	}
+	return settled, not
+}
+
 // settleDurably returns whether tokens are settled for sure. A lane that goes takes settlements with it that nobody had
 // committed; so they are settled again behind the commit, which fails then, and changes nothing otherwise.
 func (c *consumer) settleDurably(tokens []bus.Token) bool {

@@ -32,7 +32,8 @@ type task struct {
 	fetched  bool           // it was parked, and has come back
 	marking  bool           // it is being parked while its handler runs, to keep its place before its followers
 	ended    bool           // its handler has ended meanwhile
-	failure  bus.Failure
+	cancels  bool           // it is a cancellation, on its way behind what is being parked
+	failure  *bus.Failure   // nil: no try has failed
 	due      time.Time
 	outputs  []bus.Output                       // to be published with the settlement
 	told     func(context.Context, error) error // of the settlement; nil: nobody waits for it

@@ -49,10 +49,8 @@ func (c *consumer) settledEach(tasks []*task, errs []error) (left []*task) {
 		// The broker will never take what the handler emitted. Later messages of the key may have been handled since.
 		now := time.Now()
 		t.outputs = nil
-		t.failure.Class, t.failure.Text, t.failure.Last, t.failure.Attempts = "outputs refused", err.Error(), now, t.h.Delivery.Attempt
-		if t.failure.First.IsZero() {
-			t.failure.First = now
-		}
+		t.failed(err, now)
+		t.failure.Class = "outputs refused"
 		t.entry = t.poisonEntry(now)
 		for b := (backoff{}); c.poison(t) != nil && t.lane.ctx.Err() == nil; {
 			b.wait(t.lane.ctx)

@@ -178,12 +178,13 @@ func (w *worker) handleBatch(batch []*task) {
 		}
 		tasks = append(tasks, t)
 	}
-	if c.cfg.guarantee == AtMostOnce && !c.settleFirst(tasks...) {
-		for _, t := range tasks {
+	if c.cfg.guarantee == AtMostOnce {
+		settled, not := c.settleFirstOf(tasks)
+		for _, t := range not {
 			t.outcome = abandon
 			w.done = append(w.done, t)
 		}
-		return
+		tasks = settled
 	}
 	if len(tasks) == 0 {
 		return

@@ -23,6 +23,7 @@ const killedRole = "MILLRACE_TEST_ROLE"
 
 var killedRoles = map[string]func(ctx context.Context, b *bus.Bus, topic, group string) error{
 	"delays":       delaysUntilKilled,
+	"cancelled":    delaysUntilKilled,
 	"at most once": handlesOnceUntilKilled,
 	"replay":       replaysUntilKilled,
 }
@@ -44,7 +45,7 @@ func TestKilled(t *testing.T) {
 	for _, role := range []struct {
 		name string
 		test func(t *testing.T, k *killed)
-	}{{"delays", killedWhileWaiting}, {"at most once", killedAtMostOnce}, {"replay", killedReplay}} {
+	}{{"delays", killedWhileWaiting}, {"cancelled", killedWhileCancelling}, {"at most once", killedAtMostOnce}, {"replay", killedReplay}} {
 		t.Run(role.name, func(t *testing.T) {
 			for _, broker := range []struct {
 				name string
@@ -235,6 +236,63 @@ func killedWhileWaiting(t *testing.T, k *killed) {
 		t.Errorf("%d of %d were handled", len(handled), len(msgs))
 	}
 	t.Logf("all was handled %v after the kill", time.Since(killedAt).Round(time.Millisecond))
+}
+
+// cancelledWait is when what is cancelled would be due: when another process has the lanes.
+const cancelledWait = 12 * time.Second
+
+// killedWhileCancelling: what was cancelled does not come, whether the process that had parked it has seen the cancellation or not.
+func killedWhileCancelling(t *testing.T, k *killed) {
+	k.start(t)
+	var delayed, cancelled, unseen, marks []*bus.Message
+	for n := range killedKeys {
+		key := fmt.Sprint("quick-", n)
+		for i, id := range []string{"gone-", "stays-"} {
+			m := &bus.Message{ID: id + key, Key: key}
+			bus.WithDelay(cancelledWait + time.Duration(i)*time.Second)(m)
+			delayed = append(delayed, m)
+		}
+		c := &bus.Message{Key: key, Type: bus.TypeCancellation, Headers: bus.Headers{{Name: bus.HeaderCancels, Value: "gone-" + key}}}
+		if n%2 == 0 {
+			cancelled = append(cancelled, c)
+		} else {
+			unseen = append(unseen, c)
+		}
+		marks = append(marks, &bus.Message{ID: "mark-" + key, Key: key})
+	}
+	k.publish(t, delayed)
+	k.publish(t, cancelled)
+	k.publish(t, marks)
+	handled := map[string]bool{}
+	k.until(t, func(line string) bool {
+		if what, id, _ := strings.Cut(line, " "); what == "handled" {
+			handled[id] = true
+		}
+		return len(handled) == killedKeys
+	})
+	k.publish(t, unseen)
+	var mu sync.Mutex
+	stays := map[string]bool{}
+	r := router.New(k.bus, k.group)
+	r.HandleFunc(k.topic, func(_ context.Context, m *bus.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch what, _, _ := strings.Cut(m.ID, "-"); what {
+		case "gone":
+			t.Errorf("%s came, although it was cancelled", m.ID)
+		case "stays":
+			stays[m.ID] = true
+		}
+		return nil
+	})
+	k.run(t, r, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(stays) == killedKeys || k.ctx.Err() != nil
+	})
+	if len(stays) != killedKeys {
+		t.Errorf("%d of %d others came", len(stays), killedKeys)
+	}
 }
 
 const killedWorkers = 4

@@ -150,6 +150,7 @@ func (s *source) noted(resp *kmsg.OffsetCommitResponse, commits map[int32]*commi
 			if err == nil {
 				c := commits[p.Partition]
 				c.lane.committed, c.lane.version = c.position, c.version
+				c.lane.removed = false
 				continue
 			}
 			if errors.Is(err, kerr.OffsetMetadataTooLarge) {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
 	"time"
@@ -29,8 +30,11 @@ type slab struct {
 // decoder turns records into messages.
 type decoder struct {
 	slab
-	// words are texts that repeat from record to record: types, sources, content types.
-	words map[string]string
+	// words are texts that repeat from record to record, and the last ones are what the next record most likely has.
+	words                    map[string]string
+	source, typ, contentType string
+	timeText                 []byte
+	time                     time.Time
 }
 
 // maxWords bounds what a topic with ever new types can make us remember.
@@ -104,16 +108,16 @@ func (d *decoder) field(m *bus.Message, h *kgo.RecordHeader) bool {
 	case headerID:
 		m.ID = d.string(h.Value)
 	case headerSource:
-		m.Source = d.word(h.Value)
+		m.Source = d.word(&d.source, h.Value)
 	case headerType:
-		m.Type = d.word(h.Value)
+		m.Type = d.word(&d.typ, h.Value)
 	case headerSubject:
 		m.Subject = d.string(h.Value)
 	case headerContentType:
-		m.ContentType = d.word(h.Value)
+		m.ContentType = d.word(&d.contentType, h.Value)
 	case headerTime:
-		t, err := time.Parse(time.RFC3339Nano, string(h.Value))
-		if err != nil { // a foreign producer's mistake is no reason to lose what it said
+		t, ok := d.parseTime(h.Value)
+		if !ok { // a foreign producer's mistake is no reason to lose what it said
 			return false
 		}
 		m.Time = t
@@ -129,7 +133,7 @@ func (d *decoder) header(m *bus.Message, h *kgo.RecordHeader) {
 	case headerSpecVersion, headerID, headerSource, headerType, headerSubject, headerContentType:
 		return
 	case headerTime:
-		if _, err := time.Parse(time.RFC3339Nano, string(h.Value)); err == nil {
+		if _, ok := d.parseTime(h.Value); ok {
 			return
 		}
 	}
@@ -147,15 +151,32 @@ func (d *decoder) string(b []byte) string {
 	return d.text.String()[n:]
 }
 
-// word is a string that is likely to repeat.
-func (d *decoder) word(b []byte) string {
-	if w, ok := d.words[string(b)]; ok {
-		return w
+// word is a string that is likely to repeat; last is the one before of its field.
+func (d *decoder) word(last *string, b []byte) string {
+	if *last == string(b) {
+		return *last
 	}
-	if d.words == nil || len(d.words) >= maxWords {
-		d.words = map[string]string{}
+	w, ok := d.words[string(b)]
+	if !ok {
+		if d.words == nil || len(d.words) >= maxWords {
+			d.words = map[string]string{}
+		}
+		w = string(b)
+		d.words[w] = w
 	}
-	w := string(b)
-	d.words[w] = w
+	*last = w
 	return w
+}
+
+// parseTime parses a time; messages that were published by one call have the same.
+func (d *decoder) parseTime(b []byte) (time.Time, bool) {
+	if len(b) > 0 && bytes.Equal(b, d.timeText) {
+		return d.time, true
+	}
+	t, err := time.Parse(time.RFC3339Nano, string(b))
+	if err != nil {
+		return t, false
+	}
+	d.timeText, d.time = append(d.timeText[:0], b...), t
+	return t, true
 }

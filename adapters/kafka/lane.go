@@ -22,6 +22,9 @@ type lane struct {
 	committed   int64  // -1: nothing of this partition was ever committed
 	version     uint64 // of the window when it was committed
 
+	// removed: records of its parked messages were deleted since the last commit, which tells whether it is still ours.
+	removed bool
+
 	// void: it is not known what is committed, so this process commits nothing of it any more.
 	void bool
 
@@ -43,7 +46,7 @@ type commit struct {
 
 // dirty says whether there is something to commit.
 func (l *lane) dirty() bool {
-	return !l.void && (l.window.Position() != l.committed || l.window.Version() != l.version)
+	return !l.void && (l.removed || l.window.Position() != l.committed || l.window.Version() != l.version)
 }
 
 func (l *lane) commit(room int) commit {

@@ -220,6 +220,7 @@ func (s *source) removeSettled(ctx context.Context) error {
 		}
 		records = records[r.n:]
 		r.lane.parking.settled = r.lane.parking.settled[r.n:]
+		r.lane.removed = true
 	}
 	return nil
 }

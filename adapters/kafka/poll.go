@@ -77,17 +77,24 @@ func (s *source) announceRewound(rewound []change) error {
 // enqueue queues the records of a partition that this source owns. Called with the lock held.
 func (s *source) enqueue(p *kgo.FetchPartition) (change, bool) {
 	l := s.lanes[p.Partition]
-	if l == nil || l.leaving || len(p.Records) == 0 {
+	if l == nil || l.leaving {
+		return change{}, false
+	}
+	records := p.Records
+	for len(records) > 0 && records[0].Offset < l.next && records[0].Attrs.IsControl() {
+		records = records[1:] // the watcher has gone past it, while the client had it; if the log was cut off, a message tells
+	}
+	if len(records) == 0 {
 		return change{}, false
 	}
 	var rewound change
-	first, last := p.Records[0], p.Records[len(p.Records)-1]
+	first, last := records[0], records[len(records)-1]
 	if first.Offset < l.next { // the log ends, or ended, before what the group has read: it was cut off, or made anew
 		s.report(s.lossError(p.Partition, "the partition was truncated or created anew: the group was at offset %d and goes on at %d", l.next, first.Offset))
 		rewound = s.rewind(l, first.Offset)
 		l = rewound.now
 	}
-	q := run{lane: l, from: l.next, records: p.Records}
+	q := run{lane: l, from: l.next, records: records}
 	if p.LogStartOffset > l.next {
 		s.report(s.truncated(p.Partition, l.next, p.LogStartOffset))
 		q.from = p.LogStartOffset

@@ -459,6 +459,39 @@ func TestControlRecords(t *testing.T) {
 	f.lag(t, "t", "g", 0)
 }
 
+// TestMarkerThatTheWatcherHasPassed: while nobody receives, the watcher moves the position past the end of a transaction. The client has
+// that already, and hands it out later: that is no sign of a log that was cut off.
+func TestMarkerThatTheWatcherHasPassed(t *testing.T) {
+	f := newFake(t)
+	producer, err := kgo.NewClient(kgo.SeedBrokers(f.ListenAddrs()...), kgo.TransactionalID("tx"), kgo.DefaultProduceTopic("t"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(producer.Close)
+	produce := func(text string) {
+		t.Helper()
+		err := producer.BeginTransaction()
+		if err == nil {
+			err = producer.ProduceSync(within(t), kgo.StringRecord(text)).FirstErr()
+		}
+		if err == nil {
+			err = producer.EndTransaction(within(t), kgo.TryCommit)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	produce("0")
+	s := subscribe(t, f.bus, "t", "g", bus.Earliest, newObserver())
+	first := receive(t, s, 1)[0]
+	settle(t, s, first)
+	f.committed(t, "g", at(2))
+	produce("1")
+	if second := receive(t, s, 1)[0]; string(second.Payload) != "1" || second.Epoch != first.Epoch {
+		t.Errorf("then came %q, of ownership %d after %d", second.Payload, second.Epoch, first.Epoch)
+	}
+}
+
 // TestGapAtTheEnd: compaction has removed the last records. Nothing comes of them, and yet the group is at the end.
 func TestGapAtTheEnd(t *testing.T) {
 	f := newFake(t)

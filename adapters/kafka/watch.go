@@ -45,10 +45,14 @@ func (s *source) watcher() {
 	}
 }
 
-// waiting are the lanes of which nothing is queued, and the offsets that they wait for.
+// waiting are the lanes of which nothing is queued, and the offsets that they wait for. While nobody receives, none waits: what there
+// is would be read only to be thrown away.
 func (s *source) waiting() map[int32]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.polling {
+		return nil
+	}
 	lanes := make(map[int32]int64, len(s.lanes))
 	for p, l := range s.lanes {
 		lanes[p] = l.next

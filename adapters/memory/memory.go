@@ -31,7 +31,9 @@ package memory
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
+	"sync/atomic"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -145,27 +147,32 @@ type store struct {
 	config Config
 	users  int // guarded by stores.mu
 
-	mu     sync.RWMutex
-	topics map[string]*topic
+	// topics is replaced, and never changed, so that publishing needs no lock to find its topic.
+	topics atomic.Pointer[map[string]*topic]
+
+	mu     sync.Mutex // of what follows, and of replacing topics
 	poison map[string]*poisonStore
 }
 
 func newStore(c Config) *store {
-	return &store{config: c, topics: map[string]*topic{}, poison: map[string]*poisonStore{}}
+	s := &store{config: c, poison: map[string]*poisonStore{}}
+	s.topics.Store(&map[string]*topic{})
+	return s
 }
 
 func (s *store) topic(name string) *topic {
-	s.mu.RLock()
-	t := s.topics[name]
-	s.mu.RUnlock()
-	if t != nil {
+	if t := (*s.topics.Load())[name]; t != nil {
 		return t
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t = s.topics[name]; t == nil {
+	old := *s.topics.Load()
+	t := old[name]
+	if t == nil {
 		t = newTopic(name, s.config)
-		s.topics[name] = t
+		topics := maps.Clone(old)
+		topics[name] = t
+		s.topics.Store(&topics)
 	}
 	return t
 }

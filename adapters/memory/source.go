@@ -18,19 +18,45 @@ type source struct {
 	wake   *sync.Cond
 	turn   int // the lane to look at first
 	closed bool
+
+	slab []bus.Message // for those to be received; of Receive alone
 }
+
+// run is how many messages are taken under one lock, so that publishers wait for a moment only, and how many are allocated at once.
+const run = 64
 
 // Receive implements bus.Source.
 func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
+	for n := 0; ; {
+		if len(s.slab) == 0 {
+			s.slab = make([]bus.Message, run)
+		}
+		taken, more, bytes := s.takeRun(dst[n:], n == 0, maxBytes)
+		n, maxBytes = n+taken, maxBytes-bytes
+		if n > 0 && (!more || n == len(dst)) {
+			return n, nil
+		}
+		if n == 0 {
+			return s.await(ctx, dst, maxBytes)
+		}
+	}
+}
+
+// takeRun is take under the lock.
+func (s *source) takeRun(dst []bus.Delivery, first bool, maxBytes int) (n int, more bool, bytes int) {
+	s.topic.mu.Lock()
+	defer s.topic.mu.Unlock()
+	return s.take(dst, first, maxBytes)
+}
+
+// await waits for messages.
+func (s *source) await(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 	t := s.topic
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := s.take(dst, maxBytes); n > 0 {
-		return n, nil
-	}
 	defer context.AfterFunc(ctx, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -40,7 +66,7 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 		if s.closed {
 			return 0, fail("receive", t.name, bus.ErrClosed)
 		}
-		if n := s.take(dst, maxBytes); n > 0 {
+		if n, _, _ := s.take(dst, true, maxBytes); n > 0 {
 			return n, nil
 		}
 		if err := ctx.Err(); err != nil {
@@ -51,13 +77,12 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 	}
 }
 
-// take fills dst from the lanes that the source owns, beginning with another one each time.
-func (s *source) take(dst []bus.Delivery, maxBytes int) int {
+// take fills dst from the lanes that the source owns, beginning with another one each time, until the slab is used up. It returns
+// how many messages and bytes it took, and whether there may be more to take. Only the first may be larger than maxBytes.
+func (s *source) take(dst []bus.Delivery, first bool, maxBytes int) (n int, more bool, bytes int) {
 	if s.closed {
-		return 0
+		return 0, false, 0
 	}
-	n := 0
-	var slab []bus.Message // one allocation for the messages of the batch
 	s.turn++
 	for i := range lanes {
 		id := (s.turn + i) % lanes
@@ -66,32 +91,33 @@ func (s *source) take(dst []bus.Delivery, maxBytes int) int {
 			continue
 		}
 		l.read = max(l.read, log.base)
-		for l.read < log.next && n < len(dst) {
+		for l.read < log.next {
 			e := log.at(l.read)
-			if n > 0 && e.size > maxBytes {
-				return n
+			switch {
+			case n == len(dst) || len(s.slab) == 0:
+				return n, true, bytes
+			case bytes+e.size > maxBytes && !(first && n == 0):
+				return n, false, bytes
 			}
 			pos := l.read
 			l.read++
 			if !l.window.Add(pos) {
 				continue // an earlier owner settled it
 			}
-			if len(slab) == 0 {
-				slab = make([]bus.Message, min(len(dst)-n, int(log.next-pos)))
-			}
-			slab[0] = e.msg
+			m := &s.slab[0]
+			s.slab = s.slab[1:]
+			*m = e.msg
 			dst[n] = bus.Delivery{
-				Message: &slab[0],
+				Message: m,
 				Token:   bus.Token{Lane: int32(id), Epoch: l.epoch, Position: pos},
 				Topic:   s.topic.name,
 				Attempt: 1,
 			}
-			slab = slab[1:]
-			maxBytes -= e.size
+			bytes += e.size
 			n++
 		}
 	}
-	return n
+	return n, false, bytes
 }
 
 // Settle implements bus.Source.

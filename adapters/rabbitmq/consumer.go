@@ -62,6 +62,9 @@ func (c *consumer) begin(early bool) (err error) {
 }
 
 func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
+	// Whoever is active in the lane learns by it that it is, and that there may be a member more. Sent first, so that the queue
+	// stores it while it registers this consumer.
+	c.lane.wake()
 	c.own.rpc.Lock()
 	err := c.ch.Qos(c.lane.source.prefetch, 0, false)
 	c.own.rpc.Unlock()
@@ -71,17 +74,19 @@ func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
 	c.own.rpc.Lock()
 	deliveries, err := c.ch.Consume(queue, queue, false, false, false, false, nil)
 	c.own.rpc.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	// Whoever is active there learns by it that it is, and that there may be a member more.
-	c.lane.wake()
-	return deliveries, nil
+	return deliveries, err
 }
 
 // follow reads until the lane is given up or lost, or ctx ends.
 func (c *consumer) follow(ctx context.Context) error {
 	settled := c.own.early
+	var dropping *attempt[struct{}]
+	var dropped <-chan struct{}
+	defer func() {
+		if dropping != nil {
+			<-dropping.done // the lane's end must know whether its early queue is there
+		}
+	}()
 	for {
 		var unparked <-chan struct{}
 		if c.parking != nil {
@@ -106,8 +111,12 @@ func (c *consumer) follow(ctx context.Context) error {
 			}
 		case <-settled:
 			settled = nil
-			if err := c.dropEarly(ctx); err != nil {
-				return err
+			// Meanwhile the lane goes on: to delete a quorum queue takes some ten milliseconds.
+			dropping = start(func() (struct{}, error) { return struct{}{}, c.dropEarly(ctx) })
+			dropped = dropping.done
+		case <-dropped:
+			if dropped = nil; dropping.err != nil {
+				return dropping.err
 			}
 		case queue, ok := <-c.cancels:
 			switch {
@@ -185,19 +194,36 @@ func (c *consumer) mark(kind any, tag int64) (err error) {
 // dropEarly deletes the early queue, of which all is settled: nothing is ever put behind its end marker. It waits for
 // the broker even if ctx ends, because nothing may register with the queue meanwhile.
 func (c *consumer) dropEarly(ctx context.Context) error {
-	t := &topology{session: c.session}
-	defer t.close()
-	unlock, err := c.lane.source.d.lockTopic(ctx, t, c.lane.source.sub.Topic)
+	unlock, err := c.lockEarly(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	t := &topology{session: c.session}
+	defer t.close()
 	if err := t.deleteQueue(c.lane.earlyName()); err != nil {
 		return err
 	}
 	c.dropped = true
 	c.own.finish(c.end)
 	return nil
+}
+
+// lockEarly takes the topic's lock, which the lanes of a member have together: each has to do with its own early queue.
+func (c *consumer) lockEarly(ctx context.Context) (unlock func(), err error) {
+	s := c.lane.source
+	return s.lock.take(ctx, func() (func(), error) {
+		t := &topology{session: c.session}
+		unlock, err := s.d.lockTopic(s.ctx, t, s.sub.Topic)
+		if err != nil {
+			t.close()
+			return nil, err
+		}
+		return func() {
+			unlock()
+			t.close()
+		}, nil
+	})
 }
 
 // giveUp hands the lane to the next member in line, when what was being handled has ended.

@@ -22,7 +22,8 @@ type header struct {
 // It never fails. What the attributes leave open, the AMQP properties fill.
 func decode(d *amqp.Delivery) *bus.Message {
 	m := &bus.Message{ContentType: d.ContentType, Payload: d.Body}
-	var rest []header
+	var few [8]header
+	rest := few[:0]
 	var order []any
 	for name, value := range d.Headers {
 		switch name {
@@ -99,8 +100,13 @@ func fromProperties(m *bus.Message, d *amqp.Delivery, rest []header) []header {
 // a relay's) behind them in alphabetical order.
 func addHeaders(m *bus.Message, rest []header, order []any) {
 	slices.SortFunc(rest, func(a, b header) int { return strings.Compare(a.name, b.name) })
+	m.Headers = slices.Grow(m.Headers, len(rest))
 	if len(order) == 0 {
 		for _, h := range rest {
+			if v, ok := h.value.(string); ok { // as nearly all are: no list for it
+				m.Headers.Add(h.name, v)
+				continue
+			}
 			for _, v := range values(h.value) {
 				m.Headers.Add(h.name, v)
 			}

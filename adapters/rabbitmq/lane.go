@@ -104,17 +104,16 @@ func (l *lane) earlyName() string { return earlyName(l.source.group, int(l.id)) 
 // Under the topic's lock, so that the early queue is not deleted meanwhile: when a consumer registers with a quorum
 // queue that is just being deleted, the server ends the whole connection with an internal error (seen on 3.10.8).
 func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
-	s := l.source
-	if !s.early.Load() {
+	if !l.source.early.Load() {
 		return false, c.begin(false)
 	}
-	t := &topology{session: c.session}
-	defer t.close()
-	unlock, err := s.d.lockTopic(ctx, t, s.sub.Topic)
+	unlock, err := c.lockEarly(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
+	t := &topology{session: c.session}
+	defer t.close()
 	if _, early, err = t.queue(l.earlyName()); err != nil {
 		return false, err
 	}

@@ -59,7 +59,11 @@ type parking struct {
 	settling map[int64]int // settled, while so many of their records are on the way
 	settled  chan struct{} // has a token when settling has become empty
 	last     int64         // the last position that was given out
-	acked    bool
+	held     []uint64      // what is neither parked nor a command: see hold
+	acks     uint64        // how many were sent
+	applied  uint64        // up to which of these the queue has them
+
+	rpc sync.Mutex // held for each request on the channel that is answered
 }
 
 // parkedEntry is one parked message.
@@ -89,14 +93,17 @@ func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
 		close(p.closed)
 	}()
 	c.parking = p
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	id := bus.NewID()
+	// The queue stores the first marker while it registers this consumer.
+	first := start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, id+"/first") })
 	if err := ch.Qos(parkingPrefetch, 0, false); err != nil {
 		return nil, err
 	}
 	if p.deliveries, err = ch.Consume(p.queue, p.queue, false, false, false, false, nil); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	go func() {
 		select {
 		case <-c.gone:
@@ -104,7 +111,7 @@ func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
 		case <-ctx.Done():
 		}
 	}()
-	told, err := p.load(ctx)
+	told, err := p.load(ctx, id, first)
 	if err != nil {
 		return nil, fmt.Errorf("read what is parked: %w", err)
 	}
@@ -125,13 +132,12 @@ type loading struct {
 	markers  []uint64 // of other members
 }
 
-// load reads up to a marker that was sent when this consumer was the active one.
+// load reads up to a marker that was sent when this consumer was the active one. first sends the one that makes it so.
 //
 // While the broker blocks publishers, no marker can be sent, but who wants to make room by handling messages must be able
 // to begin. Then it reads until nothing more comes. So it is if so many commands wait that the broker delivers no more
 // before some are settled. What comes later is then taken to be parked: at worst it is handled out of its key's order, or twice.
-func (p *parking) load(ctx context.Context) ([]bus.Parked, error) {
-	id := bus.NewID()
+func (p *parking) load(ctx context.Context, id string, first *attempt[struct{}]) ([]bus.Parked, error) {
 	marker := id + "/first"
 	active := false // the first delivery says so
 	l := loading{told: map[int64]bus.Parked{}, carried: map[string]bool{}}
@@ -171,7 +177,11 @@ func (p *parking) load(ctx context.Context) ([]bus.Parked, error) {
 			if sent++; sent > loadPatience {
 				return nil, errNotLoaded
 			}
-			_ = p.mark(ctx, marker) // if it fails, another is sent
+			if sent == 1 && !active { // if it fails, another is sent
+				_, _ = first.wait(ctx)
+			} else {
+				_ = p.mark(ctx, marker)
+			}
 			late.Reset(markerInterval)
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -205,6 +215,7 @@ func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
 	case parkMarker:
 		l.markers = append(l.markers, d.DeliveryTag)
 	default: // not ours: left where it is
+		p.hold(d.DeliveryTag)
 	}
 }
 
@@ -292,7 +303,8 @@ func (p *parking) read() {
 				}
 				p.obey(commands)
 				commands, linger = nil, nil
-			default: // a marker of who waits to be the owner: it is given back with the rest
+			default:
+				p.hold(d.DeliveryTag)
 			}
 		case <-linger:
 			p.obey(commands)
@@ -326,11 +338,23 @@ func (p *parking) tell(told []bus.Parked) {
 	}
 }
 
+// hold notes a record that stays unsettled though nothing is known of it: the marker of who waits to be the owner, who gets
+// it when this channel is closed, or what somebody else has put here.
+func (p *parking) hold(tag uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = append(p.held, tag)
+}
+
 // giveBack has all that is held delivered again.
 func (p *parking) giveBack() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	highest := uint64(0)
+	for _, tag := range p.held {
+		highest = max(highest, tag)
+	}
+	p.held = p.held[:0]
 	for _, e := range p.entries {
 		highest = max(highest, e.tag)
 		e.tag = 0
@@ -437,7 +461,7 @@ func (p *parking) ack(tags ...uint64) {
 func (p *parking) ackLocked(tag uint64) {
 	if !p.ended {
 		_ = p.ch.Ack(tag, false) // an error says that the channel has ended, which its reader sees
-		p.acked = true
+		p.acks++
 	}
 }
 
@@ -471,6 +495,63 @@ func (p *parking) tellSettled() {
 	}
 }
 
+// commitNow returns when the queue has the acks of all that was settled. What was settled while its record was on the way is acked when
+// that comes; for that it waits as long as finish.
+func (p *parking) commitNow(ctx context.Context) error {
+	late := time.Now().Add(markerInterval)
+	for {
+		p.mu.Lock()
+		coming, unsure, ended := len(p.settling) > 0, p.acks > p.applied, p.ended
+		p.mu.Unlock()
+		switch {
+		case ended && (coming || unsure):
+			return bus.ErrStale
+		case coming && time.Now().Before(late):
+			if !pause(ctx, commitInterval) {
+				return context.Cause(ctx)
+			}
+		case unsure:
+			return p.askWithin(ctx)
+		default:
+			return nil
+		}
+	}
+}
+
+// askWithin is ask, which itself heeds no context.
+func (p *parking) askWithin(ctx context.Context) error {
+	answered := make(chan error, 1)
+	go func() { answered <- p.ask() }()
+	select {
+	case err := <-answered:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// ask has the queue answer a question, which it does after the acks that were sent before.
+func (p *parking) ask() error {
+	p.rpc.Lock()
+	defer p.rpc.Unlock()
+	p.mu.Lock()
+	sent, has, ended := p.acks, p.applied, p.ended
+	p.mu.Unlock()
+	switch {
+	case ended:
+		return bus.ErrStale
+	case has == sent:
+		return nil
+	}
+	if _, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.applied = max(p.applied, sent)
+	return nil
+}
+
 // end makes all tokens stale. Nothing is sent afterwards.
 func (p *parking) end() {
 	p.mu.Lock()
@@ -488,9 +569,11 @@ func (p *parking) end() {
 func (p *parking) close() {
 	p.finish()
 	p.end()
-	if p.acked {
+	p.rpc.Lock()
+	if p.acks > 0 {
 		settleDown(p.ch, p.queue)
 	}
+	p.rpc.Unlock()
 	_ = p.ch.Close() // if it fails, the session has ended
 	p.reader.Wait()
 }

@@ -298,3 +298,41 @@ func TestFullLane(t *testing.T) {
 		t.Errorf("one that is there: %d, %d, %v", position, revision, err)
 	}
 }
+
+// The marker of another member that arrives where nothing is parked is given back before the broker ends the channel over
+// it.
+func TestMarkersAreGivenBack(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	c.Lanes = 1
+	d := openDriver(t, c)
+	s, o := parkingSource(t, d, topic)
+	o.waitLanes(t, ctx, 1)
+	p := s.lanes[0].current.Load().parking()
+	if err := p.mark(ctx, "another member's"); err != nil {
+		t.Fatal(err)
+	}
+	held := func() []uint64 {
+		for {
+			p.mu.Lock()
+			tags := slices.Clone(p.held)
+			p.mu.Unlock()
+			if len(tags) > 0 {
+				return tags
+			}
+			select {
+			case <-p.closed:
+				t.Fatal("the channel ended:", p.cause)
+			case <-ctx.Done():
+				t.Fatal("the marker does not come")
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	first := held()
+	p.giveBack()
+	if again := held(); len(again) != 1 || again[0] <= first[0] {
+		t.Errorf("held as %d, and given back as %d", first, again)
+	}
+}

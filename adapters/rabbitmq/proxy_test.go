@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"encoding/binary"
 	"io"
 	"net"
 	"sync"
@@ -16,6 +17,7 @@ type proxy struct {
 	conns   map[net.Conn]bool // true: the client's side
 	refuse  bool
 	stalled bool // nothing is forwarded to the broker
+	sent    map[method]int
 	flow    *sync.Cond
 	workers sync.WaitGroup
 }
@@ -31,7 +33,7 @@ func newProxy(t testing.TB) (*proxy, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{target: c.Hosts[0], listener: l, conns: map[net.Conn]bool{}}
+	p := &proxy{target: c.Hosts[0], listener: l, conns: map[net.Conn]bool{}, sent: map[method]int{}}
 	p.flow = sync.NewCond(&p.mu)
 	p.workers.Go(p.accept)
 	t.Cleanup(func() {
@@ -42,6 +44,38 @@ func newProxy(t testing.TB) (*proxy, Config) {
 	})
 	c.Hosts = []string{l.Addr().String()}
 	return p, c
+}
+
+// method is the class and number of an AMQP method.
+type method [2]uint16
+
+// count returns how many methods were sent to the broker since it was last called.
+func (p *proxy) count() map[method]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sent := p.sent
+	p.sent = map[method]int{}
+	return sent
+}
+
+// note counts the methods in what a client sent, and returns the rest of it, an unfinished frame.
+func (p *proxy) note(stream []byte) []byte {
+	const header, end = 7, 1
+	for len(stream) >= header {
+		if stream[0] == 'A' { // AMQP 0 0 9 1, the greeting
+			stream = stream[header+end:]
+			continue
+		}
+		size := header + int(binary.BigEndian.Uint32(stream[3:])) + end
+		if len(stream) < size {
+			break
+		}
+		if stream[0] == 1 {
+			p.sent[method{binary.BigEndian.Uint16(stream[header:]), binary.BigEndian.Uint16(stream[header+2:])}]++
+		}
+		stream = stream[size:]
+	}
+	return stream
 }
 
 func (p *proxy) accept() {
@@ -71,12 +105,16 @@ func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
 	defer dst.Close()
 	defer src.Close()
 	buf := make([]byte, 4096)
+	var stream []byte
 	for {
 		n, err := src.Read(buf)
 		if err != nil {
 			return
 		}
 		p.mu.Lock()
+		if toBroker {
+			stream = p.note(append(stream, buf[:n]...))
+		}
 		for p.stalled && toBroker {
 			p.flow.Wait()
 		}

@@ -23,6 +23,7 @@ type source struct {
 	prefetch int
 	lanes    []*lane
 	early    atomic.Bool           // early queues may be left
+	lock     sharedLock            // the topic's, while lanes register with early queues, or delete them
 	earliest atomic.Bool           // the group took over what the topic kept
 	fault    atomic.Pointer[error] // why it cannot go on, until it can
 	ctx      context.Context       // ends with Close
@@ -291,7 +292,11 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 func (s *source) Commit(ctx context.Context) error {
 	for _, l := range s.lanes {
 		if o := l.current.Load(); o != nil {
-			if err := o.commitNow(ctx, l.name()); err != nil {
+			err := o.commitNow(ctx, l.name())
+			if p := o.parking(); err == nil && p != nil {
+				err = p.commitNow(ctx)
+			}
+			if err != nil {
 				return fail("settle", s.sub.Topic, err)
 			}
 		}

@@ -100,11 +100,7 @@ func (t *topology) declareExchange(name, kind, alternate string) error {
 // declareTopic makes the topic's exchange, and behind it, for messages that no group takes yet, the unrouted queue.
 func (t *topology) declareTopic(cfg Config, topic string) error {
 	unrouted := unroutedName(topic)
-	err := t.declareQueue(unrouted, amqp.Table{
-		amqp.QueueTypeArg:     cfg.Queue,
-		amqp.QueueMaxLenArg:   int64(cfg.Unrouted),
-		amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
-	})
+	err := t.declareQueue(unrouted, unroutedArgs(cfg))
 	if err == nil {
 		err = t.declareExchange(unrouted, amqp.ExchangeFanout, "")
 	}
@@ -118,6 +114,14 @@ func (t *topology) declareTopic(cfg Config, topic string) error {
 		return fmt.Errorf("declare the topic: %w", err)
 	}
 	return nil
+}
+
+func unroutedArgs(cfg Config) amqp.Table {
+	return amqp.Table{
+		amqp.QueueTypeArg:     cfg.Queue,
+		amqp.QueueMaxLenArg:   int64(cfg.Unrouted),
+		amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
+	}
 }
 
 // declareGroup makes the group's exchange, lanes and bindings, and returns the number of lanes. The group is not

@@ -64,14 +64,14 @@ func (s Seen) count() int {
 	return n
 }
 
-// bind binds the services to the run's topics, each in a group of its own. The options are loyalty's.
-func (b *Books) bind(r *router.Router, orders, payments string, loyalty ...router.Option) {
+// bind binds the services to the run's topics, each in a group of its own.
+func (b *Books) bind(r *router.Router, orders, payments string, refusing *refusal) {
 	router.On(r.Group("billing"), orders, func(ctx context.Context, o OrderPlaced) error {
 		// Emitted with the handler's success, under an id that a repeat has too.
 		return bus.Emit(ctx, payments, PaymentRequested{o.Number, o.Customer, o.Cents}, bus.WithID(fmt.Sprint("payment-", o.Number)))
 	})
 	router.On(r.Group("bank"), payments, b.pay)
-	router.On(r.Group("loyalty", loyalty...), orders, b.credit)
+	router.On(r.Group("loyalty", refusing.options()...), orders, refusing.around(b.credit), router.Name("loyalty"))
 	router.On(r.Group("sales"), orders, b.sell)
 }
 

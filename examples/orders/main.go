@@ -192,9 +192,9 @@ func (c config) run(ctx context.Context, b *bus.Bus, s *State, taken *shop, orde
 	}
 	topic := "orders-" + s.Run
 	refusing := &refusal{share: c.poison}
-	s.Books.bind(r, topic, "payments-"+s.Run, refusing.options()...)
+	s.Books.bind(r, topic, "payments-"+s.Run, refusing)
 	if c.poison > 0 {
-		r.Go("replay", func(context.Context) error { return refusing.replay(ctx, b, topic, s.Books, len(orders), stderr) })
+		r.Go("replay", func(context.Context) error { return refusing.replay(ctx, b, topic, s.Books, orders, stderr) })
 	}
 	done := func() int {
 		paid, loyal, sold := s.Books.handled()

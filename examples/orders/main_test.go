@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/poison"
 )
 
 // orders runs the program and returns its exit code, report and messages.
@@ -48,11 +49,24 @@ func TestFailingHandlersChangeNothing(t *testing.T) {
 // TestRefusedOrdersAreReplayed: the customers' later orders wait, so that nothing is out of order in the end.
 func TestRefusedOrdersAreReplayed(t *testing.T) {
 	_, want, _ := runOrders(t.Context(), "memory:", "-n", "3000")
-	for _, url := range []string{"memory:", "sqlite:" + filepath.Join(t.TempDir(), "bus.db")} {
+	sqlite := "sqlite:" + filepath.Join(t.TempDir(), "bus.db")
+	for _, url := range []string{"memory:", sqlite} {
 		code, got, messages := runOrders(t.Context(), url, "-n", "3000", "-poison", "0.05", "-state", t.TempDir())
-		if code != exitOK || got != want || !strings.Contains(messages, "loyalty/orders") || !strings.Contains(messages, "were replayed") {
+		if code != exitOK || got != want || !strings.Contains(messages, "orders: loyalty refused 173 (permanent)") || !strings.Contains(messages, "orders: 173 were replayed") {
 			t.Errorf("%s: exit %d: %s\ngot:\n%s\nwant:\n%s", url, code, messages, got, want)
 		}
+	}
+	b, err := bus.Open(t.Context(), sqlite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	q, err := poison.Open(t.Context(), b, "loyalty")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := q.Count(t.Context(), poison.Filter{}); n != 0 || err != nil {
+		t.Errorf("%d are left in the poison queue, %v", n, err)
 	}
 }
 

@@ -26,50 +26,78 @@ func (f *refusal) options() []router.Option {
 	if f.share == 0 {
 		return nil
 	}
-	return []router.Option{
-		router.Use(bus.Around(func(ctx context.Context, call bus.Call) error {
-			for m := range call.Messages() {
-				if !f.repaired.Load() && chosen(m.ID, f.share) {
-					return bus.Permanent(errors.New("the loyalty programme does not know this tier"))
-				}
-			}
-			return call.Next(ctx)
-		})),
-		router.Policy{KeyWaits: true},
+	return []router.Option{router.Policy{KeyWaits: true}}
+}
+
+// around is the handler while it is not repaired.
+func (f *refusal) around(handle func(context.Context, OrderPlaced) error) func(context.Context, OrderPlaced) error {
+	return func(ctx context.Context, o OrderPlaced) error {
+		if !f.repaired.Load() && f.chosen(o) {
+			return bus.Permanent(errors.New("the loyalty programme does not know this tier"))
+		}
+		return handle(ctx, o)
 	}
 }
 
-// chosen picks a share of all ids, the same at each try.
-func chosen(id string, share float64) bool {
+// chosen picks a share of all orders, the same at each try and in each run.
+func (f *refusal) chosen(o OrderPlaced) bool {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(id))
-	return float64(h.Sum32()%10_000) < share*10_000
+	fmt.Fprint(h, o.Number)
+	return float64(h.Sum32()%10_000) < f.share*10_000
 }
 
-// replay waits until the other services are done, tells what is in the poison queue, and replays it, as somebody does
+// refused is how many orders loyalty has refused when it has come to all: the next one of each customer who has any left,
+// for the later ones wait. all is false if it has not come so far.
+func (f *refusal) refused(b *Books, orders []OrderPlaced) (n int, all bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	seen := map[string]bool{}
+	for _, o := range orders {
+		if a := b.Customers[o.Customer]; seen[o.Customer] || a != nil && o.Nth <= a.Orders {
+			continue
+		}
+		if !f.chosen(o) {
+			return 0, false
+		}
+		seen[o.Customer] = true
+		n++
+	}
+	return n, true
+}
+
+// replay waits until the services can do no more, tells what is in the poison queue, and replays it, as somebody does
 // who has repaired the service: `millrace poison groups` and `millrace poison replay` do the same.
-func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *Books, orders int, stderr io.Writer) error {
+func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *Books, orders []OrderPlaced, stderr io.Writer) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	await := func(holds func() bool) bool {
+	await := func(holds func() bool) {
 		for !holds() {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
-				return false
+				return
 			}
 		}
-		return true
-	}
-	if !await(func() bool { paid, _, sold := books.handled(); return min(paid, sold) == orders }) {
-		return nil
 	}
 	q, err := poison.Open(ctx, b, "loyalty")
-	if err != nil {
-		return err
-	}
 	filter := poison.Filter{Topic: topic}
-	groups, err := q.Groups(ctx, filter)
+	await(func() bool {
+		if err != nil {
+			return true
+		}
+		paid, _, sold := books.handled()
+		n, all := f.refused(books, orders)
+		if min(paid, sold) < len(orders) || !all {
+			return false
+		}
+		var there int
+		there, err = q.Count(ctx, filter)
+		return there == n
+	})
+	var groups []poison.Group
+	if err == nil {
+		groups, err = q.Groups(ctx, filter)
+	}
 	if ctx.Err() != nil { // the end
 		return nil
 	}
@@ -82,11 +110,12 @@ func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *B
 	f.repaired.Store(true)
 	replayed := 0
 	await(func() bool {
+		// To its end, because the last order of all may be among them.
 		var r poison.Result
-		r, err = q.Replay(ctx, filter, poison.Options{})
+		r, err = q.Replay(context.WithoutCancel(ctx), filter, poison.Options{})
 		replayed += r.Done
 		_, loyal, _ := books.handled()
-		return err != nil || loyal == orders
+		return err != nil || loyal == len(orders)
 	})
 	fmt.Fprintf(stderr, "orders: %d were replayed\n", replayed)
 	if ctx.Err() != nil { // the end

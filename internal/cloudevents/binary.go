@@ -26,7 +26,7 @@ func Each(m *bus.Message, yield func(name, value string)) {
 
 // IsExtension says whether a header travels as a CloudEvents extension attribute, and so with the prefix.
 func IsExtension(header string) bool {
-	return header == bus.HeaderCorrelationID || header == bus.HeaderCausationID || header == bus.HeaderDeliverAt
+	return header == bus.HeaderCorrelationID || header == bus.HeaderCausationID || header == bus.HeaderDeliverAt || header == bus.HeaderCancels
 }
 
 // Attribute returns a header's attribute name in lower case if it begins with one of the prefixes under which the

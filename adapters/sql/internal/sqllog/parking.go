@@ -265,7 +265,8 @@ func (s *Source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 // marks are n parameters.
 func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?, ", n), ", ") }
 
-// removeParked deletes the rows of parked messages that were settled, in lanes that are still this member's.
+// removeParked deletes the rows of parked messages that were settled, in lanes that are still this member's. Lanes that turn out to
+// belong to somebody else are lost.
 func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane) error {
 	for _, l := range lanes {
 		for {
@@ -280,10 +281,20 @@ func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane)
 				args = append(args, pos)
 			}
 			args = append(args, s.group, l.id.ID, member, l.id.Epoch)
-			_, err := s.driver.store.DB().ExecContext(ctx, s.driver.dialect.compile("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos IN ("+marks(len(settled))+
+			r, err := s.driver.store.DB().ExecContext(ctx, s.driver.dialect.compile("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos IN ("+marks(len(settled))+
 				") AND EXISTS (SELECT 1 FROM {lane} WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ?)"), args...)
 			if err != nil {
 				return err
+			}
+			if n, err := r.RowsAffected(); err != nil || int(n) < len(settled) { // or they were settled twice
+				others, err := s.notMine(ctx, member, []Progress{{Shard: l.id.ID, Epoch: l.id.Epoch}})
+				if err != nil {
+					return err
+				}
+				if others[l.id.ID] {
+					s.lose([]*lane{l}, errTaken)
+					break
+				}
 			}
 			s.mu.Lock()
 			l.unparked = l.unparked[len(settled):]

@@ -1,0 +1,65 @@
+package kafka_test
+
+import (
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// TestRequests counts what a batch costs the brokers, and reads from their side what published means.
+func TestRequests(t *testing.T) {
+	const n = 1000
+	c := fakeCluster(t, kfake.SeedTopics(4, "t"))
+	var produces, unsafe, commits atomic.Int64
+	count := func(key kmsg.Key, f func(kmsg.Request)) {
+		c.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			c.KeepControl()
+			f(req)
+			return nil, nil, false
+		})
+	}
+	count(kmsg.Produce, func(req kmsg.Request) {
+		produces.Add(1)
+		produce := req.(*kmsg.ProduceRequest)
+		for _, topic := range produce.Topics {
+			for _, p := range topic.Partitions {
+				var batch kmsg.RecordBatch
+				if err := batch.ReadFrom(p.Records); err != nil || produce.Acks != -1 || batch.ProducerID < 0 {
+					unsafe.Add(1)
+				}
+			}
+		}
+	})
+	count(kmsg.OffsetCommit, func(kmsg.Request) { commits.Add(1) })
+
+	b := open(t, fakeConfig(c))
+	messages := make([]*bus.Message, n)
+	for i := range messages {
+		messages[i] = &bus.Message{Key: strconv.Itoa(i), Payload: make([]byte, 100)}
+	}
+	publish(t, b, "t", messages...)
+	if got := produces.Load(); got > 16 {
+		t.Errorf("%d messages in one call made %d requests: want at most 16, for four partitions on two brokers", n, got)
+	}
+	if got := unsafe.Load(); got > 0 {
+		t.Errorf("%d batches did not ask for all replicas (acks=-1), or were not idempotent", got)
+	}
+
+	o := newObserver()
+	s := subscribe(t, b, "t", name("g"), bus.Earliest, o)
+	ds := receive(t, s, n)
+	before := commits.Load()
+	for _, d := range ds {
+		settle(t, s, d)
+	}
+	closeSource(t, s)
+	if got := commits.Load() - before; got > n/10 {
+		t.Errorf("settling %d messages one by one made %d commits: want at most a tenth", n, got)
+	}
+	t.Logf("%d messages: %d requests to publish, %d commits", n, produces.Load(), commits.Load()-before)
+}
