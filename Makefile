@@ -7,6 +7,7 @@ BASE ?= HEAD~1
 COUNT ?= 6
 PATHS ?=
 BENCHFLAGS ?=
+TORTURE ?= TestTorture|TestCleanStops|TestKilledInbox|TestLongTransaction|TestWritersDoNotNotice
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
 
@@ -16,7 +17,7 @@ TEST := $(GO) test -race -shuffle=on -timeout 20m -p 2
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-short lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance clean
+.PHONY: help test test-watermill test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing 
 	env -u MILLRACE_KAFKA_URL -u MILLRACE_RABBITMQ_URL -u MILLRACE_POSTGRES_URL -u MILLRACE_MYSQL_URL \
 		-u MILLRACE_REQUIRE_BROKERS bash -c '$(GO) test -short -race -shuffle=on -timeout 10m -p 4 -parallel 8 ./... && \
 		cd adapters/watermill && $(GO) test -short -race -shuffle=on -timeout 10m -p 4 -parallel 8 ./...'
+
+torture: ## outbox and inbox at the whole size, about an hour; kills the brokers of this clone (TORTURE=regexp chooses)
+	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 MILLRACE_TORTURE=1 $(GO) test -race -v -count 1 -timeout 180m -run '$(TORTURE)' ./outbox
 
 lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scripts if shellcheck is there
 	$(GOLANGCI) run ./...

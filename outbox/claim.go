@@ -56,6 +56,7 @@ func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 	if len(rows) > 0 {
 		p.size = (3*p.size + bytes/len(rows)) / 4
 		p.fence.active = true
+		p.fence.seen = max(p.fence.seen, rows[len(rows)-1].seq)
 	}
 	return len(rows), nil
 }

@@ -3,21 +3,26 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"strconv"
 	"time"
 )
 
 // fence knows a number below which the table has nothing for this relay, and will not have. Claims begin there, so that they
-// do not pass over all that was deleted while some long transaction keeps PostgreSQL from cleaning up. It makes claims
-// cheaper and nothing else: without it, as on the other databases, they begin at 0.
+// do not pass over all that was deleted while some long transaction keeps the database from cleaning up. It makes claims
+// cheaper and nothing else: without it, as on SQLite, they begin at 0.
 //
 // Whoever draws a number holds a shared lock until the end of its transaction. So once those that held the lock after
 // number n was the last have let go of it, every row up to n is visible or will never be, whatever other transactions do.
+// On PostgreSQL that is an advisory lock, of which everybody may see the holders. On MySQL it is the lock of one row of
+// outbox_fence, chosen at random: a relay cannot see who holds it, but whether it is held, so it waits for a moment in which
+// it is free.
 type fence struct {
 	low     int64 // the floor
 	high    int64 // every row up to here is visible
 	next    int64 // high, once holders are gone
 	holders map[string]struct{}
-	active  bool // rows have come since next was read
+	active  bool  // rows have come since next was read
+	seen    int64 // the newest row that has come
 	stepped time.Time
 	whole   time.Time     // when a claim began at 0 last
 	cost    time.Duration // of that claim
@@ -45,15 +50,17 @@ func (f *fence) step(ctx context.Context, r *Relay) error {
 	if f.zero = now.Sub(f.whole) > max(wholePause, 50*f.cost); f.zero {
 		f.whole = now
 	}
-	if r.outbox.dialect != Postgres || now.Sub(f.stepped) < fencePause || f.holders == nil && !f.active {
+	if r.outbox.dialect == SQLite || now.Sub(f.stepped) < fencePause || f.holders == nil && !f.active {
 		return nil
 	}
 	f.stepped = now
 	if f.holders == nil {
 		f.active = false
-		if err := r.db.QueryRowContext(ctx, r.outbox.sql("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {outbox_seq}")).Scan(&f.next); err != nil {
+		drawn, err := r.drawn(ctx)
+		if err != nil {
 			return err
 		}
+		f.next = max(f.seen, drawn)
 		f.holders = map[string]struct{}{}
 		return r.holders(ctx, func(id string) { f.holders[id] = struct{}{} })
 	}
@@ -71,8 +78,21 @@ func (f *fence) step(ctx context.Context, r *Relay) error {
 	return nil
 }
 
-// holders calls f for each transaction that has drawn a number and not ended.
+// drawn returns a number that was drawn already, the newest if the database tells it.
+func (r *Relay) drawn(ctx context.Context) (n int64, err error) {
+	text := "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {outbox_seq}"
+	if r.outbox.dialect == MySQL { // it may be out of date, by information_schema_stats_expiry
+		text = "SELECT COALESCE(MAX(auto_increment), 1) - 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '{outbox}'"
+	}
+	err = r.db.QueryRowContext(ctx, r.outbox.sql(text)).Scan(&n)
+	return n, err
+}
+
+// holders calls f for each transaction that has drawn a number and not ended; on MySQL, for the row whose lock it has.
 func (r *Relay) holders(ctx context.Context, f func(id string)) error {
+	if r.outbox.dialect == MySQL {
+		return r.heldSlots(ctx, f)
+	}
 	const text = `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND classid = (?::int8 & 4294967295)::oid AND objid = 0::oid AND objsubid = 2
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 	return each(ctx, r.db, r.outbox.sql(text), func(rows *sql.Rows) error {
@@ -82,6 +102,32 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 		return err
 	}, int64(r.outbox.lockClass()))
 }
+
+// heldSlots finds out by locking all that is free, for no longer than the statement takes. It waits for nobody.
+func (r *Relay) heldSlots(ctx context.Context, f func(id string)) error {
+	var free [fenceSlots]bool
+	err := each(ctx, r.db, r.outbox.sql("SELECT slot FROM {outbox_fence} FOR UPDATE SKIP LOCKED"), func(rows *sql.Rows) error {
+		var slot int
+		err := rows.Scan(&slot)
+		if err == nil && slot < len(free) {
+			free[slot] = true
+		}
+		return err
+	})
+	for slot := range free {
+		if !free[slot] {
+			f(strconv.Itoa(slot))
+		}
+	}
+	return err
+}
+
+// fenceSlots is how many rows outbox_fence has: more than there usually are transactions that publish at the same time, so
+// that each row is free again and again.
+const fenceSlots = 64
+
+// lockSlot is what a transaction on MySQL carries out, for a slot of its choice, before it draws a number.
+const lockSlot = "SELECT 0 FROM {outbox_fence} WHERE slot = ? LOCK IN SHARE MODE"
 
 // read takes the result of a claim that left out no lane, and moves the floor on.
 func (f *fence) read(rows []claimed, limit int, took time.Duration) {

@@ -198,3 +198,49 @@ func TestPrune(t *testing.T) {
 		}
 	})
 }
+
+// counted counts the statements of the outbox in a transaction.
+type counted struct {
+	outbox.Execer
+	n *int
+}
+
+func (c counted) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	*c.n++
+	return c.Execer.ExecContext(ctx, query, args...)
+}
+
+// TestInboxCostsOneStatement for each transaction, however many messages it handles.
+func TestInboxCostsOneStatement(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		b := bustest.New(t)
+		transactions, statements := 0, 0
+		begin := func(ctx context.Context, f func(*sql.Tx, outbox.Execer) error) error {
+			transactions++
+			return outbox.SQL(s.db, nil)(ctx, func(tx *sql.Tx, x outbox.Execer) error { return f(tx, counted{x, &statements}) })
+		}
+		one := outbox.Once(s.outbox, begin, func(context.Context, *sql.Tx, placed) error { return nil })
+		many := outbox.OnceBatch(s.outbox, begin, func(context.Context, *sql.Tx, []bus.Event[placed]) error { return nil })
+		d := bus.Delivery{Topic: "t", Group: "g"}
+		for i, size := range []int{1, 1, 2, 100, 1000} {
+			transactions, statements = 0, 0
+			msgs := make([]*bus.Message, size)
+			for j := range msgs {
+				msgs[j] = &bus.Message{ID: fmt.Sprint(i, "-", j), Payload: []byte("{}")}
+			}
+			var err error
+			if size == 1 {
+				d.Message = msgs[0]
+				err = one.Handle(bus.NewHandling(t.Context(), b, d), msgs[0])
+			} else {
+				err = many.HandleBatch(bus.NewBatchHandling(t.Context(), b, d), msgs)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i > 0 && (transactions != 1 || statements != 1) { // the first one also prunes, as one a minute does
+				t.Errorf("%d messages: %d transactions, %d statements", size, transactions, statements)
+			}
+		}
+	})
+}

@@ -31,7 +31,7 @@ var mysqlMigrations = [][]string{{
 	bucket SMALLINT    NOT NULL PRIMARY KEY,
 	owner  VARCHAR(36) NULL
 )` + mysqlOptions,
-	"INSERT IGNORE INTO {outbox_bucket} (bucket) VALUES " + bucketRows(),
+	"INSERT IGNORE INTO {outbox_bucket} (bucket) VALUES " + numberRows(buckets),
 	`CREATE TABLE IF NOT EXISTS {inbox} (
 	grp   VARCHAR(255) NOT NULL,
 	topic VARCHAR(255) NOT NULL,
@@ -46,4 +46,10 @@ var mysqlMigrations = [][]string{{
 	moves   BIGINT NOT NULL
 )` + mysqlOptions,
 	`INSERT IGNORE INTO {outbox_meta} (one, version, moves) VALUES (1, 0, 0)`,
+}, {
+	// Who publishes holds a shared lock of one row, chosen at random, until its transaction ends: see fence.go.
+	`CREATE TABLE IF NOT EXISTS {outbox_fence} (
+	slot SMALLINT NOT NULL PRIMARY KEY
+)` + mysqlOptions,
+	"INSERT IGNORE INTO {outbox_fence} (slot) VALUES " + numberRows(fenceSlots),
 }}

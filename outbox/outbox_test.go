@@ -175,3 +175,18 @@ func TestMigrateAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestMigrateFromTheFirstVersion: messages that were written before the program was updated go out after it.
+func TestMigrateFromTheFirstVersion(t *testing.T) {
+	s := newStore(t, outbox.MySQL)
+	s.exec(t, "DROP TABLE "+s.table("outbox_fence"))
+	s.exec(t, "UPDATE "+s.table("outbox_meta")+" SET version = 1")
+	s.exec(t, "INSERT INTO "+s.table("outbox")+" (lane, created, time, topic, id, msg_key, type, source, subject, content_type) VALUES (1, 0, 0, 't', 'old', '', '', '', '', '')")
+	if err := s.outbox.Migrate(t.Context(), s.db); err != nil {
+		t.Fatal(err)
+	}
+	s.publish(t, "t", &bus.Message{ID: "new"})
+	b := openBus(t, "memory:")
+	s.runRelay(t, b, outbox.RelayConfig{})
+	receive(t, b, "t", 2)
+}

@@ -31,7 +31,7 @@ var sqliteMigrations = [][]string{{
 	bucket INTEGER PRIMARY KEY,
 	owner  TEXT               -- a relay
 )`,
-	"INSERT INTO {outbox_bucket} (bucket) VALUES " + bucketRows() + " ON CONFLICT DO NOTHING",
+	"INSERT INTO {outbox_bucket} (bucket) VALUES " + numberRows(buckets) + " ON CONFLICT DO NOTHING",
 	`CREATE TABLE IF NOT EXISTS {inbox} (
 	grp   TEXT NOT NULL,
 	topic TEXT NOT NULL,
@@ -48,9 +48,10 @@ var sqliteMigrations = [][]string{{
 	`INSERT INTO {outbox_meta} (one, version, moves) VALUES (1, 0, 0) ON CONFLICT DO NOTHING`,
 }}
 
-func bucketRows() string {
+// numberRows is the rows (0), (1), … of n numbers.
+func numberRows(n int) string {
 	var b strings.Builder
-	for i := range buckets {
+	for i := range n {
 		if i > 0 {
 			b.WriteString(", ")
 		}

@@ -96,6 +96,11 @@ func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err erro
 		}); err != nil {
 			return err
 		}
+		if o.dialect == MySQL && len(parked) > 0 { // for the new numbers
+			if _, err := tx.ExecContext(ctx, o.sql(lockSlot), 0); err != nil {
+				return err
+			}
+		}
 		for chunk := range slices.Chunk(parked, maxSent) {
 			list, args := o.integers(chunk)
 			if _, err := tx.ExecContext(ctx, o.compile("INSERT INTO {outbox} ("+kept+") SELECT "+kept+" FROM {outbox} WHERE seq IN "+list+" ORDER BY seq"), args...); err != nil {

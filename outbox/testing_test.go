@@ -150,7 +150,7 @@ func (s *store) clean(t testing.TB) {
 	if s.dialect == outbox.SQLite {
 		return
 	}
-	for _, table := range []string{"outbox", "outbox_relay", "outbox_bucket", "outbox_meta", "inbox"} {
+	for _, table := range []string{"outbox", "outbox_relay", "outbox_bucket", "outbox_fence", "outbox_meta", "inbox"} {
 		s.exec(t, "DROP TABLE IF EXISTS "+s.table(table))
 	}
 	if s.dialect == outbox.Postgres {

@@ -3,6 +3,9 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/sqlmessage"
@@ -62,7 +65,12 @@ func (w *writer) insert(ctx context.Context, topic string, msgs []*bus.Message) 
 		}
 		args = append(args, lane(topic, m), sqlmessage.Nanos(m.Time), topic, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
 	}
-	_, err := w.tx.ExecContext(ctx, w.outbox.sql("INSERT INTO {outbox} "+columns+" VALUES "+rows(len(msgs), values)), args...)
+	text := "INSERT INTO {outbox} " + columns + " VALUES " + rows(len(msgs), values)
+	if w.outbox.dialect == MySQL { // the lock comes before the number, because values are found before a row is made of them
+		text = strings.Replace(text, "{now}", "{now} + COALESCE(("+lockSlot+"), 0)", 1)
+		args = slices.Insert(args, 1, any(rand.N(fenceSlots)))
+	}
+	_, err := w.tx.ExecContext(ctx, w.outbox.sql(text), args...)
 	return err
 }
 

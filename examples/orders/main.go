@@ -63,7 +63,7 @@ func command(ctx context.Context, args []string, url string, stdout, stderr io.W
 	flags.Float64Var(&c.fail, "fail", 0, "`share` of handler calls that fail and are retried, from 0 to less than 1")
 	flags.Float64Var(&c.poison, "poison", 0, "`share` of orders that loyalty refuses for good, until they are replayed in the end, from 0 to 1")
 	flags.StringVar(&c.state, "state", filepath.Join(cache, "millrace-orders"), "`folder` of the file by which an interrupted run goes on")
-	flags.StringVar(&c.outbox, "outbox", "", "take the orders into a table of this SQLite `file`, and publish them from its outbox")
+	flags.StringVar(&c.outbox, "outbox", "", "take the orders into a table of this `database`, an SQLite file or a URL, and publish them from its outbox")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK

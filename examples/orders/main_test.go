@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -180,4 +182,59 @@ func TestOutbox(t *testing.T) {
 		}
 		return
 	}
+}
+
+// TestOutboxEverywhere: table and events add up to the same on every database, whatever the broker.
+func TestOutboxEverywhere(t *testing.T) {
+	dir := t.TempDir()
+	databases := []string{filepath.Join(dir, "shop.db"), ownDatabase(t, "POSTGRES"), ownDatabase(t, "MYSQL")}
+	brokers := []string{"memory:", "sqlite:" + filepath.Join(dir, "bus.db"), "sqlite:" + databases[0], serverURL(t, "KAFKA"), serverURL(t, "RABBITMQ"), databases[1], databases[2]}
+	for _, database := range databases {
+		for _, broker := range brokers {
+			code, report, messages := runOrders(t.Context(), broker, "-n", "1000", "-state", dir, "-outbox", database)
+			if code != exitOK || !strings.Contains(report, "everything reconciles") {
+				t.Errorf("from %s to %s: exit %d: %s\n%s", database, broker, code, messages, report)
+			}
+		}
+	}
+}
+
+// serverURL is the environment's URL of a server, or the end of the test.
+func serverURL(t *testing.T, name string) string {
+	t.Helper()
+	u := os.Getenv("MILLRACE_" + name + "_URL")
+	switch {
+	case testing.Short():
+		t.Skip("needs a server")
+	case u == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
+		t.Fatalf("MILLRACE_%s_URL is not set", name)
+	case u == "":
+		t.Skipf("MILLRACE_%s_URL is not set: run `make brokers` and `. .brokers/env`", name)
+	}
+	return u
+}
+
+// ownDatabase is one on the server that goes with the test.
+func ownDatabase(t *testing.T, server string) string {
+	t.Helper()
+	u, err := url.Parse(serverURL(t, server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, _, err := openDatabase(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "orders_" + bus.NewID()[24:]
+	if _, err := db.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := db.ExecContext(context.Background(), "DROP DATABASE "+name); err != nil {
+			t.Error(err)
+		}
+		db.Close()
+	})
+	u.Path = "/" + name
+	return u.String()
 }

@@ -6,6 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
+
+	"github.com/go-sql-driver/mysql"
+	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/outbox"
@@ -17,30 +21,57 @@ type shop struct {
 	db     *sql.DB
 	outbox *outbox.Outbox
 	run    string
+
+	insert, sum string // statements
 }
 
-// openShop opens the SQLite file at path, and creates what it lacks.
-func openShop(ctx context.Context, path, run string) (*shop, error) {
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?_txlock=immediate&_busy_timeout=10000&_pragma=journal_mode(WAL)")
+// openShop opens the database, an SQLite file or a URL, and creates what it lacks.
+func openShop(ctx context.Context, where, run string) (*shop, error) {
+	db, dialect, err := openDatabase(where)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("-outbox: %w", err)
 	}
-	s := &shop{db: db, run: run}
-	if s.outbox, err = outbox.New(outbox.SQLite, outbox.Config{}, bus.WithSource("/shop")); err == nil {
+	s := &shop{db: db, run: run, insert: "INSERT INTO orders (run, number, customer, cents) VALUES (?, ?, ?, ?)", sum: "SELECT COUNT(*), COALESCE(SUM(cents), 0) FROM orders WHERE run = ?"}
+	if dialect == outbox.Postgres {
+		s.insert = "INSERT INTO orders (run, number, customer, cents) VALUES ($1, $2, $3, $4)"
+		s.sum = "SELECT COUNT(*), COALESCE(SUM(cents), 0) FROM orders WHERE run = $1"
+	}
+	if s.outbox, err = outbox.New(dialect, outbox.Config{}, bus.WithSource("/shop")); err == nil {
 		err = s.outbox.Migrate(ctx, db)
 	}
 	if err == nil {
-		_, err = db.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS orders (run TEXT, number INTEGER, customer TEXT, cents INTEGER, PRIMARY KEY (run, number))")
+		_, err = db.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS orders (run VARCHAR(36), number INTEGER, customer VARCHAR(20), cents BIGINT, PRIMARY KEY (run, number))")
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("-outbox %s: %w", path, err), db.Close())
+		return nil, errors.Join(fmt.Errorf("-outbox: %w", err), db.Close())
 	}
 	return s, nil
 }
 
+func openDatabase(where string) (*sql.DB, outbox.Dialect, error) {
+	u, err := url.Parse(where)
+	if err != nil || u.Host == "" {
+		db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: where}).EscapedPath()+"?_txlock=immediate&_busy_timeout=10000&_pragma=journal_mode(WAL)")
+		return db, outbox.SQLite, err
+	}
+	switch u.Scheme {
+	case "postgres":
+		db, err := sql.Open("pgx", where)
+		return db, outbox.Postgres, err
+	case "mysql":
+		c := mysql.NewConfig()
+		c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, strings.TrimPrefix(u.Path, "/"), u.User.Username()
+		c.Passwd, _ = u.User.Password()
+		c.InterpolateParams = true // one round trip a statement
+		db, err := sql.Open("mysql", c.FormatDSN())
+		return db, outbox.MySQL, err
+	}
+	return nil, 0, fmt.Errorf("the scheme is %q: want a file, postgres:// or mysql://", u.Scheme)
+}
+
 // count returns how many orders of the run were taken, and their value.
 func (s *shop) count(ctx context.Context) (n int, cents int64, err error) {
-	err = s.db.QueryRowContext(ctx, "SELECT COUNT(*), COALESCE(SUM(cents), 0) FROM orders WHERE run = ?", s.run).Scan(&n, &cents)
+	err = s.db.QueryRowContext(ctx, s.sum, s.run).Scan(&n, &cents)
 	return n, cents, err
 }
 
@@ -60,7 +91,7 @@ func (s *shop) take(ctx context.Context, topic string, orders []OrderPlaced) err
 
 func (s *shop) transaction(ctx context.Context, topic string, orders []OrderPlaced) error {
 	return outbox.Do(ctx, s.outbox, outbox.SQL(s.db, nil), func(tx *sql.Tx, p bus.Publisher) error {
-		insert, err := tx.PrepareContext(ctx, "INSERT INTO orders (run, number, customer, cents) VALUES (?, ?, ?, ?)")
+		insert, err := tx.PrepareContext(ctx, s.insert)
 		if err != nil {
 			return err
 		}

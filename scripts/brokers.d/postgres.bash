@@ -40,7 +40,7 @@ postgres_prepare() {
 postgres_spawn() {
   # No socket file: its path is limited to 107 bytes, and the URL does not need it.
   spawn postgres "$(postgres_bin)/postgres" -D "$(home_of postgres)/data" -p $((PORT_BASE + 432)) \
-    -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300
+    -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 -c max_prepared_transactions=10
 }
 
 postgres_ready() {
