@@ -96,20 +96,10 @@ type piece struct {
 }
 
 // cut returns the pieces of a batch with their statements, which are prepared here and not inside the transaction,
-// where that would need a second connection. Topics come in the order of their ids, so that two batches cannot wait for each
-// other.
+// where that would need a second connection.
 func (s *store) cut(ctx context.Context, batch []sqllog.Record) (pieces []piece, err error) {
-	byTopic := func(a, b sqllog.Record) int { return cmp.Compare(a.Topic, b.Topic) }
-	if !slices.IsSortedFunc(batch, byTopic) {
-		batch = slices.Clone(batch)
-		slices.SortStableFunc(batch, byTopic)
-	}
-	for len(batch) > 0 {
-		n := 1
-		for n < len(batch) && batch[n].Topic == batch[0].Topic {
-			n++
-		}
-		for _, size := range s.inserts.sizes(n) {
+	for batch = byTopic(batch); len(batch) > 0; {
+		for _, size := range s.inserts.sizes(sameTopic(batch)) {
 			insert, err := s.inserts.get(ctx, size)
 			if err != nil {
 				return pieces, err
@@ -119,6 +109,27 @@ func (s *store) cut(ctx context.Context, batch []sqllog.Record) (pieces []piece,
 		}
 	}
 	return pieces, nil
+}
+
+// byTopic returns a batch in the order of the topics' ids, in which they are locked, so that two batches cannot wait for
+// each other.
+func byTopic(batch []sqllog.Record) []sqllog.Record {
+	compare := func(a, b sqllog.Record) int { return cmp.Compare(a.Topic, b.Topic) }
+	if slices.IsSortedFunc(batch, compare) {
+		return batch
+	}
+	batch = slices.Clone(batch)
+	slices.SortStableFunc(batch, compare)
+	return batch
+}
+
+// sameTopic returns how many of the first messages have one topic.
+func sameTopic(batch []sqllog.Record) int {
+	n := 1
+	for n < len(batch) && batch[n].Topic == batch[0].Topic {
+		n++
+	}
+	return n
 }
 
 // buffer is the memory of a statement's parameters.
