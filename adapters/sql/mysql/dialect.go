@@ -34,7 +34,7 @@ func dialect(prefix string) *sqllog.Dialect {
 	}
 }
 
-const now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
+const now = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
 
 // maxMessage is what fits into one packet of the server, with room for the rest of the statement.
 func maxMessage(ctx context.Context, db *sql.DB) (int, error) {
@@ -50,22 +50,21 @@ const options = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bi
 
 var migrations = [][]string{
 	{
-		// next is the number of the topic's next message. Its row's lock, held until the commit, makes messages visible
-		// in the order of their numbers.
+		// Whoever publishes locks the topic's row until the commit.
 		`CREATE TABLE IF NOT EXISTS {topic} (
 	id     INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
 	name   VARCHAR(200) NOT NULL,
 	shards INT NOT NULL,
-	next   BIGINT NOT NULL DEFAULT 1,
 	UNIQUE (name)
 )` + options,
 		// time: nanoseconds since 1970; created: microseconds.
 		// headers: JSON, [["name","value"],…]; a value that is not text: ["name","",base64].
 		// payload: NULL is a tombstone.
+		// seq: numbers of all topics; the index is what AUTO_INCREMENT asks for.
 		`CREATE TABLE IF NOT EXISTS {log} (
 	topic        INT            NOT NULL,
 	shard        SMALLINT       NOT NULL,
-	seq          BIGINT         NOT NULL,
+	seq          BIGINT         NOT NULL AUTO_INCREMENT,
 	created      BIGINT         NOT NULL,
 	time         BIGINT         NOT NULL,
 	id           VARCHAR(255)   NOT NULL,
@@ -76,7 +75,8 @@ var migrations = [][]string{
 	content_type VARCHAR(255)   NOT NULL,
 	headers      LONGTEXT       NULL,
 	payload      LONGBLOB       NULL,
-	PRIMARY KEY (topic, shard, seq)
+	PRIMARY KEY (topic, shard, seq),
+	INDEX (seq)
 )` + options,
 		`CREATE TABLE IF NOT EXISTS {grp} (
 	id    INT NOT NULL AUTO_INCREMENT PRIMARY KEY,

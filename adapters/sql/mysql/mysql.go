@@ -36,7 +36,9 @@
 //
 // # Topology
 //
-// Tables with the prefix: topic, log, grp, lane, member, poison, meta. [Migrations] prints their definitions.
+// Tables with the prefix: topic, log, grp, lane, member, poison, parked, meta. [Migrations] prints their definitions.
+// Messages are numbered by the table's AUTO_INCREMENT, so it must not be truncated: groups would take what comes after
+// for what they have finished.
 //
 // # Native client
 //

@@ -1,10 +1,13 @@
 package mysql
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -21,45 +24,13 @@ type store struct {
 	owned   bool
 	dialect *sqllog.Dialect
 
-	next, head string
-	inserts    []*insert
+	head    string
+	inserts inserts
 }
-
-// insert is a statement that inserts so many messages at once.
-type insert struct {
-	rows int
-	text string
-
-	mu   sync.Mutex
-	stmt *sql.Stmt
-}
-
-// insertSizes are what batches are made of: prepared statements spare the server the reading of long texts, and the few
-// sizes spare it the preparing.
-var insertSizes = []int{256, 64, 16, 4, 1}
 
 func (s *store) init() {
-	s.next = s.dialect.SQL("UPDATE {topic} SET next = LAST_INSERT_ID(next + ?) WHERE id = ?")
-	s.head = s.dialect.SQL("SELECT next - 1 FROM {topic} WHERE id = ?")
-	row := "(?, ?, ?, " + now + ", ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-	for _, n := range insertSizes {
-		s.inserts = append(s.inserts, &insert{rows: n, text: s.dialect.SQL(
-			"INSERT INTO {log} (topic, shard, seq, created, time, id, msg_key, type, source, subject, content_type, headers, payload) VALUES " +
-				strings.Repeat(row+", ", n-1) + row)})
-	}
-}
-
-func (i *insert) prepared(ctx context.Context, db *sql.DB) (*sql.Stmt, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.stmt == nil {
-		stmt, err := db.PrepareContext(ctx, i.text)
-		if err != nil {
-			return nil, err
-		}
-		i.stmt = stmt
-	}
-	return i.stmt, nil
+	s.head = s.dialect.SQL("SELECT COALESCE(MAX(last), 0) FROM (SELECT MAX(seq) AS last FROM {log} WHERE topic = ? GROUP BY shard) lasts")
+	s.inserts.init(s.db, s.dialect)
 }
 
 func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
@@ -74,88 +45,117 @@ func (s *store) As(target any) bool {
 }
 
 func (s *store) Close() error {
-	for _, i := range s.inserts {
-		if i.stmt != nil {
-			i.stmt.Close()
-		}
-	}
+	s.inserts.close()
 	if s.owned {
 		return s.db.Close()
 	}
 	return nil
 }
 
-// Head implements sqllog.Store. What has a number below is visible, because the number's row was locked until then.
+// Head implements sqllog.Store. What has a smaller number than a visible message is visible, because the topic's row was
+// locked until then.
 func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 	err = s.db.QueryRowContext(ctx, s.head, topic).Scan(&head)
 	return head, err
 }
 
-// Append implements sqllog.Store.
+// Append implements sqllog.Store: one statement if it can be, which is a transaction of its own.
 func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
-	for _, i := range s.inserts { // not inside the transaction, where it would need a second connection
-		if i.rows > len(batch) {
-			continue
+	pieces, err := s.cut(ctx, batch)
+	defer func() {
+		for _, p := range pieces {
+			s.inserts.put(p.insert)
 		}
-		if _, err := i.prepared(ctx, s.db); err != nil {
-			return err
-		}
+	}()
+	if err != nil {
+		return err
+	}
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	if len(pieces) == 1 {
+		_, err := pieces[0].insert.ExecContext(ctx, b.rows(pieces[0].records)...)
+		return finish(err)
 	}
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	next, err := s.numbers(ctx, tx, batch)
-	if err != nil {
-		return err
-	}
-	args := make([]any, 0, 12*min(len(batch), insertSizes[0]))
-	for len(batch) > 0 {
-		i := slices.IndexFunc(s.inserts, func(i *insert) bool { return i.rows <= len(batch) })
-		insert := s.inserts[i]
-		args = args[:0]
-		for j := range insert.rows {
-			r := &batch[j]
-			args = appendRow(args, r, next[r.Topic])
-			next[r.Topic]++
-		}
-		if _, err := tx.StmtContext(ctx, insert.stmt).ExecContext(ctx, args...); err != nil {
+	for _, p := range pieces {
+		if _, err := tx.StmtContext(ctx, p.insert.Stmt).ExecContext(ctx, b.rows(p.records)...); err != nil {
 			return err
 		}
-		batch = batch[insert.rows:]
 	}
 	return finish(tx.Commit())
 }
 
-// numbers draws the numbers of a batch, and returns the first for each topic. It locks the topics' rows until the
-// commit, in one order, so that two batches cannot wait for each other.
-func (s *store) numbers(ctx context.Context, tx *sql.Tx, batch []sqllog.Record) (map[int64]int64, error) {
-	count := map[int64]int64{}
-	var topics []int64
-	for i := range batch {
-		if count[batch[i].Topic] == 0 {
-			topics = append(topics, batch[i].Topic)
-		}
-		count[batch[i].Topic]++
-	}
-	slices.Sort(topics)
-	first := map[int64]int64{}
-	for _, t := range topics {
-		r, err := tx.ExecContext(ctx, s.next, count[t], t)
-		if err != nil {
-			return nil, err
-		}
-		next, err := r.LastInsertId()
-		if err != nil {
-			return nil, err
-		}
-		first[t] = next - count[t]
-	}
-	return first, nil
+// piece is a part of a batch that one statement inserts.
+type piece struct {
+	records []sqllog.Record
+	insert  *insert
 }
 
-func appendRow(args []any, r *sqllog.Record, seq int64) []any {
+// cut returns the pieces of a batch with their statements, which are prepared here and not inside the transaction,
+// where that would need a second connection.
+func (s *store) cut(ctx context.Context, batch []sqllog.Record) (pieces []piece, err error) {
+	for batch = byTopic(batch); len(batch) > 0; {
+		for _, size := range s.inserts.sizes(sameTopic(batch)) {
+			insert, err := s.inserts.get(ctx, size)
+			if err != nil {
+				return pieces, err
+			}
+			pieces = append(pieces, piece{batch[:size], insert})
+			batch = batch[size:]
+		}
+	}
+	return pieces, nil
+}
+
+// byTopic returns a batch in the order of the topics' ids, in which they are locked, so that two batches cannot wait for
+// each other.
+func byTopic(batch []sqllog.Record) []sqllog.Record {
+	compare := func(a, b sqllog.Record) int { return cmp.Compare(a.Topic, b.Topic) }
+	if slices.IsSortedFunc(batch, compare) {
+		return batch
+	}
+	batch = slices.Clone(batch)
+	slices.SortStableFunc(batch, compare)
+	return batch
+}
+
+// sameTopic returns how many of the first messages have one topic.
+func sameTopic(batch []sqllog.Record) int {
+	n := 1
+	for n < len(batch) && batch[n].Topic == batch[0].Topic {
+		n++
+	}
+	return n
+}
+
+// buffer is the memory of a statement's parameters.
+type buffer struct{ args []any }
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// free gives the buffer back, without what it points to.
+func (b *buffer) free() {
+	clear(b.args[:cap(b.args)])
+	buffers.Put(b)
+}
+
+// rows returns the parameters of messages, until the next call.
+func (b *buffer) rows(records []sqllog.Record) []any {
+	b.args = slices.Grow(b.args[:0], len(records)*columns)
+	for i := range records {
+		b.args = appendRow(b.args, &records[i])
+	}
+	return b.args
+}
+
+// columns is how many parameters a message has.
+const columns = 11
+
+func appendRow(args []any, r *sqllog.Record) []any {
 	m := r.Message
 	var headers, payload any
 	if text, ok := sqlmessage.EncodeHeaders(m); ok {
@@ -164,15 +164,19 @@ func appendRow(args []any, r *sqllog.Record, seq int64) []any {
 	if m.Payload != nil {
 		payload = m.Payload
 	}
-	return append(args, r.Topic, r.Shard, seq, sqlmessage.Nanos(m.Time), m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
+	return append(args, r.Topic, r.Shard, sqlmessage.Nanos(m.Time), m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
 }
 
-// finish judges a commit's error. What the server answers has not been committed, unless it was told to end meanwhile.
+// finish judges the error of a statement that commits. What the server answers has not been committed, unless it was told
+// to end meanwhile, or says that it happened during the commit. What was not sent at all has not either.
 func finish(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrPktTooLarge) {
+		return err
 	}
-	if e, ok := errors.AsType[*mysql.MySQLError](err); ok && e.Number == errDeadlock {
+	if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
+		return err
+	}
+	if e, ok := errors.AsType[*mysql.MySQLError](err); ok && !slices.Contains(uncertain, e.Number) {
 		return err
 	}
 	return &sqllog.Uncertain{Err: err}
@@ -215,14 +219,24 @@ const (
 	errNull            = 1048
 	errTableAccess     = 1142
 	errPacketTooLarge  = 1153
-	errDeadlock        = 1213
 	errIncorrectString = 1366
 	errTooLong         = 1406
 	errNoTable         = 1146
 	errSyntax          = 1064
 	errUnknownDatabase = 1049
 	errUnknownColumn   = 1054
+
+	errWrite            = 1026
+	errShutdown         = 1053
+	errDuringCommit     = 1180
+	errInterrupted      = 1317
+	errConnectionKilled = 1927 // MariaDB
+	errStatementTimeout = 1969 // MariaDB
+	errSessionKilled    = 3169 // MySQL
 )
+
+// uncertain are errors that may come after a commit.
+var uncertain = []uint16{errWrite, errShutdown, errDuringCommit, errInterrupted, errConnectionKilled, errStatementTimeout, errSessionKilled}
 
 // Fault implements sqllog.Store. Most of what the server reports passes: locks, shutdowns, a failover, a full disk.
 func (s *store) Fault(err error) sqllog.Fault {

@@ -47,6 +47,9 @@ func TestCuts(t *testing.T)      { sqltest.Cuts(t, database(t)) }
 func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 
+func TestRoundTrips(t *testing.T)  { sqltest.RoundTrips(t, database(t), "listen=false") }
+func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 1, 28, 5) }
+
 func TestVersions(t *testing.T) {
 	db := database(t)
 	script, err := postgres.Migrations(db.Prefix[:len(db.Prefix)-1])

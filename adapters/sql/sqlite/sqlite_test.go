@@ -36,6 +36,8 @@ func database(t testing.TB) sqltest.Database {
 
 func TestFile(t *testing.T) { sqltest.Run(t, database(t)) }
 
+func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 12, 45, 36) }
+
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 
 func TestVersions(t *testing.T) {

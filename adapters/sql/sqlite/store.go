@@ -155,6 +155,10 @@ func (s *store) Append(_ context.Context, batch []sqllog.Record) error {
 		inserts = append(inserts, insert{batch[:n], one, many})
 		batch = batch[n:]
 	}
+	if len(inserts) == 1 && len(inserts[0].records) == 1 { // a statement is a transaction by itself
+		_, err := inserts[0].one.ExecContext(ctx, appendRow(nil, &inserts[0].records[0], time.Now().UnixMicro())...)
+		return s.finish(err)
+	}
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -179,7 +183,7 @@ func (s *store) Append(_ context.Context, batch []sqllog.Record) error {
 			records = records[n:]
 		}
 	}
-	return s.finish(tx)
+	return s.finish(tx.Commit())
 }
 
 func appendRow(args []any, r *sqllog.Record, created int64) []any {
@@ -194,14 +198,13 @@ func appendRow(args []any, r *sqllog.Record, created int64) []any {
 	return append(args, r.Shard, created, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, sqlmessage.Nanos(m.Time), m.ContentType, headers, payload)
 }
 
-// finish commits. A commit that found the file busy or the disk full was rolled back; after any other failure the
-// transaction may turn up when the file is opened again.
-func (s *store) finish(tx *sql.Tx) error {
-	err := tx.Commit()
+// finish judges the error of what commits. If the file was busy, the disk full or the message too large, it was rolled
+// back; after any other failure the transaction may turn up when the file is opened again.
+func (s *store) finish(err error) error {
 	if err == nil {
 		return nil
 	}
-	if code, ok := resultCode(err); ok && (code == sqlite3.SQLITE_BUSY || code == sqlite3.SQLITE_FULL) {
+	if code, ok := resultCode(err); ok && (code == sqlite3.SQLITE_BUSY || code == sqlite3.SQLITE_FULL || code == sqlite3.SQLITE_TOOBIG) {
 		return err
 	}
 	return &sqllog.Uncertain{Err: err}
@@ -236,7 +239,7 @@ func (s *store) Commit(_ context.Context, group int64, member string, lanes []sq
 		}
 		n += int(rows)
 	}
-	return n, s.finish(tx)
+	return n, s.finish(tx.Commit())
 }
 
 func resultCode(err error) (int, bool) {

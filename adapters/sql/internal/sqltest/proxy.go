@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -19,6 +20,8 @@ type Proxy struct {
 	conns  map[net.Conn]struct{}
 	closed bool
 	work   sync.WaitGroup
+
+	trips atomic.Int64
 }
 
 // NewProxy starts a proxy in front of target, a host and port. It ends with the test.
@@ -55,6 +58,9 @@ func (p *Proxy) Hang(on bool) {
 	p.moving.Broadcast()
 }
 
+// Trips returns how many round trips there were: how often a client has spoken after the server had.
+func (p *Proxy) Trips() int { return int(p.trips.Load()) }
+
 func (p *Proxy) close() {
 	p.listener.Close()
 	p.mu.Lock()
@@ -86,12 +92,20 @@ func (p *Proxy) accept() {
 			server.Close()
 		}
 		p.mu.Unlock()
-		p.work.Go(func() { p.pass(client, server) })
-		p.work.Go(func() { p.pass(server, client) })
+		var answered atomic.Bool // by the server, since the client spoke
+		answered.Store(true)
+		p.work.Go(func() {
+			p.pass(client, server, func() {
+				if answered.Swap(false) {
+					p.trips.Add(1)
+				}
+			})
+		})
+		p.work.Go(func() { p.pass(server, client, func() { answered.Store(true) }) })
 	}
 }
 
-func (p *Proxy) pass(from, to net.Conn) {
+func (p *Proxy) pass(from, to net.Conn, seen func()) {
 	defer func() {
 		from.Close()
 		to.Close()
@@ -110,6 +124,7 @@ func (p *Proxy) pass(from, to net.Conn) {
 			p.moving.Wait()
 		}
 		p.mu.Unlock()
+		seen()
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
