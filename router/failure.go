@@ -16,6 +16,14 @@ import (
 // rule decides what follows a try that ended with err, and notes it in the task.
 func (c *consumer) rule(t *task, err error) {
 	r := t.route
+	if t.joined {
+		r.handled.Add(1)
+		if err != nil {
+			c.log.Error("a message is settled already, and its handler's error changes nothing any more", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
+		}
+		t.outcome = settle
+		return
+	}
 	if err == nil {
 		r.handled.Add(1)
 		t.outcome = settle

@@ -153,6 +153,9 @@ func (w *worker) handle(t *task) {
 	}
 	t.tries++
 	h := t.h
+	if t.route.joining != nil {
+		h.SetJoiner(c.join([]*task{t}))
+	}
 	start := w.clock()
 	err := w.call(h, t.route, t.h.Delivery.Message)
 	if err == nil || bus.IsIgnored(err) {
@@ -200,6 +203,9 @@ func (w *worker) handleBatch(batch []*task) {
 	first := tasks[0].h.Delivery
 	shared := bus.Delivery{Topic: first.Topic, Group: first.Group, Handler: first.Handler, Attempt: first.Attempt, FirstSeen: first.FirstSeen}
 	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
+	if tasks[0].route.joining != nil {
+		h.SetJoiner(c.join(tasks))
+	}
 	w.now = append(w.now[:0], tasks...)
 	start := w.clock()
 	err := w.callBatch(h, tasks[0].route, msgs)

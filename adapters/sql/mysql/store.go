@@ -12,6 +12,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
@@ -130,7 +131,7 @@ func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
 
 // numbers draws the numbers of a batch, and returns the first for each topic. It locks the topics' rows until the
 // commit, in one order, so that two batches cannot wait for each other.
-func (s *store) numbers(ctx context.Context, tx *sql.Tx, batch []sqllog.Record) (map[int64]int64, error) {
+func (s *store) numbers(ctx context.Context, tx bus.Execer, batch []sqllog.Record) (map[int64]int64, error) {
 	count := map[int64]int64{}
 	var topics []int64
 	for i := range batch {

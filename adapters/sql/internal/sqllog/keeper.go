@@ -215,7 +215,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		// A window that cannot be read, which a newer version may have written, starts at the position.
 		w, _ := window.Restore(c.position, c.window)
 		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
-		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version()}
+		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
 		if !parks {
 			continue
 		}

@@ -3,6 +3,7 @@ package sqltest
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -330,8 +331,12 @@ const (
 	childTopic = "MILLRACE_TEST_CHILD_TOPIC"
 )
 
-// Child is the process that killedProcess kills: TestMain calls it first. It returns false if this is not the child.
-func Child() bool {
+// Child is a process that tests kill: TestMain calls it first. It returns false if this is not the child. connect is that of Database.
+func Child(connect func(url string) (*sql.DB, error)) bool {
+	if config := os.Getenv(childShop); config != "" {
+		fmt.Fprintln(os.Stderr, "child:", shopChild(config, connect)) // it returns only if it fails
+		os.Exit(1)
+	}
 	url, topic := os.Getenv(childURL), os.Getenv(childTopic)
 	if url == "" {
 		return false

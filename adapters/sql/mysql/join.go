@@ -1,0 +1,50 @@
+package mysql
+
+import (
+	"context"
+	"slices"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
+)
+
+// settleText has the epoch come back as the last id: it is told whether or not the row has changed, and by connections
+// that count changed rows only.
+const settleText = "UPDATE {lane} SET win = ?, pos = ?, epoch = LAST_INSERT_ID(epoch) WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ?"
+
+// Settle implements sqllog.Store.
+func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+	var win any
+	if len(p.Window) > 0 {
+		win = p.Window
+	}
+	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), win, p.Position, group, p.Shard, member, p.Epoch, p.Position)
+	if err != nil {
+		return false, err
+	}
+	id, err := r.LastInsertId()
+	return id == int64(p.Epoch), err
+}
+
+// AppendIn implements sqllog.Store.
+func (s *store) AppendIn(ctx context.Context, x bus.Execer, batch []sqllog.Record) error {
+	next, err := s.numbers(ctx, x, batch)
+	if err != nil {
+		return err
+	}
+	for len(batch) > 0 {
+		i := slices.IndexFunc(s.inserts, func(i *insert) bool { return i.rows <= len(batch) })
+		n := s.inserts[i].rows
+		args := make([]any, 0, 12*n)
+		for j := range n {
+			r := &batch[j]
+			args = appendRow(args, r, next[r.Topic])
+			next[r.Topic]++
+		}
+		if _, err := x.ExecContext(ctx, s.inserts[i].text, args...); err != nil {
+			return err
+		}
+		batch = batch[n:]
+	}
+	return nil
+}
