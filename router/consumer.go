@@ -70,7 +70,6 @@ type consumer struct {
 	fetchedMessages int
 	fetchedBytes    int
 	parks           *sync.Cond // toPark is not empty, or finished
-	marks           *sync.Cond // a task that is marked is parked now, or not to be
 	fetches         *sync.Cond // parked messages are due, or draining
 	parksEnded      bool       // nothing more will be parked
 	parked          chan struct{}
@@ -110,7 +109,7 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 		stopped: make(chan struct{}),
 	}
 	k.work, k.room, k.settling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
-	k.parks, k.marks, k.fetches = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
+	k.parks, k.fetches = sync.NewCond(&k.mu), sync.NewCond(&k.mu)
 	k.ctx, k.cancel = context.WithCancelCause(context.Background())
 	k.intake, k.close = context.WithCancel(k.ctx)
 	for _, r := range table.routes {

@@ -16,6 +16,15 @@ import (
 // rule decides what follows a try that ended with err, and notes it in the task.
 func (c *consumer) rule(t *task, err error) {
 	r := t.route
+	if t.stale {
+		if t.stale = false; t.lane.ctx.Err() != nil {
+			t.outcome = abandon
+			return
+		}
+		t.tries--
+		c.retryAt(t, time.Now().Add(staleDelay), 0)
+		return
+	}
 	if t.joined {
 		r.handled.Add(1)
 		if err != nil {
@@ -83,6 +92,9 @@ func (c *consumer) rule(t *task, err error) {
 		c.poisonOrHold(t)
 	}
 }
+
+// staleDelay is after what time a message is tried again that was stale: its lane may just be going.
+const staleDelay = 10 * time.Millisecond
 
 // halt stops consuming because a policy says so; the router's other handlers go on.
 func (c *consumer) halt(err error) {

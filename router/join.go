@@ -46,22 +46,26 @@ func (c *consumer) join(tasks []*task) bus.JoinFunc {
 			}
 			joined[i] = tasks[k]
 		}
-		tokens := c.tokensOf(joined)
-		end, err := source.SettleIn(ctx, tx, tokens, outputs)
+		end, err := source.SettleIn(ctx, tx, c.tokensOf(joined), outputs)
 		each, byToken := errors.AsType[*bus.BatchError](err)
 		return func(err error) error {
-			if err = end(err); err == nil {
-				for _, t := range joined {
-					t.joined = true
-				}
-			} else if byToken && c.parkedMeanwhile(joined, tokens, each.Errs) {
-				err = fmt.Errorf("%w: %w", bus.ErrAgain, err)
+			if err = end(err); err != nil && !errors.Is(err, bus.ErrStale) {
+				return err
+			}
+			for i, t := range joined {
+				// Of a message that was withdrawn nothing is left to settle.
+				t.joined = err == nil || byToken && errors.Is(each.Errs[i], bus.ErrNotFound)
+				t.stale = !t.joined
+			}
+			if err != nil { // not by token, which a batch would take for its outcome
+				err = fmt.Errorf("%w: %v", bus.ErrStale, err)
 			}
 			return err
 		}, err
 	}
 }
 
+// tokensOf are the tasks' tokens. A task may be parked while its handler runs, and be stale for that; then it is tried again.
 func (c *consumer) tokensOf(tasks []*task) []bus.Token {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,26 +74,4 @@ func (c *consumer) tokensOf(tasks []*task) []bus.Token {
 		tokens[i] = t.token()
 	}
 	return tokens
-}
-
-// parkedMeanwhile says whether tasks are stale only because they were parked while their handler ran, and have other tokens
-// now. Of those that were withdrawn nothing is left to settle.
-func (c *consumer) parkedMeanwhile(tasks []*task, tokens []bus.Token, stale []error) (parked bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, t := range tasks {
-		if !errors.Is(stale[i], bus.ErrStale) {
-			continue
-		}
-		for t.marking {
-			c.marks.Wait()
-		}
-		switch {
-		case errors.Is(stale[i], bus.ErrNotFound):
-			t.joined = true
-		case t.token() != tokens[i]:
-			parked = true
-		}
-	}
-	return parked
 }

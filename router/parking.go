@@ -234,7 +234,6 @@ func (c *consumer) place(batch []*task, ps []bus.Parking) (blocked []*task) {
 		e.away = false
 		if t.marking {
 			e.Token = ps[i].Token
-			c.marks.Broadcast()
 			if t.marking = false; t.ended {
 				t.ended = false
 				c.finish(t)

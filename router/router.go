@@ -300,7 +300,7 @@ func (cfg *consumerConfig) exactlyOnce(routes []*Route, has bus.Capabilities) er
 			errs = append(errs, fmt.Errorf("handler %s: Fill is %d messages, but with exactly once at most %d are in flight", r.name, r.set.fill.n, exactlyOnceInFlight))
 		}
 		if !cfg.transactional && !r.idempotent {
-			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka), or a handler that remembers what it has handled (outbox.Once)",
+			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka, or one in an SQL database), or a handler that remembers what it has handled (outbox.Once)",
 				r.name, has.Broker))
 		}
 	}

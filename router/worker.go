@@ -226,6 +226,9 @@ func (w *worker) handleBatch(batch []*task) {
 	w.observed(h, shared, len(msgs), start, err)
 	w.now = w.now[:0]
 	for i, t := range tasks {
+		if errs[i] != nil && ctx.Err() != nil && !t.joined {
+			t.stale = true // by another's lane, if not by its own
+		}
 		c.rule(t, errs[i])
 		w.done = append(w.done, t)
 	}

@@ -66,6 +66,8 @@ type lane struct {
 	// the last one was committed.
 	turn  chan struct{}
 	doubt bool
+	// announced: the observer knows the lane and what is parked in it, so that there may be deliveries.
+	announced bool
 	// parting: no delivery any more, but settling goes on. gone: it is not ours.
 	parting, gone bool
 }

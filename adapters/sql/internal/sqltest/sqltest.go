@@ -60,6 +60,7 @@ func Run(t *testing.T, db Database) {
 		"ForeignTransactionStale":   foreignTransactionOfAStaleOwner,
 		"ManyForeignTransactions":   manyForeignTransactions,
 		"ChecksTransactions":        checksTransactions,
+		"FetchesAtOnce":             fetchesAtOnce,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,7 @@
 package sqltest
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -336,4 +337,45 @@ func checksTransactions(t *testing.T, db Database) {
 		t.Errorf("another installation: %v", err)
 	}
 	_ = tx.Rollback()
+}
+
+// fetching is an observer that fetches what is parked as soon as it is told of it.
+type fetching struct {
+	*Observer
+	source chan bus.ParkingSource
+	got    chan int
+}
+
+// Parked implements bus.ParkingObserver.
+func (f *fetching) Parked(ps []bus.Parked) {
+	s := <-f.source
+	f.source <- s
+	tokens := make([]bus.Token, len(ps))
+	for i := range ps {
+		tokens[i] = ps[i].Token
+	}
+	n, err := s.Fetch(context.Background(), tokens, make([]bus.Delivery, len(ps)))
+	if err != nil {
+		n = -1
+	}
+	f.got <- n
+}
+
+// fetchesAtOnce: what is parked can be fetched as soon as it is known, or its owner would take it for gone.
+func fetchesAtOnce(t *testing.T, db Database) {
+	b, in := db.Open(t), Topic()
+	Publish(t, b, in, Texts("a")...)
+	s := transactional(t, b, in, NewObserver())
+	ps := []bus.Parking{{Delivery: Receive(t, s, 1)[0]}}
+	if err := s.(bus.ParkingSource).Park(bounded(t), ps); err != nil {
+		t.Fatal(err)
+	}
+	Close(t, s)
+	f := &fetching{NewObserver(), make(chan bus.ParkingSource, 1), make(chan int, 1)}
+	s = transactional(t, b, in, f)
+	f.source <- s.(bus.ParkingSource)
+	if n := <-f.got; n != 1 {
+		t.Errorf("%d were fetched", n)
+	}
+	Close(t, s)
 }
