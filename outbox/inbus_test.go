@@ -300,7 +300,10 @@ func TestOnceInBusAround(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for entry := range store.List(t.Context()) {
+		for entry, err := range store.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			t.Errorf("%s is poisoned: %s", entry.Message.ID, entry.Failure.Text)
 		}
 		if ended.Load() < n {

@@ -58,7 +58,7 @@ func (c *consumer) join(tasks []*task) bus.JoinFunc {
 				t.stale = !t.joined
 			}
 			if err != nil { // not by token, which a batch would take for its outcome
-				err = fmt.Errorf("%w: %v", bus.ErrStale, err)
+				err = fmt.Errorf("%w: %s", bus.ErrStale, err.Error())
 			}
 			return err
 		}, err

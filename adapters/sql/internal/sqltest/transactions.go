@@ -101,7 +101,7 @@ func transactionOfAStaleOwner(t *testing.T, db Database) {
 	s := transactional(t, b, in, o)
 	Publish(t, b, in, Texts(numbers(20)...)...)
 	ds := Receive(t, s, 20)
-	db.exec(t, "UPDATE "+db.Prefix+"lane SET owner = 'somebody', epoch = epoch + 1 WHERE grp = "+fmt.Sprint(db.groupID(t, in, "g")))
+	db.exec(t, "UPDATE "+db.Prefix+"lane SET owner = 'somebody', epoch = epoch + 1 WHERE grp = "+fmt.Sprint(db.groupID(t, in)))
 	var ss []bus.Settlement
 	for _, d := range ds {
 		ss = append(ss, bus.Settlement{Token: d.Token, Outputs: output(out, "no")})
@@ -144,7 +144,7 @@ func parksInTransactions(t *testing.T, db Database) {
 	if err := s.SettleWith(bounded(t), []bus.Settlement{{Token: ds[0].Token, Outputs: output(out, "no")}}); !errors.Is(err, bus.ErrStale) {
 		t.Errorf("settling what is parked at its origin: %v", err)
 	}
-	db.exec(t, "DELETE FROM "+db.Prefix+"parked WHERE grp = "+fmt.Sprint(db.groupID(t, in, "g"))+" AND pos > 0 AND shard = "+fmt.Sprint(int64(ps[2].Token.Lane))+" AND pos = "+fmt.Sprint(ps[2].Token.Position))
+	db.exec(t, "DELETE FROM "+db.Prefix+"parked WHERE grp = "+fmt.Sprint(db.groupID(t, in))+" AND pos > 0 AND shard = "+fmt.Sprint(int64(ps[2].Token.Lane))+" AND pos = "+fmt.Sprint(ps[2].Token.Position))
 	errs := bus.Outcomes(s.SettleWith(bounded(t), []bus.Settlement{{Token: ps[0].Token, Outputs: output(out, "A")}, {Token: ps[2].Token, Outputs: output(out, "no")}}), 2)
 	if errs[0] != nil || !errors.Is(errs[1], bus.ErrStale) {
 		t.Errorf("%v", errs)
@@ -257,7 +257,7 @@ func foreignTransactionOfAStaleOwner(t *testing.T, db Database) {
 	Publish(t, b, in, Texts("a")...)
 	s := transactional(t, b, in, o)
 	d := Receive(t, s, 1)[0]
-	db.exec(t, "UPDATE "+db.Prefix+"lane SET owner = 'somebody', epoch = epoch + 1 WHERE grp = "+fmt.Sprint(db.groupID(t, in, "g")))
+	db.exec(t, "UPDATE "+db.Prefix+"lane SET owner = 'somebody', epoch = epoch + 1 WHERE grp = "+fmt.Sprint(db.groupID(t, in)))
 	if err := db.settleIn(t, s, d, nil, (*sql.Tx).Commit); !errors.Is(err, bus.ErrStale) {
 		t.Error(err)
 	}
