@@ -21,7 +21,8 @@ type Handling struct {
 	batch  bool
 	direct bool // emitting is publishing
 
-	outer *Handling // of an inner handling
+	outer  *Handling // of an inner handling
+	joiner *Joiner   // nil: the handler's transaction cannot settle
 
 	promised atomic.Pointer[promises] // nil: nothing yet; ended: the call is over, and nothing was promised
 }
@@ -88,10 +89,13 @@ func NewBatchHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
 
 // NewInnerHandling makes the context of a part of a handler whose outputs go another way: what is emitted under it is
 // published through b when Flush is called, in a transaction for example. The rest is as in ctx, which must be a handler's
-// context or have none: the delivery, and [OnSuccess], which waits for the whole handler.
+// context or have none: the delivery, and [OnSuccess], which waits for the whole handler. A nil b is the bus of ctx.
 func NewInnerHandling(ctx context.Context, b *Bus) *Handling {
 	h := NewHandling(ctx, b, DeliveryFrom(ctx))
 	h.outer = handlingFrom(ctx)
+	if b == nil && h.outer != nil {
+		h.bus = h.outer.bus
+	}
 	return h
 }
 

@@ -21,6 +21,9 @@
 //			return err
 //		}))
 //
+// Where the bus itself is in the database of these transactions, [OnceInBus] needs none of this: effect, outputs and settlement are
+// one transaction.
+//
 // # What holds
 //
 // A message of a transaction that rolled back is never seen. One that was committed is published at least once; repeats have

@@ -35,7 +35,13 @@ func (onceHandler) Idempotent()            {}
 // again by itself. So h may be called more than once, with a transaction that starts afresh.
 func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
 	return onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
-		return onceBatch(ctx, o, begin, events, h)
+		return onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
+			ids := make([]string, len(events))
+			for i := range events {
+				ids[i] = events[i].ID
+			}
+			return once(ctx, o, begin, bus.DeliveryFrom(ctx), ids, h)
+		})
 	})}
 }
 
@@ -44,13 +50,12 @@ type onceBatchHandler struct{ bus.BatchHandler }
 func (h onceBatchHandler) EventTypes() []string { return h.BatchHandler.(bus.EventTyper).EventTypes() }
 func (onceBatchHandler) Idempotent()            {}
 
-func onceBatch[Tx, T any](ctx context.Context, o *Outbox, begin Transactor[Tx], events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error) error {
-	ids := make([]string, len(events))
-	for i := range events {
-		ids[i] = events[i].ID
-	}
+// onceBatch handles a batch by run, which calls a function in a transaction that remembers the events, as once does.
+func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error,
+	run func(ctx context.Context, events []bus.Event[T], h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool),
+) error {
 	var called []int // places of the events that h was given
-	err, blame := once(ctx, o, begin, bus.DeliveryFrom(ctx), ids, func(ctx context.Context, tx Tx, repeat []bool) error {
+	err, blame := run(ctx, events, func(ctx context.Context, tx Tx, repeat []bool) error {
 		called = called[:0]
 		fresh := make([]bus.Event[T], 0, len(events))
 		for i := range events {
@@ -68,7 +73,7 @@ func onceBatch[Tx, T any](ctx context.Context, o *Outbox, begin Transactor[Tx], 
 	if !ok || len(each.Errs) != len(called) || bus.Each(each.Errs) == nil {
 		for i := range events {
 			if errs[i] = context.Cause(ctx); errs[i] == nil {
-				errs[i] = bus.Outcomes(onceBatch(ctx, o, begin, events[i:i+1], h), 1)[0]
+				errs[i] = bus.Outcomes(onceBatch(ctx, events[i:i+1], h, run), 1)[0]
 			}
 		}
 		return bus.Each(errs)
@@ -81,7 +86,7 @@ func onceBatch[Tx, T any](ctx context.Context, o *Outbox, begin Transactor[Tx], 
 		}
 	}
 	if len(good) > 0 {
-		for j, err := range bus.Outcomes(onceBatch(ctx, o, begin, good, h), len(good)) {
+		for j, err := range bus.Outcomes(onceBatch(ctx, good, h, run), len(good)) {
 			errs[places[j]] = err
 		}
 	}

@@ -2,13 +2,14 @@ package router
 
 import (
 	"context"
+	"slices"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
 // conclude ends a call that succeeded: what it emitted is published, now or with the settlement.
 func (c *consumer) conclude(t *task, h *bus.Handling) error {
-	if !c.cfg.transactional {
+	if !c.cfg.transactional || t.joined {
 		return h.Flush(t.lane.ctx, nil)
 	}
 	outputs, told, err := h.Take(t.lane.ctx, nil)
@@ -19,7 +20,7 @@ func (c *consumer) conclude(t *task, h *bus.Handling) error {
 // concludeBatch is conclude for a batch, of whose messages some have failed.
 func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Handling, failed map[string]bool) error {
 	isFailed := func(id string) bool { return failed[id] }
-	if !c.cfg.transactional {
+	if !c.cfg.transactional || slices.ContainsFunc(tasks, func(t *task) bool { return t.joined }) {
 		return h.Flush(ctx, isFailed)
 	}
 	outputs, told, err := h.Take(ctx, isFailed)

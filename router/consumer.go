@@ -125,7 +125,11 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 // start subscribes and begins to consume. While the broker is away it tries again until the consumer is stopped.
 func (c *consumer) start() error {
 	c.setState(StateStarting, nil)
-	source, err := c.subscribe()
+	var source bus.Source
+	err := c.checkJoining()
+	if err == nil {
+		source, err = c.subscribe()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil && !c.draining {

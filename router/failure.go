@@ -16,6 +16,23 @@ import (
 // rule decides what follows a try that ended with err, and notes it in the task.
 func (c *consumer) rule(t *task, err error) {
 	r := t.route
+	if t.stale {
+		if t.stale = false; t.lane.ctx.Err() != nil {
+			t.outcome = abandon
+			return
+		}
+		t.tries--
+		c.retryAt(t, time.Now().Add(staleDelay), 0)
+		return
+	}
+	if t.joined {
+		r.handled.Add(1)
+		if err != nil {
+			c.log.Error("a message is settled already, and its handler's error changes nothing any more", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
+		}
+		t.outcome = settle
+		return
+	}
 	if err == nil {
 		r.handled.Add(1)
 		t.outcome = settle
@@ -84,6 +101,9 @@ func (t *task) failed(err error, now time.Time) {
 	}
 	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.h.Delivery.Attempt
 }
+
+// staleDelay is after what time a message is tried again that was stale: its lane may just be going.
+const staleDelay = 10 * time.Millisecond
 
 // halt stops consuming because a policy says so; the router's other handlers go on.
 func (c *consumer) halt(err error) {

@@ -154,10 +154,10 @@ const (
 	// broker first, which calls that begin together share: it takes more workers.
 	AtMostOnce
 	// ExactlyOnce has the effect of each message happen once. It can be had in two ways. On a bus whose broker has transactions
-	// (Kafka), what handlers emit is published in one transaction with the settlement of what they handled: after a crash a
+	// (Kafka, PostgreSQL, MySQL/MariaDB, SQLite), what handlers emit is published in one transaction with the settlement of what they handled: after a crash a
 	// handler is called again, and what it emitted before was never published. Other effects of a handler are not covered, only
 	// what it emits. On any bus, it can be had by handlers that are [bus.Idempotent]: those of outbox.Once, whose effect is in
-	// their own database. At most 512 messages are in flight.
+	// their own database. Those of outbox.OnceInBus have both in one transaction. At most 512 messages are in flight.
 	ExactlyOnce
 )
 

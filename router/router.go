@@ -227,7 +227,12 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if cfg.guarantee == ExactlyOnce {
+		joins, err := c.joining(shared[k], cfg.guarantee)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if joins || cfg.guarantee == ExactlyOnce {
 			if err := cfg.exactlyOnce(shared[k], c.bus.Driver().Capabilities()); err != nil {
 				errs = append(errs, err)
 				continue
@@ -263,6 +268,25 @@ func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, 
 	return cfg, start.value, errors.Join(errs...)
 }
 
+// joining says whether handlers settle in their own transactions, or why they cannot. These settle everything exactly once.
+func (c *core) joining(routes []*Route, guarantee Level) (joins bool, err error) {
+	_, hosts := bus.As[bus.TransactionHost](c.bus)
+	var errs []error
+	for _, r := range routes {
+		switch {
+		case r.joining == nil:
+		case !hosts:
+			errs = append(errs, fmt.Errorf("handler %s: it is to settle its messages in its own transaction (outbox.OnceInBus), but the bus is in no database: %s; use outbox.Once",
+				r.name, c.bus.Driver().Capabilities().Broker))
+		case guarantee == AtMostOnce:
+			errs = append(errs, fmt.Errorf("handler %s: it settles its messages in its own transaction (outbox.OnceInBus), so Guarantee cannot be %v", r.name, guarantee))
+		default:
+			joins = true
+		}
+	}
+	return joins, errors.Join(errs...)
+}
+
 // exactlyOnceInFlight is how many messages may be in flight so that a commit has room to name all that are unfinished.
 const exactlyOnceInFlight = 512
 
@@ -276,7 +300,7 @@ func (cfg *consumerConfig) exactlyOnce(routes []*Route, has bus.Capabilities) er
 			errs = append(errs, fmt.Errorf("handler %s: Fill is %d messages, but with exactly once at most %d are in flight", r.name, r.set.fill.n, exactlyOnceInFlight))
 		}
 		if !cfg.transactional && !r.idempotent {
-			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka), or a handler that remembers what it has handled (outbox.Once)",
+			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka, or one in an SQL database), or a handler that remembers what it has handled (outbox.Once)",
 				r.name, has.Broker))
 		}
 	}

@@ -9,7 +9,7 @@ import (
 // settleTask hands a task over to the settler. Called with the lock held.
 func (c *consumer) settleTask(t *task) {
 	c.ended++
-	if t.settled {
+	if t.settled || t.joined {
 		t.lane.release()
 		c.recycle(t)
 		return

@@ -28,7 +28,7 @@ func (c *consumer) takeProbe(w *worker) bool {
 	case c.takeBatch(w):
 		c.pausing.probe = w.many[0]
 	default:
-		c.pausing = suspension{} // nothing is there to probe with
+		c.goOn() // nothing is there to probe with
 		return false
 	}
 	return true
@@ -49,9 +49,7 @@ func (c *consumer) judgeProbe(t *task) {
 			c.wakeAt(until)
 		}
 	case probe && t.outcome != abandon:
-		c.pausing = suspension{}
-		c.room.Broadcast()
-		c.fetches.Broadcast()
+		c.goOn()
 	case probe:
 		c.wakeAt(time.Now())
 	}
@@ -64,8 +62,13 @@ func (c *consumer) endPause(now time.Time) {
 	case c.pausing.until.After(now):
 		c.wakeAt(c.pausing.until)
 	case c.takeable() == 0:
-		c.pausing = suspension{}
-		c.room.Broadcast()
-		c.fetches.Broadcast()
+		c.goOn()
 	}
+}
+
+// goOn ends the suspension, and tells all who wait for that.
+func (c *consumer) goOn() {
+	c.pausing = suspension{}
+	c.room.Broadcast()
+	c.fetches.Broadcast()
 }

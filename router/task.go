@@ -27,6 +27,8 @@ type task struct {
 	// What has happened so far, and what is to happen next.
 	tries    int
 	settled  bool           // before it was handled: at most once
+	joined   bool           // settled in its handler's transaction
+	stale    bool           // not settled there, for reasons that are not its handler's
 	free     bool           // delayed: its key does not wait for it
 	place    *parkedMessage // where it is parked, or is to be
 	fetched  bool           // it was parked, and has come back

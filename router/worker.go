@@ -153,6 +153,9 @@ func (w *worker) handle(t *task) {
 	}
 	t.tries++
 	h := t.h
+	if t.route.joining != nil {
+		h.SetJoiner(c.join([]*task{t}))
+	}
 	start := w.clock()
 	err := w.call(h, t.route, t.h.Delivery.Message)
 	if err == nil || bus.IsIgnored(err) {
@@ -201,6 +204,9 @@ func (w *worker) handleBatch(batch []*task) {
 	first := tasks[0].h.Delivery
 	shared := bus.Delivery{Topic: first.Topic, Group: first.Group, Handler: first.Handler, Attempt: first.Attempt, FirstSeen: first.FirstSeen}
 	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
+	if tasks[0].route.joining != nil {
+		h.SetJoiner(c.join(tasks))
+	}
 	w.now = append(w.now[:0], tasks...)
 	start := w.clock()
 	err := w.callBatch(h, tasks[0].route, msgs)
@@ -221,6 +227,9 @@ func (w *worker) handleBatch(batch []*task) {
 	w.observed(h, shared, len(msgs), start, err)
 	w.now = w.now[:0]
 	for i, t := range tasks {
+		if errs[i] != nil && ctx.Err() != nil && !t.joined {
+			t.stale = true // by another's lane, if not by its own
+		}
 		c.rule(t, errs[i])
 		w.done = append(w.done, t)
 	}

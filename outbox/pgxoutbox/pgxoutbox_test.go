@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 
+	"github.com/millrace-go/millrace/adapters/sql/postgres"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/outbox"
@@ -227,5 +229,67 @@ func TestPreparedTransaction(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Fatal("what was prepared was skipped")
+	}
+}
+
+// TestOnceInBus: a handler's transaction of pgx settles its message in a bus in the same database, and publishes what it emits.
+func TestOnceInBus(t *testing.T) {
+	_, pool := fixture(t)
+	schema := "pgxinbus_" + bus.NewID()[24:]
+	b, err := postgres.New(t.Context(), pool, postgres.Config{Schema: schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		err := b.Close()
+		if _, derr := pool.Exec(context.Background(), "DROP SCHEMA "+schema+" CASCADE"); err != nil || derr != nil {
+			t.Error(err, derr)
+		}
+	})
+	if _, err := pool.Exec(t.Context(), "CREATE TABLE "+schema+".effects (id INT PRIMARY KEY)"); err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	for i := range n {
+		if err := b.Publish(t.Context(), "orders", placed{i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tried := map[int]bool{}
+	var mu sync.Mutex
+	r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Millisecond}})
+	r.Handle("orders", outbox.OnceInBus(pgxoutbox.Pool(pool, pgx.TxOptions{}), func(ctx context.Context, tx pgx.Tx, e placed) error {
+		if _, err := tx.Exec(ctx, "INSERT INTO "+schema+".effects VALUES ($1)", e.ID); err != nil {
+			return err
+		}
+		if err := bus.Emit(ctx, "out", e); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if !tried[e.ID] {
+			tried[e.ID] = true
+			return errors.New("not the first time")
+		}
+		return nil
+	}))
+	outs := make(chan placed, 2*n)
+	router.On(r, "out", func(_ context.Context, e placed) error { outs <- e; return nil })
+	bustest.Run(t, r)
+	seen := map[int]bool{}
+	for len(seen) < n {
+		select {
+		case e := <-outs:
+			if seen[e.ID] {
+				t.Errorf("%d came twice", e.ID)
+			}
+			seen[e.ID] = true
+		case <-time.After(patience):
+			t.Fatalf("%d outputs came", len(seen))
+		}
+	}
+	var effects int
+	if err := pool.QueryRow(t.Context(), "SELECT COUNT(*) FROM "+schema+".effects").Scan(&effects); err != nil || effects != n {
+		t.Errorf("%d effects: %v", effects, err)
 	}
 }

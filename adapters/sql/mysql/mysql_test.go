@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if sqltest.Child() {
+	if sqltest.Child(connect) {
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
@@ -27,19 +27,28 @@ func TestMain(m *testing.M) {
 // pool returns a pool with the library's default settings, and the server's URL.
 func pool(t testing.TB) (*sql.DB, string) {
 	text := sqltest.ServerURL(t, "MILLRACE_MYSQL_URL")
-	u, err := url.Parse(text)
+	db, err := connect(text)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return db, text
+}
+
+func connect(text string) (*sql.DB, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, err
 	}
 	c := driver.NewConfig()
 	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, u.Path[1:], u.User.Username()
 	c.Passwd, _ = u.User.Password()
 	c.MaxAllowedPacket = 0
+	c.Logger = &driver.NopLogger{}
 	connector, err := driver.NewConnector(c)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return sql.OpenDB(connector), text
+	return sql.OpenDB(connector), nil
 }
 
 // database returns tables of the test's own, which go when the test ends.
@@ -54,10 +63,12 @@ func database(t testing.TB) sqltest.Database {
 		}
 		db.Close()
 	})
-	return sqltest.Database{URL: sqltest.With(text, "prefix="+prefix), Prefix: prefix, DB: db}
+	return sqltest.Database{URL: sqltest.With(text, "prefix="+prefix), Prefix: prefix, DB: db, Connect: connect}
 }
 
-func TestServer(t *testing.T)    { sqltest.Run(t, database(t)) }
+func TestServer(t *testing.T)      { sqltest.Run(t, database(t)) }
+func TestExactlyOnce(t *testing.T) { sqltest.ExactlyOnce(t, database(t), true) }
+
 func TestCuts(t *testing.T)      { sqltest.Cuts(t, database(t)) }
 func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }

@@ -2,7 +2,9 @@ package postgres_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"net/url"
 	"os"
 	"testing"
 	"time"
@@ -17,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if sqltest.Child() {
+	if sqltest.Child(connect) {
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
@@ -39,10 +41,25 @@ func database(t testing.TB) sqltest.Database {
 	})
 	db := stdlib.OpenDBFromPool(pool)
 	t.Cleanup(func() { db.Close() })
-	return sqltest.Database{URL: sqltest.With(url, "schema="+schema), Prefix: schema + ".", DB: db}
+	return sqltest.Database{URL: sqltest.With(url, "schema="+schema), Prefix: schema + ".", DB: db, Connect: connect}
 }
 
-func TestServer(t *testing.T)    { sqltest.Run(t, database(t)) }
+func connect(text string) (*sql.DB, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	q := u.Query()
+	for _, ours := range []string{"schema", "lease"} {
+		q.Del(ours)
+	}
+	u.RawQuery = q.Encode()
+	return sql.Open("pgx", u.String())
+}
+
+func TestServer(t *testing.T)      { sqltest.Run(t, database(t)) }
+func TestExactlyOnce(t *testing.T) { sqltest.ExactlyOnce(t, database(t), true) }
+
 func TestCuts(t *testing.T)      { sqltest.Cuts(t, database(t)) }
 func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }

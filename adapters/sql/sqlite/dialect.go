@@ -17,6 +17,7 @@ func dialect(prefix string) *sqllog.Dialect {
 		Insert:      "INSERT INTO",
 		Ignore:      "ON CONFLICT DO NOTHING",
 		Upsert:      "ON CONFLICT (grp, id) DO UPDATE SET",
+		WriteLock:   "UPDATE {meta} SET swept = swept WHERE FALSE",
 		Log:         func(topic int64) (string, string) { return log(topic), "TRUE" },
 		TableExists: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + prefix + "meta'",
 		CreateTopic: func(ctx context.Context, tx *sql.Tx, topic int64) error {

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if sqltest.Child() {
+	if sqltest.Child(connect) {
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
@@ -31,12 +32,19 @@ func database(t testing.TB) sqltest.Database {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	return sqltest.Database{URL: "sqlite:" + url.PathEscape(path), Prefix: "millrace_", DB: db}
+	return sqltest.Database{URL: "sqlite:" + url.PathEscape(path), Prefix: "millrace_", DB: db, Connect: connect}
+}
+
+func connect(text string) (*sql.DB, error) {
+	path, _, _ := strings.Cut(strings.TrimPrefix(text, "sqlite:"), "?")
+	return sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_busy_timeout=20000")
 }
 
 func TestFile(t *testing.T) { sqltest.Run(t, database(t)) }
 
 func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 12, 45, 36) }
+
+func TestExactlyOnce(t *testing.T) { sqltest.ExactlyOnce(t, database(t), false) }
 
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 

@@ -25,6 +25,10 @@ type Dialect struct {
 	Upsert string
 	// ForUpdate, behind a SELECT, locks the rows; "" where a transaction is alone anyway.
 	ForUpdate string
+	// WriteLock is a statement that takes the lock of all writers, where there is one and a transaction can be without it.
+	WriteLock string
+	// JoinCondition holds in transactions that a settlement can be a part of; JoinHint says what to do where it does not. "": in all.
+	JoinCondition, JoinHint string
 	// Isolation must let each statement see what was committed before it.
 	Isolation sql.IsolationLevel
 	// Log returns the table that holds a topic's messages, and the condition that selects them there.

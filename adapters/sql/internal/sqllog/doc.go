@@ -22,6 +22,12 @@
 //
 // One lease for a member and not one for a lane: a renewal is one row, whatever the number of lanes.
 //
+// # Settling
+//
+// Settle marks, and the committer stores what is marked. A source that was subscribed to as transactional has settlements instead
+// (settlement.go): transactions, the driver's own or a handler's, that store what they settle, with outputs and parked messages.
+// A lane's turn keeps them apart.
+//
 // # Goroutines
 //
 // Of a driver: one for each batch of messages under way to the database; one that tells other processes; one that
@@ -29,6 +35,9 @@
 // one while lanes are surrendered. All end with Close.
 //
 // # Locks
+//
+// The turns of lanes (settlement.go) are taken within a transaction, in the order of shards, before the rows of lanes are
+// written; who has one takes of the locks below only Source.mu, until its transaction is over.
 //
 // Source.commitMu comes before Source.observerMu, and that before Source.mu. The database is called under commitMu or no
 // lock; an observer under commitMu and observerMu for what does not block, under no lock for Revoking.

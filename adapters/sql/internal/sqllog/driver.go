@@ -62,7 +62,7 @@ func New(ctx context.Context, s Store, c Config) (*Driver, error) {
 // Capabilities implements bus.Driver.
 func (d *Driver) Capabilities() bus.Capabilities {
 	return bus.Capabilities{
-		Broker: d.dialect.Name, Durable: d.dialect.Durable, Replay: true, StartAt: true, Parking: true, MaxMessage: d.dialect.MaxMessage,
+		Broker: d.dialect.Name, Durable: d.dialect.Durable, Replay: true, StartAt: true, Parking: true, Transactions: true, MaxMessage: d.dialect.MaxMessage,
 	}
 }
 
@@ -176,7 +176,7 @@ func (d *Driver) transact(ctx context.Context, do func(tx *sql.Tx) error) error 
 }
 
 // affected runs a statement and returns how many rows it affected.
-func affected(ctx context.Context, q querier, query string, args ...any) (int64, error) {
+func affected(ctx context.Context, q bus.Execer, query string, args ...any) (int64, error) {
 	r, err := q.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, err

@@ -215,7 +215,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		// A window that cannot be read, which a newer version may have written, starts at the position.
 		w, _ := window.Restore(c.position, c.window)
 		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
-		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version()}
+		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
 		if !parks {
 			continue
 		}
@@ -233,15 +233,20 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 	}
 	s.observerMu.Lock()
 	defer s.observerMu.Unlock()
+	s.mu.Lock()
+	for _, l := range lanes {
+		s.lanes[l.id.ID] = l // what is parked there may be fetched as soon as it is known
+	}
+	s.mu.Unlock()
 	s.observer.Assigned(ids)
 	if len(known) > 0 {
 		parking.Parked(known)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, l := range lanes {
-		s.lanes[l.id.ID] = l
+		l.announced = true
 	}
+	s.mu.Unlock()
 	signal(s.room)
 	return s.forgetWithdrawn(ctx, parked)
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -120,40 +122,78 @@ func (s *Source) Park(ctx context.Context, ps []bus.Parking) error {
 			return s.driver.fail("park", s.topic.name, err)
 		}
 	}
+	var parked []parkedLane
+	park := func(ctx context.Context, tx *sql.Tx, left []bool) (err error) {
+		parked, err = s.parkLanes(ctx, tx, ps, docs, left)
+		return err
+	}
+	var err error
+	if s.transactional {
+		err = s.parkExactly(ctx, ps, park)
+	} else {
+		err = s.driver.transact(ctx, func(tx *sql.Tx) error { return park(ctx, tx, nil) })
+	}
+	if err != nil {
+		return s.driver.fail("park", s.topic.name, err)
+	}
+	return s.parkedNow(ps, parked)
+}
+
+// parkLanes stores the messages of all lanes that are held, but for those that are left out.
+func (s *Source) parkLanes(ctx context.Context, tx *sql.Tx, ps []bus.Parking, docs []string, left []bool) (parked []parkedLane, err error) {
 	s.mu.Lock()
 	if s.closed != nil {
 		s.mu.Unlock()
-		return s.driver.fail("park", s.topic.name, bus.ErrClosed)
+		return nil, bus.ErrClosed
 	}
 	byLane := map[int32][]int{}
 	for i := range ps {
-		if s.owned(ps[i].Lane, ps[i].Epoch) != nil {
+		if (left == nil || !left[i]) && s.owned(ps[i].Lane, ps[i].Epoch) != nil {
 			byLane[ps[i].Lane] = append(byLane[ps[i].Lane], i)
 		}
 	}
 	member := s.member.id
 	s.mu.Unlock()
-	shards := make([]int32, 0, len(byLane))
-	for shard := range byLane {
-		shards = append(shards, shard)
-	}
-	slices.Sort(shards)
-	var parked []parkedLane
-	err := s.driver.transact(ctx, func(tx *sql.Tx) error {
-		parked = parked[:0]
-		for _, shard := range shards {
-			l := parkedLane{shard: shard, epoch: ps[byLane[shard][0]].Epoch, entries: byLane[shard]}
-			if err := s.parkLane(ctx, tx, member, &l, ps, docs); err != nil {
-				return err
-			}
-			parked = append(parked, l)
+	for _, shard := range slices.Sorted(maps.Keys(byLane)) {
+		l := parkedLane{shard: shard, epoch: ps[byLane[shard][0]].Epoch, entries: byLane[shard]}
+		if err := s.parkLane(ctx, tx, member, &l, ps, docs); err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	if err != nil {
-		return s.driver.fail("park", s.topic.name, err)
+		parked = append(parked, l)
 	}
-	return s.parkedNow(ps, parked)
+	return parked, nil
+}
+
+// parkExactly parks in the transaction that settles the messages at their origin, so that a crash in between cannot make two of
+// one. Those that cannot be settled there are left out.
+func (s *Source) parkExactly(ctx context.Context, ps []bus.Parking, park func(ctx context.Context, tx *sql.Tx, left []bool) error) error {
+	left := make([]bool, len(ps))
+	for {
+		var origins []bus.Token
+		var places []int
+		for i := range ps {
+			if !left[i] && !ps[i].Token.Parked {
+				origins, places = append(origins, ps[i].Token), append(places, i)
+			}
+		}
+		err := s.inTransaction(ctx, func(ctx context.Context, tx *sql.Tx) (*settlement, error) {
+			st, err := s.enter(ctx, origins)
+			if err != nil {
+				return nil, err
+			}
+			if err := st.write(ctx, tx, origins); err != nil {
+				return st, err
+			}
+			return st, park(ctx, tx, left)
+		})
+		each, byToken := errors.AsType[*bus.BatchError](err)
+		if !byToken && !errors.Is(err, bus.ErrStale) { // whose, is seen the next time
+			return err
+		}
+		for k, i := range places {
+			left[i] = byToken && each.Errs[k] != nil
+		}
+	}
 }
 
 // parkedLane is what is parked of one lane by one call.

@@ -61,7 +61,7 @@ func (d *Driver) Publish(ctx context.Context, name string, msgs []*bus.Message) 
 	copies := make([]bus.Message, len(msgs)) // they are still being sent when the caller's context ends early
 	for i, m := range msgs {
 		copies[i] = *m
-		r.records[i] = Record{Topic: t.id, Shard: d.topics.shard(t, m.Key), Message: &copies[i]}
+		r.records[i] = d.record(t, &copies[i])
 		r.bytes += m.Size()
 	}
 	d.publisher.add(r)
@@ -70,6 +70,11 @@ func (d *Driver) Publish(ctx context.Context, name string, msgs []*bus.Message) 
 	case <-ctx.Done():
 	}
 	return d.publisher.outcome(ctx, r)
+}
+
+// record is a message of a topic, in the shard of its key.
+func (d *Driver) record(t topic, m *bus.Message) Record {
+	return Record{Topic: t.id, Shard: d.topics.shard(t, m.Key), Message: m}
 }
 
 func (p *publisher) add(r *request) {

@@ -21,6 +21,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fake is a store of which only the writing works, as the test says.
 type fake struct {
+	Store
+
 	dialect Dialect
 	write   func(ids []string) error
 

@@ -91,7 +91,7 @@ func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
 		if !s.isFull() {
 			for i := range s.lanes {
 				l := s.lanes[(turn+i)%len(s.lanes)]
-				if l != nil && !l.parting {
+				if l != nil && l.announced && !l.parting {
 					q.Cursors = append(q.Cursors, Cursor{Shard: l.id.ID, From: l.read})
 					owners = append(owners, l)
 				}

@@ -18,6 +18,8 @@ type Source struct {
 	topic    topic
 	group    int64
 	observer bus.LaneObserver
+	// transactional: everything is settled in transactions, as they come, and nothing is left to the committer.
+	transactional bool
 
 	// ahead bounds what has been read and not received yet.
 	ahead, aheadBytes int
@@ -60,6 +62,12 @@ type lane struct {
 	// is parked that the router knows of.
 	unparked []int64
 	heard    int64
+	// turn is held by the transaction that settles in the lane, if the source is transactional. doubt: it is not known yet whether
+	// the last one was committed.
+	turn  chan struct{}
+	doubt bool
+	// announced: the observer knows the lane and what is parked in it, so that there may be deliveries.
+	announced bool
 	// parting: no delivery any more, but settling goes on. gone: it is not ours.
 	parting, gone bool
 }
@@ -100,7 +108,7 @@ func (d *Driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.Lane
 		return nil, d.fail("subscribe", sub.Topic, err)
 	}
 	s := &Source{
-		driver: d, topic: t, group: group, observer: o,
+		driver: d, topic: t, group: group, observer: o, transactional: sub.Transactional,
 		ahead: min(max(sub.InFlight, 1), maxAhead), aheadBytes: min(max(sub.Bytes, 1), maxAheadBytes),
 		closing: make(chan struct{}), lanes: make([]*lane, t.shards), member: newMember(),
 		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), moved: make(chan struct{}, 1),
@@ -189,7 +197,10 @@ func (s *Source) isFull() bool {
 }
 
 // Settle implements bus.Source.
-func (s *Source) Settle(_ context.Context, tokens []bus.Token) error {
+func (s *Source) Settle(ctx context.Context, tokens []bus.Token) error {
+	if s.transactional {
+		return s.settleTransactional(ctx, tokens)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed != nil {

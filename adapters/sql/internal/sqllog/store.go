@@ -20,6 +20,12 @@ type Store interface {
 	// Commit stores the progress of lanes where group, member and epoch match and the position does not go back. It
 	// returns how many rows it changed, or any smaller number if that is not known.
 	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
+	// Settle is Commit of one lane within the transaction x, which may be of another client library and has the row's lock
+	// afterwards. It returns whether group, member and epoch match.
+	Settle(ctx context.Context, x bus.Execer, group int64, member string, p Progress) (mine bool, err error)
+	// AppendIn is Append within the transaction x, of one batch by topic: from here on until its end it may hold up writers
+	// and readers of the topics.
+	AppendIn(ctx context.Context, x bus.Execer, batch []Record) error
 	// Head returns a position of the topic up to which all messages are visible, and which all that are published
 	// from now on exceed.
 	Head(ctx context.Context, topic int64) (int64, error)

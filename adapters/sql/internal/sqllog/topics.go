@@ -30,8 +30,8 @@ func (t *topics) init(d *Driver) {
 
 // get returns the topic, which it creates if need be.
 func (t *topics) get(ctx context.Context, name string) (topic, error) {
-	if found, ok := t.byName.Load(name); ok {
-		return found.(topic), nil
+	if found, ok := t.cached(name); ok {
+		return found, nil
 	}
 	var found topic
 	err := t.driver.persist(ctx, func(ctx context.Context) (err error) {
@@ -45,6 +45,15 @@ func (t *topics) get(ctx context.Context, name string) (topic, error) {
 		t.byName.Store(name, found)
 	}
 	return found, err
+}
+
+// cached returns the topic if it was got before.
+func (t *topics) cached(name string) (topic, bool) {
+	found, ok := t.byName.Load(name)
+	if !ok {
+		return topic{}, false
+	}
+	return found.(topic), true
 }
 
 func (t *topics) find(ctx context.Context, name string) (topic, error) {

@@ -3,6 +3,7 @@ package sqltest
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -215,7 +216,7 @@ func staleOwner(t *testing.T, db Database) {
 	Publish(t, b, topic, Texts(numbers(64)...)...)
 	ds := Receive(t, s, 64)
 	o.Await(t, lanes)
-	ofGroup := " WHERE grp = " + fmt.Sprint(db.groupID(t, topic, "g"))
+	ofGroup := " WHERE grp = " + fmt.Sprint(db.groupID(t, topic))
 	db.exec(t, "UPDATE "+db.Prefix+"lane SET owner = 'somebody', epoch = epoch + 1"+ofGroup)
 	if err := s.Settle(bounded(t), tokens(ds)); err != nil && !errors.Is(err, bus.ErrStale) {
 		t.Fatal(err)
@@ -252,7 +253,7 @@ func deletedMember(t *testing.T, db Database) {
 	Publish(t, b, topic, Texts(numbers(64)...)...)
 	ds := Receive(t, s, 64)
 	o.Await(t, lanes)
-	db.exec(t, "DELETE FROM "+db.Prefix+"member WHERE grp = "+fmt.Sprint(db.groupID(t, topic, "g")))
+	db.exec(t, "DELETE FROM "+db.Prefix+"member WHERE grp = "+fmt.Sprint(db.groupID(t, topic)))
 	next := NewObserver()
 	successor := Subscribe(t, db.Open(t), topic, "g", bus.Earliest, next)
 	timeout := time.After(patience)
@@ -274,9 +275,9 @@ func deletedMember(t *testing.T, db Database) {
 	}
 }
 
-func (db Database) groupID(t testing.TB, topic, group string) int64 {
+func (db Database) groupID(t testing.TB, topic string) int64 {
 	t.Helper()
-	return db.number(t, fmt.Sprintf("SELECT id FROM %sgrp WHERE topic = %d AND name = '%s'", db.Prefix, db.topicID(t, topic), group))
+	return db.number(t, fmt.Sprintf("SELECT id FROM %sgrp WHERE topic = %d AND name = 'g'", db.Prefix, db.topicID(t, topic)))
 }
 
 // killedProcess kills a process that owns all lanes and has settled a part: another takes over when the lease ends,
@@ -330,8 +331,12 @@ const (
 	childTopic = "MILLRACE_TEST_CHILD_TOPIC"
 )
 
-// Child is the process that killedProcess kills: TestMain calls it first. It returns false if this is not the child.
-func Child() bool {
+// Child is a process that tests kill: TestMain calls it first. It returns false if this is not the child. connect is that of Database.
+func Child(connect func(url string) (*sql.DB, error)) bool {
+	if config := os.Getenv(childShop); config != "" {
+		fmt.Fprintln(os.Stderr, "child:", shopChild(config, connect)) // it returns only if it fails
+		os.Exit(1)
+	}
 	url, topic := os.Getenv(childURL), os.Getenv(childTopic)
 	if url == "" {
 		return false

@@ -25,6 +25,8 @@ type Database struct {
 	Prefix string
 	// DB reaches it behind the driver's back.
 	DB *sql.DB
+	// Connect opens a pool for a user's transactions, at the URL of a bus.
+	Connect func(url string) (*sql.DB, error)
 }
 
 // Run runs all tests.
@@ -51,6 +53,14 @@ func Run(t *testing.T, db Database) {
 		"OtherTopicsShardsAreKept":  shardsAreKept,
 		"TopicsAndGroupsStayApart":  stayApart,
 		"ConcurrentFirstSubscribes": firstSubscribes,
+		"SettlesWith":               settlesWith,
+		"TransactionOfAStaleOwner":  transactionOfAStaleOwner,
+		"ParksInTransactions":       parksInTransactions,
+		"ForeignTransactions":       settlesInForeignTransactions,
+		"ForeignTransactionStale":   foreignTransactionOfAStaleOwner,
+		"ManyForeignTransactions":   manyForeignTransactions,
+		"ChecksTransactions":        checksTransactions,
+		"FetchesAtOnce":             fetchesAtOnce,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,120 @@
+package sqllog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// SettleIn implements bus.JoiningSource.
+func (s *Source) SettleIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, outputs []bus.Output) (end func(error) error, err error) {
+	missing, records := s.known(outputs)
+	var st *settlement
+	switch {
+	case !s.transactional:
+		err = errNotTransactional
+	case missing != "":
+		err = fmt.Errorf("topic %q is not known here yet", missing)
+	default:
+		st, err = s.joinIn(ctx, tx, tokens, records)
+	}
+	return func(cause error) error {
+		switch {
+		case missing != "":
+			if _, err := s.driver.topics.get(context.WithoutCancel(ctx), missing); err != nil {
+				return s.driver.fail("publish", missing, err)
+			}
+			return fmt.Errorf("%w: %w", bus.ErrAgain, cause)
+		case st == nil:
+			return cause
+		}
+		if cause = st.end(cause); cause == nil {
+			s.driver.publisher.announce(records)
+		}
+		return cause
+	}, s.joinFailure(err)
+}
+
+// joinIn settles and publishes in tx.
+func (s *Source) joinIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, records []Record) (*settlement, error) {
+	if lock := s.driver.dialect.WriteLock; lock != "" {
+		if _, err := tx.ExecContext(ctx, s.driver.dialect.SQL(lock)); err != nil {
+			return nil, err
+		}
+	}
+	st, err := s.enter(ctx, tokens)
+	if err != nil {
+		return nil, err
+	}
+	if err = st.write(ctx, tx, tokens); err == nil {
+		if err = s.append(ctx, tx, records); err != nil {
+			st.failed = true
+		}
+	}
+	return st, err
+}
+
+// joinFailure is what SettleIn says of an error. What passes in a moment, and is not of the message, costs it no try.
+func (s *Source) joinFailure(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*bus.BatchError](err); ok {
+		return err
+	}
+	if errors.Is(err, errDoubt) || errors.Is(err, errScattered) {
+		failure := &bus.Error{Op: "settle", Broker: s.driver.dialect.Name, Topic: s.topic.name, Err: err, Definite: true, Retryable: true}
+		return bus.Unavailable(failure, passing)
+	}
+	return s.driver.fail("settle", s.topic.name, err)
+}
+
+// passing is the pause after which a handler is called again that was too early.
+const passing = 50 * time.Millisecond
+
+// known makes records of outputs. The first topic that is not known is missing: it cannot be looked for or created while the
+// transaction lasts, whose locks may be in the way.
+func (s *Source) known(outputs []bus.Output) (missing string, records []Record) {
+	for _, o := range outputs {
+		t, ok := s.driver.topics.cached(o.Topic)
+		if !ok {
+			return o.Topic, nil
+		}
+		records = append(records, s.driver.record(t, o.Message))
+	}
+	byTopic(records)
+	return "", records
+}
+
+// CheckTransaction implements bus.TransactionHost. It looks for the identity of the installation, by a change that a driver counts
+// in every mode.
+func (d *Driver) CheckTransaction(ctx context.Context, tx bus.Execer) error {
+	if !d.enter() {
+		return d.fail("check", "", bus.ErrClosed)
+	}
+	defer d.calls.Done()
+	n, err := affected(ctx, tx, d.dialect.SQL("UPDATE {meta} SET swept = swept + 1 WHERE install = ?"), d.install)
+	if err == nil && n == 0 {
+		err = errors.New("its tables are another bus's")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: the handler's transaction is not in the database of the bus: %w", d.dialect.Name, bus.ErrInvalid, err)
+	}
+	if condition := d.dialect.JoinCondition; condition != "" {
+		if n, err = affected(ctx, tx, d.dialect.SQL("UPDATE {meta} SET swept = swept + 1 WHERE "+condition)); err == nil && n == 0 {
+			err = errors.New(d.dialect.JoinHint)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w: the handler's transaction: %w", d.dialect.Name, bus.ErrInvalid, err)
+		}
+	}
+	return nil
+}
+
+var (
+	_ bus.JoiningSource   = (*Source)(nil)
+	_ bus.TransactionHost = (*Driver)(nil)
+)

@@ -1,0 +1,303 @@
+package sqllog
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/window"
+)
+
+// settlement is what one transaction settles, of a source that was subscribed to as transactional. It holds the turns of
+// its lanes from before it looks at their windows until it is known whether the transaction was committed: so what it
+// writes of a window is what is committed and its own messages, and nothing else.
+//
+// A turn is taken when the transaction has begun, and where the database has one lock for all writers, when the
+// transaction has that. Whoever has turns needs no connection, no lock of the process and no other turn out of order.
+type settlement struct {
+	source *Source
+	member string
+	lanes  []*settled // in the order of their shards
+	failed bool       // writing failed, so it is not committed
+	lost   []*lane    // turned out to be another's
+}
+
+// settled is what is settled of one lane.
+type settled struct {
+	lane     *lane
+	done     []int64 // positions
+	unparked []int64 // positions of parked messages
+	window   *window.Window
+	version  uint64 // of the lane's own window
+	progress Progress
+}
+
+var (
+	errDoubt     = errors.New("it is being found out whether the last transaction of this lane was committed")
+	errWithdrawn = fmt.Errorf("%w: it is not parked any more: %w", bus.ErrStale, bus.ErrNotFound)
+	errScattered = errors.New("too many unfinished messages lie between finished ones to keep them all; waiting for older ones to finish")
+)
+
+// enter takes the turns of the tokens' lanes, and makes copies of their windows in which the tokens are done. It fails by token
+// if some are stale. After an error it holds nothing.
+func (s *Source) enter(ctx context.Context, tokens []bus.Token) (*settlement, error) {
+	st := &settlement{source: s}
+	if err := st.find(tokens); err != nil {
+		return nil, err
+	}
+	for i, l := range st.lanes {
+		var err error
+		select {
+		case l.lane.turn <- struct{}{}:
+			continue
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-s.io.Done():
+			err = bus.ErrClosed
+		}
+		for _, l := range st.lanes[:i] {
+			<-l.lane.turn
+		}
+		return nil, err
+	}
+	if err := st.copy(tokens); err != nil {
+		st.leave()
+		return nil, err
+	}
+	return st, nil
+}
+
+// find finds the tokens' lanes.
+func (st *settlement) find(tokens []bus.Token) error {
+	s := st.source
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		return bus.ErrClosed
+	}
+	errs := make([]error, len(tokens))
+	for i, t := range tokens {
+		l := s.owned(t.Lane, t.Epoch)
+		if l == nil {
+			errs[i] = bus.ErrStale
+		} else if !slices.ContainsFunc(st.lanes, func(o *settled) bool { return o.lane == l }) {
+			st.lanes = append(st.lanes, &settled{lane: l})
+		}
+	}
+	slices.SortFunc(st.lanes, func(a, b *settled) int { return cmp.Compare(a.lane.id.ID, b.lane.id.ID) })
+	return bus.Each(errs)
+}
+
+// copy makes the copies of the windows.
+func (st *settlement) copy(tokens []bus.Token) error {
+	s := st.source
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.member = s.member.id
+	byID := make(map[int32]*settled, len(st.lanes))
+	for _, l := range st.lanes {
+		if l.lane.doubt {
+			return errDoubt
+		}
+		l.window, l.version = l.lane.window.Clone(), l.lane.window.Version()
+		byID[l.lane.id.ID] = l
+	}
+	errs := make([]error, len(tokens))
+	for i, t := range tokens {
+		l := byID[t.Lane]
+		switch {
+		case s.owned(t.Lane, t.Epoch) != l.lane:
+			errs[i] = bus.ErrStale
+		case t.Parked:
+			l.unparked = append(l.unparked, t.Position)
+		case l.window.Done(t.Position):
+			l.done = append(l.done, t.Position)
+		default:
+			errs[i] = bus.ErrStale // it was parked, or somebody has settled it
+		}
+	}
+	for _, l := range st.lanes {
+		l.progress = Progress{
+			Shard: l.lane.id.ID, Epoch: l.lane.id.Epoch, Position: l.window.Position(), Window: l.window.Encode(nil, exactWindowBytes),
+		}
+		if !l.isComplete() {
+			return errScattered
+		}
+	}
+	return bus.Each(errs)
+}
+
+// isComplete says whether the encoding names all that is done.
+func (l *settled) isComplete() bool {
+	if len(l.done) == 0 {
+		return true
+	}
+	last := slices.Max(l.done)
+	if last < l.progress.Position {
+		return true
+	}
+	w, err := window.Restore(l.progress.Position, l.progress.Window)
+	return err == nil && !w.Add(last)
+}
+
+// write settles within the transaction x. It fails by token if parked messages are not there any more.
+func (st *settlement) write(ctx context.Context, x bus.Execer, tokens []bus.Token) (err error) {
+	s := st.source
+	defer func() { st.failed = err != nil }()
+	for _, l := range st.lanes {
+		mine, err := s.driver.store.Settle(ctx, x, s.group, st.member, l.progress)
+		if err != nil {
+			return err
+		}
+		if !mine {
+			st.lost = append(st.lost, l.lane)
+			return fmt.Errorf("shard %d: %w", l.lane.id.ID, bus.ErrStale)
+		}
+	}
+	errs := make([]error, len(tokens))
+	for i, t := range tokens {
+		if !t.Parked {
+			continue
+		}
+		n, err := affected(ctx, x, s.driver.dialect.SQL("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos = ?"), s.group, t.Lane, t.Position)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			errs[i] = errWithdrawn
+		}
+	}
+	return bus.Each(errs)
+}
+
+// end is called when the transaction has ended, with the error of the commit or why there was none. It finds out what
+// became of it if that is not known, and gives the turns back. nil: it was committed.
+func (st *settlement) end(err error) error {
+	switch {
+	case err == nil:
+		st.adopt()
+		st.leave()
+	case st.failed || len(st.lanes) == 0: // the caller does the latter again
+		st.leave()
+		st.source.lose(st.lost, errTaken)
+	default:
+		err = st.findOut(err)
+	}
+	return err
+}
+
+// leave gives the turns back.
+func (st *settlement) leave() {
+	for _, l := range st.lanes {
+		<-l.lane.turn
+	}
+}
+
+// adopt makes the lanes' windows say what has been committed.
+func (st *settlement) adopt() {
+	s := st.source
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range st.lanes {
+		saved := l.lane.window.Version() == l.version
+		for _, pos := range l.done {
+			l.lane.window.Done(pos)
+		}
+		if saved {
+			l.lane.saved = l.lane.window.Version()
+		}
+	}
+}
+
+// findOut finds out whether a transaction was committed whose commit has failed, or has no answer. Until then nothing else
+// is settled in its lanes; they wait without their turns, because those who hold a connection and wait for a turn could have
+// the last connection.
+func (st *settlement) findOut(cause error) error {
+	s := st.source
+	st.doubt(true)
+	st.leave()
+	for b := (backoff{}); ; {
+		ctx, cancel := context.WithTimeout(s.io, callTimeout)
+		committed, known, err := st.lookBehind(ctx)
+		cancel()
+		switch {
+		case err == nil && committed:
+			st.adopt()
+			st.doubt(false)
+			return nil
+		case err == nil && known:
+			st.doubt(false)
+			return cause
+		case err == nil, !st.isHeld(), !sleep(b.next(), s.closing, nil):
+			// The lanes go to their next owner, who sees in them what was committed.
+			st.giveUp()
+			return errors.Join(fmt.Errorf("%w, and it is not known here whether this was settled", bus.ErrStale), cause)
+		}
+	}
+}
+
+func (st *settlement) doubt(on bool) {
+	st.source.mu.Lock()
+	defer st.source.mu.Unlock()
+	for _, l := range st.lanes {
+		l.lane.doubt = on
+	}
+}
+
+// isHeld says whether any of the lanes is still this member's, as far as is known here.
+func (st *settlement) isHeld() bool {
+	st.source.mu.Lock()
+	defer st.source.mu.Unlock()
+	return slices.ContainsFunc(st.lanes, func(l *settled) bool { return !l.lane.gone })
+}
+
+// giveUp loses the lanes. If they are this member's in the database, its keeper takes them anew.
+func (st *settlement) giveUp() {
+	var lanes []*lane
+	for _, l := range st.lanes {
+		lanes = append(lanes, l.lane)
+	}
+	st.source.lose(lanes, errDoubt)
+	signal(st.source.moved)
+}
+
+// lookBehind reads what was committed, under the lock that the transaction holds while it is not over. known is false if
+// none of the lanes is this member's any more.
+func (st *settlement) lookBehind(ctx context.Context) (committed, known bool, err error) {
+	s := st.source
+	d := s.driver
+	err = d.transact(ctx, func(tx *sql.Tx) error {
+		committed, known = false, false
+		for _, l := range st.lanes {
+			var pos int64
+			var win []byte
+			err := tx.QueryRowContext(ctx, d.dialect.SQL("SELECT pos, win FROM {lane} WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ?"+d.dialect.ForUpdate),
+				s.group, l.progress.Shard, st.member, l.progress.Epoch).Scan(&pos, &win)
+			if errors.Is(err, sql.ErrNoRows) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			known = true
+			if len(l.done) > 0 {
+				committed = pos == l.progress.Position && bytes.Equal(win, l.progress.Window)
+				return nil
+			}
+			left, err := exists(ctx, tx, d.dialect.SQL("SELECT 1 FROM {parked} WHERE grp = ? AND shard = ? AND pos = ?"), s.group, l.progress.Shard, l.unparked[0])
+			committed = !left
+			return err
+		}
+		return nil
+	})
+	return committed, known, err
+}
+
+// exactWindowBytes bounds the encoding of a window in a transaction: what the column holds, and more than what a router has in
+// flight that was asked for exactly once.
+const exactWindowBytes = 8192

@@ -1,0 +1,46 @@
+package sqlite
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Settle implements sqllog.Store.
+func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+	var win any
+	if len(p.Window) > 0 {
+		win = p.Window
+	}
+	r, err := x.ExecContext(ctx, s.commit.text, p.Position, win, group, p.Shard, member, int64(p.Epoch), p.Position)
+	if err != nil {
+		return false, err
+	}
+	n, err := r.RowsAffected()
+	return n > 0, err
+}
+
+// AppendIn implements sqllog.Store.
+func (s *store) AppendIn(ctx context.Context, x bus.Execer, batch []sqllog.Record) error {
+	created := time.Now().UnixMicro() // inside the transaction, so that it grows with the position
+	for len(batch) > 0 {
+		n := 1
+		for n < len(batch) && n < insertRows && batch[n].Topic == batch[0].Topic {
+			n++
+		}
+		args := make([]any, 0, n*11)
+		for i := range n {
+			args = appendRow(args, &batch[i], created)
+		}
+		log, _ := s.dialect.Log(batch[0].Topic)
+		insert := "INSERT INTO " + log + " (shard, created, id, msg_key, type, source, subject, time, content_type, headers, payload) VALUES "
+		if _, err := x.ExecContext(ctx, insert+"(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", n-1), args...); err != nil {
+			return err
+		}
+		batch = batch[n:]
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// OnceInBus is [Once] for a bus that is in the same database as begin's transactions, on PostgreSQL, MySQL/MariaDB or SQLite: the
+// effect, the settlement of the message and what h emits commit in one transaction. It needs no [Outbox]: no inbox, no
+// outbox, no relay and no tables of their own.
+//
+// h runs first. Then, as the last statements before the commit, the message is settled and the outputs are appended to the bus's log; so
+// a slow h holds nobody up. A lane that went to another member while h ran rolls the transaction back. h is called again
+// where that is needed to create a topic, and must write through tx and not commit it.
+//
+// Unlike [Once], it does not look at ids: a message that was published twice is handled twice.
+//
+// On any other bus, or one in another database, the router fails at its start. On PostgreSQL the transactions must be read
+// committed, which is the default; on SQLite they should be begun as immediate.
+func OnceInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
+	return inBusHandler{onceHandler{bus.Typed(func(ctx context.Context, event T) error {
+		done := []*bus.Message{bus.DeliveryFrom(ctx).Message}
+		err, _ := onceInBus(ctx, begin, done, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
+		return err
+	})}, joinCheck(begin)}
+}
+
+// OnceBatchInBus is [OnceInBus] for batches, as [OnceBatch] is [Once]: one transaction for all messages.
+func OnceBatchInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
+	return inBusBatchHandler{onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
+		return onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
+			done := make([]*bus.Message, len(events))
+			for i := range events {
+				done[i] = events[i].Message
+			}
+			return onceInBus(ctx, begin, done, h)
+		})
+	})}, joinCheck(begin)}
+}
+
+type inBusHandler struct {
+	onceHandler
+	joinChecker
+}
+
+type inBusBatchHandler struct {
+	onceBatchHandler
+	joinChecker
+}
+
+// joinChecker makes a handler bus.Joining.
+type joinChecker func(ctx context.Context, host bus.TransactionHost) error
+
+// CheckJoining implements bus.Joining.
+func (c joinChecker) CheckJoining(ctx context.Context, host bus.TransactionHost) error {
+	return c(ctx, host)
+}
+
+// hostTries is how often the bus is asked whether a transaction is in its database, before its no is believed: a connection may
+// break, a file be locked.
+const hostTries = 3
+
+var errChecked = errors.New("the check is over")
+
+// joinCheck tries whether begin's transactions are in the bus's database. What is changed meanwhile is rolled back.
+func joinCheck[Tx any](begin Transactor[Tx]) joinChecker {
+	return func(ctx context.Context, host bus.TransactionHost) error {
+		for tries := 1; ; tries++ {
+			var verdict error
+			begun := false
+			err := begin(ctx, func(_ Tx, x Execer) error {
+				begun = true
+				verdict = host.CheckTransaction(ctx, x)
+				return errChecked
+			})
+			if !begun {
+				return fmt.Errorf("outbox: begin a transaction: %w", err)
+			}
+			if verdict == nil || tries == hostTries {
+				return verdict
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// onceInBus runs h in a transaction that settles the messages. repeat tells which of them are settled already, because middleware
+// calls its handler again; nil is none.
+func onceInBus[Tx any](ctx context.Context, begin Transactor[Tx], done []*bus.Message, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // as once
+	j := bus.JoinerFrom(ctx)
+	if j == nil {
+		return bus.Permanent(fmt.Errorf("outbox: once in the bus: %w: no router called the handler", bus.ErrUnsupported)), true
+	}
+	var repeat []bool
+	fresh := make([]*bus.Message, 0, len(done))
+	for i, m := range done {
+		if !j.Settled(m) {
+			fresh = append(fresh, m)
+			continue
+		}
+		if repeat == nil {
+			repeat = make([]bool, len(done))
+		}
+		repeat[i] = true
+	}
+	if len(fresh) == 0 {
+		return nil, false
+	}
+	for {
+		undo := bus.Savepoint(ctx)
+		err, blame = inTransaction(ctx, begin, j, fresh, func(ctx context.Context, tx Tx) error { return h(ctx, tx, repeat) })
+		if !errors.Is(err, bus.ErrAgain) || ctx.Err() != nil {
+			return err, blame
+		}
+		undo(fresh...)
+	}
+}
+
+var (
+	errTwice = errors.New("outbox: the transactor called its function twice")
+	errCut   = errors.New("outbox: the transactor did not return")
+)
+
+func inTransaction[Tx any](ctx context.Context, begin Transactor[Tx], j *bus.Joiner, done []*bus.Message, h func(ctx context.Context, tx Tx) error) (err error, blame bool) { //nolint:revive // as once
+	var end func(error) error
+	cause := errCut // unless it returns, and does not panic
+	defer func() {
+		if end != nil {
+			err = end(cause)
+		}
+	}()
+	cause = begin(ctx, func(tx Tx, x Execer) (err error) {
+		if end != nil {
+			return errTwice
+		}
+		inner := bus.NewInnerHandling(ctx, nil)
+		defer inner.Discard()
+		blame = true
+		if err := h(inner, tx); err != nil {
+			return err
+		}
+		outputs, _, err := inner.Take(inner, nil)
+		if err != nil {
+			return err
+		}
+		end, err = j.Settle(ctx, x, done, outputs)
+		blame = err != nil && !bus.IsRetryable(err)
+		return err
+	})
+	return cause, blame
+}
