@@ -225,6 +225,7 @@ const (
 	errSyntax          = 1064
 	errUnknownDatabase = 1049
 	errUnknownColumn   = 1054
+	errNoDefault       = 1364
 
 	errWrite            = 1026
 	errShutdown         = 1053
@@ -252,7 +253,7 @@ func (s *store) Fault(err error) sqllog.Fault {
 		return sqllog.Fault{OfMessage: true, TooLarge: true}
 	case errTooLong, errIncorrectString, errNull:
 		return sqllog.Fault{OfMessage: true}
-	case errAccessDatabase, errAccess, errTableAccess, errUnknownDatabase, errNoTable, errSyntax, errUnknownColumn:
+	case errAccessDatabase, errAccess, errTableAccess, errUnknownDatabase, errNoTable, errSyntax, errUnknownColumn, errNoDefault:
 		return sqllog.Fault{}
 	}
 	return sqllog.Fault{Retryable: true}
