@@ -545,3 +545,67 @@ func TestHandOver(t *testing.T) {
 		}
 	})
 }
+
+// TestBucketsThatStay: buckets that were on their way to another relay, which ends before it has them, are read from the
+// beginning again: what came meanwhile is not passed over.
+func TestBucketsThatStay(t *testing.T) {
+	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
+		t.Run(d.String(), func(t *testing.T) {
+			s := newStore(t, d)
+			f, b := newFaulty(t)
+			gate := make(chan struct{})
+			f.judge = func(string, *bus.Message) error {
+				<-gate
+				return nil
+			}
+			const keys = 64
+			sent := 0
+			write := func(word string) {
+				var msgs []*bus.Message
+				for k := range keys {
+					msgs = append(msgs, &bus.Message{ID: word + fmt.Sprint(k), Key: fmt.Sprint(k)})
+				}
+				sent += keys
+				s.publish(t, "t", msgs...)
+			}
+			write("a")
+			r, _ := s.runRelay(t, b, outbox.RelayConfig{})
+			buckets := func(n int) {
+				for until := time.Now().Add(patience); r.Stats().Buckets != n; time.Sleep(time.Millisecond) { // there is no event for it
+					if time.Now().After(until) {
+						t.Fatalf("%+v", r.Stats())
+					}
+				}
+			}
+			buckets(64)
+			s.exec(t, "INSERT INTO "+s.table("outbox_relay")+" (id, expires) VALUES ('zzz', 9000000000000000)")
+			buckets(32)
+			tx, err := s.db.BeginTx(t.Context(), nil) // no bucket moves while it is open
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec("UPDATE " + s.table("outbox_meta") + " SET moves = moves + 1"); err != nil {
+				t.Fatal(err)
+			}
+			close(gate)
+			f.await(t, keys)
+			write("b")
+			for begun := time.Now(); time.Since(begun) < time.Second; time.Sleep(20 * time.Millisecond) { // the floor moves
+				write("x")
+			}
+			if _, err := tx.Exec("DELETE FROM " + s.table("outbox_relay") + " WHERE id = 'zzz'"); err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			buckets(64)
+			write("c")
+			for k, list := range f.await(t, sent) {
+				if list[0] != "a"+k || list[1] != "b"+k || list[len(list)-1] != "c"+k {
+					t.Errorf("key %s: %s, %s, … %s", k, list[0], list[1], list[len(list)-1])
+				}
+			}
+		})
+	}
+}

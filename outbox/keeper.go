@@ -131,7 +131,8 @@ func (k *keeper) step(ctx context.Context) error {
 		return k.step(ctx) // as a new relay
 	}
 	k.joined, k.deadline = true, sent.Add(k.lease)
-	came := owned &^ k.held
+	// A bucket that was on its way to another relay, and stays after all, was not read meanwhile: it comes like any other.
+	came := owned&^k.held | owned&target&^k.mine
 	k.held, k.mine = owned, owned&target
 	if came != 0 {
 		k.term++

@@ -293,7 +293,7 @@ func (p *pump) drain(cancel context.CancelFunc) {
 			}
 		}
 	}
-	ctx, stop := context.WithTimeout(context.Background(), leaveTimeout)
+	ctx, stop := context.WithTimeout(context.Background(), max(leaveTimeout, p.config.DrainTimeout))
 	defer stop()
 	if err := p.remove(ctx); err != nil {
 		p.failed(err)

@@ -24,8 +24,9 @@ type RelayConfig struct {
 	Batch int
 	// PublishTimeout bounds a call, if the broker's driver does not. At least 10 ms. Defaults to 30 s.
 	PublishTimeout time.Duration
-	// DrainTimeout bounds how long Run waits at its end for calls under way. What they publish after that is published
-	// again by the next relay. Defaults to 10 s.
+	// DrainTimeout bounds how long Run waits at its end for calls under way, and after that, if it is 5 s or more, for the
+	// database to delete what was sent. What is published later, or not deleted, is published again by the next relay.
+	// Defaults to 10 s.
 	DrainTimeout time.Duration
 	// Listen hears of commits in other processes: pgxoutbox.Listen on PostgreSQL. It blocks, calls ready when it hears and
 	// heard for each word on the channel, and returns when ctx ends or the connection breaks; then it is called again.

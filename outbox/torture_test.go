@@ -396,7 +396,7 @@ func TestCleanStops(t *testing.T) {
 		for range tortureRelays {
 			relays.Go(func() {
 				for ctx.Err() == nil {
-					r, err := s.outbox.NewRelay(s.db, target, outbox.RelayConfig{Lease: 10 * time.Second, Poll: 20 * time.Millisecond})
+					r, err := s.outbox.NewRelay(s.db, target, outbox.RelayConfig{Lease: 10 * time.Second, Poll: 20 * time.Millisecond, DrainTimeout: time.Minute})
 					if err != nil {
 						t.Error(err)
 						return
