@@ -23,7 +23,7 @@ func TestAllocations(t *testing.T) {
 	}
 	var records []kgo.Record
 	encoding := testing.AllocsPerRun(20, func() { records, _ = encode("t", messages) })
-	if most := float64(3 + n); encoding > most { // three slabs, and the name of each extension
+	if most := 4.0; encoding > most { // three slabs, one of which may grow
 		t.Errorf("encoding %d messages made %v allocations: want at most %v", n, encoding, most)
 	}
 	batch := make([]accepted, n)

@@ -11,8 +11,6 @@ import (
 
 // The headers of CloudEvents' binary mode, as the Kafka protocol binding names them.
 const (
-	attributePrefix = "ce_"
-
 	headerSpecVersion = "ce_specversion"
 	headerID          = "ce_id"
 	headerSource      = "ce_source"
@@ -21,6 +19,9 @@ const (
 	headerTime        = "ce_time"
 	headerContentType = "content-type"
 )
+
+// attributes names those that are extensions.
+var attributes = cloudevents.NewNames("ce_")
 
 // specVersion is shared by all records: the client only reads header values.
 var specVersion = []byte("1.0")
@@ -101,7 +102,7 @@ func (e *encoder) fields(m *bus.Message) []kgo.RecordHeader {
 		h := &m.Headers[i]
 		name := h.Name
 		if cloudevents.IsExtension(name) {
-			name = attributePrefix + name
+			name = attributes.Of(name)
 		}
 		e.add(name, h.Value)
 	}

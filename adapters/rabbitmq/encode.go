@@ -12,9 +12,11 @@ import (
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
 
+// attributes are named as the CloudEvents protocol binding says.
+var attributes = cloudevents.NewNames("cloudEvents_")
+
 // Headers of our own, beside the CloudEvents attributes.
 const (
-	attributePrefix = "cloudEvents_"
 	// keyHeader holds the message's key.
 	keyHeader = "millrace-key"
 	// tombstoneHeader marks a message whose payload is nil.
@@ -51,7 +53,7 @@ func encode(m *bus.Message, frame int) (amqp.Publishing, error) {
 		t[name] = value
 		size += len(name) + n + 8
 	}
-	cloudevents.Each(m, func(name, value string) { set(attributeName(name), value, len(value)) })
+	cloudevents.Each(m, func(name, value string) { set(attributes.Of(name), value, len(value)) })
 	if m.Key != "" {
 		set(keyHeader, m.Key, len(m.Key))
 	}
@@ -109,33 +111,9 @@ func encodeHeaders(t amqp.Table, headers bus.Headers) (sorted bool, size int) {
 	return sorted, size
 }
 
-// attributeName is an attribute's header. Those that each message has are constants, so that they are not put together for
-// each.
-func attributeName(attribute string) string {
-	switch attribute {
-	case "specversion":
-		return attributePrefix + "specversion"
-	case "id":
-		return attributePrefix + "id"
-	case "source":
-		return attributePrefix + "source"
-	case "type":
-		return attributePrefix + "type"
-	case "subject":
-		return attributePrefix + "subject"
-	case "time":
-		return attributePrefix + "time"
-	case bus.HeaderCorrelationID:
-		return attributePrefix + bus.HeaderCorrelationID
-	case bus.HeaderCausationID:
-		return attributePrefix + bus.HeaderCausationID
-	}
-	return attributePrefix + attribute
-}
-
 func wireName(header string) string {
 	if cloudevents.IsExtension(header) {
-		return attributeName(header)
+		return attributes.Of(header)
 	}
 	if slices.Contains(brokersOwn, header) {
 		return escapePrefix + header

@@ -29,6 +29,31 @@ func IsExtension(header string) bool {
 	return header == bus.HeaderCorrelationID || header == bus.HeaderCausationID || header == bus.HeaderDeliverAt || header == bus.HeaderCancels
 }
 
+// Names puts a protocol's prefix before the names of attributes. Those that most messages have are put together once.
+type Names struct {
+	prefix string
+	known  map[string]string
+}
+
+// NewNames makes Names of a prefix.
+func NewNames(prefix string) Names {
+	n := Names{prefix, map[string]string{}}
+	for _, attribute := range []string{
+		"specversion", "id", "source", "type", "subject", "time", bus.HeaderCorrelationID, bus.HeaderCausationID, bus.HeaderDeliverAt,
+	} {
+		n.known[attribute] = prefix + attribute
+	}
+	return n
+}
+
+// Of returns an attribute's name with the prefix.
+func (n Names) Of(attribute string) string {
+	if name, ok := n.known[attribute]; ok {
+		return name
+	}
+	return n.prefix + attribute
+}
+
 // Attribute returns a header's attribute name in lower case if it begins with one of the prefixes under which the
 // protocols' bindings write attributes (ce_, ce-, cloudEvents_, cloudEvents:).
 func Attribute(header string) (string, bool) {
