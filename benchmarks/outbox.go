@@ -41,7 +41,7 @@ func relaying(ctx context.Context, p *place, l *ledger, relay func(ctx context.C
 	if err != nil {
 		return err
 	}
-	defer reader.close()
+	defer func() { _ = reader.close() }()
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
 	over := make(chan error, 1)
