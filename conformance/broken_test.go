@@ -115,6 +115,20 @@ func (s *brokenSource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.
 	return s.Source.(bus.ParkingSource).Fetch(ctx, tokens, dst)
 }
 
+// SettleWith is no transaction: what fails after the outputs are published is done again.
+func (s *brokenSource) SettleWith(ctx context.Context, ss []bus.Settlement) error {
+	var tokens []bus.Token
+	for _, one := range ss {
+		for _, o := range one.Outputs {
+			if err := s.b.Driver.Publish(ctx, o.Topic, []*bus.Message{o.Message}); err != nil {
+				return err
+			}
+		}
+		tokens = append(tokens, one.Token)
+	}
+	return s.Settle(ctx, tokens)
+}
+
 func (s *brokenSource) Close(ctx context.Context) error {
 	if s.b.close != nil {
 		return s.b.close(s.Source, ctx)
@@ -425,6 +439,18 @@ var parkingDefects = []defect{
 			return s.Settle(ctx, slices.DeleteFunc(slices.Clone(tokens), func(t bus.Token) bool { return t.Parked }))
 		}}
 	}, noticed: []string{"delay/cancel", "poison/replay-at-most-once"}, long: true},
+	{name: "transactions: outputs are published beside the settlement", make: func() *broken {
+		var failed atomic.Bool
+		return &broken{
+			caps: func(c bus.Capabilities) bus.Capabilities { c.Transactions = true; return c },
+			settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
+				if !failed.Swap(true) {
+					return errors.New("not now")
+				}
+				return s.Settle(ctx, tokens)
+			},
+		}
+	}, noticed: []string{"transactions/exactly-once"}},
 	{name: "parking: due times are lost", make: dueless, noticed: []string{"delay/retry", "parking/store"}},
 	{name: "parking: due times are lost, and it takes long", make: dueless, noticed: []string{"delay/many-keys"}, long: true},
 	{name: "parking: keys wait for messages that are free", make: func() *broken {

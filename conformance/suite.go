@@ -76,7 +76,7 @@ func Checks() []string {
 
 func checks() []check {
 	var all []check
-	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks} {
+	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks, transactionChecks} {
 		all = append(all, theme...)
 	}
 	return all
