@@ -83,7 +83,7 @@ func (s *shop) handler(db *sql.DB) bus.Handler {
 	}
 }
 
-// run handles until ctx ends, and calls told after each call with the number of its messages.
+// run handles until ctx ends, and calls told at the end of each call with the number of its messages.
 func (s *shop) run(ctx context.Context, told func(n int)) error {
 	db, err := s.connect(s.URL)
 	if err != nil {
@@ -99,7 +99,14 @@ func (s *shop) run(ctx context.Context, told func(n int)) error {
 	r := router.New(b, "g", router.Guarantee(router.ExactlyOnce), router.Workers(8), router.DrainTimeout(10*time.Second),
 		router.Policy{Retry: router.Exponential(time.Millisecond, 20*time.Millisecond, 100_000)})
 	r.Handle(s.In, s.handler(db), router.Use(bus.Around(func(ctx context.Context, c bus.Call) error {
-		defer told(c.Len())
+		// At the call's end, which comes after the commit: who is killed at each call before it can commit gets nowhere.
+		err := bus.OnEnd(ctx, func(context.Context, func(*bus.Message) bool) error {
+			told(c.Len())
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 		return c.Next(ctx)
 	})), router.Fill(20, 0))
 	return errors.Join(r.Run(ctx), b.Close())
