@@ -13,6 +13,8 @@ GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 # Two packages at a time: more would measure how the brokers share one machine.
 TEST := $(GO) test -race -shuffle=on -timeout 20m -p 2
+# What a message costs, without the race detector, which allocates.
+ALLOCATIONS := $(GO) test -run "Allocations|Budget" ./router ./adapters/...
 # Starts what does not run yet, sets MILLRACE_*_URL, stops what it started, also on failure.
 WITH_BROKERS := scripts/brokers run
 
@@ -23,7 +25,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## everything: format, lint, vet and all tests against real brokers, with the race detector
-	$(WITH_BROKERS) bash -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./... && $(MAKE) test-watermill'
+	$(WITH_BROKERS) bash -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./... && $(ALLOCATIONS) && $(MAKE) test-watermill'
 
 test-watermill: $(GOLANGCI) ## the module adapters/watermill: lint, both conformance suites, the migration example
 	cd adapters/watermill && $(CURDIR)/$(GOLANGCI) run ./... && $(GO) mod tidy -diff
