@@ -428,7 +428,7 @@ var parkingDefects = []defect{
 			receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 				n, err := s.Receive(ctx, dst, maxBytes)
 				if waits.Load() && n > 0 && strings.HasPrefix(dst[0].Topic, "conf-waiting-") {
-					time.Sleep(time.Duration(n) * 10 * time.Microsecond)
+					time.Sleep(time.Duration(n) * 100 * time.Microsecond)
 				}
 				return n, err
 			},

@@ -160,6 +160,10 @@ func TestMigrateAtOnce(t *testing.T) {
 			s.dsn = strings.Replace(s.dsn, "test.db", "other.db", 1)
 		}
 		s.open(t)
+		// The first connection makes the file one with a write-ahead log: SQLite does not wait when others do that, too.
+		if err := s.db.PingContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		errs := make(chan error)
 		for range 8 {
 			go func() { errs <- s.outbox.Migrate(t.Context(), s.db) }()

@@ -53,7 +53,8 @@ func (o *Outbox) migrations() [][]string {
 }
 
 // Migrate creates the tables, or brings them to the version of this program. It is safe to call at each start, by many
-// processes at once.
+// processes at once, except that SQLite fails as busy for some of those that switch a new file to journal_mode(WAL) at the
+// same time, before Migrate.
 func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 	version, err := o.version(ctx, db)
 	if err != nil {
