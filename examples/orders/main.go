@@ -142,18 +142,21 @@ func (c config) replay(ctx context.Context, orders []OrderPlaced, stderr io.Writ
 	} else {
 		fmt.Fprintf(stderr, "orders: going on with a run of which %d orders were published\n", s.Published)
 	}
+	var taken *shop
+	if c.outbox != "" {
+		if taken, err = openShop(ctx, c.outbox, s.Run); err != nil {
+			if ctx.Err() != nil {
+				err = errInterrupted
+			}
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, taken.close()) }()
+	}
 	s.Clean = false
 	if durable {
 		if err := s.save(path); err != nil {
 			return nil, err
 		}
-	}
-	var taken *shop
-	if c.outbox != "" {
-		if taken, err = openShop(ctx, c.outbox, s.Run); err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, taken.close()) }()
 	}
 	if err := c.run(ctx, b, s, taken, orders, stderr); err != nil {
 		return nil, err

@@ -184,6 +184,16 @@ func TestOutbox(t *testing.T) {
 	}
 }
 
+// TestInterruptedAtOnce: a signal that comes while the shop is opened is not a failure.
+func TestInterruptedAtOnce(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	code, _, messages := runOrders(ctx, "memory:", "-outbox", filepath.Join(t.TempDir(), "shop.db"))
+	if code != exitInterrupted {
+		t.Errorf("exit %d: %s", code, messages)
+	}
+}
+
 // TestOutboxEverywhere: table and events add up to the same on every database, whatever the broker.
 func TestOutboxEverywhere(t *testing.T) {
 	dir := t.TempDir()
