@@ -13,7 +13,8 @@ type call struct {
 	lanes  []*laneRows
 	failed error // as PublishMessages returned it
 
-	poison bool // it puts the row into the poison store
+	crowd  *crowd // of the topic, if there is one
+	poison bool   // it puts the row into the poison store
 	cause  error
 	block  *block
 }
@@ -50,6 +51,3 @@ func (c *call) err(i int) error {
 	}
 	return c.failed
 }
-
-// settled says whether the i-th row needs nothing more than to be deleted.
-func (c *call) settled(i int) bool { return c.err(i) == nil }

@@ -20,6 +20,7 @@ func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 		p.term = term
 		p.fence.reset()
 		clear(p.blocked)
+		p.newTerm()
 	}
 	if mine == 0 {
 		return 0, nil
@@ -27,26 +28,45 @@ func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 	if err := p.fence.step(ctx, p.Relay); err != nil {
 		return 0, err
 	}
-	except := make([]int64, 0, len(p.lanes)+len(p.blocked))
-	for id := range p.lanes {
-		except = append(except, id)
+	if n, err = p.take(ctx, mine, p.choose("", limit)); err != nil {
+		return n, err
 	}
-	now := time.Now()
-	for id, b := range p.blocked {
-		if _, inHand := p.lanes[id]; !inHand && now.Before(b.until) {
-			except = append(except, id)
+	for topic, c := range p.crowds {
+		if !c.mayBeClaimed() {
+			continue
 		}
+		m, err := p.take(ctx, mine, p.choose(topic, limit))
+		if err != nil {
+			return n, err
+		}
+		c.claimed()
+		n += m
 	}
+	return n, nil
+}
+
+// selection says what a claim reads: the oldest rows, but of some lanes and topics.
+type selection struct {
+	lanes  []int64  // not these
+	topics []string // not these
+	topic  string   // only this one; all if it is empty
+	limit  int
+}
+
+func (s selection) all() bool { return s.topic == "" && len(s.lanes)+len(s.topics) == 0 }
+
+// take reads rows and takes them in hand.
+func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err error) {
 	begun := time.Now()
-	rows, err := p.read(ctx, mine, except, limit)
+	rows, err := p.read(ctx, mine, s)
 	if err != nil {
 		return 0, fmt.Errorf("outbox: read: %w", err)
 	}
-	if p.keeper.valid(term)&mine != mine { // what was read may have been sent by another relay meanwhile
+	if p.keeper.valid(p.term)&mine != mine { // what was read may have been sent by another relay meanwhile
 		return 0, nil
 	}
-	if len(except) == 0 {
-		p.fence.read(rows, limit, time.Since(begun))
+	if s.all() {
+		p.fence.read(rows, s.limit, time.Since(begun))
 	}
 	bytes := 0
 	for i := range rows {
@@ -81,8 +101,8 @@ type claimed struct {
 const claimText = `SELECT seq, lane, topic, id, msg_key, type, source, subject, content_type, time, headers, payload FROM {outbox}
 WHERE seq > ? AND parked IS NULL`
 
-// read reads rows above the floor, of the buckets in mine, and not of the lanes in except.
-func (p *pump) read(ctx context.Context, mine uint64, except []int64, limit int) ([]claimed, error) {
+// read reads rows above the floor, of the buckets in mine.
+func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]claimed, error) {
 	o := p.outbox
 	text, args := claimText, []any{p.fence.floor()}
 	if mine != ^uint64(0) {
@@ -93,23 +113,31 @@ func (p *pump) read(ctx context.Context, mine uint64, except []int64, limit int)
 		}
 		args = append(args, int64(mine))
 	}
-	if len(except) > 0 {
-		list, params := o.integers(except)
+	if len(s.lanes) > 0 {
+		list, params := o.integers(s.lanes)
 		text += " AND lane NOT IN " + list
 		args = append(args, params...)
 	}
+	if len(s.topics) > 0 { // of which the names are harmless
+		text += " AND topic NOT IN ('" + strings.Join(s.topics, "', '") + "')"
+	}
+	if s.topic != "" {
+		text += " AND topic = '" + s.topic + "'"
+	}
 	text += " ORDER BY seq LIMIT ?"
-	args = append(args, limit)
+	args = append(args, s.limit)
 	if o.dialect == MySQL { // numbers all of them, and one round trip that way
 		for _, a := range args {
 			text = strings.Replace(text, "?", fmt.Sprint(a), 1)
 		}
 		args = nil
+	}
+	if len(s.topics) > 0 || s.topic != "" || o.dialect == MySQL {
 		text = o.compile(text)
 	} else {
-		text = o.sql(text)
+		text = o.sql(text) // which remembers it
 	}
-	found := make([]claimed, 0, min(limit, 256))
+	found := make([]claimed, 0, min(s.limit, 256))
 	err := each(ctx, p.db, text, func(rows *sql.Rows) error {
 		m := &bus.Message{}
 		c := claimed{row: row{msg: m}}

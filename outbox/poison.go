@@ -39,8 +39,7 @@ func (p *pump) finishPoison(c *call) {
 	id := l.rows[0].msg.ID
 	switch {
 	case err == nil:
-		p.poisoned.Add(1)
-		p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", id, "error", c.cause)
+		p.nowPoisoned(c)
 		p.done(l)
 	case !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled):
 		if perr := p.park(l.rows[0], c.cause); perr != nil {
@@ -51,12 +50,17 @@ func (p *pump) finishPoison(c *call) {
 		p.Relay.parked.Add(1)
 		p.bus.Logger().Error("outbox: the broker refused a message, and so did its poison store: it is parked in the table", "topic", c.topic, "id", id, "error", c.cause)
 		delete(p.blocked, l.id)
-		p.drop(l, 0)
-		p.ended = append(p.ended, l)
+		p.giveBack(l)
 	default:
 		p.failed(fmt.Errorf("outbox: put a refused message into the poison store: %w", err))
 		p.wait(l, c.block)
 	}
+}
+
+// nowPoisoned counts and tells.
+func (p *pump) nowPoisoned(c *call) {
+	p.poisoned.Add(1)
+	p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", c.lanes[0].rows[0].msg.ID, "error", c.cause)
 }
 
 // park keeps a row from being tried again, until [Outbox.Retry].

@@ -18,9 +18,10 @@ type pump struct {
 	lanes   map[int64]*laneRows // in hand
 	ready   []*laneRows         // whose first row may be sent
 	blocked map[int64]*block
-	sent    []int64     // rows to delete
-	ended   []*laneRows // in hand until their last rows are deleted
-	held    int         // rows in hand and not yet sent
+	crowds  map[string]*crowd // by topic
+	sent    []int64           // rows to delete
+	ended   []*laneRows       // in hand until their last rows are deleted
+	held    int               // rows in hand and not yet sent
 	calls   int
 	results chan *call
 	size    int // of a row, on average
@@ -43,6 +44,7 @@ type row struct {
 
 // block keeps a lane from being claimed, after its first row failed.
 type block struct {
+	topic    string
 	seq      int64
 	tries    int // of the row
 	until    time.Time
@@ -54,16 +56,16 @@ const (
 	claimRows  = 4000     // rows in hand, at most
 	claimBytes = 16 << 20 // their size, about
 	maxCalls   = 8        // to the broker, at once
-	maxBlocked = 1000     // lanes; with more, only few new ones are tried
 	maxSent    = 2000     // rows, before they are deleted
 	// patience is how long lanes that are not in hand wait for those that are.
-	patience = 20 * time.Millisecond
-	minPause = time.Millisecond
+	patience       = 20 * time.Millisecond
+	minPause       = time.Millisecond
+	minTurnTimeout = 10 * time.Second
 )
 
 func newPump(r *Relay) *pump {
 	return &pump{
-		Relay: r, lanes: map[int64]*laneRows{}, blocked: map[int64]*block{}, results: make(chan *call, maxCalls), size: claimBytes / 500,
+		Relay: r, lanes: map[int64]*laneRows{}, blocked: map[int64]*block{}, crowds: map[string]*crowd{}, results: make(chan *call, maxCalls), size: claimBytes / 500,
 	}
 }
 
@@ -122,38 +124,20 @@ func (p *pump) run(ctx context.Context) error {
 	return nil
 }
 
-// turn deletes what was sent and claims more. n is the number of rows claimed.
+// turn deletes what was sent and claims more. n is the number of rows claimed. It is bounded, because the lease does not end
+// by a database connection that hangs here: no other relay would take over.
 func (p *pump) turn(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, max(p.config.Lease, minTurnTimeout))
+	defer cancel()
 	if err := p.remove(ctx); err != nil {
 		return 0, err
 	}
+	p.look()
 	room := claimRows - p.held
-	due := p.unblock()
-	if len(p.blocked) >= maxBlocked {
-		if !due {
-			return 0, nil
-		}
-		room = min(room, 100)
-	}
-	if room < claimRows/4 && len(p.blocked) < maxBlocked {
+	if room < claimRows/4 {
 		return 0, nil
 	}
 	return p.claim(ctx, min(room, max(16, claimBytes/p.size)))
-}
-
-// unblock forgets blocks that nobody has asked for since long, and says whether some are due.
-func (p *pump) unblock() (due bool) {
-	now := time.Now()
-	for id, b := range p.blocked {
-		if now.After(b.until) {
-			due = true
-			if now.Sub(b.until) > time.Minute { // the row has gone another way
-				delete(p.blocked, id)
-			}
-		}
-	}
-	p.Relay.blocked.Store(int64(len(p.blocked)))
-	return due
 }
 
 // untilDue is how long the next blocked lane waits.
@@ -172,10 +156,13 @@ func (p *pump) untilDue() time.Duration {
 func (p *pump) using() {
 	var set uint64
 	for id := range p.lanes {
-		set |= 1 << (id % buckets)
+		set |= bucketOf(id)
 	}
 	p.keeper.done(set)
 }
+
+// bucketOf is the bucket of a lane, as a bit. What other programs have inserted may be negative.
+func bucketOf(lane int64) uint64 { return 1 << (lane & (buckets - 1)) }
 
 // dispatch sends what may be sent, in calls of one topic.
 func (p *pump) dispatch(ctx context.Context) {
@@ -188,9 +175,8 @@ func (p *pump) dispatch(ctx context.Context) {
 		var batch, rest []*laneRows
 		for _, l := range p.ready {
 			switch {
-			case valid&(1<<(l.id%buckets)) == 0: // another relay may have it
-				p.drop(l, 0)
-				p.ended = append(p.ended, l)
+			case valid&bucketOf(l.id) == 0: // another relay may have it
+				p.giveBack(l)
 			case len(batch) < p.config.Batch && l.rows[0].topic == topic:
 				batch = append(batch, l)
 			default:
@@ -199,7 +185,31 @@ func (p *pump) dispatch(ctx context.Context) {
 		}
 		p.ready = rest
 		if len(batch) > 0 {
-			p.start(ctx, &call{topic: topic, lanes: batch})
+			c := &call{topic: topic, lanes: batch, crowd: p.crowds[topic]}
+			if c.crowd != nil {
+				c.crowd.calls++
+			}
+			p.start(ctx, c)
+		}
+	}
+}
+
+// giveBack lets go of a lane of which nothing is with the broker.
+func (p *pump) giveBack(l *laneRows) {
+	p.drop(l, 0)
+	p.ended = append(p.ended, l)
+}
+
+// newTerm lets go of all rows that are not with the broker: they were claimed before the relay's share changed, and if it was
+// lost meanwhile, other relays may have sent them.
+func (p *pump) newTerm() {
+	for _, l := range p.ready {
+		p.giveBack(l)
+	}
+	p.ready = nil
+	for _, l := range p.lanes {
+		if len(l.rows) > 1 {
+			p.drop(l, 1)
 		}
 	}
 }
@@ -217,11 +227,17 @@ func (p *pump) finish(ctx context.Context, c *call) error {
 		p.finishPoison(c)
 		return nil
 	}
+	if c.crowd != nil {
+		c.crowd.calls--
+	}
 	var closed error
 	for i, l := range c.lanes {
 		switch err := c.err(i); {
 		case err == nil:
 			p.Relay.sent.Add(1)
+			if c.crowd != nil {
+				c.crowd.published()
+			}
 			p.done(l)
 		case errors.Is(err, bus.ErrClosed):
 			closed = err
@@ -250,14 +266,14 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	now := time.Now()
 	b := p.blocked[l.id]
 	if first := l.rows[0].seq; b == nil || b.seq != first {
-		b = &block{seq: first, first: now}
+		b = &block{topic: l.rows[0].topic, seq: first, first: now}
 		p.blocked[l.id] = b
 	}
 	b.tries++
 	if refused(err) {
 		if b.refusals++; b.refusals >= maxRefusals {
 			p.drop(l, 1)
-			p.start(ctx, &call{topic: l.rows[0].topic, lanes: []*laneRows{l}, poison: true, cause: err, block: b})
+			p.start(ctx, &call{topic: b.topic, lanes: []*laneRows{l}, poison: true, cause: err, block: b})
 			return
 		}
 	}
@@ -275,8 +291,7 @@ func refused(err error) bool {
 // wait blocks a lane, and gives its rows back.
 func (p *pump) wait(l *laneRows, b *block) {
 	b.until = time.Now().Add(backoff(b.tries))
-	p.drop(l, 0)
-	p.ended = append(p.ended, l)
+	p.giveBack(l)
 }
 
 // drain waits for the calls under way, within the drain timeout, and deletes what they sent.
@@ -287,10 +302,15 @@ func (p *pump) drain(cancel context.CancelFunc) {
 		c := <-p.results
 		p.calls--
 		for i, l := range c.lanes {
-			if c.settled(i) {
+			switch {
+			case c.err(i) != nil:
+				continue
+			case c.poison:
+				p.nowPoisoned(c)
+			default:
 				p.Relay.sent.Add(1)
-				p.sent = append(p.sent, l.rows[0].seq)
 			}
+			p.sent = append(p.sent, l.rows[0].seq)
 		}
 	}
 	ctx, stop := context.WithTimeout(context.Background(), max(leaveTimeout, p.config.DrainTimeout))

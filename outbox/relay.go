@@ -119,14 +119,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
 		return errors.New("outbox: the relay runs already, or has run")
 	}
-	version, err := r.outbox.version(ctx, r.db)
-	if err == nil {
-		err = r.outbox.checkVersion(version)
-	}
-	if ctx.Err() != nil {
-		return nil
-	}
-	if err != nil {
+	if fit, err := r.awaitTables(ctx); !fit {
 		return err
 	}
 	r.outbox.mu.Lock()
@@ -138,7 +131,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.config.Listen != nil {
 		work.Go(func() { r.listen(background) })
 	}
-	err = newPump(r).run(ctx)
+	err := newPump(r).run(ctx)
 	r.outbox.mu.Lock()
 	delete(r.outbox.relays, r)
 	r.outbox.mu.Unlock()
@@ -150,6 +143,26 @@ func (r *Relay) Run(ctx context.Context) error {
 		r.failed(lerr) // the lease ends by itself
 	}
 	return err
+}
+
+// awaitTables waits for a database that answers, and says whether its tables fit this program.
+func (r *Relay) awaitTables(ctx context.Context) (fit bool, err error) {
+	for tries := 1; ; tries++ {
+		version, err := r.outbox.version(ctx, r.db)
+		switch {
+		case ctx.Err() != nil:
+			return false, nil
+		case err == nil:
+			err = r.outbox.checkVersion(version)
+			return err == nil, err
+		}
+		r.failed(err)
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-time.After(backoff(tries)):
+		}
+	}
 }
 
 const leaveTimeout = 5 * time.Second

@@ -1,0 +1,104 @@
+package outbox
+
+import (
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// crowd is a topic of which so many lanes are blocked that it is claimed by itself and little by little, so that it keeps no
+// other topic waiting: the broker does not take anything for it, or for one of its partitions.
+type crowd struct {
+	lanes int       // that are blocked
+	calls int       // under way
+	tries int       // claims of a full crowd, since a message was published
+	until time.Time // nothing is claimed before
+}
+
+const (
+	// maxBlocked is how many blocked lanes of a topic make a crowd.
+	maxBlocked = 1000
+	// maxCrowd is with how many no others of the topic are tried any more.
+	maxCrowd = 5000
+	// maxDue is how many lanes a claim tries again, and of a crowd as many new ones at least.
+	maxDue     = 100
+	crowdPause = 100 * time.Millisecond
+)
+
+// look forgets blocks that nobody has asked for since long, and finds the crowds.
+func (p *pump) look() {
+	p.Relay.blocked.Store(int64(len(p.blocked)))
+	if len(p.blocked)+len(p.crowds) == 0 {
+		return
+	}
+	now := time.Now()
+	lanes := map[string]int{}
+	for id, b := range p.blocked {
+		if now.Sub(b.until) > time.Minute { // the row has gone another way
+			delete(p.blocked, id)
+			continue
+		}
+		lanes[b.topic]++
+	}
+	for topic, n := range lanes {
+		switch c := p.crowds[topic]; {
+		case c != nil:
+			c.lanes = n
+		case n >= maxBlocked && bus.CheckName("topic", topic) == nil: // what is no name is refused, and must not get into a statement
+			p.crowds[topic] = &crowd{lanes: n}
+			p.bus.Logger().Error("outbox: many keys of a topic wait, because their messages are not published: only few are tried at a time", "topic", topic, "keys", n)
+		}
+	}
+	for topic := range p.crowds {
+		if lanes[topic] < maxBlocked {
+			delete(p.crowds, topic)
+		}
+	}
+}
+
+// mayBeClaimed says whether it is time to try some of the crowd.
+func (c *crowd) mayBeClaimed() bool { return c.calls == 0 && !time.Now().Before(c.until) }
+
+// claimed notes that some are tried. As long as there may be others that are published, the next are soon.
+func (c *crowd) claimed() {
+	pause := crowdPause
+	if c.lanes >= maxCrowd {
+		c.tries++
+		pause = backoff(c.tries)
+	}
+	c.until = time.Now().Add(pause)
+}
+
+// published notes that the topic takes messages, of some keys at least.
+func (c *crowd) published() { c.tries, c.until = 0, time.Time{} }
+
+// choose returns what a claim reads: of one crowd, or, if topic is empty, of what is in none.
+func (p *pump) choose(topic string, limit int) selection {
+	s := selection{topic: topic, limit: limit}
+	for id := range p.lanes {
+		s.lanes = append(s.lanes, id)
+	}
+	now := time.Now()
+	due := 0
+	for id, b := range p.blocked {
+		_, inHand := p.lanes[id]
+		_, crowded := p.crowds[b.topic]
+		switch {
+		case inHand, topic == "" && crowded, topic != "" && topic != b.topic:
+		case now.Before(b.until), due == maxDue:
+			s.lanes = append(s.lanes, id)
+		default:
+			due++
+		}
+	}
+	if topic == "" {
+		for t := range p.crowds {
+			s.topics = append(s.topics, t)
+		}
+		return s
+	}
+	if s.limit = min(limit, due+maxDue); p.crowds[topic].lanes >= maxCrowd {
+		s.limit = min(limit, due)
+	}
+	return s
+}
