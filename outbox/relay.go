@@ -149,14 +149,13 @@ func (r *Relay) Run(ctx context.Context) error {
 func (r *Relay) awaitTables(ctx context.Context) (fit bool, err error) {
 	for tries := 1; ; tries++ {
 		version, err := r.outbox.version(ctx, r.db)
-		switch {
-		case ctx.Err() != nil:
-			return false, nil
-		case err == nil:
+		if err == nil {
 			err = r.outbox.checkVersion(version)
 			return err == nil, err
 		}
-		r.failed(err)
+		if ctx.Err() == nil {
+			r.failed(err)
+		}
 		select {
 		case <-ctx.Done():
 			return false, nil
