@@ -49,11 +49,12 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+	switch {
+	case len(args) == 0:
+		help(stderr)
+		return exitUsage
+	case wantsHelp(args[0]):
 		help(stdout)
-		if len(args) == 0 {
-			return exitUsage
-		}
 		return exitOK
 	}
 	for _, c := range commands() {
@@ -65,6 +66,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	help(stderr)
 	return exitUsage
 }
+
+func wantsHelp(arg string) bool { return arg == "help" || arg == "-h" || arg == "--help" }
 
 func help(w io.Writer) {
 	fmt.Fprintln(w, "usage: millrace COMMAND [flags]")

@@ -21,8 +21,10 @@ func TestCommands(t *testing.T) {
 		code           int
 		stdout, stderr string
 	}{
-		{"", exitUsage, "usage: millrace", ""},
+		{"", exitUsage, "", "usage: millrace"},
 		{"help", exitOK, "conformance", ""},
+		{"poison --help", exitOK, "replay", ""},
+		{"poison", exitUsage, "", "usage: millrace poison"},
 		{"nonsense", exitUsage, "", `unknown command "nonsense"`},
 		{"version", exitOK, "millrace", ""},
 		{"conformance", exitUsage, "", "--url is missing"},

@@ -37,15 +37,13 @@ var poisonActions = []struct {
 }
 
 func poisonCommand(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	usage := func() int {
-		fmt.Fprintln(stderr, "usage: millrace poison ACTION --url URL --group GROUP [flags]")
-		for _, a := range poisonActions {
-			fmt.Fprintf(stderr, "  %-7s %s\n", a.name, a.summary)
-		}
+	switch {
+	case len(args) == 0:
+		poisonHelp(stderr)
 		return exitUsage
-	}
-	if len(args) == 0 {
-		return usage()
+	case wantsHelp(args[0]):
+		poisonHelp(stdout)
+		return exitOK
 	}
 	for _, a := range poisonActions {
 		if a.name != args[0] {
@@ -72,7 +70,16 @@ func poisonCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return code
 	}
 	fmt.Fprintf(stderr, "millrace poison: unknown action %q\n", args[0])
-	return usage()
+	poisonHelp(stderr)
+	return exitUsage
+}
+
+func poisonHelp(w io.Writer) {
+	fmt.Fprintln(w, "usage: millrace poison ACTION --url URL --group GROUP [flags]")
+	for _, a := range poisonActions {
+		fmt.Fprintf(w, "  %-7s %s\n", a.name, a.summary)
+	}
+	fmt.Fprintln(w, "millrace poison ACTION -h shows an action's flags.")
 }
 
 func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poisonCall, code int, done bool) {
