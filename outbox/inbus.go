@@ -137,7 +137,7 @@ func inTransaction[Tx any](ctx context.Context, begin Transactor[Tx], j *bus.Joi
 			err = end(cause)
 		}
 	}()
-	cause = begin(ctx, func(tx Tx, x Execer) (err error) {
+	cause = transact(ctx, begin, func(tx Tx, x Execer) (err error) {
 		if end != nil {
 			return errTwice
 		}

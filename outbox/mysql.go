@@ -35,7 +35,7 @@ var mysqlMigrations = [][]string{{
 	`CREATE TABLE IF NOT EXISTS {inbox} (
 	grp   VARCHAR(255) NOT NULL,
 	topic VARCHAR(255) NOT NULL,
-	id    VARCHAR(255) NOT NULL,
+	id    VARBINARY(255) NOT NULL, -- text is compared without the spaces at its end
 	at    BIGINT       NOT NULL,
 	PRIMARY KEY (grp, topic, id),
 	INDEX (at)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -18,6 +20,9 @@ import (
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
 	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
 		d := bus.DeliveryFrom(ctx)
+		if err := checkID(d.ID); err != nil {
+			return err
+		}
 		err, _ := once(ctx, o, begin, d, []string{d.ID}, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
 		return err
 	})}
@@ -34,16 +39,51 @@ func (onceHandler) Idempotent()            {}
 // that [bus.Each] reports as good are handled again without the bad ones; after any other error each message is handled
 // again by itself. So h may be called more than once, with a transaction that starts afresh.
 func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
+	run := func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
+		ids := make([]string, len(events))
+		for i := range events {
+			ids[i] = events[i].ID
+		}
+		return once(ctx, o, begin, bus.DeliveryFrom(ctx), ids, h)
+	}
 	return onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
-		return onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
-			ids := make([]string, len(events))
-			for i := range events {
-				ids[i] = events[i].ID
+		errs := make([]error, len(events))
+		var good []bus.Event[T]
+		var places []int
+		for i, e := range events {
+			if errs[i] = checkID(e.ID); errs[i] == nil {
+				good, places = append(good, e), append(places, i)
 			}
-			return once(ctx, o, begin, bus.DeliveryFrom(ctx), ids, h)
-		})
+		}
+		if len(good) == len(events) {
+			return onceBatch(ctx, events, h, run)
+		}
+		if len(good) > 0 {
+			for j, err := range bus.Outcomes(onceBatch(ctx, good, h, run), len(good)) {
+				errs[places[j]] = err
+			}
+		}
+		return bus.Each(errs)
 	})}
 }
+
+// checkID refuses the ids by which an inbox cannot know a message again, or not on every database alike.
+func checkID(id string) error {
+	why := ""
+	switch {
+	case id == "" || bus.IsTransientID(id):
+		why = "it was published without one, so nobody can tell when it comes again: have its publisher set one"
+	case len(id) > maxID:
+		why = fmt.Sprintf("it has %d bytes: want at most %d", len(id), maxID)
+	case !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0:
+		why = "want UTF-8 without NUL"
+	default:
+		return nil
+	}
+	return bus.Permanent(fmt.Errorf("outbox: once: %w: the message's id is %.60q: %s", bus.ErrInvalid, id, why))
+}
+
+const maxID = 255 // bytes, as in the table
 
 type onceBatchHandler struct{ bus.BatchHandler }
 
@@ -72,8 +112,15 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 	each, ok := errors.AsType[*bus.BatchError](err)
 	if !ok || len(each.Errs) != len(called) || bus.Each(each.Errs) == nil {
 		for i := range events {
-			if errs[i] = context.Cause(ctx); errs[i] == nil {
-				errs[i] = bus.Outcomes(onceBatch(ctx, events[i:i+1], h, run), 1)[0]
+			if errs[i] = context.Cause(ctx); errs[i] != nil {
+				continue
+			}
+			err, blame := run(ctx, events[i:i+1], func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, events[i:i+1]) })
+			if errs[i] = bus.Outcomes(err, 1)[0]; err != nil && !blame { // of the database, which may be away: the others need not find out
+				for j := i + 1; j < len(events); j++ {
+					errs[j] = err
+				}
+				break
 			}
 		}
 		return bus.Each(errs)
@@ -99,14 +146,9 @@ var errRepeats = errors.New("some messages were handled before")
 // once runs h in a transaction that records the ids. repeat tells which of them were recorded before; nil is none. blame:
 // the error is of h or of what it emitted, and not of the database.
 func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], d bus.Delivery, ids []string, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // the error is what it returns, the other explains it
-	for _, id := range ids {
-		if id == "" {
-			return bus.Permanent(fmt.Errorf("outbox: once: %w: the message has no id to remember", bus.ErrInvalid)), true
-		}
-	}
 	emitted := false
 	attempt := func(oneByOne bool) error {
-		return begin(ctx, func(tx Tx, x Execer) error {
+		return transact(ctx, begin, func(tx Tx, x Execer) error {
 			repeat, err := o.record(ctx, x, d.Group, d.Topic, ids, oneByOne)
 			if err != nil || repeat != nil && !slices.Contains(repeat, false) {
 				return err
@@ -129,9 +171,7 @@ func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], d bus.De
 		return err, blame
 	}
 	if emitted {
-		o.committed(func(ctx context.Context, channel string) error {
-			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, channel) })
-		})
+		announce(ctx, o, begin)
 	}
 	if o.pruneDue() {
 		// What is left is deleted the next time, and the message is not worse for it.

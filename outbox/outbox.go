@@ -110,15 +110,29 @@ func (o *Outbox) PublishMessages(ctx context.Context, tx Execer, topic string, m
 }
 
 // Do runs f in a transaction with its publisher, and commits if f returns nil. The relays then take up what was
-// published without waiting for their next look.
+// published without waiting for their next look; on PostgreSQL they are told in another transaction of begin, in the background,
+// whose context has the values of ctx.
 func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx Tx, p bus.Publisher) error) error {
-	err := begin(ctx, func(tx Tx, x Execer) error { return f(tx, o.In(x)) })
-	if err == nil {
-		o.committed(func(ctx context.Context, text string) error {
-			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, text) })
-		})
+	var w *writer
+	err := transact(ctx, begin, func(tx Tx, x Execer) error {
+		w = &writer{outbox: o, tx: x}
+		return f(tx, bus.New(w, o.options...))
+	})
+	if err == nil && w.wrote {
+		announce(ctx, o, begin)
 	}
 	return err
+}
+
+// announce tells the relays of a commit; on PostgreSQL in a transaction of its own, in the background, with the values of ctx.
+func announce[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx]) {
+	ctx = context.WithoutCancel(ctx)
+	o.committed(func(bound context.Context, channel string) error {
+		ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+		defer cancel()
+		defer context.AfterFunc(bound, cancel)()
+		return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, channel) })
+	})
 }
 
 // Committed tells the relays that a transaction has committed which published something: those of this process at once,

@@ -14,6 +14,19 @@ import (
 //	}
 type Transactor[Tx any] func(ctx context.Context, f func(tx Tx, x Execer) error) error
 
+// transact calls begin. What f returned counts, also if begin does not return it.
+func transact[Tx any](ctx context.Context, begin Transactor[Tx], f func(tx Tx, x Execer) error) error {
+	var failed error
+	err := begin(ctx, func(tx Tx, x Execer) error {
+		failed = f(tx, x)
+		return failed
+	})
+	if err == nil {
+		return failed
+	}
+	return err
+}
+
 // SQL is the transactor of database/sql. opts may be nil.
 func SQL(db *sql.DB, opts *sql.TxOptions) Transactor[*sql.Tx] {
 	return func(ctx context.Context, f func(*sql.Tx, Execer) error) error {
