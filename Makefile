@@ -19,17 +19,21 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" ./router ./adapters/...
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance clean
+.PHONY: help test test-watermill test-modules test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## everything: format, lint, vet and all tests against real brokers, with the race detector
-	$(WITH_BROKERS) bash -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./... && $(ALLOCATIONS) && $(MAKE) test-watermill'
+	$(WITH_BROKERS) bash -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./... && $(ALLOCATIONS) && $(MAKE) test-watermill test-modules'
 
 test-watermill: $(GOLANGCI) ## the module adapters/watermill: lint, both conformance suites, the migration example
 	cd adapters/watermill && $(CURDIR)/$(GOLANGCI) run ./... && $(GO) mod tidy -diff
 	$(WITH_BROKERS) bash -c 'cd adapters/watermill && MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./...'
+
+test-modules: ## the modules examples/gorm, which is run, and benchmarks
+	cd examples/gorm && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) run .
+	cd benchmarks && $(GO) mod tidy -diff && $(GO) vet ./...
 
 test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing installed
 	env -u MILLRACE_KAFKA_URL -u MILLRACE_RABBITMQ_URL -u MILLRACE_POSTGRES_URL -u MILLRACE_MYSQL_URL \

@@ -148,6 +148,9 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]claimed, e
 		if err := rows.Scan(&c.seq, &c.lane, &c.topic, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &m.ContentType, &nanos, &headers, &payload); err != nil {
 			return err
 		}
+		if m.ID == "" { // a foreign program has put it there; a repeat must have the same
+			m.ID = fmt.Sprintf("%s-%d", p.name, c.seq)
+		}
 		m.Key = string(key)
 		m.Time = time.Unix(0, nanos).UTC()
 		sqlmessage.DecodeHeaders(m, headers.String)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -66,7 +67,8 @@ func (f *fence) step(ctx context.Context, r *Relay) error {
 	}
 	still := map[string]struct{}{}
 	if err := r.holders(ctx, func(id string) {
-		if _, ok := f.holders[id]; ok {
+		// A prepared transaction is here under another name after a restart of the server; of old versions, at once.
+		if _, ok := f.holders[id]; ok || strings.HasPrefix(id, preparedHolder) {
 			still[id] = struct{}{}
 		}
 	}); err != nil {
@@ -77,6 +79,9 @@ func (f *fence) step(ctx context.Context, r *Relay) error {
 	}
 	return nil
 }
+
+// preparedHolder begins the names that PostgreSQL gives to prepared transactions in pg_locks.
+const preparedHolder = "-1/"
 
 // drawn returns a number that was drawn already, the newest if the database tells it.
 func (r *Relay) drawn(ctx context.Context) (n int64, err error) {

@@ -41,11 +41,12 @@ var mysqlMigrations = [][]string{{
 	INDEX (at)
 )` + mysqlOptions,
 	`CREATE TABLE IF NOT EXISTS {outbox_meta} (
-	one     INT    NOT NULL PRIMARY KEY,
-	version INT    NOT NULL,
-	moves   BIGINT NOT NULL
+	one     INT         NOT NULL PRIMARY KEY,
+	id      VARCHAR(36) NOT NULL, -- of this outbox: others may publish on the same broker
+	version INT         NOT NULL,
+	moves   BIGINT      NOT NULL
 )` + mysqlOptions,
-	`INSERT IGNORE INTO {outbox_meta} (one, version, moves) VALUES (1, 0, 0)`,
+	`INSERT IGNORE INTO {outbox_meta} (one, id, version, moves) VALUES (1, UUID(), 0, 0)`,
 }, {
 	// Who publishes holds a shared lock of one row, chosen at random, until its transaction ends: see fence.go.
 	`CREATE TABLE IF NOT EXISTS {outbox_fence} (

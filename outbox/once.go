@@ -16,7 +16,12 @@ import (
 // the outbox: all of it commits together, before the message is settled, or nothing does. A message that is recorded
 // already is settled without calling h. OnSuccess, as ever, waits for the whole handler.
 //
-// h must write through tx, and must not commit it. An error of h rolls back, and goes through the failure policy.
+// h must write through tx, and must not commit it, nor go on after an error of a statement that ended the transaction (a
+// deadlock on MySQL). An error of h rolls back, and goes through the failure policy; so does a serialization failure, which two
+// deliveries of a message at the same time have if the transactions are stricter than read committed.
+//
+// A message that was published without an id, on a broker where it has no place that lasts ([bus.IsTransientID]), is refused
+// for good: nobody could tell when it comes again.
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
 	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
 		d := bus.DeliveryFrom(ctx)
@@ -69,7 +74,7 @@ func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Co
 
 // checkID refuses the ids by which an inbox cannot know a message again, or not on every database alike.
 func checkID(id string) error {
-	why := ""
+	var why string
 	switch {
 	case id == "" || bus.IsTransientID(id):
 		why = "it was published without one, so nobody can tell when it comes again: have its publisher set one"

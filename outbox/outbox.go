@@ -38,14 +38,14 @@ type Config struct {
 	Prefix string
 	// InboxRetention is how long the inbox remembers what was handled. It must be longer than a broker may take to
 	// deliver a message again: its retention, or as long as somebody may replay from a poison queue. At least 1 min.
-	// Defaults to 7 days.
+	// Defaults to 8 days, a day more than Kafka keeps messages by default.
 	InboxRetention time.Duration
 }
 
 // Defaults of Config.
 const (
 	DefaultPrefix         = "millrace_"
-	DefaultInboxRetention = 7 * 24 * time.Hour
+	DefaultInboxRetention = 8 * 24 * time.Hour
 )
 
 // New makes an outbox. The options are those of a bus: the codecs that encode events, and the source. It does not

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// PoisonGroup is the group in whose poison store a relay puts what the broker refuses.
+// PoisonGroup is the group in whose poison store a relay puts what the broker refuses. Several outboxes may share it: each
+// has a name of its own, which its entries have as their handler.
 const PoisonGroup = "outbox"
 
 // maxRefusals is how often a message is refused before it is believed: a topic may be about to be created.
@@ -25,8 +27,8 @@ func (p *pump) putPoison(ctx context.Context, c *call, r row) error {
 	host, _ := os.Hostname() // for information
 	now := time.Now()
 	return store.Put(ctx, bus.PoisonEntry{
-		ID:      fmt.Sprintf("outbox-%d-%s", r.seq, r.msg.ID), // the same if it is put again after a crash
-		Message: r.msg, Topic: r.topic, Group: PoisonGroup, Position: r.seq,
+		ID:      fmt.Sprintf("%s-%d", p.name, r.seq), // the same if it is put again after a crash
+		Message: r.msg, Topic: r.topic, Group: PoisonGroup, Handler: p.name, Position: r.seq,
 		Failure: bus.Failure{Class: "refused", Text: c.cause.Error(), Attempts: c.block.tries, First: c.block.first, Last: now},
 		Host:    host, Time: now,
 	})
@@ -63,11 +65,21 @@ func (p *pump) nowPoisoned(c *call) {
 	p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", c.lanes[0].rows[0].msg.ID, "error", c.cause)
 }
 
+// reason is the text of an error as every database takes it.
+func reason(cause error) string {
+	const most = 4096 // bytes
+	text := strings.ReplaceAll(strings.ToValidUTF8(cause.Error(), "\uFFFD"), "\x00", "\uFFFD")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
+}
+
 // park keeps a row from being tried again, until [Outbox.Retry].
 func (p *pump) park(r row, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	_, err := p.db.ExecContext(ctx, p.outbox.sql("UPDATE {outbox} SET parked = ? WHERE seq = ?"), cause.Error(), r.seq)
+	_, err := p.db.ExecContext(ctx, p.outbox.sql("UPDATE {outbox} SET parked = ? WHERE seq = ?"), reason(cause), r.seq)
 	if err != nil {
 		return fmt.Errorf("outbox: park a refused message: %w", err)
 	}

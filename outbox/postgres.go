@@ -12,13 +12,14 @@ func (o *Outbox) postgresMigrations() [][]string {
 		first,
 		`CREATE SEQUENCE {outbox_seq} AS bigint CACHE 1`,
 		// Who draws a number holds this lock until its transaction ends. By it a relay knows from where on rows may
-		// still appear: see fence.go. A default also covers rows that a trigger or another program inserts.
-		fmt.Sprintf(`CREATE FUNCTION {outbox_next}() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$ BEGIN
+		// still appear: see fence.go. A default also covers rows that a trigger or another program inserts, whatever its
+		// search_path: names in it are looked up now.
+		fmt.Sprintf(`CREATE FUNCTION {outbox_next}(seq regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$ BEGIN
 	PERFORM pg_advisory_xact_lock_shared(%d, 0);
-	RETURN nextval('{outbox_seq}');
+	RETURN nextval(seq);
 END $$`, o.lockClass()),
 		`CREATE TABLE {outbox} (
-	seq          bigint NOT NULL PRIMARY KEY DEFAULT {outbox_next}(),
+	seq          bigint NOT NULL PRIMARY KEY DEFAULT {outbox_next}('{outbox_seq}'),
 	lane         bigint NOT NULL, -- of topic and key, or of the id if there is no key
 	created      bigint NOT NULL, -- microseconds since 1970
 	time         bigint NOT NULL, -- nanoseconds since 1970
@@ -52,9 +53,10 @@ END $$`, o.lockClass()),
 )`,
 		`CREATE INDEX ON {inbox} (at)`,
 		`CREATE TABLE {outbox_meta} (
+	id      text   NOT NULL, -- of this outbox: others may publish on the same broker
 	version int    NOT NULL,
 	moves   bigint NOT NULL
 )`,
-		`INSERT INTO {outbox_meta} (version, moves) VALUES (0, 0)`,
+		`INSERT INTO {outbox_meta} (id, version, moves) VALUES (md5(random()::text || clock_timestamp()::text), 0, 0)`,
 	)}
 }

@@ -79,6 +79,7 @@ type Relay struct {
 	bus    *bus.Bus
 	config RelayConfig
 	keeper keeper
+	name   string // of the outbox; set by Run
 	woken  chan struct{}
 
 	running  atomic.Bool
@@ -145,13 +146,17 @@ func (r *Relay) Run(ctx context.Context) error {
 	return err
 }
 
-// awaitTables waits for a database that answers, and says whether its tables fit this program.
+// awaitTables waits for a database that answers, and says whether its tables fit this program. Then name is set.
 func (r *Relay) awaitTables(ctx context.Context) (fit bool, err error) {
 	for tries := 1; ; tries++ {
 		version, err := r.outbox.version(ctx, r.db)
 		if err == nil {
-			err = r.outbox.checkVersion(version)
-			return err == nil, err
+			if err := r.outbox.checkVersion(version); err != nil {
+				return false, err
+			}
+			if r.name, err = r.outbox.name(ctx, r.db); err == nil {
+				return true, nil
+			}
 		}
 		if ctx.Err() == nil {
 			r.failed(err)

@@ -70,8 +70,12 @@ func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 	defer conn.Close()
 	lock, unlock := o.migrationLock()
 	if lock != "" {
-		if _, err := conn.ExecContext(ctx, lock); err != nil {
+		var got sql.NullString
+		if err := conn.QueryRowContext(ctx, lock).Scan(&got); err != nil {
 			return fmt.Errorf("outbox: lock the migrations: %w", err)
+		}
+		if o.dialect == MySQL && got.String != "1" {
+			return fmt.Errorf("outbox: lock the migrations: another process had the lock for a minute: %w", context.DeadlineExceeded)
 		}
 		defer func() {
 			_, uerr := conn.ExecContext(context.WithoutCancel(ctx), unlock)
@@ -106,14 +110,14 @@ func (o *Outbox) migrationLock() (lock, unlock string) {
 		return fmt.Sprintf("SELECT pg_advisory_lock(%d, 1)", o.lockClass()), fmt.Sprintf("SELECT pg_advisory_unlock(%d, 1)", o.lockClass())
 	case MySQL: // the server's locks are not of a database, and their names are short
 		name := "SHA1(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'))"
-		return "DO GET_LOCK(" + name + ", 60)", "DO RELEASE_LOCK(" + name + ")"
+		return "SELECT GET_LOCK(" + name + ", 60)", "DO RELEASE_LOCK(" + name + ")"
 	default: // the statements of SQLite may be repeated, and their transaction has the only write lock
 		return "", ""
 	}
 }
 
 // lockClass is the first half of the keys of PostgreSQL's advisory locks. It depends on the tables' names, so that
-// outboxes in one database do not wait for each other.
+// outboxes in one database do not wait for each other, unless nothing but the search_path tells them apart.
 func (o *Outbox) lockClass() int32 {
 	h := uint32(2166136261) // FNV-1a
 	for _, c := range []byte("millrace outbox " + o.prefix) {
@@ -156,6 +160,25 @@ func (o *Outbox) version(ctx context.Context, q querier) (version int, err error
 		return 0, fmt.Errorf("outbox: read the tables' version: %w", err)
 	}
 	return version, nil
+}
+
+// name returns what this outbox is called in poison stores, which others may use too.
+func (o *Outbox) name(ctx context.Context, q querier) (string, error) {
+	var id string
+	if err := q.QueryRowContext(ctx, o.sql("SELECT id FROM {outbox_meta}")).Scan(&id); err != nil {
+		return "", fmt.Errorf("outbox: read the outbox's name: %w", err)
+	}
+	return "outbox-" + id, nil
+}
+
+// explain returns what is wrong with the tables, if that is why something failed.
+func (o *Outbox) explain(ctx context.Context, q querier, failed error) error {
+	if version, err := o.version(ctx, q); err == nil {
+		if err := o.checkVersion(version); err != nil {
+			return err
+		}
+	}
+	return failed
 }
 
 // checkVersion says why this program cannot use the tables.

@@ -42,10 +42,11 @@ var sqliteMigrations = [][]string{{
 	`CREATE INDEX IF NOT EXISTS {inbox}_at ON {inbox} (at)`,
 	`CREATE TABLE IF NOT EXISTS {outbox_meta} (
 	one     INTEGER PRIMARY KEY,
+	id      TEXT    NOT NULL, -- of this outbox: others may publish on the same broker
 	version INTEGER NOT NULL,
 	moves   INTEGER NOT NULL
 )`,
-	`INSERT INTO {outbox_meta} (one, version, moves) VALUES (1, 0, 0) ON CONFLICT DO NOTHING`,
+	`INSERT INTO {outbox_meta} (one, id, version, moves) VALUES (1, lower(hex(randomblob(16))), 0, 0) ON CONFLICT DO NOTHING`,
 }}
 
 // numberRows is the rows (0), (1), … of n numbers.

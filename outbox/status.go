@@ -46,7 +46,7 @@ func (o *Outbox) Status(ctx context.Context, db *sql.DB) (Status, error) {
 		}
 	}
 	if err != nil {
-		return Status{}, fmt.Errorf("outbox: status: %w", err)
+		return Status{}, o.explain(ctx, db, fmt.Errorf("outbox: status: %w", err))
 	}
 	return s, nil
 }
@@ -58,11 +58,18 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 	if n, err = o.retryParked(ctx, db); err != nil || from == nil {
 		return n, err
 	}
+	name, err := o.name(ctx, db)
+	if err != nil {
+		return n, err
+	}
 	store, err := from.Driver().Poison(ctx, PoisonGroup)
 	if err != nil {
 		return n, fmt.Errorf("outbox: retry: %w", err)
 	}
 	for entry, err := range store.List(ctx) {
+		if err == nil && entry.Handler != name {
+			continue // of another outbox
+		}
 		if err == nil {
 			err = SQL(db, nil)(ctx, func(_ *sql.Tx, x Execer) error {
 				return o.PublishMessages(ctx, x, entry.Topic, entry.Message.Clone())
@@ -82,11 +89,13 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 // retryParked gives parked rows new numbers: their keys have gone on meanwhile, and relays do not look at old numbers.
 func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err error) {
 	const kept = "lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload"
-	err = SQL(db, nil)(ctx, func(tx *sql.Tx, _ Execer) error {
-		find := "SELECT seq FROM {outbox} WHERE parked IS NOT NULL ORDER BY seq"
-		if o.dialect != SQLite {
-			find += " FOR UPDATE"
-		}
+	find := "SELECT seq FROM {outbox} WHERE parked IS NOT NULL ORDER BY seq"
+	var opts *sql.TxOptions
+	if o.dialect != SQLite { // nobody waits for it, and it for nobody: what is locked is being written, or retried by another
+		find += " FOR UPDATE SKIP LOCKED"
+		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
+	}
+	err = SQL(db, opts)(ctx, func(tx *sql.Tx, _ Execer) error {
 		var parked []int64
 		if err := each(ctx, tx, o.sql(find), func(rows *sql.Rows) error {
 			var seq int64
@@ -114,7 +123,7 @@ func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err erro
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("outbox: retry: %w", err)
+		return 0, o.explain(ctx, db, fmt.Errorf("outbox: retry: %w", err))
 	}
 	o.wake()
 	return n, nil

@@ -232,6 +232,81 @@ func TestPreparedTransaction(t *testing.T) {
 	}
 }
 
+// TestPreparedMeanwhile: a transaction that drew its number before a relay looked, and was prepared after it, is not passed
+// over: when it is committed, its message comes before what is written with the same key afterwards.
+func TestPreparedMeanwhile(t *testing.T) {
+	o, pool := fixture(t)
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	b := bustest.New(t)
+	came := make(chan placed, 100)
+	r := router.New(b, "g", router.Workers(1))
+	router.On(r, "t", func(_ context.Context, e placed) error { came <- e; return nil })
+	bustest.Run(t, r)
+	relay, err := o.NewRelay(db, b, outbox.RelayConfig{Poll: 10 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- relay.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	}()
+	next := func(want int) {
+		t.Helper()
+		select {
+		case e := <-came:
+			if e.ID != want {
+				t.Errorf("%d came, want %d", e.ID, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%d did not come", want)
+		}
+	}
+	// others writes for long enough that the relay's floor would move on.
+	others := func(from int) {
+		for i := range 20 {
+			err := outbox.Do(t.Context(), o, pgxoutbox.Pool(pool, pgx.TxOptions{}), func(_ pgx.Tx, p bus.Publisher) error {
+				return p.Publish(t.Context(), "t", placed{from + i})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			next(from + i)
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	name := "outbox_" + bus.NewID()
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec := func(text string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("BEGIN")
+	if err := o.Publish(t.Context(), pgxoutbox.Tx(conn), "t", placed{0}, bus.WithKey("k")); err != nil {
+		t.Fatal(err)
+	}
+	others(10)
+	exec("PREPARE TRANSACTION '" + name + "'")
+	others(40)
+	exec("COMMIT PREPARED '" + name + "'")
+	conn.Release()
+	if err := o.Publish(t.Context(), pgxoutbox.Tx(pool), "t", placed{1}, bus.WithKey("k")); err != nil {
+		t.Fatal(err)
+	}
+	next(0)
+	next(1)
+}
+
 // TestOnceInBus: a handler's transaction of pgx settles its message in a bus in the same database, and publishes what it emits.
 func TestOnceInBus(t *testing.T) {
 	_, pool := fixture(t)
