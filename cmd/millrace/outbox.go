@@ -36,7 +36,7 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		fs.StringVar(&broker, "broker", "", "the `URL` of the broker whose poison store is emptied too; only parked rows otherwise")
 		run = func(ctx context.Context, d *database) error { return retry(ctx, d, broker, stdout) }
 	case "prune":
-		fs.DurationVar(&retention, "retention", 0, "forget handled ids that are older; 0 is the default of 7 days")
+		fs.DurationVar(&retention, "retention", 0, "forget handled ids that are older; 0 is the default of 8 days")
 		run = func(ctx context.Context, d *database) error {
 			n, err := d.outbox.Prune(ctx, d.db)
 			fmt.Fprintln(stdout, n, "handled ids forgotten")
