@@ -38,14 +38,14 @@ type Config struct {
 	Prefix string
 	// InboxRetention is how long the inbox remembers what was handled. It must be longer than a broker may take to
 	// deliver a message again: its retention, or as long as somebody may replay from a poison queue. At least 1 min.
-	// Defaults to 7 days.
+	// Defaults to 8 days, a day more than what Kafka keeps by default.
 	InboxRetention time.Duration
 }
 
 // Defaults of Config.
 const (
 	DefaultPrefix         = "millrace_"
-	DefaultInboxRetention = 7 * 24 * time.Hour
+	DefaultInboxRetention = 8 * 24 * time.Hour
 )
 
 // New makes an outbox. The options are those of a bus: the codecs that encode events, and the source. It does not
@@ -110,11 +110,15 @@ func (o *Outbox) PublishMessages(ctx context.Context, tx Execer, topic string, m
 }
 
 // Do runs f in a transaction with its publisher, and commits if f returns nil. The relays then take up what was
-// published without waiting for their next look.
+// published through p without waiting for their next look.
 func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx Tx, p bus.Publisher) error) error {
-	err := begin(ctx, func(tx Tx, x Execer) error { return f(tx, o.In(x)) })
-	if err == nil {
-		o.committed(func(ctx context.Context, text string) error {
+	var w *writer
+	err := begin.run(ctx, func(tx Tx, x Execer) error {
+		w = &writer{outbox: o, tx: x}
+		return f(tx, bus.New(w, o.options...))
+	})
+	if err == nil && w.wrote {
+		o.committed(ctx, func(ctx context.Context, text string) error {
 			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, text) })
 		})
 	}
@@ -129,7 +133,7 @@ func (o *Outbox) Committed(db Execer) {
 		o.wake()
 		return
 	}
-	o.committed(func(ctx context.Context, text string) error { return o.notify(ctx, db, text) })
+	o.committed(context.Background(), func(ctx context.Context, text string) error { return o.notify(ctx, db, text) })
 }
 
 func (o *Outbox) notify(ctx context.Context, x Execer, channel string) error {
@@ -137,10 +141,16 @@ func (o *Outbox) notify(ctx context.Context, x Execer, channel string) error {
 	return err
 }
 
-func (o *Outbox) committed(notify func(ctx context.Context, channel string) error) {
+// committed tells the relays, with the values of ctx.
+func (o *Outbox) committed(ctx context.Context, notify func(ctx context.Context, channel string) error) {
 	o.wake()
 	if o.dialect == Postgres {
-		o.announcer.announce(func(ctx context.Context) error { return notify(ctx, o.Channel()) })
+		ctx = context.WithoutCancel(ctx)
+		o.announcer.announce(func(timeout time.Duration) error {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			return notify(ctx, o.Channel())
+		})
 	}
 }
 
