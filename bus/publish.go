@@ -196,6 +196,15 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 // maxText is what AMQP can carry in its short fields, and so the limit on every broker.
 const maxText = 255
 
+// CheckID says what is wrong with a message's id that arrived: a foreign publisher may have given it none, or one that this bus would
+// not have published, and that another place would not keep as it is. The error wraps ErrInvalid.
+func CheckID(id string) error {
+	if id == "" {
+		return fmt.Errorf("%w: the message has no ID", ErrInvalid)
+	}
+	return checkText("ID", id)
+}
+
 func checkText(field, text string) error {
 	if len(text) > maxText || !plainText(text) {
 		return fmt.Errorf("%w: %s is %.40q: want at most %d bytes of UTF-8 without control characters", ErrInvalid, field, text, maxText)
@@ -203,18 +212,17 @@ func checkText(field, text string) error {
 	return nil
 }
 
-// plainText is true for valid UTF-8 without control characters. The loop over bytes serves nearly all texts.
+// plainText is true for valid UTF-8 without control characters. The loop over bytes is enough for nearly all texts.
 func plainText(s string) bool {
+	ascii := true
 	for i := range len(s) {
 		c := s[i]
 		if c < 0x20 || c == 0x7f {
 			return false
 		}
-		if c >= utf8.RuneSelf {
-			return utf8.ValidString(s)
-		}
+		ascii = ascii && c < utf8.RuneSelf
 	}
-	return true
+	return ascii || utf8.ValidString(s)
 }
 
 // reserved are the header names under which drivers write the message's own fields.

@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"context"
 	"sync"
 	"time"
 )
@@ -11,7 +10,7 @@ import (
 // transaction, and never once for each.
 type announcer struct {
 	mu      sync.Mutex
-	next    func(context.Context) error
+	next    func(timeout time.Duration) error
 	running bool
 }
 
@@ -20,7 +19,7 @@ const (
 	announceTimeout = 5 * time.Second
 )
 
-func (a *announcer) announce(say func(context.Context) error) {
+func (a *announcer) announce(say func(timeout time.Duration) error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.next = say
@@ -40,9 +39,7 @@ func (a *announcer) run() {
 			return
 		}
 		a.mu.Unlock()
-		ctx, cancel := context.WithTimeout(context.Background(), announceTimeout)
-		_ = say(ctx) // only a hint: who misses it looks by itself before long
-		cancel()
+		_ = say(announceTimeout) // only a hint: who misses it looks by itself before long
 		time.Sleep(announcePause)
 	}
 }

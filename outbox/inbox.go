@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/millrace-go/millrace/bus"
 )
 
 // record writes ids into the inbox. It returns which of them were there before, nil if none. Several ids go in one
@@ -45,7 +47,7 @@ func (o *Outbox) record(ctx context.Context, x Execer, group, topic string, ids 
 		if err != nil {
 			return nil, err
 		}
-		if n == 0 {
+		if n != 1 {
 			if repeat == nil {
 				repeat = make([]bool, len(ids))
 			}
@@ -58,9 +60,16 @@ func (o *Outbox) record(ctx context.Context, x Execer, group, topic string, ids 
 // inboxRows is how many ids a statement records at most: what a batch usually has, within the bounds of all databases.
 const inboxRows = 1000
 
+// recordRows returns how many ids were new, or on MySQL a larger number than there are ids if some were not.
 func (o *Outbox) recordRows(ctx context.Context, x Execer, group, topic string, ids []string) (int64, error) {
 	args := []any{group, topic, ids[0]}
 	values := "VALUES (?, ?, ?, {now})"
+	ifNew := "ON CONFLICT DO NOTHING"
+	if o.dialect == MySQL {
+		// Not IGNORE, which would ignore more than repeats. A row that is changed counts as two, and one that is not changed as none or
+		// one, by a setting of the connection: so it is changed.
+		ifNew = "ON DUPLICATE KEY UPDATE at = at + 1"
+	}
 	switch {
 	case len(ids) == 1:
 	case o.dialect == MySQL:
@@ -78,11 +87,24 @@ func (o *Outbox) recordRows(ctx context.Context, x Execer, group, topic string, 
 			values = "SELECT ?, ?, json_array_elements_text(?::json), {now}"
 		}
 	}
-	res, err := x.ExecContext(ctx, o.sql("{insert} {inbox} (grp, topic, id, at) "+values+" {ifnew}"), args...)
+	res, err := x.ExecContext(ctx, o.sql("INSERT INTO {inbox} (grp, topic, id, at) "+values+" "+ifNew), args...)
 	if err != nil {
 		return 0, fmt.Errorf("outbox: record the message in the inbox: %w", err)
 	}
 	return res.RowsAffected()
+}
+
+// checkID says why an id cannot be remembered. Databases differ in what they make of one that no bus would have published.
+func checkID(id string) error {
+	err := bus.CheckID(id)
+	switch {
+	case err != nil:
+	case bus.IsTransientID(id):
+		err = fmt.Errorf("%w: the publisher gave the message no id, and the broker has none that stays the same when it is delivered again", bus.ErrInvalid)
+	default:
+		return nil
+	}
+	return bus.Permanent(fmt.Errorf("outbox: once: the message cannot be remembered: %w; publish it with an id of its own (WithID, or the broker's message id)", err))
 }
 
 const (

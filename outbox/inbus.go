@@ -32,13 +32,10 @@ func OnceInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx T
 // OnceBatchInBus is [OnceInBus] for batches, as [OnceBatch] is [Once]: one transaction for all messages.
 func OnceBatchInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
 	return inBusBatchHandler{onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
-		return onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
-			done := make([]*bus.Message, len(events))
-			for i := range events {
-				done[i] = events[i].Message
-			}
-			return onceInBus(ctx, begin, done, h)
+		err, _ := onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
+			return onceInBus(ctx, begin, messages(events), h)
 		})
+		return err
 	})}, joinCheck(begin)}
 }
 
@@ -114,10 +111,10 @@ func onceInBus[Tx any](ctx context.Context, begin Transactor[Tx], done []*bus.Me
 	if len(fresh) == 0 {
 		return nil, false
 	}
-	for {
+	for again := (reruns{}); ; {
 		undo := bus.Savepoint(ctx)
 		err, blame = inTransaction(ctx, begin, j, fresh, func(ctx context.Context, tx Tx) error { return h(ctx, tx, repeat) })
-		if !errors.Is(err, bus.ErrAgain) || ctx.Err() != nil {
+		if !(errors.Is(err, bus.ErrAgain) && ctx.Err() == nil || again.after(ctx, err)) {
 			return err, blame
 		}
 		undo(fresh...)
@@ -137,7 +134,7 @@ func inTransaction[Tx any](ctx context.Context, begin Transactor[Tx], j *bus.Joi
 			err = end(cause)
 		}
 	}()
-	cause = transact(ctx, begin, func(tx Tx, x Execer) (err error) {
+	cause = begin.run(ctx, func(tx Tx, x Execer) (err error) {
 		if end != nil {
 			return errTwice
 		}

@@ -1,6 +1,6 @@
 package outbox
 
-// Names are compared byte by byte. Each statement can be repeated, because here a transaction does not undo it.
+// Names are compared byte by byte, but for spaces at the end, which they cannot have. Each statement can be repeated, because here a transaction does not undo it.
 const mysqlOptions = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
 
 var mysqlMigrations = [][]string{{
@@ -32,11 +32,12 @@ var mysqlMigrations = [][]string{{
 	owner  VARCHAR(36) NULL
 )` + mysqlOptions,
 	"INSERT IGNORE INTO {outbox_bucket} (bucket) VALUES " + numberRows(buckets),
+	// id: bytes, because a collation ignores spaces at the end.
 	`CREATE TABLE IF NOT EXISTS {inbox} (
-	grp   VARCHAR(255) NOT NULL,
-	topic VARCHAR(255) NOT NULL,
-	id    VARBINARY(255) NOT NULL, -- text is compared without the spaces at its end
-	at    BIGINT       NOT NULL,
+	grp   VARCHAR(255)   NOT NULL,
+	topic VARCHAR(255)   NOT NULL,
+	id    VARBINARY(255) NOT NULL,
+	at    BIGINT         NOT NULL,
 	PRIMARY KEY (grp, topic, id),
 	INDEX (at)
 )` + mysqlOptions,

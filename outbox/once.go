@@ -3,10 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -16,19 +13,22 @@ import (
 // the outbox: all of it commits together, before the message is settled, or nothing does. A message that is recorded
 // already is settled without calling h. OnSuccess, as ever, waits for the whole handler.
 //
-// h must write through tx, and must not commit it, nor go on after an error of a statement that ended the transaction (a
-// deadlock on MySQL). An error of h rolls back, and goes through the failure policy; so does a serialization failure, which two
-// deliveries of a message at the same time have if the transactions are stricter than read committed.
+// h must write through tx, and must not commit it. An error of h rolls back, and goes through the failure policy. After a deadlock, a
+// serialization failure or a wait for a lock that took too long, the transaction is run again a few times before that, at once: so h may be called more
+// than once for one try of the policy.
 //
-// A message that was published without an id, on a broker where it has no place that lasts ([bus.IsTransientID]), is refused
-// for good: nobody could tell when it comes again.
+// h must return what its statements return. On MySQL a deadlock has undone the transaction and the record of the message with it, and if h says
+// nothing of it, what follows is committed by itself, and the message is settled.
+//
+// A message fails for good if its id cannot be remembered: it has none that stays the same when it is delivered again
+// ([bus.IsTransientID]), or one that [bus.CheckID] refuses.
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
 	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
-		d := bus.DeliveryFrom(ctx)
-		if err := checkID(d.ID); err != nil {
+		m := bus.DeliveryFrom(ctx).Message
+		if err := checkID(m.ID); err != nil {
 			return err
 		}
-		err, _ := once(ctx, o, begin, d, []string{d.ID}, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
+		err, _ := once(ctx, o, begin, []*bus.Message{m}, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
 		return err
 	})}
 }
@@ -44,63 +44,56 @@ func (onceHandler) Idempotent()            {}
 // that [bus.Each] reports as good are handled again without the bad ones; after any other error each message is handled
 // again by itself. So h may be called more than once, with a transaction that starts afresh.
 func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
-	run := func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
-		ids := make([]string, len(events))
-		for i := range events {
-			ids[i] = events[i].ID
-		}
-		return once(ctx, o, begin, bus.DeliveryFrom(ctx), ids, h)
-	}
 	return onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
-		errs := make([]error, len(events))
-		var good []bus.Event[T]
-		var places []int
-		for i, e := range events {
-			if errs[i] = checkID(e.ID); errs[i] == nil {
-				good, places = append(good, e), append(places, i)
-			}
-		}
-		if len(good) == len(events) {
-			return onceBatch(ctx, events, h, run)
-		}
-		if len(good) > 0 {
-			for j, err := range bus.Outcomes(onceBatch(ctx, good, h, run), len(good)) {
-				errs[places[j]] = err
-			}
-		}
-		return bus.Each(errs)
+		return withIDs(events, func(events []bus.Event[T]) error {
+			err, _ := onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
+				return once(ctx, o, begin, messages(events), h)
+			})
+			return err
+		})
 	})}
 }
-
-// checkID refuses the ids by which an inbox cannot know a message again, or not on every database alike.
-func checkID(id string) error {
-	var why string
-	switch {
-	case id == "" || bus.IsTransientID(id):
-		why = "it was published without one, so nobody can tell when it comes again: have its publisher set one"
-	case len(id) > maxID:
-		why = fmt.Sprintf("it has %d bytes: want at most %d", len(id), maxID)
-	case !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0:
-		why = "want UTF-8 without NUL"
-	default:
-		return nil
-	}
-	return bus.Permanent(fmt.Errorf("outbox: once: %w: the message's id is %.60q: %s", bus.ErrInvalid, id, why))
-}
-
-const maxID = 255 // bytes, as in the table
 
 type onceBatchHandler struct{ bus.BatchHandler }
 
 func (h onceBatchHandler) EventTypes() []string { return h.BatchHandler.(bus.EventTyper).EventTypes() }
 func (onceBatchHandler) Idempotent()            {}
 
+func messages[T any](events []bus.Event[T]) []*bus.Message {
+	msgs := make([]*bus.Message, len(events))
+	for i := range events {
+		msgs[i] = events[i].Message
+	}
+	return msgs
+}
+
+// withIDs calls run with the events whose ids can be remembered. Each of the others fails by itself.
+func withIDs[T any](events []bus.Event[T], run func(events []bus.Event[T]) error) error {
+	errs := make([]error, len(events))
+	good := make([]bus.Event[T], 0, len(events))
+	places := make([]int, 0, len(events))
+	for i := range events {
+		if errs[i] = checkID(events[i].ID); errs[i] == nil {
+			good, places = append(good, events[i]), append(places, i)
+		}
+	}
+	if len(good) == len(events) {
+		return run(events)
+	}
+	if len(good) > 0 {
+		for j, err := range bus.Outcomes(run(good), len(good)) {
+			errs[places[j]] = err
+		}
+	}
+	return bus.Each(errs)
+}
+
 // onceBatch handles a batch by run, which calls a function in a transaction that remembers the events, as once does.
-func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error,
+func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error, //nolint:revive // as once
 	run func(ctx context.Context, events []bus.Event[T], h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool),
-) error {
+) (err error, blame bool) {
 	var called []int // places of the events that h was given
-	err, blame := run(ctx, events, func(ctx context.Context, tx Tx, repeat []bool) error {
+	err, blame = run(ctx, events, func(ctx context.Context, tx Tx, repeat []bool) error {
 		called = called[:0]
 		fresh := make([]bus.Event[T], 0, len(events))
 		for i := range events {
@@ -111,24 +104,25 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 		return h(ctx, tx, fresh)
 	})
 	if !blame || len(events) == 1 || ctx.Err() != nil {
-		return err
+		return err, blame
 	}
 	errs := make([]error, len(events))
 	each, ok := errors.AsType[*bus.BatchError](err)
 	if !ok || len(each.Errs) != len(called) || bus.Each(each.Errs) == nil {
+		var stop error // that of the database would be that of the others, too, each after a while
 		for i := range events {
-			if errs[i] = context.Cause(ctx); errs[i] != nil {
+			if stop == nil {
+				stop = context.Cause(ctx)
+			}
+			if errs[i] = stop; stop != nil {
 				continue
 			}
-			err, blame := run(ctx, events[i:i+1], func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, events[i:i+1]) })
-			if errs[i] = bus.Outcomes(err, 1)[0]; err != nil && !blame { // of the database, which may be away: the others need not find out
-				for j := i + 1; j < len(events); j++ {
-					errs[j] = err
-				}
-				break
+			err, blame := onceBatch(ctx, events[i:i+1], h, run)
+			if errs[i] = bus.Outcomes(err, 1)[0]; !blame {
+				stop = err
 			}
 		}
-		return bus.Each(errs)
+		return bus.Each(errs), true
 	}
 	var good []bus.Event[T]
 	var places []int
@@ -138,22 +132,29 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 		}
 	}
 	if len(good) > 0 {
-		for j, err := range bus.Outcomes(onceBatch(ctx, good, h, run), len(good)) {
+		err, _ := onceBatch(ctx, good, h, run)
+		for j, err := range bus.Outcomes(err, len(good)) {
 			errs[places[j]] = err
 		}
 	}
-	return bus.Each(errs)
+	return bus.Each(errs), true
 }
 
 // errRepeats ends a transaction that was begun in the hope that none of several messages is a repeat.
 var errRepeats = errors.New("some messages were handled before")
 
-// once runs h in a transaction that records the ids. repeat tells which of them were recorded before; nil is none. blame:
-// the error is of h or of what it emitted, and not of the database.
-func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], d bus.Delivery, ids []string, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // the error is what it returns, the other explains it
+// once runs h in a transaction that records the messages. repeat tells which of them were recorded before; nil is none. blame:
+// the error may be that of h: it came after h was called, at the commit for example, where some constraints are checked.
+func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], msgs []*bus.Message, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // the error is what it returns, the other explains it
+	d := bus.DeliveryFrom(ctx)
+	ids := make([]string, len(msgs))
+	for i, m := range msgs {
+		ids[i] = m.ID
+	}
 	emitted := false
 	attempt := func(oneByOne bool) error {
-		return transact(ctx, begin, func(tx Tx, x Execer) error {
+		return begin.run(ctx, func(tx Tx, x Execer) error {
+			blame = false
 			repeat, err := o.record(ctx, x, d.Group, d.Topic, ids, oneByOne)
 			if err != nil || repeat != nil && !slices.Contains(repeat, false) {
 				return err
@@ -161,22 +162,31 @@ func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], d bus.De
 			w := &writer{outbox: o, tx: x}
 			inner := bus.NewInnerHandling(ctx, bus.New(w, o.options...))
 			defer inner.Discard()
+			blame = true
 			if err = h(inner, tx, repeat); err == nil {
 				err = inner.Flush(inner, nil)
 			}
-			blame = err != nil
 			emitted = w.wrote
 			return err
 		})
 	}
-	if err = attempt(len(ids) == 1); errors.Is(err, errRepeats) {
-		err = attempt(true)
-	}
-	if err != nil {
-		return err, blame
+	for again := (reruns{}); ; {
+		undo := bus.Savepoint(ctx)
+		if err = attempt(len(ids) == 1); errors.Is(err, errRepeats) {
+			err = attempt(true)
+		}
+		if err == nil {
+			break
+		}
+		if !again.after(ctx, err) {
+			return err, blame
+		}
+		undo(msgs...)
 	}
 	if emitted {
-		announce(ctx, o, begin)
+		o.committed(ctx, func(ctx context.Context, channel string) error {
+			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, channel) })
+		})
 	}
 	if o.pruneDue() {
 		// What is left is deleted the next time, and the message is not worse for it.

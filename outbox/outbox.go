@@ -38,7 +38,7 @@ type Config struct {
 	Prefix string
 	// InboxRetention is how long the inbox remembers what was handled. It must be longer than a broker may take to
 	// deliver a message again: its retention, or as long as somebody may replay from a poison queue. At least 1 min.
-	// Defaults to 8 days, a day more than Kafka keeps messages by default.
+	// Defaults to 8 days, a day more than what Kafka keeps by default.
 	InboxRetention time.Duration
 }
 
@@ -110,29 +110,19 @@ func (o *Outbox) PublishMessages(ctx context.Context, tx Execer, topic string, m
 }
 
 // Do runs f in a transaction with its publisher, and commits if f returns nil. The relays then take up what was
-// published without waiting for their next look; on PostgreSQL they are told in another transaction of begin, in the background,
-// whose context has the values of ctx.
+// published through p without waiting for their next look.
 func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx Tx, p bus.Publisher) error) error {
 	var w *writer
-	err := transact(ctx, begin, func(tx Tx, x Execer) error {
+	err := begin.run(ctx, func(tx Tx, x Execer) error {
 		w = &writer{outbox: o, tx: x}
 		return f(tx, bus.New(w, o.options...))
 	})
 	if err == nil && w.wrote {
-		announce(ctx, o, begin)
+		o.committed(ctx, func(ctx context.Context, text string) error {
+			return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, text) })
+		})
 	}
 	return err
-}
-
-// announce tells the relays of a commit; on PostgreSQL in a transaction of its own, in the background, with the values of ctx.
-func announce[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx]) {
-	ctx = context.WithoutCancel(ctx)
-	o.committed(func(bound context.Context, channel string) error {
-		ctx, cancel := context.WithTimeout(ctx, announceTimeout)
-		defer cancel()
-		defer context.AfterFunc(bound, cancel)()
-		return begin(ctx, func(_ Tx, x Execer) error { return o.notify(ctx, x, channel) })
-	})
 }
 
 // Committed tells the relays that a transaction has committed which published something: those of this process at once,
@@ -143,7 +133,7 @@ func (o *Outbox) Committed(db Execer) {
 		o.wake()
 		return
 	}
-	o.committed(func(ctx context.Context, text string) error { return o.notify(ctx, db, text) })
+	o.committed(context.Background(), func(ctx context.Context, text string) error { return o.notify(ctx, db, text) })
 }
 
 func (o *Outbox) notify(ctx context.Context, x Execer, channel string) error {
@@ -151,10 +141,16 @@ func (o *Outbox) notify(ctx context.Context, x Execer, channel string) error {
 	return err
 }
 
-func (o *Outbox) committed(notify func(ctx context.Context, channel string) error) {
+// committed tells the relays, with the values of ctx.
+func (o *Outbox) committed(ctx context.Context, notify func(ctx context.Context, channel string) error) {
 	o.wake()
 	if o.dialect == Postgres {
-		o.announcer.announce(func(ctx context.Context) error { return notify(ctx, o.Channel()) })
+		ctx = context.WithoutCancel(ctx)
+		o.announcer.announce(func(timeout time.Duration) error {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			return notify(ctx, o.Channel())
+		})
 	}
 }
 

@@ -3,10 +3,14 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"errors"
 )
 
 // Transactor runs f in a transaction of the user's library: it begins one, calls f with it, commits if f returns nil, and
-// rolls back if f fails or panics. Execer is the same transaction as the outbox uses it. f is called once. [SQL] makes one
+// rolls back if f fails or panics. Execer is the same transaction as the outbox uses it. f is called once.
+//
+// It is called concurrently. On PostgreSQL [Do] and [Once] also call it after a commit, in another goroutine, to tell relays in other
+// processes that something was published; that context has the values of theirs, and an end of its own. [SQL] makes a transactor
 // for database/sql; for GORM it is
 //
 //	func(ctx context.Context, f func(*gorm.DB, outbox.Execer) error) error {
@@ -14,15 +18,18 @@ import (
 //	}
 type Transactor[Tx any] func(ctx context.Context, f func(tx Tx, x Execer) error) error
 
-// transact calls begin. What f returned counts, also if begin does not return it.
-func transact[Tx any](ctx context.Context, begin Transactor[Tx], f func(tx Tx, x Execer) error) error {
-	var failed error
+var errNotRun = errors.New("outbox: the transactor reports success, and its function did not come to its end")
+
+// run is begin, whose word is not taken for it that f succeeded: one that rolls back may not say why.
+func (begin Transactor[Tx]) run(ctx context.Context, f func(tx Tx, x Execer) error) error {
+	failed := errNotRun
 	err := begin(ctx, func(tx Tx, x Execer) error {
+		failed = errNotRun
 		failed = f(tx, x)
 		return failed
 	})
 	if err == nil {
-		return failed
+		err = failed
 	}
 	return err
 }

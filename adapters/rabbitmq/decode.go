@@ -1,7 +1,6 @@
 package rabbitmq
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -136,6 +135,6 @@ func addHeaders(m *bus.Message, rest []header, order []any) {
 // of this delivery: when the message is delivered again, it has another.
 func identify(m *bus.Message, topic string, t bus.Token) {
 	if m.ID == "" {
-		m.ID = bus.TransientID(fmt.Sprintf("%s/%d/%x-%d", topic, t.Lane, t.Epoch, t.Position))
+		m.ID = bus.TransientID(topic, t)
 	}
 }

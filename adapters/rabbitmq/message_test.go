@@ -291,3 +291,15 @@ func TestBrokersHeadersStayTheBrokers(t *testing.T) {
 		ps[0].Delivery = dst[0]
 	}
 }
+
+// What came without an id has one of its delivery, which says so; one that the publisher gave stays.
+func TestIdentify(t *testing.T) {
+	for _, d := range []*amqp.Delivery{{}, {MessageId: "7"}, {Headers: amqp.Table{"cloudEvents_id": "7"}}} {
+		m := decode(d)
+		foreign := m.ID == ""
+		identify(m, "t", bus.Token{Epoch: 1, Position: 1})
+		if bus.IsTransientID(m.ID) != foreign || !foreign && m.ID != "7" || foreign != (d.MessageId == "" && len(d.Headers) == 0) {
+			t.Errorf("%+v: %q", d, m.ID)
+		}
+	}
+}

@@ -163,7 +163,7 @@ func (s *source) deliver(w *message.Message, m *bus.Message) bus.Delivery {
 	s.open[s.position] = w
 	s.position++
 	if m.ID == "" { // a foreign message; Watermill has no place that lasts, so a repeat has another id
-		m.ID = bus.TransientID(fmt.Sprintf("%s/%x-%d", s.topic, t.Epoch, t.Position))
+		m.ID = bus.TransientID(s.topic, t)
 	}
 	if m.Time.IsZero() {
 		m.Time = time.Now()
