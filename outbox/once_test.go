@@ -313,6 +313,32 @@ func TestConflictsAreRunAgain(t *testing.T) {
 	}
 }
 
+// TestConflictsInTheBusAreRunAgain without a try of the policy, and leave nothing of the run before.
+func TestConflictsInTheBusAreRunAgain(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		b := openBus(t, s.inBusURL(t))
+		topic, e := unique("orders"), s.effects(t, false)
+		var runs atomic.Int64
+		r := router.New(b, "billing", router.Policy{Retry: router.Never})
+		r.Handle(topic, outbox.OnceInBus(outbox.SQL(s.db, nil), func(ctx context.Context, tx *sql.Tx, p placed) error {
+			if err := e.apply(ctx, tx, p); err != nil {
+				return err
+			}
+			if runs.Add(1) <= 2 {
+				return sqlStateError("40001")
+			}
+			return nil
+		}))
+		running(t, r)
+		msgs, sum := orders(1)
+		if err := b.PublishMessages(t.Context(), topic, msgs...); err != nil {
+			t.Fatal(err)
+		}
+		e.await(t, b, topic, "billing", 1)
+		e.judge(t, b, 1, sum)
+	})
+}
+
 // TestConflictsOfDatabases: of two transactions at once, one must wait for the other's commit and then cannot go on. It is run again, and
 // costs no try.
 func TestConflictsOfDatabases(t *testing.T) {
