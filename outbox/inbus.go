@@ -15,7 +15,8 @@ import (
 //
 // h runs first. Then, as the last statements before the commit, the message is settled and the outputs are appended to the bus's log; so
 // a slow h holds nobody up. A lane that went to another member while h ran rolls the transaction back. h is called again
-// where that is needed to create a topic, and must write through tx and not commit it.
+// where that is needed to create a topic, and after a conflict with other transactions as by [Once]. It must write through tx and not commit it,
+// and return what its statements return.
 //
 // Unlike [Once], it does not look at ids: a message that was published twice is handled twice.
 //

@@ -6,9 +6,11 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -183,37 +185,38 @@ func (nowhere) ExecContext(context.Context, string, ...any) (sql.Result, error) 
 
 // TestTransactorHasTheValuesOfTheContext where relays are told of a commit, too; and they are told of nothing if nothing was written.
 func TestTransactorHasTheValuesOfTheContext(t *testing.T) {
-	o, err := outbox.New(outbox.Postgres, outbox.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tenants := make(chan any, 10)
-	begin := func(ctx context.Context, f func(nowhere, outbox.Execer) error) error {
-		tenants <- ctx.Value(tenantKey{})
-		return f(nowhere{}, nowhere{})
-	}
-	for _, tenant := range []string{"quiet", "acme"} {
-		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), tenantKey{}, tenant))
-		err := outbox.Do(ctx, o, begin, func(_ nowhere, p bus.Publisher) error {
-			if tenant == "quiet" {
-				return nil
+	for _, writes := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			o, err := outbox.New(outbox.Postgres, outbox.Config{})
+			if err != nil {
+				t.Fatal(err)
 			}
-			return p.Publish(ctx, "t", placed{})
+			var tenants []any
+			begin := func(ctx context.Context, f func(nowhere, outbox.Execer) error) error {
+				tenants = append(tenants, ctx.Value(tenantKey{}))
+				return errors.Join(f(nowhere{}, nowhere{}), ctx.Err())
+			}
+			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), tenantKey{}, "acme"))
+			err = outbox.Do(ctx, o, begin, func(_ nowhere, p bus.Publisher) error {
+				if !writes {
+					return nil
+				}
+				return p.Publish(ctx, "t", placed{})
+			})
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second) // of the bubble: the outbox is done with it by then
+			synctest.Wait()
+			want := []any{"acme"}
+			if writes {
+				want = []any{"acme", "acme"}
+			}
+			if !slices.Equal(tenants, want) {
+				t.Errorf("writes %v: %v", writes, tenants)
+			}
 		})
-		cancel()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for i, want := range []string{"quiet", "acme", "acme"} {
-		select {
-		case got := <-tenants:
-			if got != want {
-				t.Errorf("call %d: %v, want %s", i, got, want)
-			}
-		case <-time.After(patience):
-			t.Fatalf("there was no call %d", i)
-		}
 	}
 }
 
@@ -308,6 +311,32 @@ func TestConflictsAreRunAgain(t *testing.T) {
 			t.Errorf("%v: %v after %d calls, want %d; %d successes, %d outputs", tc.err, err, calls, tc.calls, succeeded, outputs)
 		}
 	}
+}
+
+// TestConflictsInTheBusAreRunAgain without a try of the policy, and leave nothing of the run before.
+func TestConflictsInTheBusAreRunAgain(t *testing.T) {
+	databases(t, func(t *testing.T, s *store) {
+		b := openBus(t, s.inBusURL(t))
+		topic, e := unique("orders"), s.effects(t, false)
+		var runs atomic.Int64
+		r := router.New(b, "billing", router.Policy{Retry: router.Never})
+		r.Handle(topic, outbox.OnceInBus(outbox.SQL(s.db, nil), func(ctx context.Context, tx *sql.Tx, p placed) error {
+			if err := e.apply(ctx, tx, p); err != nil {
+				return err
+			}
+			if runs.Add(1) <= 2 {
+				return sqlStateError("40001")
+			}
+			return nil
+		}))
+		running(t, r)
+		msgs, sum := orders(1)
+		if err := b.PublishMessages(t.Context(), topic, msgs...); err != nil {
+			t.Fatal(err)
+		}
+		e.await(t, b, topic, "billing", 1)
+		e.judge(t, b, 1, sum)
+	})
 }
 
 // TestConflictsOfDatabases: of two transactions at once, one must wait for the other's commit and then cannot go on. It is run again, and
