@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 )
 
 // ending is called when a handler's call has ended: with nil when its outputs are published, and then failed, if it is
@@ -42,9 +43,7 @@ func onEnding(ctx context.Context, f ending) error {
 	if h == nil {
 		return errors.New("on success: this context is not a handler's")
 	}
-	for h.outer != nil {
-		h = h.outer
-	}
+	h = h.root()
 	if h.direct {
 		return f(ctx, nil, nil)
 	}
@@ -60,11 +59,21 @@ func onEnding(ctx context.Context, f ending) error {
 // conclude tells everybody how the call has ended. The first error is the call's.
 func conclude(ctx context.Context, endings []ending, err error, failed func(id string) bool) error {
 	for _, f := range endings {
-		if e := f(ctx, err, failed); e != nil && err == nil {
+		if e := f.call(ctx, err, failed); e != nil && err == nil {
 			err = fmt.Errorf("after success: %w", e)
 		}
 	}
 	return err
+}
+
+// call makes an error of a panic: no handler is around it any more that would.
+func (f ending) call(ctx context.Context, err error, failed func(id string) bool) (ferr error) {
+	defer func() {
+		if p := recover(); p != nil {
+			ferr = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f(ctx, err, failed)
 }
 
 // Savepoint is for middleware that calls a handler again, or makes something else of its failure: rollback takes back
@@ -75,55 +84,78 @@ func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
 	if h == nil {
 		return func(...*Message) {}
 	}
-	out, endings := 0, 0
-	if p := h.promised.Load(); p != nil {
-		p.mu.Lock()
-		out, endings = len(p.out), len(p.endings)
-		p.mu.Unlock()
-	}
+	root := h.root() // which has the endings of all
+	out, _ := h.promisedSoFar()
+	_, endings := root.promisedSoFar()
 	return func(of ...*Message) {
 		if h.batch {
 			h.takeBackOf(out, of)
 			return
 		}
-		_ = conclude(h.Context, h.takeBack(out, endings), errDiscarded, nil)
+		h.takeBackOutputs(out)
+		if !root.batch {
+			_ = conclude(h.Context, root.takeBackEndings(endings), errDiscarded, nil)
+		}
 	}
 }
 
-func (h *Handling) takeBack(out, endings int) []ending {
+// root is the whole handler's handling.
+func (h *Handling) root() *Handling {
+	for h.outer != nil {
+		h = h.outer
+	}
+	return h
+}
+
+func (h *Handling) promisedSoFar() (out, endings int) {
 	p := h.promised.Load()
 	if p == nil {
-		return nil
+		return 0, 0
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.done {
-		return nil
+	return len(p.out), len(p.endings)
+}
+
+// undo changes what was promised, unless the call is over.
+func (h *Handling) undo(change func(p *promises)) {
+	p := h.promised.Load()
+	if p == nil {
+		return
 	}
-	dropped := append([]ending(nil), p.endings[endings:]...)
-	clear(p.out[out:])
-	p.out, p.endings = p.out[:out], p.endings[:endings]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.done {
+		change(p)
+	}
+}
+
+func (h *Handling) takeBackOutputs(out int) {
+	h.undo(func(p *promises) {
+		clear(p.out[out:])
+		p.out = p.out[:out]
+	})
+}
+
+func (h *Handling) takeBackEndings(endings int) (dropped []ending) {
+	h.undo(func(p *promises) {
+		dropped = append(dropped, p.endings[endings:]...)
+		p.endings = p.endings[:endings]
+	})
 	return dropped
 }
 
 func (h *Handling) takeBackOf(out int, of []*Message) {
-	p := h.promised.Load()
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.done {
-		return
-	}
-	kept := p.out[:out]
-	for _, e := range p.out[out:] {
-		if !isOf(e.cause, of) {
-			kept = append(kept, e)
+	h.undo(func(p *promises) {
+		kept := p.out[:out]
+		for _, e := range p.out[out:] {
+			if !isOf(e.cause, of) {
+				kept = append(kept, e)
+			}
 		}
-	}
-	clear(p.out[len(kept):])
-	p.out = kept
+		clear(p.out[len(kept):])
+		p.out = kept
+	})
 }
 
 func isOf(cause string, of []*Message) bool {

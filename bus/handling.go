@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Handling is the context of one call of a handler: it knows the delivery, and keeps what the handler emits until
@@ -157,6 +158,12 @@ func (h *Handling) PublishMessages(ctx context.Context, topic string, msgs ...*M
 		return h.bus.PublishMessages(ctx, topic, msgs...)
 	}
 	addOutgoing(ctx, msgs) // now, because the middleware's context ends before the handler's outputs are published
+	now := time.Now()
+	for _, m := range msgs { // now, too: it is this message's failure, and not that of all that end together
+		if err := h.bus.complete(m, now); err != nil {
+			return fmt.Errorf("emit %q: %w", topic, err)
+		}
+	}
 	return h.emit(topic, msgs...)
 }
 
@@ -183,29 +190,57 @@ func (h *Handling) emit(topic string, msgs ...*Message) error {
 
 // Flush publishes what was emitted, one call for each run of messages to one topic, then calls what [OnSuccess] and
 // [OnEnd] were given, and ends the call: no Emit succeeds after it. In a batch, failed names the messages whose outputs
-// are dropped; it may be nil.
+// are dropped; it may be nil. What cannot be published is an [*OutputsError] there, and nothing more is published of the
+// messages that it is about.
 func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error {
 	out, endings := h.end()
-	return conclude(ctx, endings, h.publish(ctx, out, failed), failed)
+	err := h.publish(ctx, out, failed)
+	if part, ok := err.(*OutputsError); ok { //nolint:errorlint // as publish made it
+		if ended := conclude(ctx, endings, nil, func(id string) bool { return failed != nil && failed(id) || part.causes[id] != nil }); ended != nil {
+			return ended
+		}
+		return err
+	}
+	return conclude(ctx, endings, err, failed)
 }
 
 func (h *Handling) publish(ctx context.Context, out []emitted, failed func(id string) bool) error {
+	var part *OutputsError
 	for len(out) > 0 {
 		topic := out[0].topic
 		n := 0
-		msgs := make([]*Message, 0, len(out))
+		run := make([]emitted, 0, len(out))
 		for n < len(out) && out[n].topic == topic {
-			if e := out[n]; failed == nil || !failed(e.cause) {
-				msgs = append(msgs, e.msg)
+			if e := out[n]; (failed == nil || !failed(e.cause)) && (part == nil || part.causes[e.cause] == nil) {
+				run = append(run, e)
 			}
 			n++
 		}
 		out = out[n:]
-		if err := h.bus.PublishMessages(ctx, topic, msgs...); err != nil {
+		err := h.publishRun(ctx, topic, run)
+		switch {
+		case err == nil:
+		case !h.batch:
 			return fmt.Errorf("emit: %w", err)
+		default:
+			if part == nil {
+				part = &OutputsError{map[string]error{}}
+			}
+			part.add(run, err)
 		}
 	}
+	if part != nil {
+		return part
+	}
 	return nil
+}
+
+func (h *Handling) publishRun(ctx context.Context, topic string, run []emitted) error {
+	msgs := make([]*Message, len(run))
+	for i := range run {
+		msgs[i] = run[i].msg
+	}
+	return h.bus.PublishMessages(ctx, topic, msgs...)
 }
 
 // Discard ends the call without publishing: what was emitted is dropped.

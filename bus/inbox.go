@@ -96,12 +96,30 @@ func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
 		switch {
 		case err == nil:
 			pause.reset()
-		case ctx.Err() != nil || errors.Is(err, ErrClosed):
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrClosed):
+			b.options.logger.Error("the driver has closed the inbox for replies; the next request opens another", "topic", o.name, "err", err)
+			in.lose(ctx, o)
 			return
 		default:
 			b.options.logger.Warn("receiving replies failed; trying again", "topic", o.name, "err", err)
 			pause.wait(ctx)
 		}
+	}
+}
+
+// lose has the next request open another inbox, and ends those that wait for replies in this one.
+func (in *inbox) lose(ctx context.Context, o *opening) {
+	_ = o.source.Close(ctx) // it is closed already
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.opening == o && !in.closed {
+		in.opening = nil
+	}
+	for id, reply := range in.waiting {
+		close(reply)
+		delete(in.waiting, id)
 	}
 }
 

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // Reply makes a handler that answers requests ([Request]): the result of h is emitted to the topic that the request
@@ -34,10 +35,19 @@ func (r replier[Req, Resp]) Handle(ctx context.Context, m *Message) error {
 		if to == "" {
 			return nil
 		}
-		return emitReply(ctx, to, resp, m)
+		if err = emitReply(ctx, to, resp, m); !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrInvalid) || IsPermanent(err) {
+			return err
+		}
+		err = Permanent(fmt.Errorf("the reply cannot be published: %w", err))
 	}
 	refusal := refusalOf(err)
-	if to == "" || refusal == nil {
+	switch {
+	case refusal == nil:
+		return err
+	case to == "":
+		if _, final := errors.AsType[*ReplyError](err); final && !IsIgnored(err) {
+			return Permanent(err)
+		}
 		return err
 	}
 	rollback()

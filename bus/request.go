@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -89,10 +90,25 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 	}
 	select {
 	case r := <-reply:
-		return r, nil
+		return arrived(r)
 	case <-b.closed:
-		return nil, ErrClosed
+		err = ErrClosed
 	case <-ctx.Done():
-		return nil, fmt.Errorf("no reply after %v: %w", time.Since(start).Round(time.Millisecond), context.Cause(ctx))
+		err = fmt.Errorf("no reply after %v (is there a handler for it, and is the request in its poison queue?): %w", time.Since(start).Round(time.Millisecond), context.Cause(ctx))
 	}
+	b.inbox.forget(m.ID)
+	select {
+	case r := <-reply: // at the same moment
+		return arrived(r)
+	default:
+		return nil, err
+	}
+}
+
+// arrived is what came for a request; nil if the inbox ended.
+func arrived(r *Message) (*Message, error) {
+	if r == nil {
+		return nil, errors.New("the driver has closed the inbox for replies; the next request opens another")
+	}
+	return r, nil
 }

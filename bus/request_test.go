@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -332,4 +333,148 @@ func ExampleRequest() {
 	// Output:
 	// 1299 <nil>
 	// no_sku - a quote is for something
+}
+
+// A reply that no broker would take is a refusal: silence would not tell the caller anything.
+func TestReplyThatCannotBePublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries := 0
+		b := bus.New(small{bustest.New(t).Driver()})
+		r := router.New(b, "pricing")
+		r.Handle("quotes", bus.Reply(func(context.Context, QuoteRequest) (string, error) {
+			tries++
+			return strings.Repeat("x", 2000), nil
+		}))
+		bustest.Run(t, r)
+		_, err := bus.Request[string](t.Context(), b, "quotes", QuoteRequest{})
+		if refused, ok := errors.AsType[*bus.ReplyError](err); !ok || refused.Code != "failed" || !strings.Contains(refused.Text, "1000") || tries != 1 {
+			t.Errorf("%v after %d tries", err, tries)
+		}
+	})
+}
+
+// small takes only small messages.
+type small struct{ bus.Driver }
+
+func (d small) Capabilities() bus.Capabilities {
+	c := d.Driver.Capabilities()
+	c.MaxMessage = 1000
+	return c
+}
+
+// A refusal is final, also if nobody has asked.
+func TestRefusalWithoutARequestIsNotRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries := 0
+		b := answering(t, func(context.Context, QuoteRequest) (Quote, error) {
+			tries++
+			return Quote{}, &bus.ReplyError{Code: "no_sku"}
+		})
+		if err := b.Publish(t.Context(), "quotes", QuoteRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if tries != 1 {
+			t.Errorf("%d tries", tries)
+		}
+	})
+}
+
+// A reply that comes at the moment in which the caller gives up is his, or it is counted as late.
+func TestRepliesAtTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := answering(t, func(context.Context, QuoteRequest) (Quote, error) {
+			time.Sleep(time.Second)
+			return Quote{}, nil
+		}, router.Workers(200))
+		if _, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{}); err != nil { // the inbox is open
+			t.Fatal(err)
+		}
+		var mu sync.Mutex
+		var group sync.WaitGroup
+		got := 0
+		for range 100 {
+			group.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, err := bus.Request[Quote](ctx, b, "quotes", QuoteRequest{}); err == nil {
+					mu.Lock()
+					got++
+					mu.Unlock()
+				}
+			})
+		}
+		group.Wait()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if late := int(b.LateReplies()); got+late != 100 {
+			t.Errorf("%d replies came in time and %d late, of 100", got, late)
+		}
+	})
+}
+
+// closing closes its first source when it is told to, as a driver that has lost its broker for good.
+type closing struct {
+	bus.Driver
+	subscribed int
+	lost       chan struct{}
+}
+
+type closingSource struct {
+	bus.Source
+	lost chan struct{}
+}
+
+func (d *closing) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	source, err := d.Driver.Subscribe(ctx, s, o)
+	if d.subscribed++; d.subscribed > 1 || err != nil {
+		return source, err
+	}
+	return &closingSource{source, d.lost}, nil
+}
+
+func (s *closingSource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.lost:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	n, err := s.Source.Receive(ctx, dst, maxBytes)
+	select {
+	case <-s.lost:
+		return n, bus.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+// An inbox that the driver has closed is not waited for: who waits is told, and the next request opens another.
+func TestInboxThatIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &closing{Driver: bustest.New(t).Driver(), lost: make(chan struct{})}
+		b := bus.New(d, bus.WithLogger(slog.New(slog.DiscardHandler)))
+		over := make(chan error, 1)
+		go func() {
+			_, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{})
+			over <- err
+		}()
+		synctest.Wait()
+		begun := time.Now()
+		close(d.lost)
+		if err := <-over; err == nil || time.Since(begun) > time.Second {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		answers := bus.New(d.Driver)
+		r := router.New(answers, "pricing")
+		r.Handle("quotes", bus.Reply(func(context.Context, QuoteRequest) (Quote, error) { return Quote{7}, nil }))
+		bustest.Run(t, r)
+		if q, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{}); err != nil || q.Cents != 7 {
+			t.Errorf("%v %v", q, err)
+		}
+	})
 }

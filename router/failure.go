@@ -126,6 +126,10 @@ func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 	d := t.h.Delivery
 	d.Message = d.Message.Clone()
 	d.Attempt += tries
+	if t.failure != nil {
+		told := *t.failure // the handler may keep it
+		d.Failure = &told
+	}
 	t.again = bus.NewHandling(t.lane.ctx, c.core.bus, d)
 }
 

@@ -13,14 +13,14 @@ import (
 //
 // What the handler says wins: [bus.Permanent], [bus.RetryAfter], [bus.Ignore].
 type Policy struct {
-	// Retry is the delay before each further try. Defaults to Exponential(50ms, 10min, 12). While a message waits,
+	// Retry is the delay before each further try. Defaults to Exponential(50ms, 10min, 18), which is about an hour. While a message waits,
 	// the later ones of its key wait behind it, and all others go on.
 	Retry Schedule
 	// MaxAge ends the tries at this age of the first failure. Defaults to none.
 	MaxAge time.Duration
 	// Permanent matches errors that no retry can help.
 	Permanent Match
-	// Ignore matches errors that count as success.
+	// Ignore matches errors that count as success, as if marked by [bus.Ignore].
 	Ignore Match
 	// Then is what follows the last try. Defaults to Poison.
 	Then Action
@@ -34,7 +34,7 @@ func (p Policy) root(_ *core, s *settings) { p.apply(s) }
 
 func (p Policy) withDefaults() Policy {
 	if p.Retry == nil {
-		p.Retry = Exponential(50*time.Millisecond, 10*time.Minute, 12)
+		p.Retry = Exponential(50*time.Millisecond, 10*time.Minute, 18)
 	}
 	return p
 }
@@ -64,7 +64,7 @@ var Never = Schedule{}
 // Exponential is a schedule of n delays that double from first up to most.
 func Exponential(first, most time.Duration, n int) Schedule {
 	s := make(Schedule, 0, max(n, 0))
-	for d := first; len(s) < n; d = min(2*d, most) {
+	for d := min(first, most); len(s) < n; d = min(2*d, most) {
 		s = append(s, d)
 	}
 	return s
@@ -167,6 +167,16 @@ const (
 	exhausted // by the policy's Then
 )
 
+// ignores says whether the policy takes an error for success, of which the handler has said nothing else.
+func (p *Policy) ignores(err error) bool {
+	if err == nil || p.Ignore == nil || bus.IsPermanent(err) || bus.IsIgnored(err) {
+		return false
+	}
+	_, later := bus.RetryDelay(err)
+	_, away := bus.UnavailableFor(err)
+	return !later && !away && p.Ignore(err)
+}
+
 // judge rules on a try's error. attempt is the number of the try, first the time of the first failure.
 func (p *Policy) judge(err error, attempt int, first, now time.Time) ruling {
 	switch {
@@ -176,13 +186,11 @@ func (p *Policy) judge(err error, attempt int, first, now time.Time) ruling {
 		return ruling{kind: exhausted, class: class(err, "permanent")}
 	}
 	delay, told := bus.RetryDelay(err)
-	if !told {
-		if p.Ignore.matches(err) {
-			return ruling{kind: succeeded}
-		}
-		if p.Permanent.matches(err) {
-			return ruling{kind: exhausted, class: class(err, "permanent")}
-		}
+	switch {
+	case p.ignores(err):
+		return ruling{kind: succeeded}
+	case !told && p.Permanent.matches(err):
+		return ruling{kind: exhausted, class: class(err, "permanent")}
 	}
 	if attempt > len(p.Retry) {
 		return ruling{kind: exhausted, class: class(err, "retries exhausted")}

@@ -206,9 +206,6 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 			errs = append(errs, fmt.Errorf("two handlers are named %q: set router.Name", r.name))
 		}
 		names[r.name] = true
-		if r.policy.KeyWaits && !c.bus.Driver().Capabilities().Parking {
-			errs = append(errs, fmt.Errorf("handler %s: Policy.KeyWaits needs a broker that parks messages; %s cannot", r.name, c.bus.Driver().Capabilities().Broker))
-		}
 		k := subscriptionKey{r.group, r.topic}
 		if shared[k] == nil {
 			order = append(order, k)
@@ -224,6 +221,10 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 		}
 		cfg, from, err := subscriptionSettings(shared[k])
 		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := cfg.keyWaits(shared[k], c.bus.Driver().Capabilities()); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -266,6 +267,30 @@ func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, 
 	}
 	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value, guarantee: guarantee.value}
 	return cfg, start.value, errors.Join(errs...)
+}
+
+// keyWaits says why keys cannot wait for messages in the poison queue, if a policy wants it.
+func (cfg *consumerConfig) keyWaits(routes []*Route, has bus.Capabilities) error {
+	var errs []error
+	for _, r := range routes {
+		why := ""
+		switch {
+		case !r.policy.KeyWaits:
+			continue
+		case !has.Parking:
+			why = "a broker that parks messages; " + has.Broker + " cannot"
+		case cfg.unordered:
+			why = "messages to come in order; take away Unordered"
+		case cfg.guarantee == AtMostOnce:
+			why = "messages that are settled after they were handled; take away Guarantee(AtMostOnce)"
+		case r.policy.Then != Poison:
+			why = "messages that go into the poison queue; take away Policy.Then"
+		default:
+			continue
+		}
+		errs = append(errs, fmt.Errorf("handler %s: Policy.KeyWaits needs %s", r.name, why))
+	}
+	return errors.Join(errs...)
 }
 
 // joining says whether handlers settle in their own transactions, or why they cannot. These settle everything exactly once.

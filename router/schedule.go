@@ -64,7 +64,7 @@ func (c *consumer) wakeWorker() {
 	case c.idle > 0:
 		c.work.Signal()
 	case len(c.workers) < c.cfg.workers:
-		w := &worker{c: c, at: -1}
+		w := &worker{c: c, at: -1, ids: map[string]bool{}}
 		c.workers = append(c.workers, w)
 		c.running++
 		go w.run()
@@ -179,7 +179,8 @@ func (c *consumer) takeBatch(w *worker) bool {
 		if !c.due(q) {
 			continue
 		}
-		for q.n > 0 && len(w.many) < q.fill.n {
+		clear(w.ids)
+		for q.n > 0 && len(w.many) < q.fill.n && !w.ids[q.first.h.Delivery.ID] {
 			t := q.pop()
 			if t.lane.gone {
 				c.drop(t)
@@ -187,6 +188,7 @@ func (c *consumer) takeBatch(w *worker) bool {
 			}
 			t.lane.busy++
 			w.many = append(w.many, t)
+			w.ids[t.h.Delivery.ID] = true
 		}
 		if q.n > 0 && q.fill.wait > 0 {
 			q.since = time.Now()

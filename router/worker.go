@@ -25,8 +25,11 @@ type worker struct {
 
 	// Or a batch.
 	many []*task
-	now  []*task // being handled
-	done []*task // handled, to be handed back
+	ids  map[string]bool // of many: outputs go by ids, so none is in a batch twice
+	now  []*task         // being handled
+	done []*task         // handled, to be handed back
+
+	handling *bus.Handling // of the batch
 
 	goexit *PanicError // how the handler ended the goroutine
 
@@ -118,15 +121,22 @@ func (w *worker) ended() {
 	c := w.c
 	if w.at >= 0 || len(w.now) > 0 {
 		if w.at >= 0 {
+			h := w.tasks[w.at].h
+			h.Discard()
+			w.observed(h, h.Delivery, 1, time.Now(), w.goexit)
 			c.rule(w.tasks[w.at], w.goexit)
 			w.finished.Or(1 << w.at)
 			w.at = -1
+		}
+		if w.handling != nil {
+			w.handling.Discard()
+			w.observed(w.handling, w.handling.Delivery, len(w.now), time.Now(), w.goexit)
 		}
 		for _, t := range w.now {
 			c.rule(t, w.goexit)
 			w.done = append(w.done, t)
 		}
-		w.now = nil
+		w.now, w.handling = nil, nil
 		go w.run()
 		return
 	}
@@ -158,6 +168,9 @@ func (w *worker) handle(t *task) {
 	}
 	start := w.clock()
 	err := w.call(h, t.route, t.h.Delivery.Message)
+	if t.route.policy.ignores(err) {
+		err = bus.Ignore(err)
+	}
 	if err == nil || bus.IsIgnored(err) {
 		if ferr := c.conclude(t, h); ferr != nil {
 			err = ferr
@@ -207,25 +220,34 @@ func (w *worker) handleBatch(batch []*task) {
 	if tasks[0].route.joining != nil {
 		h.SetJoiner(c.join(tasks))
 	}
-	w.now = append(w.now[:0], tasks...)
+	w.now, w.handling = append(w.now[:0], tasks...), h
 	start := w.clock()
 	err := w.callBatch(h, tasks[0].route, msgs)
 	errs := bus.Outcomes(err, len(msgs))
 	failed := map[string]bool{}
 	for i, e := range errs {
-		if e != nil && !bus.IsIgnored(e) {
+		switch {
+		case tasks[i].route.policy.ignores(e):
+			errs[i] = bus.Ignore(e)
+		case e != nil && !bus.IsIgnored(e):
 			failed[msgs[i].ID] = true
 		}
 	}
 	if ferr := c.concludeBatch(ctx, tasks, h, failed); ferr != nil {
-		for i := range errs {
-			if errs[i] == nil {
+		part, _ := ferr.(*bus.OutputsError) //nolint:errorlint // as Flush made it
+		for i, e := range errs {
+			if e != nil && !bus.IsIgnored(e) {
+				continue
+			}
+			if part == nil {
 				errs[i] = ferr
+			} else if oerr := part.Of(msgs[i]); oerr != nil {
+				errs[i] = oerr
 			}
 		}
 	}
 	w.observed(h, shared, len(msgs), start, err)
-	w.now = w.now[:0]
+	w.now, w.handling = w.now[:0], nil
 	for i, t := range tasks {
 		if errs[i] != nil && ctx.Err() != nil && !t.joined {
 			t.stale = true // by another's lane, if not by its own
@@ -283,6 +305,7 @@ func (w *worker) call(ctx context.Context, r *Route, m *bus.Message) (err error)
 	returned := false
 	defer w.recovered(&returned, &err)
 	err = r.handler.Handle(ctx, m)
+	spell(err)
 	returned = true
 	return err
 }
@@ -296,8 +319,16 @@ func (w *worker) callBatch(ctx context.Context, r *Route, ms []*bus.Message) (er
 	returned := false
 	defer w.recovered(&returned, &err)
 	err = r.batch.HandleBatch(ctx, ms)
+	spell(err)
 	returned = true
 	return err
+}
+
+// spell asks an error for its text where a panic is still the handler's: a nil pointer in an error is a common mistake.
+func spell(err error) {
+	if err != nil {
+		_ = err.Error()
+	}
 }
 
 // recovered is deferred around a call. A Goexit cannot be stopped here: the goroutine ends, and another goes on.
