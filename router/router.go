@@ -273,7 +273,7 @@ func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, 
 func (cfg *consumerConfig) keyWaits(routes []*Route, has bus.Capabilities) error {
 	var errs []error
 	for _, r := range routes {
-		why := ""
+		var why string
 		switch {
 		case !r.policy.KeyWaits:
 			continue
