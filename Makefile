@@ -7,7 +7,7 @@ BASE ?= HEAD~1
 COUNT ?= 6
 PATHS ?=
 BENCHFLAGS ?=
-TORTURE ?= TestTorture|TestCleanStops|TestKilledInbox|TestLongTransaction|TestWritersDoNotNotice
+TORTURE ?= TestTorture|TestCleanStops|TestKilledInbox|TestLongTransaction|TestWritersDoNotNotice|TestPreparedOutlivesTheServer
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
 

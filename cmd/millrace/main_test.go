@@ -25,6 +25,8 @@ func TestCommands(t *testing.T) {
 		{"help", exitOK, "conformance", ""},
 		{"poison --help", exitOK, "replay", ""},
 		{"poison", exitUsage, "", "usage: millrace poison"},
+		{"outbox --help", exitOK, "migrate", ""},
+		{"outbox retry --help", exitOK, "", "-broker"},
 		{"nonsense", exitUsage, "", `unknown command "nonsense"`},
 		{"version", exitOK, "millrace", ""},
 		{"conformance", exitUsage, "", "--url is missing"},

@@ -6,21 +6,38 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// verbs are what can be done with an outbox.
-var verbs = []string{"status", "retry", "prune", "migrate"}
+// outboxActions are the words behind `millrace outbox`.
+var outboxActions = []struct{ name, summary string }{
+	{"status", "count what waits, what is parked, and who relays"},
+	{"retry", "put what was refused back into the outbox"},
+	{"prune", "forget old ids of handled messages"},
+	{"migrate", "create the tables, or bring them to this program's version"},
+}
+
+func outboxHelp(w io.Writer) {
+	fmt.Fprintln(w, "usage: millrace outbox ACTION --url URL [flags]")
+	for _, a := range outboxActions {
+		fmt.Fprintf(w, "  %-8s %s\n", a.name, a.summary)
+	}
+	fmt.Fprintln(w, "millrace outbox ACTION -h shows an action's flags.")
+}
 
 func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	verb := ""
-	if len(args) > 0 {
-		verb, args = args[0], args[1:]
+	switch {
+	case len(args) == 0:
+		outboxHelp(stderr)
+		return exitUsage
+	case wantsHelp(args[0]):
+		outboxHelp(stdout)
+		return exitOK
 	}
-	fs := flag.NewFlagSet("outbox "+verb, flag.ContinueOnError)
+	action, args := args[0], args[1:]
+	fs := flag.NewFlagSet("outbox "+action, flag.ContinueOnError)
 	url := fs.String("url", "", "the `URL` of the database that the outbox is in; required")
 	var t tables
 	t.flags(fs)
@@ -28,7 +45,7 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	var broker string
 	var retention time.Duration
 	var run func(context.Context, *database) error
-	switch verb {
+	switch action {
 	case "status":
 		fs.BoolVar(&asJSON, "json", false, "print one object")
 		run = func(ctx context.Context, d *database) error { return printStatus(ctx, d, asJSON, stdout) }
@@ -45,25 +62,26 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	case "migrate":
 		run = func(ctx context.Context, d *database) error { return d.outbox.Migrate(ctx, d.db) }
 	default:
-		fmt.Fprintf(stderr, "millrace outbox: %q: want one of %s\n", verb, strings.Join(verbs, ", "))
+		fmt.Fprintf(stderr, "millrace outbox: unknown action %q\n", action)
+		outboxHelp(stderr)
 		return exitUsage
 	}
 	if code, done := parse(fs, args, stderr); done {
 		return code
 	}
 	if *url == "" {
-		fmt.Fprintf(stderr, "millrace outbox %s: --url is missing, such as --url postgres://localhost/shop\n", verb)
+		fmt.Fprintf(stderr, "millrace outbox %s: --url is missing, such as --url postgres://localhost/shop\n", action)
 		return exitUsage
 	}
 	t.retention = retention
 	d, err := openDatabase(ctx, *url, t)
 	if err != nil {
-		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", verb, err)
+		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", action, err)
 		return exitUsage
 	}
 	defer d.close()
 	if err := run(ctx, d); err != nil {
-		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", verb, err)
+		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", action, err)
 		return exitFail
 	}
 	return exitOK

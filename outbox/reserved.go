@@ -1,0 +1,12 @@
+package outbox
+
+import "strings"
+
+// reserved are the words that PostgreSQL, up to version 17, takes for no schema's name without quotes.
+var reserved = strings.Fields(`
+all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation column concurrently constraint create
+cross current_catalog current_date current_role current_schema current_time current_timestamp current_user default deferrable desc distinct do else end
+except false fetch for foreign freeze from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
+localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references returning right select session_user
+similar some symmetric system_user table tablesample then to trailing true union unique user using variadic verbose when where window with
+`)
