@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ type Outbox struct {
 // Config configures an outbox. A field that is zero has its default. Writers, relays and inboxes that belong together
 // need the same Schema and Prefix.
 type Config struct {
-	// Schema is where the tables are, on PostgreSQL: small letters, digits and _, and no reserved word. Migrate creates it if need be.
+	// Schema is where the tables are, on PostgreSQL: small letters, digits and _. Migrate creates it if need be.
 	// Defaults to "": where the connection's search_path says.
 	Schema string
 	// Prefix comes before the tables' names: small letters, digits and _. Defaults to "millrace_", which makes
@@ -74,9 +73,6 @@ func New(d Dialect, c Config, opts ...bus.Option) (*Outbox, error) {
 		}
 		if err := checkName("Schema", c.Schema); err != nil {
 			return nil, err
-		}
-		if slices.Contains(reserved, c.Schema) {
-			return nil, invalid("Schema is %q, which is a reserved word of PostgreSQL: use another name", c.Schema)
 		}
 		prefix = c.Schema + "." + c.Prefix
 	}

@@ -120,7 +120,6 @@ func TestConfig(t *testing.T) {
 		{0, outbox.Config{}, "the dialect is Dialect(0): want Postgres, MySQL or SQLite"},
 		{outbox.MySQL, outbox.Config{Schema: "x"}, `Schema is "x": only PostgreSQL has schemas`},
 		{outbox.Postgres, outbox.Config{Schema: "X;"}, `Schema is "X;"`},
-		{outbox.Postgres, outbox.Config{Schema: "user"}, `Schema is "user", which is a reserved word`},
 		{outbox.Postgres, outbox.Config{Prefix: "1"}, `Prefix is "1"`},
 		{outbox.Postgres, outbox.Config{InboxRetention: time.Second}, "InboxRetention is 1s: want at least 1m"},
 	} {
