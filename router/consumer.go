@@ -75,6 +75,7 @@ type consumer struct {
 	fetches         *sync.Cond // parked messages are due, or draining
 	parksEnded      bool       // nothing more will be parked
 	parked          chan struct{}
+	poisoning       sync.WaitGroup // parked messages whose poison entries are being written
 
 	// Settling.
 	done      []*task

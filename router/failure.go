@@ -44,7 +44,7 @@ func (c *consumer) rule(t *task, err error) {
 	}
 	now := time.Now()
 	first := now
-	if t.failure != nil {
+	if t.failure != nil && !t.failure.First.IsZero() { // a replay begins anew
 		first = t.failure.First
 	}
 	ruling := r.policy.judge(err, t.h.Delivery.Attempt, first, now)
@@ -97,9 +97,22 @@ func (c *consumer) rule(t *task, err error) {
 // failed notes a try that failed.
 func (t *task) failed(err error, now time.Time) {
 	if t.failure == nil {
-		t.failure = &bus.Failure{First: now}
+		t.failure = &bus.Failure{}
 	}
-	t.failure.Text, t.failure.Last, t.failure.Attempts = err.Error(), now, t.h.Delivery.Attempt
+	if t.failure.First.IsZero() {
+		t.failure.First = now
+	}
+	t.failure.Text, t.failure.Last, t.failure.Attempts = textOf(err), now, t.h.Delivery.Attempt
+}
+
+// textOf is an error's text, within bounds: it travels with the message, for which brokers have a limit.
+func textOf(err error) string {
+	const most = 16 << 10 // bytes
+	text := err.Error()
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
 }
 
 // staleDelay is after what time a message is tried again that was stale: its lane may just be going.

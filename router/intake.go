@@ -179,7 +179,7 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	case t.h.Delivery.Type == bus.TypeCancellation:
 		c.cancelDelayed(t)
 		return
-	case t.route == nil && c.cfg.strict:
+	case t.route == nil && (c.cfg.strict || t.replayed()): // what was replayed must not be lost because nobody takes it any more
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
 		c.skipped++
@@ -226,9 +226,16 @@ func (c *consumer) postpone(t *task) bool {
 	return true
 }
 
+// replayed says whether the message has come from the poison queue.
+func (t *task) replayed() bool { f := t.h.Delivery.Failure; return f != nil && f.Replays > 0 }
+
 // refuse sends a task to the poison queue that no handler is called for.
 func (t *task) refuse(class string, err error) {
-	t.failure = &bus.Failure{Class: class, Text: err.Error(), First: t.h.Delivery.FirstSeen, Last: t.h.Delivery.FirstSeen}
+	replays := 0
+	if t.replayed() {
+		replays = t.h.Delivery.Failure.Replays
+	}
+	t.failure = &bus.Failure{Class: class, Text: textOf(err), First: t.h.Delivery.FirstSeen, Last: t.h.Delivery.FirstSeen, Replays: replays}
 	t.entry = t.poisonEntry(t.h.Delivery.FirstSeen)
 }
 

@@ -136,7 +136,7 @@ func (p *parkingLot) wait(e *parkedMessage) {
 // dropGone forgets what is parked in lanes that are gone.
 func (p *parkingLot) dropGone() {
 	var gone []*parkedMessage
-	for _, e := range p.waiting {
+	for _, e := range p.stored { // also those that are being fetched: the lane may come back before they do
 		if e.lane.gone {
 			gone = append(gone, e)
 		}

@@ -140,6 +140,7 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 // parker stores messages at the broker, in batches, one call at a time.
 func (c *consumer) parker() {
 	defer close(c.parked)
+	defer c.poisoning.Wait()
 	for {
 		batch := c.nextToPark()
 		if batch == nil {
@@ -205,15 +206,26 @@ func (c *consumer) store(ps []bus.Parking) {
 }
 
 // poisonStored poisons messages whose key is to wait for somebody to replay or drop them. They are parked by now, because
-// a poison entry says where; if this process ends before it is written, they are tried again when they are due.
+// a poison entry says where. If the consumer ends before it is written, they are tried again at once by whoever comes next.
 func (c *consumer) poisonStored(tasks []*task) {
+	defer c.poisoning.Done()
+	var not []bus.Parking
 	for _, t := range tasks {
 		e, token := t.entry, t.token()
 		e.Lane, e.Position, e.Waits = token.Lane, token.Position, true
-		e.ID = fmt.Sprintf("%s/%d/%d", e.Topic, e.Lane, e.Position) // so that a later failure replaces it
-		for b := (backoff{}); c.poison(t) != nil && t.lane.ctx.Err() == nil; {
-			b.wait(t.lane.ctx)
+		// So that a later failure replaces it, but not one after a replay, which is about to remove this.
+		e.ID = fmt.Sprintf("%s/%d/%d/%d", e.Topic, e.Lane, e.Position, e.Failure.Replays)
+		b := backoff{}
+		for c.poison(t) != nil && t.lane.ctx.Err() == nil {
+			if b.wait(c.intake); c.intake.Err() != nil {
+				not = append(not, bus.Parking{Delivery: t.h.Delivery, Due: time.Now()})
+				not[len(not)-1].Token, not[len(not)-1].Failure = token, t.failure
+				break
+			}
 		}
+	}
+	if len(not) > 0 {
+		c.store(not)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -226,7 +238,8 @@ func (c *consumer) poisonStored(tasks []*task) {
 // stored notes which tasks are parked now, and lets go of them.
 func (c *consumer) stored(batch []*task, ps []bus.Parking) {
 	if blocked := c.place(batch, ps); len(blocked) > 0 {
-		c.poisonStored(blocked)
+		c.poisoning.Add(1)
+		go c.poisonStored(blocked) // others need not wait for the poison queue
 	}
 }
 
@@ -388,6 +401,10 @@ func (c *consumer) Parked(ps []bus.Parked) {
 			continue
 		}
 		old := c.lot.stored[placeOf(p.Token)]
+		if old != nil && old.lane != l { // of an earlier ownership
+			c.lot.remove(old)
+			old = nil
+		}
 		switch {
 		case old == nil && p.Withdrawn:
 		case old == nil:

@@ -18,7 +18,7 @@ func dialect(prefix string) *sqllog.Dialect {
 		// UTC, because an hour of local time comes twice a year.
 		Now:         now,
 		Insert:      "INSERT IGNORE INTO",
-		Upsert:      "ON DUPLICATE KEY UPDATE",
+		Upsert:      "ON DUPLICATE KEY UPDATE entry = VALUES(entry)",
 		ForUpdate:   " FOR UPDATE",
 		Isolation:   sql.LevelReadCommitted,
 		Log:         func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
@@ -36,13 +36,14 @@ func dialect(prefix string) *sqllog.Dialect {
 
 const now = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
 
-// maxMessage is what fits into one packet of the server, with room for the rest of the statement.
+// maxMessage is what fits into one packet of the server, also as a document in base64, as which it is parked and poisoned,
+// with room for the rest of the statement.
 func maxMessage(ctx context.Context, db *sql.DB) (int, error) {
 	var packet int
 	if err := db.QueryRowContext(ctx, "SELECT @@max_allowed_packet").Scan(&packet); err != nil {
 		return 0, fmt.Errorf("ask for max_allowed_packet: %w", err)
 	}
-	return packet - 64<<10, nil
+	return (packet - 64<<10) / 10 * 7, nil
 }
 
 // Names are compared byte by byte. Each statement can be repeated, because here a transaction does not undo it.

@@ -30,7 +30,7 @@
 // Groups may begin at the oldest message, at the newest, or at a time, which is that of insertion by the database's clock.
 //
 // Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
-// busy and after the poll interval when idle. A message may be as large as the server's max_allowed_packet, less 64 KiB.
+// busy and after the poll interval when idle. A message may be as large as seven tenths of the server's max_allowed_packet.
 //
 // The bus must reach the primary, and one of a Galera cluster at a time.
 //

@@ -20,7 +20,7 @@ func dialect(schema string) *sqllog.Dialect {
 		Now:       now,
 		Insert:    "INSERT INTO",
 		Ignore:    "ON CONFLICT DO NOTHING",
-		Upsert:    "ON CONFLICT (grp, id) DO UPDATE SET",
+		Upsert:    "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
 		ForUpdate: " FOR UPDATE",
 		Isolation: sql.LevelReadCommitted,
 		// With another level, each settlement in a lane would refuse those that began before it.

@@ -16,7 +16,7 @@ func dialect(prefix string) *sqllog.Dialect {
 		Now:         "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
 		Insert:      "INSERT INTO",
 		Ignore:      "ON CONFLICT DO NOTHING",
-		Upsert:      "ON CONFLICT (grp, id) DO UPDATE SET",
+		Upsert:      "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
 		WriteLock:   "UPDATE {meta} SET swept = swept WHERE FALSE",
 		Log:         func(topic int64) (string, string) { return log(topic), "TRUE" },
 		TableExists: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + prefix + "meta'",

@@ -21,7 +21,7 @@ type Dialect struct {
 	Now string
 	// Insert and Ignore enclose an insert that does nothing if the row exists.
 	Insert, Ignore string
-	// Upsert begins the assignments of an insert into the poison table that replaces the row if it exists.
+	// Upsert ends an insert into the poison table that replaces the entry if the row exists.
 	Upsert string
 	// ForUpdate, behind a SELECT, locks the rows; "" where a transaction is alone anyway.
 	ForUpdate string

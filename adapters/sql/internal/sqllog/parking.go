@@ -74,12 +74,23 @@ type parkedRow struct {
 
 const parkedColumns = "(grp, shard, pos, chg, due, free, msg_key, doc)"
 
-// maxRows bounds the rows and the parameters of one statement.
-const maxRows = 100
+const (
+	// maxRows bounds the rows and the parameters of one statement.
+	maxRows = 100
+	// maxDocs bounds its bytes, unless one row has more.
+	maxDocs = 1 << 20
+)
 
 // insertParked stores rows, each at its position, whatever is there.
 func (d *Driver) insertParked(ctx context.Context, tx *sql.Tx, group int64, rows []parkedRow, replaces bool) error {
-	for chunk := range slices.Chunk(rows, maxRows) {
+	for len(rows) > 0 {
+		n, bytes := 1, len(rows[0].doc)
+		for n < min(len(rows), maxRows) && bytes+len(rows[n].doc) <= maxDocs {
+			bytes += len(rows[n].doc)
+			n++
+		}
+		chunk := rows[:n]
+		rows = rows[n:]
 		if replaces {
 			for _, r := range chunk {
 				if _, err := tx.ExecContext(ctx, d.dialect.SQL("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos = ?"), group, r.shard, r.pos); err != nil {

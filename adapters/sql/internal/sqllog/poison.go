@@ -39,7 +39,7 @@ func (s *poisonStore) do(ctx context.Context, op string, do func(ctx context.Con
 
 // Put implements bus.PoisonStore.
 func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
-	put := s.driver.dialect.SQL("INSERT INTO {poison} (grp, id, entry) VALUES (?, ?, ?) {upsert} entry = ?")
+	put := s.driver.dialect.SQL("INSERT INTO {poison} (grp, id, entry) VALUES (?, ?, ?) {upsert}")
 	return s.do(ctx, "poison put", func(ctx context.Context) error {
 		return s.driver.transact(ctx, func(tx *sql.Tx) error {
 			for i := range entries {
@@ -47,7 +47,7 @@ func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error
 				if err != nil {
 					return err
 				}
-				if _, err := tx.ExecContext(ctx, put, s.group, entries[i].ID, string(doc), string(doc)); err != nil {
+				if _, err := tx.ExecContext(ctx, put, s.group, entries[i].ID, string(doc)); err != nil {
 					return err
 				}
 			}

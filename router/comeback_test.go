@@ -1,0 +1,258 @@
+package router_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/poison"
+	"github.com/millrace-go/millrace/router"
+)
+
+// gated holds fetches up until its gate opens.
+type gated struct {
+	bus.Driver
+	gate chan struct{}
+}
+
+type gatedSource struct {
+	bus.ParkingSource
+	gate chan struct{}
+}
+
+func (d *gated) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	source, err := d.Driver.Subscribe(ctx, s, o)
+	if err != nil {
+		return nil, err
+	}
+	return &gatedSource{source.(bus.ParkingSource), d.gate}, nil
+}
+
+func (s *gatedSource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
+	<-s.gate
+	return s.ParkingSource.Fetch(ctx, tokens, dst)
+}
+
+// TestDueWhileTheLaneWentAndCame: what is being fetched while its lane goes to another member and comes back is handled.
+func TestDueWhileTheLaneWentAndCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		gate := make(chan struct{})
+		slow := bus.New(&gated{b.Driver(), gate})
+		var handled atomic.Int32
+		member := func() *router.Router {
+			r := router.New(slow, "g", router.Workers(4))
+			r.HandleFunc("t", func(context.Context, *bus.Message) error { handled.Add(1); return nil })
+			return r
+		}
+		run(t, member())
+		for i := range 40 {
+			if err := b.Publish(t.Context(), "t", "x", bus.WithKey(fmt.Sprint(i)), bus.WithDelay(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Hour + time.Minute)
+		stop := run(t, member()) // takes half of the lanes
+		time.Sleep(time.Second)
+		stopped := make(chan error, 1)
+		go func() { stopped <- stop() }() // and gives them back
+		time.Sleep(time.Minute)
+		close(gate)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := handled.Load(); n != 40 {
+			t.Errorf("%d of 40 were handled", n)
+		}
+		<-stopped
+	})
+}
+
+// TestReplayToNobody: what is replayed, and nobody takes any more, goes back into the poison queue.
+func TestReplayToNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type order struct{ N int }
+		type other struct{ N int }
+		type more struct{ N int }
+		b := openBus(t)
+		first := router.New(b, "g")
+		router.On(first, "t", func(context.Context, order) error { return bus.Permanent(errLater) })
+		stop := run(t, first)
+		if err := b.Publish(t.Context(), "t", order{1}, bus.WithID("1")); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		second := router.New(b, "g")
+		router.On(second, "t", func(context.Context, other) error { return nil })
+		router.On(second, "t", func(context.Context, more) error { return nil })
+		run(t, second)
+		q, err := poison.Open(t.Context(), b, "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for replays := range 2 {
+			if r, err := q.Replay(t.Context(), poison.Filter{}, poison.Options{}); err != nil || r.Done != 1 {
+				t.Fatalf("%+v %v", r, err)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			e, err := q.Get(t.Context(), "1")
+			if err != nil || e.Failure.Replays != replays+1 {
+				t.Errorf("%+v %v", e.Failure, err)
+			}
+		}
+	})
+}
+
+// TestReplayBeginsAnew: the age of a message that is replayed begins with its next failure.
+func TestReplayBeginsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		tries := 0
+		r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Second, time.Second, time.Second}, MaxAge: time.Minute})
+		r.HandleFunc("t", func(context.Context, *bus.Message) error { tries++; return errLater })
+		run(t, r)
+		publish(t, b, "t", &bus.Message{ID: "1"})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		q, err := poison.Open(t.Context(), b, "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tries = 0
+		if r, err := q.Replay(t.Context(), poison.Filter{}, poison.Options{}); err != nil || r.Done != 1 {
+			t.Fatalf("%+v %v", r, err)
+		}
+		replayed := time.Now()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		e, err := q.Get(t.Context(), "1")
+		if err != nil || tries != 4 || e.Failure.First.Before(replayed) {
+			t.Errorf("%d tries, %+v %v", tries, e.Failure, err)
+		}
+	})
+}
+
+// noPoison is a broker whose poison store is away.
+type noPoison struct{ bus.Driver }
+
+type noPoisonStore struct{ bus.PoisonStore }
+
+func (d *noPoison) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	s, err := d.Driver.Poison(ctx, group)
+	return &noPoisonStore{s}, err
+}
+
+func (*noPoisonStore) Put(context.Context, ...bus.PoisonEntry) error { return errLater }
+
+// TestPoisonQueueAwayWhileAKeyWaits: other keys are parked and come back meanwhile, a stop does not wait for it, and the
+// message is tried again by who comes next.
+func TestPoisonQueueAwayWhileAKeyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		bad, retried := 0, 0
+		handler := func(ctx context.Context, m *bus.Message) error {
+			switch {
+			case m.Key == "bad":
+				bad++
+				return bus.Permanent(errLater)
+			case bus.DeliveryFrom(ctx).Attempt == 1:
+				return errLater
+			}
+			retried++
+			return nil
+		}
+		policy := router.Policy{KeyWaits: true, Retry: router.Schedule{2 * time.Second}}
+		r := router.New(bus.New(&noPoison{b.Driver()}), "g", policy, router.Workers(1))
+		r.HandleFunc("t", handler)
+		stop := run(t, r)
+		publish(t, b, "t", &bus.Message{ID: "0", Key: "bad"})
+		synctest.Wait()
+		publish(t, b, "t", &bus.Message{ID: "1", Key: "slow"})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if retried != 1 {
+			t.Errorf("another key was tried again %d times", retried)
+		}
+		begun := time.Now()
+		if err := stop(); err != nil || time.Since(begun) > 10*time.Second {
+			t.Errorf("the stop took %v: %v", time.Since(begun), err)
+		}
+		bad = 0
+		next := router.New(b, "g", policy, router.Workers(1))
+		next.HandleFunc("t", handler)
+		run(t, next)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := entries(t, b, "g"); bad != 1 || !slices.Equal(got, []string{"0"}) {
+			t.Errorf("called %d times, poisoned %q", bad, got)
+		}
+	})
+}
+
+// TestReplayDoesNotTakeASuccessor: a message whose key waits, and which fails again before its replay has removed the entry,
+// has an entry of its own.
+func TestReplayDoesNotTakeASuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		r := router.New(b, "g", router.Policy{KeyWaits: true, Retry: router.Never})
+		r.HandleFunc("t", func(context.Context, *bus.Message) error { return errLater })
+		run(t, r)
+		publish(t, b, "t", &bus.Message{ID: "1", Key: "k"})
+		synctest.Wait()
+		store, err := b.Driver().Poison(t.Context(), "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := map[string]bool{}
+		q := bus.New(&lateRemove{b.Driver()})
+		queue, err := poison.Open(t.Context(), q, "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := queue.Replay(t.Context(), poison.Filter{}, poison.Options{}); err != nil || r.Done != 1 {
+			t.Fatalf("%+v %v", r, err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for e, err := range store.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[e.ID] = true
+		}
+		if len(ids) != 1 {
+			t.Errorf("entries %v: the key waits for what nobody sees", ids)
+		}
+	})
+}
+
+// lateRemove removes entries after a second.
+type lateRemove struct{ bus.Driver }
+
+type lateStore struct{ bus.PoisonStore }
+
+func (d *lateRemove) As(target any) bool {
+	i, ok := target.(*bus.Injector)
+	if ok {
+		*i = d.Driver.(bus.Injector)
+	}
+	return ok
+}
+
+func (d *lateRemove) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+	s, err := d.Driver.Poison(ctx, group)
+	return &lateStore{s}, err
+}
+
+func (s *lateStore) Remove(ctx context.Context, ids ...string) error {
+	time.Sleep(time.Second)
+	return s.PoisonStore.Remove(ctx, ids...)
+}
