@@ -9,6 +9,9 @@ import (
 // Handler handles one message. nil settles it; an error goes through the failure policy.
 // It is called concurrently for messages of different keys. ctx ends when the handler's time is up, when the
 // process may no longer settle the message ([ErrLaneLost]), or when a shutdown's patience ends.
+//
+// The message is to be read: a further try, and the poison queue, are given the same one. [Message.Clone] makes one that may
+// be changed.
 type Handler interface {
 	Handle(ctx context.Context, m *Message) error
 }

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
@@ -255,5 +257,57 @@ func TestReplayKeepsTheKey(t *testing.T) {
 	cancel()
 	if err := <-over; err != nil {
 		t.Error(err)
+	}
+}
+
+// missing is a broker on which one topic is not there any more.
+type missing struct {
+	bus.Driver
+	topic string
+}
+
+func (d *missing) As(target any) bool {
+	i, ok := target.(*bus.Injector)
+	if ok {
+		*i = d
+	}
+	return ok
+}
+
+func (d *missing) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+	if topic == d.topic {
+		return fmt.Errorf("inject: %w", bus.ErrNotFound)
+	}
+	return d.Driver.(bus.Injector).Inject(ctx, topic, group, ps)
+}
+
+// TestReplayWithoutATopic: entries of a topic that is gone do not keep the others.
+func TestReplayWithoutATopic(t *testing.T) {
+	d := bustest.New(t).Driver()
+	b := bus.New(&missing{d, "gone"})
+	store, err := d.Poison(t.Context(), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 250 {
+		topic := "here"
+		if i%2 == 0 {
+			topic = "gone"
+		}
+		e := bus.PoisonEntry{ID: fmt.Sprint(i), Topic: topic, Group: "g", Message: &bus.Message{ID: fmt.Sprint(i)}, Time: time.Now()}
+		if err := store.Put(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q, err := poison.Open(t.Context(), b, "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := q.Replay(t.Context(), poison.Filter{}, poison.Options{})
+	if !errors.Is(err, bus.ErrNotFound) || !strings.Contains(err.Error(), `topic "gone" is not there`) || r.Matched != 250 || r.Done != 125 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if n, err := q.Count(t.Context(), poison.Filter{Topic: "here"}); n != 0 || err != nil {
+		t.Errorf("%d left: %v", n, err)
 	}
 }

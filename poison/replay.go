@@ -2,6 +2,7 @@ package poison
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -91,6 +92,7 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic str
 	}
 	// A second look, because bodies are large, and somebody else may replay or drop some meanwhile.
 	var entries []bus.PoisonEntry
+	var missing error // topics
 	flush := func() error {
 		done, err := q.finish(ctx, entries, do)
 		r.Done += done
@@ -98,7 +100,11 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic str
 		if o.Progress != nil {
 			o.Progress(r.Done, r.Matched)
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, bus.ErrNotFound):
+			missing = err
+			return nil
+		case err != nil:
 			return fmt.Errorf("poison queue of group %q: %d of %d entries done: %w", q.group, r.Done, r.Matched, err)
 		}
 		return nil
@@ -116,7 +122,13 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic str
 			}
 		}
 	}
-	return r, flush()
+	if err := flush(); err != nil {
+		return r, err
+	}
+	if missing != nil {
+		return r, fmt.Errorf("poison queue of group %q: %d of %d entries done: %w", q.group, r.Done, r.Matched, missing)
+	}
+	return r, nil
 }
 
 func (q *Queue) ids(ctx context.Context, f Filter) (map[string]bool, error) {
@@ -140,9 +152,14 @@ func (q *Queue) finish(ctx context.Context, entries []bus.PoisonEntry, do func(t
 		}
 		byTopic[e.Topic] = append(byTopic[e.Topic], e)
 	}
+	var failed error
 	for _, topic := range topics {
-		if err := do(topic, byTopic[topic]); err != nil {
-			return done, err
+		switch err := do(topic, byTopic[topic]); {
+		case errors.Is(err, bus.ErrNotFound): // the others are none the worse for it
+			failed = errors.Join(failed, fmt.Errorf("topic %q is not there: drop its entries, or create it: %w", topic, err))
+			continue
+		case err != nil:
+			return done, errors.Join(failed, err)
 		}
 		var gone []string
 		for _, e := range byTopic[topic] {
@@ -153,5 +170,5 @@ func (q *Queue) finish(ctx context.Context, entries []bus.PoisonEntry, do func(t
 		}
 		done += len(gone)
 	}
-	return done, nil
+	return done, failed
 }

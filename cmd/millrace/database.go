@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -84,6 +85,38 @@ func (d *database) close() {
 	}
 }
 
+// sqliteFile returns the file of an SQLite URL, which must exist: SQLite would create it.
+func sqliteFile(p *bus.Params) (path string, err error) {
+	path = p.URL().Path
+	if p.URL().Opaque != "" {
+		if path, err = url.PathUnescape(p.URL().Opaque); err != nil {
+			return "", fmt.Errorf("%w: path %q: %w", bus.ErrInvalid, p.URL().Opaque, err)
+		}
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", errors.Unwrap(err)
+	}
+	return path, nil
+}
+
+// openBus opens a bus that is there already: a wrong name must not create a database.
+func openBus(ctx context.Context, rawURL string) (*bus.Bus, error) {
+	if p, err := bus.ParseParams(rawURL); err == nil && p.URL().Scheme == "sqlite" {
+		if _, err := sqliteFile(p); err != nil {
+			return nil, fmt.Errorf("database %s: %w", p, err)
+		}
+	}
+	return bus.Open(ctx, rawURL)
+}
+
+// codeOf is the exit code when a bus cannot be opened: a mistake of who called, or of the world.
+func codeOf(err error) int {
+	if errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrUnsupported) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOENT) {
+		return exitUsage
+	}
+	return exitFail
+}
+
 // openPostgres parses without the password, which errors of the library could show.
 func (d *database) openPostgres(ctx context.Context, u *url.URL) error {
 	bare := *u
@@ -137,20 +170,13 @@ func (d *database) openMySQL(p *bus.Params) error {
 }
 
 func (d *database) openSQLite(p *bus.Params) error {
-	path := p.URL().Path
-	if p.URL().Opaque != "" {
-		var err error
-		if path, err = url.PathUnescape(p.URL().Opaque); err != nil {
-			p.Fail("path %q: %w", p.URL().Opaque, err)
-		}
+	path, err := sqliteFile(p)
+	if err == nil {
+		err = p.Err()
 	}
-	if err := p.Err(); err != nil {
+	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(path); err != nil { // SQLite would create it
-		return errors.Unwrap(err)
-	}
-	var err error
 	d.db, err = sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?_txlock=immediate&_busy_timeout=10000")
 	return err
 }

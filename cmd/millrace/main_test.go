@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -102,7 +103,19 @@ func TestPoison(t *testing.T) {
 	expect("export --class permanent", exitOK, `"attempts":1`)
 	expect("groups ", exitOK, "3  ", "charge")
 	expect("ls --since yesterday", exitUsage, "want a time like")
+	expect("show --id 1,9", exitPartly, `no entry "9"`)
 	expect("drop ", exitUsage, "nothing chooses the entries")
+	expect("drop --id=", exitUsage, "--id is empty")
+	expect("drop --handler charge --key=", exitUsage, "--key is empty")
+	expect("drop --id 9", exitFail, "no entry matches")
+	expect("drop --all --expect -1", exitUsage, "--expect is -1")
+	expect("drop --since 1h --until 2h", exitUsage, "not before --until")
+	if code := run(t.Context(), strings.Fields("poison ls --group g --url sqlite:"+t.TempDir()+"/typo.db"), io.Discard, io.Discard); code != exitUsage {
+		t.Errorf("a database that is not there: exit %d", code)
+	}
+	if code := run(t.Context(), strings.Fields("poison ls --group g --url postgres://127.0.0.1:1/none"), io.Discard, io.Discard); code != exitFail {
+		t.Errorf("a server that is not there: exit %d", code)
+	}
 	expect("replay --all --expect 2", exitFail, "3 entries match, not 2")
 	expect("replay --all --dry-run", exitOK, "3 entries match")
 	expect("drop --key b", exitOK, "1 of 1 entries dropped")

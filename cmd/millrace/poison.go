@@ -10,7 +10,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/poison"
 )
 
@@ -53,10 +52,10 @@ func poisonCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		if done {
 			return code
 		}
-		b, err := bus.Open(ctx, c.url)
+		b, err := openBus(ctx, c.url)
 		if err != nil {
 			fmt.Fprintln(stderr, "millrace poison:", err)
-			return exitUsage
+			return codeOf(err)
 		}
 		defer b.Close()
 		q, err := poison.Open(ctx, b, c.group)
@@ -116,6 +115,15 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	if c.url == "" || c.group == "" {
 		return fail("--url and --group are required")
 	}
+	given, empty := map[string]bool{}, "" // an empty value, of a shell's variable say, must not mean all
+	fs.Visit(func(f *flag.Flag) {
+		if given[f.Name] = true; f.Value.String() == "" {
+			empty = f.Name
+		}
+	})
+	if empty != "" {
+		return fail("--%s is empty: leave it out to choose all", empty)
+	}
 	if *ids != "" {
 		f.IDs = strings.Split(*ids, ",")
 	}
@@ -125,6 +133,12 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	}
 	if f.Until, err = parseTime(*until); err != nil {
 		return fail("--until: %v", err)
+	}
+	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
+		return fail("--since is %s, which is not before --until", *since)
+	}
+	if given["expect"] && expect < 0 {
+		return fail("--expect is %d: want 0 or more", expect)
 	}
 	if f.Limit < 0 {
 		return fail("--limit is %d: want 0 (all) or more", f.Limit)
@@ -179,10 +193,12 @@ func poisonList(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error
 
 func poisonShow(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
 	n := 0
+	found := map[string]bool{}
 	for e, err := range q.List(ctx, c.filter) {
 		if err != nil {
 			return exitFail, err
 		}
+		found[e.ID], found[e.Message.ID] = true, true
 		enc := json.NewEncoder(c.stdout)
 		if !c.asJSON {
 			enc.SetIndent("", "  ")
@@ -194,6 +210,11 @@ func poisonShow(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error
 	}
 	if n == 0 {
 		return exitFail, fmt.Errorf("group %q: no entry matches", c.group)
+	}
+	for _, id := range c.filter.IDs {
+		if !found[id] {
+			return exitPartly, fmt.Errorf("group %q: no entry %q", c.group, id)
+		}
 	}
 	return exitOK, nil
 }
@@ -252,7 +273,12 @@ func (c *poisonCall) result(done string, r poison.Result, err error) (int, error
 	default:
 		fmt.Fprintf(c.stdout, "%d of %d entries %s\n", r.Done, r.Matched, done)
 	}
+	missing := len(c.filter.IDs) - r.Matched // an id may be that of a message that was poisoned twice
 	switch {
+	case err == nil && missing > 0 && r.Matched == 0:
+		return exitFail, fmt.Errorf("group %q: no entry matches", c.group)
+	case err == nil && missing > 0:
+		return exitPartly, fmt.Errorf("group %q: no entry matches %d of the ids", c.group, missing)
 	case err != nil && r.Done == 0:
 		return exitFail, err
 	case err != nil:

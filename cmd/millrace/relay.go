@@ -37,7 +37,7 @@ func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
 	b, err := bus.Open(ctx, *to, bus.WithLogger(log))
 	if err != nil {
 		fmt.Fprintln(stderr, "millrace relay:", err)
-		return exitUsage
+		return codeOf(err)
 	}
 	defer b.Close()
 	r, err := d.outbox.NewRelay(d.db, b, outbox.RelayConfig{Poll: *poll, Lease: *lease, Batch: *batch, Listen: d.listen})
