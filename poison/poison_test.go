@@ -11,7 +11,6 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
@@ -283,7 +282,12 @@ func (d *missing) Inject(ctx context.Context, topic, group string, ps []bus.Park
 
 // TestReplayWithoutATopic: entries of a topic that is gone do not keep the others.
 func TestReplayWithoutATopic(t *testing.T) {
-	d := bustest.New(t).Driver()
+	m, err := memory.Open(memory.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	d := m.Driver()
 	b := bus.New(&missing{d, "gone"})
 	store, err := d.Poison(t.Context(), "g")
 	if err != nil {
