@@ -68,7 +68,9 @@ func TestDueWhileTheLaneWentAndCame(t *testing.T) {
 		if n := handled.Load(); n != 40 {
 			t.Errorf("%d of 40 were handled", n)
 		}
-		<-stopped
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
 	})
 }
 
