@@ -140,7 +140,7 @@ func TestDeduplicateWhileTheStoreIsAway(t *testing.T) {
 					for i := range 20 {
 						send(fmt.Sprint(i))
 					}
-					time.Sleep(10 * time.Minute)
+					time.Sleep(2 * time.Minute)
 					synctest.Wait()
 					if len(handled) != 1 {
 						t.Errorf("handled without having asked: %v", handled)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,10 +65,11 @@ func TestNothingGivesUpWhatIsToComeAgain(t *testing.T) {
 						t.Errorf("batches %v: RetryAfter became %v", batches, got)
 					}
 				}
-				calls, up := 0, false
+				var calls atomic.Int32
+				var up atomic.Bool
 				r := router.New(b, "g", router.Workers(1))
 				r.HandleFunc("in", func(context.Context, *bus.Message) error {
-					if calls++; up {
+					if calls.Add(1); up.Load() {
 						return nil
 					}
 					return errBoom
@@ -79,14 +81,15 @@ func TestNothingGivesUpWhatIsToComeAgain(t *testing.T) {
 					}
 				}
 				time.Sleep(time.Minute)
-				if n := r.Health().Routes[0].Handled; n != 3 || calls != 3 {
-					t.Errorf("%d settled after %d calls, want those 3 that the breaker let through", n, calls)
+				synctest.Wait()
+				if n := r.Health().Routes[0].Handled; n != 3 || calls.Load() != 3 {
+					t.Errorf("%d settled after %d calls, want those 3 that the breaker let through", n, calls.Load())
 				}
-				up = true
+				up.Store(true)
 				time.Sleep(2 * time.Hour)
 				synctest.Wait()
-				if calls != 20 {
-					t.Errorf("%d calls in the end, want 20", calls)
+				if calls.Load() != 20 {
+					t.Errorf("%d calls in the end, want 20", calls.Load())
 				}
 			})
 		})
@@ -133,6 +136,7 @@ func TestWaitsThatAreCutShortAreNoTries(t *testing.T) {
 				for r.Health().Routes[0].Handled < 50 && time.Since(start) < time.Hour {
 					time.Sleep(time.Second)
 				}
+				synctest.Wait()
 				if es := poisonedIn(t, b, "g"); len(es) > 0 {
 					t.Errorf("%d healthy messages were poisoned: %s", len(es), es[0].Failure.Text)
 				}

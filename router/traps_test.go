@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,10 +81,11 @@ func TestFailedRecordIsNotCommittedPast(t *testing.T) {
 	t.Run("positions", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFake()
-			broken := true
+			var broken atomic.Bool
+			broken.Store(true)
 			r := router.New(bus.New(f), "g", router.Workers(1), router.Policy{Retry: slices.Repeat(router.Schedule{500 * time.Millisecond}, 100)})
 			r.HandleFunc("t", func(_ context.Context, m *bus.Message) error {
-				if broken && m.Key == "1" {
+				if broken.Load() && m.Key == "1" {
 					return errLater
 				}
 				return nil
@@ -101,11 +103,11 @@ func TestFailedRecordIsNotCommittedPast(t *testing.T) {
 			if got := settled(); !slices.Equal(got, []int64{0, 2, 3, 4}) {
 				t.Errorf("settled %v while 1 fails", got)
 			}
-			broken = false
+			broken.Store(false)
 			if got := settled(); !slices.Equal(got, []int64{0, 1, 2, 3, 4}) {
 				t.Errorf("settled %v in the end", got)
 			}
-			broken = true
+			broken.Store(true)
 			f.send(0, 1, 5, "1")
 			settled()
 			if err := stop(); err != nil {
