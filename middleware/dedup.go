@@ -6,21 +6,28 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// DedupStore is where [Deduplicate] remembers what a group has handled. It must be safe for concurrent use.
-// [DedupMemory] is one, package dedupsql has another.
+// DedupStore is where [Deduplicate] remembers what was handled. It must be safe for concurrent use. [DedupMemory] is one,
+// package dedupsql has another. A scope is a group's part of a topic, "group/topic": the same id in two scopes is two ids.
 type DedupStore interface {
-	// Seen tells of each id whether the group has it remembered.
-	Seen(ctx context.Context, group string, ids []string) ([]bool, error)
-	// Remember keeps ids of messages that the group has handled. An id that is there already is no error.
-	Remember(ctx context.Context, group string, ids []string) error
+	// Seen tells of each id whether the scope has it remembered.
+	Seen(ctx context.Context, scope string, ids []string) ([]bool, error)
+	// Remember keeps ids of messages that were handled in the scope. An id that is there already is no error.
+	Remember(ctx context.Context, scope string, ids []string) error
 }
 
-// Deduplicate settles messages unhandled whose id their group has handled before. key makes the id; nil is the
-// message's own. A message whose id is "" is always handled.
+// Deduplicate settles messages unhandled whose id their group has handled before, from the same topic. key makes the id;
+// nil is the message's own. A message whose id is "", or one that names a delivery and no message ([bus.IsTransientID]),
+// is always handled.
+//
+// While the store cannot be asked, a call is [bus.Unavailable]: no try is counted, and the router pauses until it can. If
+// the store cannot remember what has succeeded, the message is settled nonetheless, and the router logs why: the effect is
+// there and the outputs are published, so to fail it would make the very repeat that Deduplicate is to keep away. Only
+// another copy of it that comes later would be handled again.
 //
 // An id is remembered when the message has succeeded: after the handler, with all its middleware, and after what it
 // emitted was published. So a failure is tried again. A crash in between makes a repeat, as it does without
@@ -28,8 +35,9 @@ type DedupStore interface {
 // remembered either, so that it can be replayed.
 //
 // While a message is being handled, others with its id that come to this process wait for its end, within their
-// context, and keep their workers: if it succeeds they are settled unhandled, if not the next one is handled. Different processes handle them
-// at the same time, and remember both as one. Repeats of a key's message go to the process that has the key's lane; it
+// context, and keep their workers: if it succeeds they are settled unhandled, if not the next one is handled. One whose
+// context ends meanwhile is [bus.Unavailable] for a moment. Different processes handle them at the same time, and remember
+// both as one. Repeats of a key's message go to the process that has the key's lane; it
 // is messages without a key, and publishers who publish one id under two keys, that can meet so.
 //
 // Put it outside of Throttle and of a breaker, for which a repeat is no work, and inside of Filter and Validate. In
@@ -79,7 +87,7 @@ type deduplicator struct {
 	now map[inFlight]*mark // what is being handled
 }
 
-type inFlight struct{ group, id string }
+type inFlight struct{ scope, id string }
 
 // mark keeps others away from an id while one message of it is handled.
 type mark struct {
@@ -98,18 +106,19 @@ type claim struct {
 
 // handle handles those messages that are no repeats, and returns an outcome for each.
 func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single bool, next func([]*bus.Message) error) []error {
-	group := bus.DeliveryFrom(ctx).Group
-	if group == "" {
+	delivery := bus.DeliveryFrom(ctx)
+	scope := delivery.Group + "/" + delivery.Topic // neither has a slash
+	if delivery.Group == "" {
 		return fill(make([]error, len(ms)), errors.New("deduplicate: the context is not that of a handler, which knows its group"))
 	}
 	claims := d.claims(ms)
 	ended := false
 	defer func() {
 		if !ended { // an error, a panic or a Goexit
-			d.release(group, claims)
+			d.release(scope, claims)
 		}
 	}()
-	if err := d.look(ctx, group, claims, single); err != nil {
+	if err := d.look(ctx, scope, claims, single); err != nil {
 		return fill(make([]error, len(ms)), err)
 	}
 	var kept []*bus.Message
@@ -135,16 +144,20 @@ func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single boo
 			failed = append(failed, c)
 		}
 	}
-	d.release(group, failed)
+	d.release(scope, failed)
 	ended = true
 	if len(handled) == 0 {
 		return errs
 	}
 	if err := bus.OnEnd(ctx, func(ctx context.Context, succeeded func(*bus.Message) bool) error {
-		return d.finish(ctx, group, handled, succeeded)
+		return d.finish(ctx, scope, handled, succeeded)
 	}); err != nil {
-		d.release(group, handled)
-		return fill(errs, err)
+		d.release(scope, handled)
+		for i := range errs {
+			if errs[i] == nil {
+				errs[i] = err
+			}
+		}
 	}
 	return errs
 }
@@ -152,12 +165,12 @@ func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single boo
 // claims finds the ids of a call, in the order of its messages.
 func (d *deduplicator) claims(ms []*bus.Message) []*claim {
 	if len(ms) == 1 {
-		return []*claim{{id: d.key(ms[0]), msg: ms[0], at: []int{0}}}
+		return []*claim{{id: d.id(ms[0]), msg: ms[0], at: []int{0}}}
 	}
 	claims := make([]*claim, 0, len(ms))
 	byID := map[string]*claim{}
 	for i, m := range ms {
-		id := d.key(m)
+		id := d.id(m)
 		if c := byID[id]; c != nil && id != "" {
 			c.at = append(c.at, i)
 			continue
@@ -169,9 +182,18 @@ func (d *deduplicator) claims(ms []*bus.Message) []*claim {
 	return claims
 }
 
+// id is what a message is known by, "" if it cannot be known again.
+func (d *deduplicator) id(m *bus.Message) string {
+	id := d.key(m)
+	if bus.IsTransientID(id) {
+		return ""
+	}
+	return id
+}
+
 // look marks the ids, and finds out which of them were seen before. Ids are marked in one order by everybody, so that
 // two batches cannot wait for each other.
-func (d *deduplicator) look(ctx context.Context, group string, claims []*claim, single bool) error {
+func (d *deduplicator) look(ctx context.Context, scope string, claims []*claim, single bool) error {
 	sorted := slices.SortedFunc(slices.Values(claims), func(a, b *claim) int {
 		if a.id < b.id {
 			return -1
@@ -184,7 +206,7 @@ func (d *deduplicator) look(ctx context.Context, group string, claims []*claim, 
 		if c.id == "" {
 			continue
 		}
-		if err := d.mark(ctx, group, c, single); err != nil {
+		if err := d.mark(ctx, scope, c, single); err != nil {
 			return err
 		}
 		if c.mark != nil {
@@ -194,30 +216,34 @@ func (d *deduplicator) look(ctx context.Context, group string, claims []*claim, 
 	if len(ids) == 0 {
 		return nil
 	}
-	seen, err := d.store.Seen(ctx, group, ids)
+	var seen []bool
+	err := guard(func() (err error) {
+		seen, err = d.store.Seen(ctx, scope, ids)
+		return err
+	})
 	if err == nil && len(seen) != len(ids) {
 		err = fmt.Errorf("the store answered %d times about %d ids", len(seen), len(ids))
 	}
 	if err != nil {
-		return fmt.Errorf("deduplicate: %w", err)
+		return notBegun(fmt.Errorf("deduplicate: the handler was not called, because the store cannot be asked: %w", err), storeAway)
 	}
 	for i, c := range marked {
 		if c.seen = seen[i]; c.seen {
-			d.release(group, marked[i:i+1])
+			d.release(scope, marked[i:i+1])
 		}
 	}
 	return nil
 }
 
 // mark waits until nobody else handles the id, and marks it.
-func (d *deduplicator) mark(ctx context.Context, group string, c *claim, single bool) error {
+func (d *deduplicator) mark(ctx context.Context, scope string, c *claim, single bool) error {
 	for {
 		d.mu.Lock()
-		other := d.now[inFlight{group, c.id}]
+		other := d.now[inFlight{scope, c.id}]
 		switch {
 		case other == nil:
 			c.mark = &mark{c.msg, make(chan struct{})}
-			d.now[inFlight{group, c.id}] = c.mark
+			d.now[inFlight{scope, c.id}] = c.mark
 			d.mu.Unlock()
 			return nil
 		case other.msg == c.msg && single: // an earlier call with this very message has succeeded
@@ -233,14 +259,14 @@ func (d *deduplicator) mark(ctx context.Context, group string, c *claim, single 
 		select {
 		case <-other.done:
 		case <-ctx.Done():
-			return fmt.Errorf("deduplicate: another message with id %q is being handled: %w", c.id, context.Cause(ctx))
+			return notBegun(fmt.Errorf("deduplicate: the handler was not called: another message with id %q was being handled until the context ended: %w", c.id, context.Cause(ctx)), shortly)
 		}
 	}
 }
 
 // finish remembers what has succeeded, and lets others have the ids.
-func (d *deduplicator) finish(ctx context.Context, group string, claims []*claim, succeeded func(*bus.Message) bool) error {
-	defer d.release(group, claims)
+func (d *deduplicator) finish(ctx context.Context, scope string, claims []*claim, succeeded func(*bus.Message) bool) error {
+	defer d.release(scope, claims)
 	ids := make([]string, 0, len(claims))
 	for _, c := range claims {
 		if succeeded(c.msg) {
@@ -250,18 +276,27 @@ func (d *deduplicator) finish(ctx context.Context, group string, claims []*claim
 	if len(ids) == 0 {
 		return nil
 	}
-	if err := d.store.Remember(ctx, group, ids); err != nil {
-		return fmt.Errorf("deduplicate: %w", err)
+	if err := guard(func() error { return d.store.Remember(ctx, scope, ids) }); err != nil {
+		return bus.Ignore(fmt.Errorf("deduplicate: handled, but not remembered; another copy would be handled again: %w", err))
 	}
 	return nil
 }
 
-func (d *deduplicator) release(group string, claims []*claim) {
+// guard makes an error of a panic in the store: it is called after the handler as well, where no router catches it.
+func guard(f func() error) (err error) {
+	defer recovered(&err)
+	return f()
+}
+
+// storeAway is for how long a store is left in peace that could not be asked.
+const storeAway = time.Second
+
+func (d *deduplicator) release(scope string, claims []*claim) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, c := range claims {
-		if c.mark != nil && d.now[inFlight{group, c.id}] == c.mark {
-			delete(d.now, inFlight{group, c.id})
+		if c.mark != nil && d.now[inFlight{scope, c.id}] == c.mark {
+			delete(d.now, inFlight{scope, c.id})
 			close(c.mark.done)
 		}
 	}

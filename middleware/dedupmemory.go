@@ -21,7 +21,7 @@ const (
 type DedupMemory struct {
 	// TTL is how long an id is remembered. Defaults to 1 h.
 	TTL time.Duration
-	// Entries bounds the ids that are remembered, over all groups; the oldest are forgotten first. An entry takes about
+	// Entries bounds the ids that are remembered, over all groups and topics; the oldest are forgotten first. An entry takes about
 	// 300 bytes. Defaults to 100,000.
 	Entries int
 
@@ -44,19 +44,19 @@ func (s *DedupMemory) Check() error {
 }
 
 // Seen implements DedupStore.
-func (s *DedupMemory) Seen(_ context.Context, group string, ids []string) ([]bool, error) {
+func (s *DedupMemory) Seen(_ context.Context, scope string, ids []string) ([]bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forget(time.Now(), s.entries())
 	seen := make([]bool, len(ids))
 	for i, id := range ids {
-		_, seen[i] = s.byID[inFlight{group, id}]
+		_, seen[i] = s.byID[inFlight{scope, id}]
 	}
 	return seen, nil
 }
 
 // Remember implements DedupStore.
-func (s *DedupMemory) Remember(_ context.Context, group string, ids []string) error {
+func (s *DedupMemory) Remember(_ context.Context, scope string, ids []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byID == nil {
@@ -68,7 +68,7 @@ func (s *DedupMemory) Remember(_ context.Context, group string, ids []string) er
 		ttl = DefaultDedupTTL
 	}
 	for _, id := range ids {
-		r := remembered{inFlight{group, id}, now.Add(ttl)}
+		r := remembered{inFlight{scope, id}, now.Add(ttl)}
 		if e := s.byID[r.inFlight]; e != nil {
 			e.Value = r
 			s.order.MoveToBack(e)

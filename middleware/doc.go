@@ -23,9 +23,12 @@
 //	Timeout                    fresh for each try
 //	Chaos                      fails where handlers fail
 //
-// Other orders mean something else, but nothing is lost or handled wrongly by them: what a failed try has emitted is
-// dropped, and what has not succeeded in the end is not remembered, wherever Retry, Poison and Deduplicate stand. So
-// there is no order that is refused.
+// Other orders mean something else, but none loses a message: what a failed try has emitted is dropped, what has not
+// succeeded in the end is not remembered, and what is to come again is not given up, wherever Retry, Poison, Ignore,
+// Deduplicate and a breaker stand. A call that a wait keeps from its handler until the context ends is no try. So there is
+// no order that is refused. But a time-out around a wait leaves the handler what the wait has left over: a healthy one that
+// cannot do with that fails, and counts as failed. router.Timeout is around everything: give it room for the waits of
+// Throttle, ConcurrencyLimit and Retry, or use Timeout inside of them instead.
 //
 // # Middleware of your own
 //

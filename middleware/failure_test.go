@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -378,7 +379,7 @@ func TestThrottleByKey(t *testing.T) {
 			t.Error(err)
 		}
 		start = time.Now()
-		if got := took("late"); got != 99*time.Millisecond { // what was given back is not paid for
+		if got := took("late"); got != 100*time.Millisecond { // what was given back is not paid for
 			t.Errorf("after %v", got)
 		}
 	})
@@ -386,20 +387,25 @@ func TestThrottleByKey(t *testing.T) {
 
 func TestWrongArgumentsReachNoHandler(t *testing.T) {
 	for want, mw := range map[string]bus.Middleware{
-		"Timeout(-1ns)":                 middleware.Timeout(-1),
-		"delay 1 is -2ns":               middleware.Retry([]time.Duration{0, -2}),
-		"Ignore(nil)":                   middleware.Ignore(nil),
-		"the store is nil":              middleware.Poison(nil, nil),
-		"Deduplicate: the store is nil": middleware.Deduplicate(nil, nil),
-		"Entries -1":                    middleware.Deduplicate(&middleware.DedupMemory{Entries: -1}, nil),
-		"rate -1, burst 1":              middleware.Throttle(-1, 1),
-		"key function given: false":     middleware.ThrottleBy(nil, 1, 1),
-		"ConcurrencyLimit(0)":           middleware.ConcurrencyLimit(0),
-		"ChaosConfig.Fail is 1.5":       middleware.Chaos(middleware.ChaosConfig{Fail: 1.5}),
-		"ChaosConfig.MaxDelay is 0s":    middleware.Chaos(middleware.ChaosConfig{Delay: 1}),
-		"function that keeps is nil":    middleware.Filter(nil),
-		"Validate: the function is nil": middleware.Validate(nil),
-		"Logging: the log is nil":       middleware.Logging(nil),
+		"Timeout(-1ns)":                       middleware.Timeout(-1),
+		"delay 1 is -2ns":                     middleware.Retry([]time.Duration{0, -2}),
+		"Ignore(nil)":                         middleware.Ignore(nil),
+		"the store is nil":                    middleware.Poison(nil, nil),
+		"Deduplicate: the store is nil":       middleware.Deduplicate(nil, nil),
+		"Entries -1":                          middleware.Deduplicate(&middleware.DedupMemory{Entries: -1}, nil),
+		"Throttle: the rate is -1 messages":   middleware.Throttle(-1, 1),
+		"Throttle: the rate is NaN":           middleware.Throttle(math.NaN(), 1),
+		"leave Throttle out":                  middleware.Throttle(2e9, 1),
+		"Throttle: the burst is 0":            middleware.Throttle(1, 0),
+		"a burst of 1 at 1e-11 messages":      middleware.Throttle(1e-11, 1),
+		"ThrottleBy: a burst of 3000000 at":   middleware.ThrottleBy(func(*bus.Message) string { return "" }, 1.0/3600, 3_000_000),
+		"ThrottleBy: the key function is nil": middleware.ThrottleBy(nil, 1, 1),
+		"ConcurrencyLimit(0)":                 middleware.ConcurrencyLimit(0),
+		"ChaosConfig.Fail is 1.5":             middleware.Chaos(middleware.ChaosConfig{Fail: 1.5}),
+		"ChaosConfig.MaxDelay is 0s":          middleware.Chaos(middleware.ChaosConfig{Delay: 1}),
+		"function that keeps is nil":          middleware.Filter(nil),
+		"Validate: the function is nil":       middleware.Validate(nil),
+		"Logging: the log is nil":             middleware.Logging(nil),
 	} {
 		h := mw(&batch{})
 		for _, err := range []error{h.Handle(t.Context(), &bus.Message{}), h.(bus.BatchHandler).HandleBatch(t.Context(), nil), h.(interface{ Check() error }).Check()} {

@@ -2,6 +2,7 @@ package middleware
 
 import (
 	"context"
+	"errors"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -17,8 +18,9 @@ func Filter(keep func(*bus.Message) bool) bus.Middleware {
 }
 
 // Validate refuses messages for which check returns an error: they go to the poison queue without a try. An error
-// that check marked itself (bus.RetryAfter, bus.Unavailable, bus.Ignore) keeps its mark. Package jsonschema checks by a
-// schema.
+// that check marked itself (bus.RetryAfter, bus.Unavailable, bus.Ignore) keeps its mark, and one that comes from the end
+// of a context, check's own or the call's, is a failure like any other: it says nothing about the message. Package
+// jsonschema checks by a schema.
 //
 // Put it outside of whatever costs something.
 func Validate(check func(context.Context, *bus.Message) error) bus.Middleware {
@@ -27,9 +29,8 @@ func Validate(check func(context.Context, *bus.Message) error) bus.Middleware {
 	}
 	return each(func(ctx context.Context, m *bus.Message) (bool, error) {
 		err := check(ctx, m)
-		_, later := bus.RetryDelay(err)
-		_, away := bus.UnavailableFor(err)
-		if err == nil || later || away || bus.IsIgnored(err) {
+		cutShort := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+		if err == nil || cutShort || comesAgain(err) || bus.IsIgnored(err) {
 			return false, err
 		}
 		return false, bus.Permanent(err)

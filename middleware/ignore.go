@@ -7,7 +7,8 @@ import (
 )
 
 // Ignore marks the errors that match as [bus.Ignore] does: the message is settled as if it had been handled, what was
-// emitted is published, and the router logs the error. router.Is and router.As make matchers.
+// emitted is published, and the router logs the error. router.Is and router.As make matchers. What is marked by
+// [bus.RetryAfter] or [bus.Unavailable], as by a breaker that is open, passes untouched, whatever matches.
 //
 // It is the same wherever it is put, but that middleware outside of it sees the mark. router.Policy can ignore as well,
 // for the whole handler.
@@ -17,7 +18,7 @@ func Ignore(match func(error) bool) bus.Middleware {
 	}
 	return bus.Around(func(ctx context.Context, c bus.Call) error {
 		return eachFailure(c, c.Next(ctx), func(_ *bus.Message, err error) error {
-			if match(err) {
+			if !comesAgain(err) && match(err) {
 				return bus.Ignore(err)
 			}
 			return err

@@ -1,6 +1,10 @@
 package middleware
 
-import "github.com/millrace-go/millrace/bus"
+import (
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
 
 // eachFailure gives each message's error of a call to f, and returns the call's error with what f made of them.
 func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error) error {
@@ -20,3 +24,23 @@ func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error)
 	}
 	return bus.Each(errs)
 }
+
+// comesAgain says whether an error is marked so that the message is to come again: nothing inside has given it up.
+func comesAgain(err error) bool {
+	_, later := bus.RetryDelay(err)
+	_, away := bus.UnavailableFor(err)
+	return later || away
+}
+
+// notBegun is the error of a call that was not let through to the handler. It says nothing about the message, so no try
+// is counted.
+func notBegun(err error, d time.Duration) error { return bus.Unavailable(&idleError{err}, d) }
+
+// idleError is known to Retry, which has a failure to tell of if there was a try before.
+type idleError struct{ err error }
+
+func (e *idleError) Error() string { return e.err.Error() }
+func (e *idleError) Unwrap() error { return e.err }
+
+// shortly is the delay of what should be possible again in a moment, but nobody knows when.
+const shortly = 100 * time.Millisecond

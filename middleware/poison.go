@@ -16,7 +16,8 @@ import (
 //
 // A router has a poison queue for its group and needs no middleware for it. Poison is for a second one, by kind of
 // error, that other people look at; and for code that has no router. b.Driver().Poison opens the store of any name:
-// millrace poison lists and replays it under that name.
+// millrace poison lists and replays it under that name. What is marked by [bus.RetryAfter] or [bus.Unavailable], as by a
+// breaker that is open, is not final and passes untouched, whatever matches.
 //
 // If the store cannot be written to, the message fails with both errors, and nothing is lost. Nothing is put away once
 // the context has ended: the failure may well come from that. Put it outside of Retry, and of whatever else has a say in
@@ -32,7 +33,7 @@ func Poison(store bus.PoisonStore, match func(error) bool) bus.Middleware {
 		rollback := bus.Savepoint(ctx)
 		err := c.Next(ctx)
 		return eachFailure(c, err, func(m *bus.Message, err error) error {
-			if ctx.Err() != nil || bus.IsIgnored(err) || !match(err) {
+			if ctx.Err() != nil || bus.IsIgnored(err) || comesAgain(err) || !match(err) {
 				return err
 			}
 			if perr := store.Put(ctx, poisonEntry(ctx, m, err)); perr != nil {

@@ -2,6 +2,8 @@ package middleware
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -16,7 +18,8 @@ import (
 // failures that pass in milliseconds, and for code that has no router.
 //
 // It returns an error at once that is marked by [bus.Permanent], [bus.Ignore] or [bus.Unavailable], and when its context
-// ends before the delay would. A delay that the handler asked for ([bus.RetryAfter]) takes the place of the schedule's,
+// ends before the delay would. If middleware inside does not let a further try through, as Throttle before a deadline, the
+// error is that of the try before. A delay that the handler asked for ([bus.RetryAfter]) takes the place of the schedule's,
 // unless it is longer than all of them: then the error is returned, for the router to serve it. What a failed try has
 // emitted is dropped. Of a batch, only the messages that failed are tried again, together, after the longest of their
 // delays.
@@ -45,20 +48,43 @@ type retrying struct {
 
 // Handle implements bus.Handler.
 func (r retrying) Handle(ctx context.Context, m *bus.Message) error {
+	var last error
 	for try := 0; ; try++ {
 		rollback := bus.Savepoint(ctx)
-		err := r.next.Handle(ctx, m)
+		err := failure(r.next.Handle(ctx, m), last)
 		d, again := r.after(err, try)
 		if !again || !wait(ctx, d) {
 			return err
 		}
 		rollback()
+		last = err
 	}
 }
+
+// failure is a try's error. If middleware inside did not let it through, it is that of the try before: there was one
+// that failed, and it has to count.
+func failure(err, last error) error {
+	idle, ok := errors.AsType[*idleError](err)
+	if !ok || last == nil {
+		return err
+	}
+	return &unbegun{last, idle}
+}
+
+// unbegun has the marks of the failure, not those of what kept the next try from beginning.
+type unbegun struct{ last, reason error }
+
+func (u *unbegun) Error() string {
+	return fmt.Sprintf("%v (no further try was let through: %v)", u.last, u.reason)
+}
+func (u *unbegun) Unwrap() error { return u.last }
 
 // after says whether another try follows one with this error, and after what delay.
 func (r retrying) after(err error, try int) (time.Duration, bool) {
 	if err == nil || try >= len(r.delays) || bus.IsPermanent(err) || bus.IsIgnored(err) {
+		return 0, false
+	}
+	if _, ok := errors.AsType[*unbegun](err); ok {
 		return 0, false
 	}
 	if _, ok := bus.UnavailableFor(err); ok {
@@ -110,6 +136,7 @@ func (r retryingBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error
 		var at []int
 		var longest time.Duration
 		for i, err := range errs {
+			err = failure(err, outcomes[place[i]])
 			outcomes[place[i]] = err
 			if d, again := r.after(err, try); again {
 				failed, at, longest = append(failed, ms[i]), append(at, place[i]), max(longest, d)

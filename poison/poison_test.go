@@ -242,7 +242,12 @@ func TestReplayKeepsTheKey(t *testing.T) {
 	if err := b.PublishMessages(ctx, "t", &bus.Message{ID: "0", Key: key}); err != nil {
 		t.Fatal(err)
 	}
-	<-poisoned
+	const patience = 20 * time.Second
+	select {
+	case <-poisoned:
+	case <-time.After(patience):
+		t.Fatal("the message was not poisoned")
+	}
 	q, err := poison.Open(ctx, b, "g")
 	if err != nil {
 		t.Fatal(err)
@@ -250,8 +255,13 @@ func TestReplayKeepsTheKey(t *testing.T) {
 	if _, err := q.Replay(ctx, poison.Filter{Key: key}, poison.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-keys; got != key {
-		t.Errorf("the key is %q", got)
+	select {
+	case got := <-keys:
+		if got != key {
+			t.Errorf("the key is %q", got)
+		}
+	case <-time.After(patience):
+		t.Error("what was replayed did not come")
 	}
 	cancel()
 	if err := <-over; err != nil {

@@ -180,7 +180,8 @@ func TestDrainDoesNotWaitForADelay(t *testing.T) {
 func TestDrainTimeoutCancelsHandlers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
-		r := router.New(b, "g", router.DrainTimeout(5*time.Second))
+		// Without a second try, so that a failure which is counted shows at once.
+		r := router.New(b, "g", router.DrainTimeout(5*time.Second), router.Policy{Retry: router.Never})
 		var cause error
 		ended := make(chan struct{})
 		r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error {

@@ -16,7 +16,7 @@ const (
 	SQLite   Dialect = "sqlite"
 )
 
-// statements are those of one table. Ids and groups are bytes: a text column would refuse some of them, and in MySQL
+// statements are those of one table. Ids and scopes are bytes: a text column would refuse some of them, and in MySQL
 // take others for equal.
 type statements struct {
 	create []string
@@ -27,7 +27,7 @@ type statements struct {
 }
 
 func statementsOf(d Dialect, table string) (statements, error) {
-	const create = "CREATE TABLE IF NOT EXISTS %[1]s (grp %[2]s NOT NULL, id %[2]s NOT NULL, until BIGINT NOT NULL, PRIMARY KEY (grp, id)"
+	const create = "CREATE TABLE IF NOT EXISTS %[1]s (scope %[2]s NOT NULL, id %[2]s NOT NULL, until BIGINT NOT NULL, PRIMARY KEY (scope, id)"
 	bare := table[strings.LastIndexByte(table, '.')+1:]
 	// For sweeps: without an index, each would look through the whole table.
 	index := fmt.Sprintf("CREATE INDEX IF NOT EXISTS %s_until ON %s (until)", bare, table)
@@ -38,8 +38,8 @@ func statementsOf(d Dialect, table string) (statements, error) {
 	switch d {
 	case Postgres:
 		s.create = []string{fmt.Sprintf(create+")", table, "bytea"), index}
-		s.upsert = " ON CONFLICT (grp, id) DO UPDATE SET until = excluded.until"
-		s.sweep = fmt.Sprintf("DELETE FROM %[1]s WHERE (grp, id) IN (SELECT grp, id FROM %[1]s WHERE until <= $1 LIMIT %[2]d)", table, sweepRows)
+		s.upsert = " ON CONFLICT (scope, id) DO UPDATE SET until = excluded.until"
+		s.sweep = fmt.Sprintf("DELETE FROM %[1]s WHERE (scope, id) IN (SELECT scope, id FROM %[1]s WHERE until <= $1 LIMIT %[2]d)", table, sweepRows)
 		s.dollar = true
 	case MySQL:
 		s.create = []string{fmt.Sprintf(create+", KEY (until))", table, "VARBINARY(255)")}
@@ -47,8 +47,8 @@ func statementsOf(d Dialect, table string) (statements, error) {
 		s.sweep = fmt.Sprintf("DELETE FROM %s WHERE until <= ? LIMIT %d", table, sweepRows)
 	case SQLite:
 		s.create = []string{fmt.Sprintf(create+") WITHOUT ROWID", table, "BLOB"), index}
-		s.upsert = " ON CONFLICT (grp, id) DO UPDATE SET until = excluded.until"
-		s.sweep = fmt.Sprintf("DELETE FROM %[1]s WHERE (grp, id) IN (SELECT grp, id FROM %[1]s WHERE until <= ? LIMIT %[2]d)", table, sweepRows)
+		s.upsert = " ON CONFLICT (scope, id) DO UPDATE SET until = excluded.until"
+		s.sweep = fmt.Sprintf("DELETE FROM %[1]s WHERE (scope, id) IN (SELECT scope, id FROM %[1]s WHERE until <= ? LIMIT %[2]d)", table, sweepRows)
 	default:
 		return s, fmt.Errorf("dialect is %q: want %q, %q or %q", d, Postgres, MySQL, SQLite)
 	}
@@ -58,10 +58,10 @@ func statementsOf(d Dialect, table string) (statements, error) {
 // sweepRows is how much one statement of a sweep deletes: few enough to hold up nobody.
 const sweepRows = 1000
 
-// seen selects those of n ids that are remembered: group, time, ids.
+// seen selects those of n ids that are remembered: scope, time, ids.
 func (s statements) seen(n int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "SELECT id FROM %s WHERE grp = %s AND until > %s AND id IN (", s.table, s.place(1), s.place(2))
+	fmt.Fprintf(&b, "SELECT id FROM %s WHERE scope = %s AND until > %s AND id IN (", s.table, s.place(1), s.place(2))
 	for i := range n {
 		if i > 0 {
 			b.WriteByte(',')
@@ -72,10 +72,10 @@ func (s statements) seen(n int) string {
 	return b.String()
 }
 
-// remember inserts n rows: group, id, time of each.
+// remember inserts n rows: scope, id, time of each.
 func (s statements) remember(n int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "INSERT INTO %s (grp, id, until) VALUES ", s.table)
+	fmt.Fprintf(&b, "INSERT INTO %s (scope, id, until) VALUES ", s.table)
 	for i := range n {
 		if i > 0 {
 			b.WriteByte(',')

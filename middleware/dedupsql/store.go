@@ -92,10 +92,10 @@ func (s *Store) CreateTable(ctx context.Context) error {
 }
 
 // Seen implements middleware.DedupStore.
-func (s *Store) Seen(ctx context.Context, group string, ids []string) ([]bool, error) {
+func (s *Store) Seen(ctx context.Context, scope string, ids []string) ([]bool, error) {
 	found := map[string]bool{}
 	for some := range slices.Chunk(ids, chunk) {
-		args := []any{short(group), time.Now().UnixMilli()}
+		args := []any{short(scope), time.Now().UnixMilli()}
 		for _, id := range some {
 			args = append(args, short(id))
 		}
@@ -127,7 +127,7 @@ func (s *Store) find(ctx context.Context, query string, args []any, found map[st
 }
 
 // Remember implements middleware.DedupStore.
-func (s *Store) Remember(ctx context.Context, group string, ids []string) error {
+func (s *Store) Remember(ctx context.Context, scope string, ids []string) error {
 	// In one order by everybody, so that two statements cannot wait for each other's rows; and none twice, which an
 	// upsert of PostgreSQL refuses.
 	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
@@ -135,7 +135,7 @@ func (s *Store) Remember(ctx context.Context, group string, ids []string) error 
 	for some := range slices.Chunk(ids, chunk) {
 		args := make([]any, 0, 3*len(some))
 		for _, id := range some {
-			args = append(args, short(group), short(id), until)
+			args = append(args, short(scope), short(id), until)
 		}
 		if _, err := s.db.ExecContext(ctx, s.sql.remember(len(some)), args...); err != nil {
 			return fmt.Errorf("dedupsql: remember %d ids: %w", len(some), err)
