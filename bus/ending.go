@@ -58,10 +58,19 @@ func onEnding(ctx context.Context, f ending) error {
 
 // conclude tells everybody how the call has ended. The first error is the call's.
 func conclude(ctx context.Context, endings []ending, err error, failed func(id string) bool) error {
+	var ignored error // the call's, if nothing worse follows; it is a success for the others
 	for _, f := range endings {
-		if e := f.call(ctx, err, failed); e != nil && err == nil {
+		e := f.call(ctx, err, failed)
+		switch {
+		case e == nil || err != nil:
+		case IsIgnored(e):
+			ignored = fmt.Errorf("after success: %w", e)
+		default:
 			err = fmt.Errorf("after success: %w", e)
 		}
+	}
+	if err == nil {
+		return ignored
 	}
 	return err
 }

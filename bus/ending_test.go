@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -111,5 +112,27 @@ func TestWithCauseCarriesTheTrace(t *testing.T) {
 	}
 	if h := rec.msgs[0].Headers; h.Get("traceparent") != "00-1" || !slices.Equal(h.Values("baggage"), []string{"own"}) {
 		t.Errorf("%v", h)
+	}
+}
+
+// TestIgnoredEnding: an ending that fails and says that nothing follows from it is logged, and the others see a success.
+func TestIgnoredEnding(t *testing.T) {
+	b := bustest.New(t)
+	broken, worse := errors.New("not remembered"), errors.New("lost")
+	for _, fails := range []error{nil, worse} {
+		h := bus.NewHandling(t.Context(), b, bus.Delivery{Message: &bus.Message{ID: "1"}})
+		told := false
+		for _, f := range []func(context.Context) error{
+			func(context.Context) error { return bus.Ignore(broken) },
+			func(context.Context) error { told = true; return fails },
+		} {
+			if err := bus.OnSuccess(h, f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := h.Flush(t.Context(), nil)
+		if want := cmp.Or(fails, broken); !told || !errors.Is(err, want) || bus.IsIgnored(err) != (fails == nil) {
+			t.Errorf("told %v, %v", told, err)
+		}
 	}
 }

@@ -46,7 +46,7 @@ func TestPoliciesThatMakeNoSense(t *testing.T) {
 		"Policy.Then is 3":        {b, router.Policy{Then: router.Stop + 1}},
 		"Policy.Then is -1":       {b, router.Policy{Then: router.Poison - 1}},
 		"Policy.KeyWaits needs":   {simple, router.Policy{KeyWaits: true}},
-		"":                        {b, router.Policy{KeyWaits: true, MaxAge: time.Second, Then: router.Stop}},
+		"":                        {b, router.Policy{KeyWaits: true, MaxAge: time.Second}},
 	} {
 		for _, own := range []bool{false, true} { // the handler's own policy is looked at too
 			r := router.New(tc.on, "g", tc.policy)
