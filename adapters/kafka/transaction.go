@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -49,13 +50,32 @@ func (s *source) transact(ctx context.Context, tokens []bus.Token, all []*writes
 	}
 	ending, end := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer end()
-	if err := client.EndTransaction(ending, kgo.TryCommit); err != nil {
+	before := s.writer.ends.answered.Load()
+	err = client.EndTransaction(ending, kgo.TryCommit)
+	if err == nil && s.writer.ends.answered.Load() == before {
+		err = errNotEnded
+	}
+	if err != nil {
 		if err := s.findOut(ctx, commits, err); err != nil {
 			return fail("settle", s.sub.Topic, err)
 		}
 	}
 	s.transacted(tokens, commits)
 	return nil
+}
+
+// errNotEnded: the client has taken the transaction for empty, and has not asked the broker to end it. It was seen after
+// connections broke.
+var errNotEnded = errors.New("the client did not send the end of the transaction")
+
+// ends counts the ends of transactions that the broker has answered.
+type ends struct{ answered atomic.Int64 }
+
+// OnBrokerRead implements kgo.HookBrokerRead.
+func (e *ends) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, err error) {
+	if key == int16(kmsg.EndTxn) && err == nil {
+		e.answered.Add(1)
+	}
 }
 
 // errOwnership: a lane went while the transaction was being prepared.

@@ -19,6 +19,7 @@ const leastTransactionTimeout = 10 * time.Second
 type writer struct {
 	id     string
 	client *kgo.Client // nil: none was needed, or the last one failed
+	ends   ends        // of its transactions
 }
 
 // begin begins a transaction.
@@ -50,6 +51,7 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 		kgo.TransactionTimeout(max(s.driver.config.SessionTimeout, leastTransactionTimeout)),
 		kgo.RecordPartitioner(partitioner{s.parking, kgo.UniformBytesPartitioner(64<<10, true, true, nil)}),
 		kgo.MaxVersions(versions),
+		kgo.WithHooks(&w.ends),
 	)
 	client, err := kgo.NewClient(s.driver.options(opts...)...)
 	if err != nil {
