@@ -433,7 +433,7 @@ var parkingDefects = []defect{
 				return n, err
 			},
 		}
-	}, noticed: []string{"delay/blocks-only-its-key"}, long: true},
+	}, noticed: []string{"load/a-key-waits", "load/a-key-waits-elsewhere", "load/many-keys-wait"}, long: true},
 	{name: "settle: what is parked stays", make: func() *broken {
 		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
 			return s.Settle(ctx, slices.DeleteFunc(slices.Clone(tokens), func(t bus.Token) bool { return t.Parked }))

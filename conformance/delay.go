@@ -1,11 +1,9 @@
 package conformance
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -16,7 +14,6 @@ import (
 
 var delayChecks = []check{
 	{"delay/retry", delayRetry},
-	{"delay/blocks-only-its-key", delayLoad},
 	{"delay/many-keys", delayManyKeys},
 	{"delay/publish", delayPublish},
 	{"delay/cancel", delayCancel},
@@ -103,131 +100,6 @@ func delayRetry(e *env) {
 			break
 		}
 	}
-}
-
-// Of delayLoad: so many pairs of rounds, one while a key waits and one while none does, each of so many messages of so many keys. There
-// are more pairs if they do not agree, because the machine is busy; and fewer if it is slow.
-const (
-	loadPairs      = 20
-	loadMostPairs  = 40
-	loadLeastPairs = 3
-	loadTime       = 15 * time.Second // for more than the least, and as much again for more than enough
-	loadMessages   = 5000
-	loadKeys       = 1000
-	// loadShare is what must be left of the rate.
-	loadShare = 0.8
-	// loadMemory is how much more memory may be in use because a key waits.
-	loadMemory = 8 << 20
-)
-
-// delayLoad: while one key waits for an hour, a hundred thousand messages of other keys pass at the rate at which they pass otherwise, in
-// order and without taking memory. The two are measured in turns, because others use the machine, too.
-func delayLoad(e *env) {
-	b := e.bus()
-	e.parks(b)
-	usual, waiting := e.load(b, "usual"), e.load(b, "waiting")
-	usual.round()
-	waiting.round()
-	waiting.block(20)
-	start := time.Now()
-	for {
-		turns := []*load{usual, waiting}
-		if len(usual.took)%2 == 0 {
-			slices.Reverse(turns)
-		}
-		for _, l := range turns {
-			used := heap()
-			l.took = append(l.took, l.round())
-			l.grown += heap() - used
-		}
-		n, passed := len(usual.took), time.Since(start)
-		enough := n >= loadPairs || n >= loadLeastPairs && passed > loadTime
-		if enough && waiting.share(usual) >= loadShare || n >= loadMostPairs || passed > 2*loadTime {
-			break
-		}
-	}
-	usual.exact()
-	waiting.exact()
-	share, grown := waiting.share(usual), waiting.grown-usual.grown
-	e.note("%.0f messages/s, and %.0f %% of that while a key waits, for which %d KiB more are in use; %d pairs of rounds", loadMessages/median(usual.took).Seconds(), 100*share, grown>>10, len(usual.took))
-	if share < loadShare {
-		e.errorf("a waiting key slows the others down")
-	}
-	if grown > loadMemory {
-		e.errorf("memory grows while a key waits")
-	}
-	e.wait("nothing to be in flight, though a key waits", func() bool { return waiting.router.Health().Routes[0].InFlight == 0 })
-}
-
-// load is a topic with a handler, and how long rounds of messages took.
-type load struct {
-	*ledger
-	bus    *bus.Bus
-	topic  string
-	router *router.Router
-	failed chan struct{} // has a value when the key waits
-	took   []time.Duration
-	grown  int64 // memory in use, over all rounds
-}
-
-func (e *env) load(b *bus.Bus, name string) *load {
-	l := &load{ledger: e.ledger(), bus: b, topic: e.name(name), router: router.New(b, e.name("g-"+name)), failed: make(chan struct{}, 1)}
-	l.unchecked = map[string]bool{"waits": true}
-	l.router.HandleFunc(l.topic, l.handler(func(_ context.Context, m *bus.Message) error {
-		if m.Key != "waits" {
-			return nil
-		}
-		select {
-		case l.failed <- struct{}{}:
-		default:
-			e.errorf("%s was handled, although its key waits", m.ID)
-		}
-		return bus.RetryAfter(errors.New("in an hour"), time.Hour)
-	}))
-	e.run(l.router)
-	return l
-}
-
-// block has the key wait, with so many messages behind the one that failed.
-func (l *load) block(behind int) {
-	e := l.e
-	e.publish(l.bus, l.topic, &bus.Message{ID: "head", Key: "waits"})
-	e.wait("the message that is to wait", func() bool { return len(l.failed) > 0 })
-	for i := range behind {
-		e.publish(l.bus, l.topic, &bus.Message{ID: fmt.Sprint("behind-", i), Key: "waits"})
-	}
-}
-
-// round returns how long it takes until a round of messages is handled.
-func (l *load) round() time.Duration {
-	start := time.Now()
-	for range loadMessages / 1000 {
-		l.e.publish(l.bus, l.topic, l.make(1000, loadKeys)...)
-	}
-	l.complete()
-	return time.Since(start)
-}
-
-// share is the rate as a share of another's: the median over the pairs of rounds.
-func (l *load) share(of *load) float64 {
-	shares := make([]float64, len(l.took))
-	for i := range shares {
-		shares[i] = of.took[i].Seconds() / l.took[i].Seconds()
-	}
-	return median(shares)
-}
-
-func median[T cmp.Ordered](of []T) T {
-	sorted := slices.Sorted(slices.Values(of))
-	return sorted[len(sorted)/2]
-}
-
-// heap is the memory in use.
-func heap() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }
 
 // delayManyKeys: ten thousand keys wait at once. They come when they are due, with those behind them, also when

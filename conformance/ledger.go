@@ -25,7 +25,6 @@ type ledger struct {
 	active    map[string]string   // key → id being handled
 	now, most int                 // calls at once
 	strange   []string            // what should not have come at all
-	unchecked map[string]bool     // keys whose messages are not looked at
 }
 
 func (e *env) ledger() *ledger {
@@ -87,9 +86,6 @@ func (l *ledger) unpublish(id string) {
 // handler is a handler that keeps the ledger around work, which may be nil.
 func (l *ledger) handler(work func(ctx context.Context, m *bus.Message) error) func(context.Context, *bus.Message) error {
 	return func(ctx context.Context, m *bus.Message) error {
-		if l.unchecked[m.Key] {
-			return work(ctx, m)
-		}
 		l.enter(m)
 		var err error
 		if work != nil {

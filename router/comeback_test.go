@@ -113,6 +113,47 @@ func TestReplayToNobody(t *testing.T) {
 	})
 }
 
+// TestKeyGoesOnByItself: what a key waits for is tried again by itself a day later. If that succeeds, nothing is left to be replayed.
+func TestKeyGoesOnByItself(t *testing.T) {
+	for _, fails := range []int{1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			b := openBus(t)
+			var j journal
+			tries := 0
+			r := router.New(b, "g", router.Policy{KeyWaits: true})
+			r.HandleFunc("t", func(_ context.Context, m *bus.Message) error {
+				if tries++; tries <= fails {
+					return bus.Permanent(errLater)
+				}
+				j.note(m)
+				return nil
+			})
+			run(t, r)
+			for _, id := range numbers(3) {
+				publish(t, b, "t", &bus.Message{ID: id, Key: "k"})
+			}
+			q, err := poison.Open(t.Context(), b, "g")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range fails {
+				synctest.Wait()
+				if n, err := q.Count(t.Context(), poison.Filter{}); n != 1 || err != nil {
+					t.Errorf("%d entries, %v", n, err)
+				}
+				time.Sleep(24*time.Hour + time.Minute)
+			}
+			synctest.Wait()
+			if got := j.of("k"); !slices.Equal(got, numbers(3)) {
+				t.Errorf("handled were %v", got)
+			}
+			if n, err := q.Count(t.Context(), poison.Filter{}); n != 0 || err != nil {
+				t.Errorf("%d entries are left, %v", n, err)
+			}
+		})
+	}
+}
+
 // TestReplayBeginsAnew: the age of a message that is replayed begins with its next failure.
 func TestReplayBeginsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

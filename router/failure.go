@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -26,16 +24,14 @@ func (c *consumer) rule(t *task, err error) {
 		return
 	}
 	if t.joined {
-		r.handled.Add(1)
 		if err != nil {
 			c.log.Error("a message is settled already, and its handler's error changes nothing any more", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
 		}
-		t.outcome = settle
+		c.succeed(t)
 		return
 	}
 	if err == nil {
-		r.handled.Add(1)
-		t.outcome = settle
+		c.succeed(t)
 		return
 	}
 	if t.lane.ctx.Err() != nil {
@@ -49,9 +45,8 @@ func (c *consumer) rule(t *task, err error) {
 	}
 	ruling := r.policy.judge(err, t.h.Delivery.Attempt, first, now)
 	if ruling.kind == succeeded {
-		r.handled.Add(1)
 		c.log.Info("error ignored", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
-		t.outcome = settle
+		c.succeed(t)
 		return
 	}
 	if d, ok := bus.UnavailableFor(err); ok {
@@ -92,6 +87,12 @@ func (c *consumer) rule(t *task, err error) {
 		}
 		c.poisonOrHold(t)
 	}
+}
+
+func (c *consumer) succeed(t *task) {
+	t.route.handled.Add(1)
+	t.outcome = settle
+	c.unpoison(t)
 }
 
 // failed notes a try that failed.
@@ -144,73 +145,6 @@ func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 		d.Failure = &told
 	}
 	t.again = bus.NewHandling(t.lane.ctx, c.core.bus, d)
-}
-
-func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {
-	return &bus.PoisonEntry{
-		ID:      bus.NewID(),
-		Message: t.h.Delivery.Message,
-		Topic:   t.h.Delivery.Topic, Group: t.h.Delivery.Group, Handler: t.h.Delivery.Handler,
-		Lane: t.h.Delivery.Lane, Position: t.h.Delivery.Position,
-		Failure: *t.failure, Host: hostname(), Time: now,
-	}
-}
-
-var hostname = sync.OnceValue(func() string {
-	name, err := os.Hostname()
-	if err != nil {
-		return "unknown"
-	}
-	return name
-})
-
-// poisonOrHold puts the task's message into the group's poison queue. While that is not reachable the message stays
-// held and is put again with back-off; the in-flight bound then slows the intake down.
-func (c *consumer) poisonOrHold(t *task) {
-	switch {
-	case c.poison(t) == nil:
-		t.outcome = settle
-	case t.lane.ctx.Err() != nil:
-		t.outcome = abandon
-	default:
-		b := backoff{next: backoffFirst << min(t.putFails, 6)}
-		t.putFails++
-		t.outcome, t.due = hold, time.Now().Add(b.delay())
-	}
-}
-
-func (c *consumer) poison(t *task) error {
-	err := c.core.putPoison(t.lane.ctx, c.sub.Group, *t.entry)
-	if err == nil {
-		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
-		if t.route != nil {
-			t.route.poisoned.Add(1)
-		}
-		for _, hook := range c.core.hooks.poisoned {
-			hook.Poisoned(t.lane.ctx, *t.entry)
-		}
-		return nil
-	}
-	if t.lane.ctx.Err() == nil {
-		c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.h.Delivery.ID, "err", err)
-	}
-	return err
-}
-
-// putPoison stores an entry; each group's store is opened at its first use.
-func (c *core) putPoison(ctx context.Context, group string, e bus.PoisonEntry) error {
-	c.poisonMu.Lock()
-	store := c.poison[group]
-	if store == nil {
-		var err error
-		if store, err = c.bus.Driver().Poison(ctx, group); err != nil {
-			c.poisonMu.Unlock()
-			return err
-		}
-		c.poison[group] = store
-	}
-	c.poisonMu.Unlock()
-	return store.Put(ctx, e)
 }
 
 func errUnknownType(typ string, table *routeTable) error {

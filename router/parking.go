@@ -3,7 +3,6 @@ package router
 import (
 	"container/heap"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -202,36 +201,6 @@ func (c *consumer) store(ps []bus.Parking) {
 		}
 		c.log.Warn("parking failed; trying again", "messages", len(ps), "err", err)
 		b.wait(c.ctx)
-	}
-}
-
-// poisonStored poisons messages whose key is to wait for somebody to replay or drop them. They are parked by now, because
-// a poison entry says where. If the consumer ends before it is written, they are tried again at once by whoever comes next.
-func (c *consumer) poisonStored(tasks []*task) {
-	defer c.poisoning.Done()
-	var not []bus.Parking
-	for _, t := range tasks {
-		e, token := t.entry, t.token()
-		e.Lane, e.Position, e.Waits = token.Lane, token.Position, true
-		// So that a later failure replaces it, but not one after a replay, which is about to remove this.
-		e.ID = fmt.Sprintf("%s/%d/%d/%d", e.Topic, e.Lane, e.Position, e.Failure.Replays)
-		b := backoff{}
-		for c.poison(t) != nil && t.lane.ctx.Err() == nil {
-			if b.wait(c.intake); c.intake.Err() != nil {
-				not = append(not, bus.Parking{Delivery: t.h.Delivery, Due: time.Now()})
-				not[len(not)-1].Token, not[len(not)-1].Failure = token, t.failure
-				break
-			}
-		}
-	}
-	if len(not) > 0 {
-		c.store(not)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, t := range tasks {
-		t.lane.release()
-		c.recycle(t)
 	}
 }
 

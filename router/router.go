@@ -26,8 +26,7 @@ type core struct {
 	drainTimeout time.Duration
 	hooks        hooks
 
-	poisonMu sync.Mutex
-	poison   map[string]bus.PoisonStore
+	poison sync.Map // of groups: bus.PoisonStore
 
 	mu        sync.Mutex
 	routes    []*Route
@@ -64,7 +63,6 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 	c := &core{
 		bus:          b,
 		drainTimeout: DefaultDrainTimeout,
-		poison:       map[string]bus.PoisonStore{},
 		ending:       make(chan struct{}),
 		hurry:        make(chan struct{}),
 		ready:        make(chan struct{}),

@@ -26,6 +26,7 @@ var killedRoles = map[string]func(ctx context.Context, b *bus.Bus, topic, group 
 	"cancelled":    delaysUntilKilled,
 	"at most once": handlesOnceUntilKilled,
 	"replay":       replaysUntilKilled,
+	"load":         waitsUntilKilled,
 }
 
 func TestMain(m *testing.M) {
@@ -43,9 +44,16 @@ func TestMain(m *testing.M) {
 // TestKilled kills the only member of a group with SIGKILL, on every broker that outlives a process.
 func TestKilled(t *testing.T) {
 	for _, role := range []struct {
-		name string
-		test func(t *testing.T, k *killed)
-	}{{"delays", killedWhileWaiting}, {"cancelled", killedWhileCancelling}, {"at most once", killedAtMostOnce}, {"replay", killedReplay}} {
+		name  string
+		test  func(t *testing.T, k *killed)
+		alone bool
+	}{
+		{name: "delays", test: killedWhileWaiting},
+		{name: "cancelled", test: killedWhileCancelling},
+		{name: "at most once", test: killedAtMostOnce},
+		{name: "replay", test: killedReplay},
+		{name: "load", test: killedLoad, alone: true}, // it measures
+	} {
 		t.Run(role.name, func(t *testing.T) {
 			for _, broker := range []struct {
 				name string
@@ -59,11 +67,12 @@ func TestKilled(t *testing.T) {
 				{"mysql", func(t *testing.T) string { return with(t, ownPrefix(t), "lease", "2s") }, nil},
 			} {
 				t.Run(broker.name, func(t *testing.T) {
-					t.Parallel()
-					k := newKilled(t, broker.url(t), role.name)
-					if broker.drop != nil {
-						t.Cleanup(func() { broker.drop(t, k.bus, k.topic, k.group) })
+					if !role.alone {
+						t.Parallel()
 					}
+					k := newKilled(t, broker.url(t), role.name)
+					k.drop = broker.drop
+					k.owns(t, k.topic)
 					role.test(t, k)
 				})
 			}
@@ -79,6 +88,7 @@ type killed struct {
 	role              string
 	process           *exec.Cmd
 	lines             *bufio.Scanner
+	drop              func(t *testing.T, b *bus.Bus, topic, group string) // nil: not needed
 }
 
 func newKilled(t *testing.T, url, role string) *killed {
@@ -91,6 +101,13 @@ func newKilled(t *testing.T, url, role string) *killed {
 	t.Cleanup(func() { _ = b.Close() })
 	tag := bus.NewID()
 	return &killed{ctx: ctx, url: url, role: role, topic: "killed-" + tag, group: "g-" + tag, bus: b}
+}
+
+// owns has a topic deleted at the end, with what its group has there.
+func (k *killed) owns(t *testing.T, topic string) {
+	if k.drop != nil {
+		t.Cleanup(func() { k.drop(t, k.bus, topic, k.group) })
+	}
 }
 
 func (k *killed) start(t *testing.T) {

@@ -1,0 +1,55 @@
+// Package turns compares how long two things take on a machine that others use, too: it does them in turns, pair by pair.
+package turns
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Limits says how many pairs there are.
+type Limits struct {
+	// Enough pairs end it if the share is reached. If it is not, because others disturbed, there are up to twice as many.
+	Enough int
+	// Slow is after what time three pairs are enough; after twice that it ends.
+	Slow time.Duration
+	// Share of the usual rate that is demanded.
+	Share float64
+}
+
+// Result is what was found.
+type Result struct {
+	Pairs int
+	// Share is the rate of the second thing as a share of the first's: the median over the pairs.
+	Share float64
+	// Usual is the median of how long the first takes.
+	Usual time.Duration
+}
+
+// Compare does the usual thing and the other in turns. Each says how long it took.
+func Compare(l Limits, usual, other func() time.Duration) Result {
+	const least = 3
+	var times, shares []float64
+	start := time.Now()
+	for {
+		var took [2]time.Duration
+		turns := [2]func() time.Duration{usual, other}
+		for i := range turns {
+			i = (i + len(shares)) % 2 // who is first changes
+			took[i] = turns[i]()
+		}
+		times = append(times, took[0].Seconds())
+		shares = append(shares, took[0].Seconds()/took[1].Seconds())
+		n, passed := len(shares), time.Since(start)
+		r := Result{Pairs: n, Share: median(shares), Usual: time.Duration(median(times) * float64(time.Second))}
+		enough := n >= l.Enough || n >= least && passed > l.Slow
+		if enough && r.Share >= l.Share || n >= 2*l.Enough || passed > 2*l.Slow {
+			return r
+		}
+	}
+}
+
+func median[T cmp.Ordered](of []T) T {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[len(sorted)/2]
+}
