@@ -148,7 +148,8 @@ func (q *Queue) Groups(ctx context.Context, f Filter) ([]Group, error) {
 	return groups, nil
 }
 
-// Edit changes the message of an entry before it is replayed. Its id and its key stay: by them it finds its place.
+// Edit changes the message of an entry before it is replayed. Its id and its key stay: by them it finds its place. An entry that somebody else
+// replays or drops at the same moment may be there again, as edited: stores do not compare before they replace.
 func (q *Queue) Edit(ctx context.Context, id string, change func(*bus.Message)) error {
 	e, err := q.Get(ctx, id)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Command hello is the program of the README: a handler that asks for a payment for each order.
+// Command hello is the program of the README: an order leads to a payment, by two handlers.
 package main
 
 import (
@@ -29,6 +29,16 @@ func main() {
 	r := router.New(b, "billing")
 	router.On(r, "orders", func(ctx context.Context, e OrderPlaced) error {
 		return bus.Emit(ctx, "payments", PaymentRequested{e.OrderID}, bus.WithKey(e.OrderID))
+	})
+	router.On(r, "payments", func(_ context.Context, e PaymentRequested) error {
+		log.Print("asked for the payment of ", e.OrderID)
+		return nil
+	})
+	r.Go("shop", func(ctx context.Context) error {
+		if err := r.Ready(ctx); err != nil {
+			return err
+		}
+		return b.Publish(ctx, "orders", OrderPlaced{"A-1", "Ada"}, bus.WithKey("A-1"))
 	})
 	err = r.Run(ctx) // returns after a full drain when ctx ends
 	if err = errors.Join(err, b.Close()); err != nil {
