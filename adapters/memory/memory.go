@@ -48,8 +48,8 @@ type Config struct {
 	Capacity int
 	// Bytes bounds them by [bus.Message.Size]. Defaults to 256 MiB.
 	Bytes int
-	// Retain is how many settled messages a topic keeps for groups that come late. Defaults to 10,000, and to
-	// Capacity if that is less; -1 is none.
+	// Retain is how many settled messages a topic keeps for groups that come late, as long as they leave room for a sixteenth of
+	// Capacity. Defaults to 10,000, and to Capacity if that is less; -1 is none.
 	Retain int
 }
 

@@ -116,12 +116,13 @@ func (t *topic) waitForRoom(ctx context.Context, closed <-chan struct{}, size in
 	}
 }
 
-// evict forgets messages that every group has settled, the oldest first, down to what is to be retained; with no
-// group, it makes room for one sixteenth of the capacity.
+// evict forgets messages that every group has settled, the oldest first, down to what is to be retained; but it makes room for
+// one sixteenth of the capacity if it can. With no group it makes no more than that.
 func (t *topic) evict() {
-	keep, keepBytes := t.config.Retain, t.config.Bytes/2
+	most := t.config.Capacity - 1 - t.config.Capacity/16
+	keep, keepBytes := min(t.config.Retain, most), t.config.Bytes/2
 	if len(t.groups) == 0 {
-		keep, keepBytes = t.config.Capacity-1-t.config.Capacity/16, t.config.Bytes-t.config.Bytes/16
+		keep, keepBytes = most, t.config.Bytes-t.config.Bytes/16
 	}
 	for keep > 0 && t.bytes > keepBytes && t.stored <= keep {
 		keep /= 2 // few large messages: go by bytes
