@@ -22,7 +22,7 @@ func TestSmallCapacity(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				const n = 30_000
+				const n = 2000
 				handled := 0
 				r := router.New(b, "g", router.Workers(1))
 				r.HandleFunc("t", func(context.Context, *bus.Message) error { handled++; return nil })
