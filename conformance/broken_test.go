@@ -434,6 +434,23 @@ var parkingDefects = []defect{
 			},
 		}
 	}, noticed: []string{"load/a-key-waits", "load/a-key-waits-elsewhere", "load/many-keys-wait"}, long: true},
+	{name: "parking: what comes takes memory while something waits", make: func() *broken {
+		var waits atomic.Bool
+		var kept [][]byte
+		return &broken{
+			park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+				waits.Store(true)
+				return s.Park(ctx, ps)
+			},
+			receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+				n, err := s.Receive(ctx, dst, maxBytes)
+				if waits.Load() && n > 0 && strings.HasPrefix(dst[0].Topic, "conf-waiting-") {
+					kept = append(kept, make([]byte, n<<10))
+				}
+				return n, err
+			},
+		}
+	}, noticed: []string{"load/a-key-waits"}, long: true},
 	{name: "settle: what is parked stays", make: func() *broken {
 		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
 			return s.Settle(ctx, slices.DeleteFunc(slices.Clone(tokens), func(t bus.Token) bool { return t.Parked }))

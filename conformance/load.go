@@ -147,7 +147,7 @@ func (l *load) round() time.Duration {
 	}
 	l.complete()
 	took := time.Since(start)
-	l.grown += heap() - used
+	l.grown += max(heap()-used, 0) // less than none: what an earlier check used was freed meanwhile
 	return took
 }
 
