@@ -33,6 +33,7 @@ const revokeTimeout = 30 * time.Second
 func (t *topic) join(src *source, s bus.Subscription) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.admit()
 	g := t.groups[s.Group]
 	if g == nil {
 		g = &group{}
@@ -147,6 +148,7 @@ func (t *topic) assign(g *group, take map[*source][]bus.Lane) {
 func (t *topic) lag(name string) (int64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.admit()
 	g := t.groups[name]
 	if g == nil {
 		return 0, fail("lag", t.name, fmt.Errorf("group %q: %w", name, bus.ErrNotFound))

@@ -72,8 +72,10 @@ func (s *source) await(ctx context.Context, dst []bus.Delivery, maxBytes int) (i
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		t.asleep = append(t.asleep, s)
-		s.wake.Wait()
+		if t.intake.sleep() {
+			t.asleep = append(t.asleep, s)
+			s.wake.Wait()
+		}
 	}
 }
 
@@ -83,6 +85,7 @@ func (s *source) take(dst []bus.Delivery, first bool, maxBytes int) (n int, more
 	if s.closed {
 		return 0, false, 0
 	}
+	s.topic.admit()
 	s.turn++
 	for i := range lanes {
 		id := (s.turn + i) % lanes

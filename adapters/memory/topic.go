@@ -18,6 +18,7 @@ type topic struct {
 	name   string
 	config Config
 	seed   maphash.Seed
+	intake intake
 
 	mu      sync.Mutex
 	logs    [lanes]log
@@ -42,28 +43,36 @@ func (t *topic) append(ctx context.Context, closed <-chan struct{}, msgs []*bus.
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	select {
-	case <-closed: // checked under the lock: what was appended before is there, and nothing comes after
-		return 0, bus.ErrClosed
-	default:
-	}
-	defer t.wakeSources()
-	for i, m := range msgs {
-		size := m.Size()
-		if t.stored >= t.config.Capacity || t.bytes+size > t.config.Bytes {
-			if err := t.waitForRoom(ctx, closed, size); err != nil {
-				return i, err
-			}
+	n := 0
+	for {
+		added, wake, err := t.intake.add(closed, msgs[n:])
+		n += added
+		if wake {
+			t.mu.Lock()
+			t.wakeSources()
+			t.mu.Unlock()
 		}
-		lane := &t.logs[t.laneOf(m)]
-		lane.push(m, t.seq, size)
-		t.seq++
-		t.stored++
-		t.bytes += size
+		if err != nil || n == len(msgs) {
+			return n, err
+		}
+		if err := t.makeRoom(ctx, closed, msgs[n].Size()); err != nil {
+			return n, err
+		}
 	}
-	return len(msgs), nil
+}
+
+// admit takes what has come in into the lanes. Called with the lock held, by all who look at the lanes.
+func (t *topic) admit() {
+	entries := t.intake.take()
+	for i := range entries {
+		e := &entries[i]
+		e.seq = t.seq
+		t.logs[t.laneOf(&e.msg)].push(e)
+		t.seq++
+		t.bytes += e.size
+	}
+	t.stored += len(entries)
+	t.intake.giveBack(entries)
 }
 
 func (t *topic) laneOf(m *bus.Message) uint64 {
@@ -74,12 +83,12 @@ func (t *topic) laneOf(m *bus.Message) uint64 {
 	return maphash.String(t.seed, m.Key) % lanes
 }
 
-// waitForRoom waits until a message of the size fits. Consumers are woken first: they may have to make the room.
-func (t *topic) waitForRoom(ctx context.Context, closed <-chan struct{}, size int) error {
-	fits := func() bool {
-		return t.stored < t.config.Capacity && (t.bytes+size <= t.config.Bytes || t.stored == 0)
-	}
-	if t.evict(); fits() {
+// makeRoom lets the intake take more, of which one has the size. Consumers are woken first if it has to wait: they may have to make the
+// room.
+func (t *topic) makeRoom(ctx context.Context, closed <-chan struct{}, size int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.admit(); t.offer(size) {
 		return nil
 	}
 	t.wakeSources()
@@ -101,7 +110,7 @@ func (t *topic) waitForRoom(ctx context.Context, closed <-chan struct{}, size in
 		}
 	}()
 	for {
-		if t.evict(); fits() {
+		if t.offer(size) {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {
@@ -113,7 +122,22 @@ func (t *topic) waitForRoom(ctx context.Context, closed <-chan struct{}, size in
 		default:
 		}
 		t.room.Wait()
+		t.admit()
 	}
+}
+
+// offer lets the intake take what there is room for, if that is enough for a message of the size.
+func (t *topic) offer(size int) bool {
+	t.evict()
+	messages, bytes := t.config.Capacity-t.stored, t.config.Bytes-t.bytes
+	if t.stored == 0 {
+		bytes = max(bytes, size)
+	}
+	if messages < 1 || bytes < size {
+		return false
+	}
+	t.intake.allow(messages, bytes)
+	return true
 }
 
 // evict forgets messages that every group has settled, the oldest first, down to what is to be retained; but it makes room for
@@ -164,12 +188,11 @@ func (l *log) at(pos int64) *entry {
 	return &l.ring[pos&int64(len(l.ring)-1)]
 }
 
-func (l *log) push(m *bus.Message, seq int64, size int) {
+func (l *log) push(e *entry) {
 	if int(l.next-l.base) == len(l.ring) {
 		l.grow()
 	}
-	e := l.at(l.next)
-	e.msg, e.seq, e.size = *m, seq, size
+	*l.at(l.next) = *e
 	l.next++
 }
 
