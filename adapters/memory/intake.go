@@ -11,6 +11,7 @@ import (
 type intake struct {
 	mu       sync.Mutex
 	entries  []entry
+	held     int // bytes of the entries
 	messages int // that may come before the topic has to be asked
 	bytes    int
 	asleep   bool // consumers wait for messages
@@ -33,10 +34,11 @@ func (in *intake) add(closed <-chan struct{}, msgs []*bus.Message) (n int, wake 
 	}
 	for _, m := range msgs {
 		size := m.Size()
-		if in.messages == 0 || in.bytes < size {
+		if in.messages < 1 || in.bytes < size {
 			break
 		}
 		in.entries = append(in.entries, entry{msg: *m, size: size})
+		in.held += size
 		in.messages--
 		in.bytes -= size
 		n++
@@ -52,7 +54,7 @@ func (in *intake) take() []entry {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	entries := in.entries
-	in.entries, in.spare = in.spare, nil
+	in.entries, in.spare, in.held = in.spare, nil, 0
 	return entries
 }
 
@@ -61,11 +63,13 @@ func (in *intake) giveBack(entries []entry) {
 	in.spare = entries[:0]
 }
 
-// allow says how many messages and bytes may come.
-func (in *intake) allow(messages, bytes int) {
+// allow says for how many messages and bytes the topic has room, with those that are here. It returns whether that is enough for one more of
+// the size, and whether some are here.
+func (in *intake) allow(messages, bytes, size int) (enough, some bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.messages, in.bytes = min(messages, intakeRun), bytes
+	in.messages, in.bytes = min(messages-len(in.entries), intakeRun), bytes-in.held
+	return in.messages > 0 && in.bytes >= size, len(in.entries) > 0
 }
 
 // sleep has publishers wake consumers, unless there is something.

@@ -3,6 +3,8 @@ package memory_test
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -50,6 +52,47 @@ func TestSmallCapacity(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestManyPublishersInASmallTopic: a topic that many publish to at once holds no more than it may, and none of them waits for ever.
+func TestManyPublishersInASmallTopic(t *testing.T) {
+	const capacity, publishers, each = 3, 8, 500
+	b, err := memory.Open(memory.Config{Capacity: capacity, Retain: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	publish := func() {
+		var all sync.WaitGroup
+		for range publishers {
+			all.Go(func() {
+				for range each {
+					if err := b.PublishMessages(t.Context(), "t", &bus.Message{}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+	}
+	publish() // nobody consumes: the oldest are forgotten
+	var handled atomic.Int32
+	r := router.New(b, "g", router.Workers(2))
+	r.HandleFunc("t", func(context.Context, *bus.Message) error { handled.Add(1); return nil })
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- r.Run(ctx) }()
+	if err := r.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	publish()
+	cancel() // what is left in the topic is at most its capacity
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	if n := handled.Load(); n < publishers*each-capacity || n > publishers*each+capacity {
+		t.Errorf("%d were handled, want %d, and at most %d more or less", n, publishers*each, capacity)
 	}
 }
 

@@ -88,7 +88,7 @@ func (t *topic) laneOf(m *bus.Message) uint64 {
 func (t *topic) makeRoom(ctx context.Context, closed <-chan struct{}, size int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.admit(); t.offer(size) {
+	if t.offer(size) {
 		return nil
 	}
 	t.wakeSources()
@@ -122,22 +122,23 @@ func (t *topic) makeRoom(ctx context.Context, closed <-chan struct{}, size int) 
 		default:
 		}
 		t.room.Wait()
-		t.admit()
 	}
 }
 
-// offer lets the intake take what there is room for, if that is enough for a message of the size.
+// offer lets the intake take what there is room for, and says whether that is enough for a message of the size.
 func (t *topic) offer(size int) bool {
-	t.evict()
-	messages, bytes := t.config.Capacity-t.stored, t.config.Bytes-t.bytes
-	if t.stored == 0 {
-		bytes = max(bytes, size)
+	for {
+		t.admit()
+		t.evict()
+		bytes := t.config.Bytes - t.bytes
+		if t.stored == 0 {
+			bytes = max(bytes, size)
+		}
+		enough, some := t.intake.allow(t.config.Capacity-t.stored, bytes, size)
+		if enough || !some { // else others have used the room meanwhile: to make more, what they left must be in the lanes
+			return enough
+		}
 	}
-	if messages < 1 || bytes < size {
-		return false
-	}
-	t.intake.allow(messages, bytes)
-	return true
 }
 
 // evict forgets messages that every group has settled, the oldest first, down to what is to be retained; but it makes room for
