@@ -70,16 +70,19 @@ func (c *core) putPoison(ctx context.Context, group string, e bus.PoisonEntry) e
 	return store.Put(ctx, e)
 }
 
-// poisonStore is a group's; it is opened at its first use, by whoever is first if several are.
+// poisonStore is a group's. It is opened at its first use, by one at a time: RabbitMQ says of a stream that another is just declaring that it is
+// there, and ends the connection of who publishes to it before it is.
 func (c *core) poisonStore(ctx context.Context, group string) (bus.PoisonStore, error) {
-	if store, ok := c.poison.Load(group); ok {
-		return store.(bus.PoisonStore), nil
+	c.poisonMu.Lock()
+	defer c.poisonMu.Unlock()
+	if store := c.poison[group]; store != nil {
+		return store, nil
 	}
 	store, err := c.bus.Driver().Poison(ctx, group)
 	if err != nil {
 		return nil, err
 	}
-	c.poison.Store(group, store)
+	c.poison[group] = store
 	return store, nil
 }
 

@@ -26,7 +26,8 @@ type core struct {
 	drainTimeout time.Duration
 	hooks        hooks
 
-	poison sync.Map // of groups: bus.PoisonStore
+	poisonMu sync.Mutex
+	poison   map[string]bus.PoisonStore
 
 	mu        sync.Mutex
 	routes    []*Route
@@ -63,6 +64,7 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 	c := &core{
 		bus:          b,
 		drainTimeout: DefaultDrainTimeout,
+		poison:       map[string]bus.PoisonStore{},
 		ending:       make(chan struct{}),
 		hurry:        make(chan struct{}),
 		ready:        make(chan struct{}),
