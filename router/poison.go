@@ -70,8 +70,7 @@ func (c *core) putPoison(ctx context.Context, group string, e bus.PoisonEntry) e
 	return store.Put(ctx, e)
 }
 
-// poisonStore is a group's. It is opened at its first use, by one at a time: RabbitMQ says of a stream that another is just declaring that it is
-// there, and ends the connection of who publishes to it before it is.
+// poisonStore is a group's; it is opened at its first use.
 func (c *core) poisonStore(ctx context.Context, group string) (bus.PoisonStore, error) {
 	c.poisonMu.Lock()
 	defer c.poisonMu.Unlock()

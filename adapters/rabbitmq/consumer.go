@@ -214,7 +214,7 @@ func (c *consumer) lockEarly(ctx context.Context) (unlock func(), err error) {
 	s := c.lane.source
 	return s.lock.take(ctx, func() (func(), error) {
 		t := &topology{session: c.session}
-		unlock, err := s.d.lockTopic(s.ctx, t, s.sub.Topic)
+		unlock, err := s.d.lockFor(s.ctx, t, s.sub.Topic)
 		if err != nil {
 			t.close()
 			return nil, err

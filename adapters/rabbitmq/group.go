@@ -38,7 +38,7 @@ func (d *driver) prepare(ctx context.Context, t *topology, sub bus.Subscription)
 	if state.begun {
 		return state, t.attach(sub.Topic, group)
 	}
-	unlock, err := d.lockTopic(ctx, t, sub.Topic)
+	unlock, err := d.lockFor(ctx, t, sub.Topic)
 	if err != nil {
 		return groupState{}, err
 	}
@@ -89,14 +89,14 @@ func (t *topology) state(group string, lanes int) (groupState, error) {
 	return s, t.declareExchange(readyName(group), amqp.ExchangeFanout, "")
 }
 
-// lockTopic excludes all other processes, and other callers in this one, from attaching a group to the topic: while
-// the first group takes over what was kept, a second one that attached would end the keeping too early for it.
-func (d *driver) lockTopic(ctx context.Context, t *topology, topic string) (unlock func(), err error) {
+// lockFor excludes all other processes, and other callers in this one, from what is to be made. For a topic, that is attaching a group to it:
+// while the first group takes over what was kept, a second one that attached would end the keeping too early for it.
+func (d *driver) lockFor(ctx context.Context, t *topology, name string) (unlock func(), err error) {
 	d.mu.Lock()
-	turn := d.turns[topic]
+	turn := d.turns[name]
 	if turn == nil {
 		turn = make(chan struct{}, 1)
-		d.turns[topic] = turn
+		d.turns[name] = turn
 	}
 	d.mu.Unlock()
 	select {
@@ -104,12 +104,12 @@ func (d *driver) lockTopic(ctx context.Context, t *topology, topic string) (unlo
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if err := t.lock(ctx, topic); err != nil {
+	if err := t.lock(ctx, name); err != nil {
 		<-turn
 		return nil, err
 	}
 	return func() {
-		t.unlock(topic)
+		t.unlock(name)
 		<-turn
 	}, nil
 }
@@ -171,7 +171,7 @@ func (d *driver) sweep(ctx context.Context, t *topology, topic string) error {
 	if err != nil || kept.Messages == 0 {
 		return err
 	}
-	unlock, err := d.lockTopic(ctx, t, topic)
+	unlock, err := d.lockFor(ctx, t, topic)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func slotOf(routingKey string) (s int, ok bool) {
 // other software finds it.
 
 func unroutedName(topic string) string { return topic + "::unrouted" }
-func lockName(topic string) string     { return topic + "::lock" }
+func lockName(name string) string      { return name + "::lock" }
 func poisonName(group string) string   { return group + ":poison" }
 
 // groupName is the group's exchange, and what its other names begin with. AMQP names have at most 255 bytes.

@@ -62,12 +62,19 @@ func (d *driver) Poison(ctx context.Context, group string) (bus.PoisonStore, err
 	return p, nil
 }
 
+// declare makes the stream unless it is there. One at a time does: of a stream that another is just declaring the broker says that it is there, and
+// ends the connection of who publishes to it before it is (seen on 3.10.8).
 func (p *poisonStore) declare(ctx context.Context) error {
 	s, err := p.d.pub.link.getUnblocked(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, s, func(_ context.Context, t *topology) (struct{}, error) {
+	_, err = call(ctx, s, func(ctx context.Context, t *topology) (struct{}, error) {
+		unlock, err := p.d.lockFor(ctx, t, p.stream)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer unlock()
 		return struct{}{}, t.declareQueue(p.stream, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeStream})
 	})
 	return err

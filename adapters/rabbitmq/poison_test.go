@@ -48,6 +48,44 @@ func entry(id string) bus.PoisonEntry {
 	return bus.PoisonEntry{ID: id, Message: message("m-"+id, "k"), Topic: "t", Group: "g"}
 }
 
+// TestPoisonAtOnce: several processes, and several in each, put the first entries of a group at the same moment.
+func TestPoisonAtOnce(t *testing.T) {
+	const rounds, processes, each = 20, 3, 3
+	ctx := testContext(t)
+	var ds []*driver
+	for range processes {
+		ds = append(ds, openDriver(t, brokerConfig(t)))
+	}
+	for range rounds {
+		group := newName(t, "group")
+		var all sync.WaitGroup
+		for i := range processes * each {
+			all.Go(func() {
+				p, err := ds[i%processes].Poison(ctx, group)
+				if err == nil {
+					err = p.Put(ctx, entry(fmt.Sprint(i)))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		p, err := ds[0].Poison(ctx, group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ids := listIDs(t, p); len(ids) != processes*each {
+			t.Errorf("entries %v", ids)
+		}
+		if _, err := call(ctx, ds[0].pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+			return struct{}{}, tp.deleteQueue(poisonName(group))
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestPoison(t *testing.T) {
 	ctx := testContext(t)
 	p, _ := newPoison(t)

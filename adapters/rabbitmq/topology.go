@@ -230,22 +230,22 @@ func (t *topology) attach(topic, group string) error {
 	return ch.ExchangeBind(group, "", topic, false, nil)
 }
 
-// lock takes the topic's lock, a queue that one connection at a time can have. The broker frees it when the
+// lock takes the lock of a topic or of a poison store, a queue that one connection at a time can have. The broker frees it when the
 // connection ends. Callers of one connection exclude each other beforehand.
-func (t *topology) lock(ctx context.Context, topic string) error {
+func (t *topology) lock(ctx context.Context, name string) error {
 	for n := 0; ; n++ {
 		ch, err := t.channel()
 		if err != nil {
 			return err
 		}
-		_, err = ch.QueueDeclare(lockName(topic), false, false, true, false, nil)
+		_, err = ch.QueueDeclare(lockName(name), false, false, true, false, nil)
 		if !hasCode(err, amqp.ResourceLocked) {
 			return err
 		}
 		if !pause(ctx, backoff(min(n, 1))) {
-			return fmt.Errorf("another process is setting up the topic: %w", context.Cause(ctx))
+			return fmt.Errorf("another process is setting up %q: %w", name, context.Cause(ctx))
 		}
 	}
 }
 
-func (t *topology) unlock(topic string) { _ = t.deleteQueue(lockName(topic)) }
+func (t *topology) unlock(name string) { _ = t.deleteQueue(lockName(name)) }
