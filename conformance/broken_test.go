@@ -419,37 +419,11 @@ var parkingDefects = []defect{
 		}}
 	}, noticed: []string{"delay/cancel"}, long: true},
 	{name: "parking: what waits slows down what comes", make: func() *broken {
-		var waits atomic.Bool
-		return &broken{
-			park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
-				waits.Store(true)
-				return s.Park(ctx, ps)
-			},
-			receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
-				n, err := s.Receive(ctx, dst, maxBytes)
-				if waits.Load() && n > 0 && strings.HasPrefix(dst[0].Topic, "conf-waiting-") {
-					time.Sleep(time.Duration(n) * 100 * time.Microsecond)
-				}
-				return n, err
-			},
-		}
+		return whileSomethingWaits(func(n int) { time.Sleep(time.Duration(n) * 100 * time.Microsecond) })
 	}, noticed: []string{"load/a-key-waits", "load/a-key-waits-elsewhere", "load/many-keys-wait"}, long: true},
 	{name: "parking: what comes takes memory while something waits", make: func() *broken {
-		var waits atomic.Bool
 		var kept [][]byte
-		return &broken{
-			park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
-				waits.Store(true)
-				return s.Park(ctx, ps)
-			},
-			receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
-				n, err := s.Receive(ctx, dst, maxBytes)
-				if waits.Load() && n > 0 && strings.HasPrefix(dst[0].Topic, "conf-waiting-") {
-					kept = append(kept, make([]byte, n<<10))
-				}
-				return n, err
-			},
-		}
+		return whileSomethingWaits(func(n int) { kept = append(kept, make([]byte, n<<10)) })
 	}, noticed: []string{"load/a-key-waits"}, long: true},
 	{name: "settle: what is parked stays", make: func() *broken {
 		return &broken{settle: func(s bus.Source, ctx context.Context, tokens []bus.Token) error {
@@ -525,6 +499,24 @@ var parkingDefects = []defect{
 			return d.Inject(ctx, topic, group, ps[:len(ps)-1])
 		}}
 	}, noticed: []string{"parking/inject"}},
+}
+
+// whileSomethingWaits does something for each n messages received while messages wait in the same topic.
+func whileSomethingWaits(do func(n int)) *broken {
+	var waits atomic.Bool
+	return &broken{
+		park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			waits.Store(true)
+			return s.Park(ctx, ps)
+		},
+		receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
+			n, err := s.Receive(ctx, dst, maxBytes)
+			if waits.Load() && n > 0 && strings.HasPrefix(dst[0].Topic, "conf-waiting-") {
+				do(n)
+			}
+			return n, err
+		},
+	}
 }
 
 // leaked ends the goroutines that a defect left, at the end of all tests.

@@ -25,19 +25,7 @@ func waitsUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) erro
 		}
 		return nil
 	})
-	r.Go("parked", func(ctx context.Context) error {
-		tick := time.NewTicker(10 * time.Millisecond)
-		for h := r.Health().Routes[0]; h.Failed == 0 || h.InFlight > 0; h = r.Health().Routes[0] {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return nil
-			}
-		}
-		fmt.Println("parked")
-		<-ctx.Done()
-		return nil
-	})
+	tellWhenParked(r, 1)
 	return r.Run(ctx)
 }
 

@@ -182,9 +182,15 @@ func delaysUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) err
 		fmt.Println("handled", m.ID)
 		return nil
 	})
+	tellWhenParked(r, killedKeys)
+	return r.Run(ctx)
+}
+
+// tellWhenParked prints a line when so many messages have failed and nothing is in flight any more.
+func tellWhenParked(r *router.Router, failed uint64) {
 	r.Go("parked", func(ctx context.Context) error {
 		tick := time.NewTicker(10 * time.Millisecond)
-		for h := r.Health().Routes[0]; h.Failed < killedKeys || h.InFlight > 0; h = r.Health().Routes[0] {
+		for h := r.Health().Routes[0]; h.Failed < failed || h.InFlight > 0; h = r.Health().Routes[0] {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -195,7 +201,6 @@ func delaysUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) err
 		<-ctx.Done()
 		return nil
 	})
-	return r.Run(ctx)
 }
 
 // killedWhileWaiting: what waits when its process is killed comes to the next, in its key's order and not too early.
