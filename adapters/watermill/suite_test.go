@@ -37,10 +37,6 @@ func TestWatermillSuite(t *testing.T) {
 			b := open(t, n.url(t))
 			group := name("g")
 			grouped := func(t *testing.T, group string) (message.Publisher, message.Subscriber) { return pubSub(t, b, group) }
-			features := features
-			// The suite has 70 members read one file at once, most of which have to pass over the messages of others. At full size, with the race
-			// detector and on slow cores, their reads alone take the machine, and topics wait for longer than the suite does.
-			features.ForceShort = n.name == "sqlite"
 			tests.TestPubSub(t, features, func(t *testing.T) (message.Publisher, message.Subscriber) { return pubSub(t, b, group) }, grouped)
 			t.Run("TestNewSubscriberReceivesOldMessages", func(t *testing.T) {
 				if !b.Driver().Capabilities().Replay {

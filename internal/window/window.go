@@ -52,7 +52,13 @@ func (w *Window) open() []entry { return w.queue[w.head:] }
 
 // Advance notes that the lane holds nothing to deliver below next that was not added: the records there are
 // control records, compacted away, or another's.
-func (w *Window) Advance(next int64) { w.next = max(w.next, next) }
+func (w *Window) Advance(next int64) {
+	before := w.Position()
+	w.next = max(w.next, next)
+	if w.Position() != before {
+		w.version++
+	}
+}
 
 // Done finishes the message at pos. It returns false if pos is not open, as when it is finished already.
 func (w *Window) Done(pos int64) bool {
@@ -100,7 +106,8 @@ func (w *Window) Position() int64 {
 // Open is the number of delivered messages that are not finished.
 func (w *Window) Open() int { return len(w.queue) - w.head - w.done }
 
-// Version changes whenever something is finished, so that a committer can tell whether there is anything new.
+// Version changes whenever something is finished, or Advance moves the position, so that a committer can tell whether there is
+// anything new.
 func (w *Window) Version() uint64 { return w.version }
 
 // Clone returns a copy with a life of its own.

@@ -342,6 +342,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 	s.observer.Revoking(ctx, ids)
 	s.mu.Lock()
 	for _, l := range lanes {
+		l.pass()
 		s.drop(l)
 	}
 	s.mu.Unlock()

@@ -23,11 +23,13 @@ func (s *Source) read() {
 		ctx, cancel := context.WithTimeout(s.io, callTimeout)
 		more, err := reader.Read(ctx, &q)
 		cancel()
-		if n := len(q.Records); n > 0 {
+		if err == nil { // else the same is read again
 			bytes := s.accept(&q, owners)
-			average = (average + bytes/n) / 2
-			turn = int(q.Records[n-1].Shard) + 1
-			pause = minPause
+			if n := len(q.Records); n > 0 {
+				average = (average + bytes/n) / 2
+				turn = int(q.Records[n-1].Shard) + 1
+				pause = minPause
+			}
 		}
 		clear(q.Records)
 		switch {
@@ -112,7 +114,8 @@ func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
 	}
 }
 
-// accept queues what was read of lanes that are still ours, and returns the size of all.
+// accept queues what was read of lanes that are still ours, and returns the size of all. Their cursors move also if nothing
+// was read: a store may have passed over the messages of other lanes.
 func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,6 +136,7 @@ func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 			}
 			s.ready = append(s.ready, arrival{lane: l, msg: r.Message, pos: r.Seq, size: size})
 			s.bytes += size
+			l.ahead++
 		}
 	}
 	if s.head < len(s.ready) {

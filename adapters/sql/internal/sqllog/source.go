@@ -57,6 +57,7 @@ type lane struct {
 	id     bus.Lane
 	window *window.Window
 	read   int64  // the first position that has not been read
+	ahead  int    // how many messages have been read and not received
 	saved  uint64 // the version of the window that was committed
 	// unparked are parked messages that were settled, and are to be deleted; heard is the number of the last change to what
 	// is parked that the router knows of.
@@ -70,6 +71,14 @@ type lane struct {
 	announced bool
 	// parting: no delivery any more, but settling goes on. gone: it is not ours.
 	parting, gone bool
+}
+
+// pass notes that nothing is left below what was read, so that the next owner need not look there again: it does where the
+// lane had no messages while the topic had many. Called with the lock held, when the lane is about to be given up.
+func (l *lane) pass() {
+	if l.ahead == 0 {
+		l.window.Advance(l.read)
+	}
 }
 
 // arrival is a message that has been read and not received yet.
@@ -165,6 +174,7 @@ func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 		s.ready[s.head] = arrival{}
 		s.head++
 		s.bytes -= a.size
+		a.lane.ahead--
 		if !a.lane.window.Add(a.pos) {
 			continue // finished under an earlier ownership
 		}
@@ -289,6 +299,13 @@ func (s *Source) Close(ctx context.Context) error {
 
 // leave makes what was settled durable and gives everything up, trying again until ctx ends.
 func (s *Source) leave(ctx context.Context) error {
+	s.mu.Lock()
+	for _, l := range s.lanes {
+		if l != nil {
+			l.pass()
+		}
+	}
+	s.mu.Unlock()
 	for b := (backoff{}); ; {
 		bounded, cancel := context.WithTimeout(ctx, callTimeout)
 		err := s.commit(bounded)

@@ -55,7 +55,7 @@ type Record struct {
 
 // Reader reads on in one topic. It is used by one goroutine.
 type Reader interface {
-	// Read appends what follows the cursors to q.Records and moves the cursors.
+	// Read appends what follows the cursors to q.Records and moves the cursors. After an error neither counts.
 	Read(ctx context.Context, q *Query) (More, error)
 }
 
