@@ -9,9 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/outbox"
+	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -79,19 +82,28 @@ func benchMessages(n, keys int) []*bus.Message {
 	return msgs
 }
 
-// BenchmarkLatency is the time from a commit to the handler, with nothing else going on: -benchtime 300x.
+// How a relay learns of a commit, in BenchmarkLatency.
+const (
+	told      = "told"      // by outbox.Do, in the same process
+	untold    = "untold"    // not at all: in the same process, it sees the publish, and looks often for a while
+	announced = "announced" // in another process, by NOTIFY
+)
+
+// BenchmarkLatency is the time from a commit to the handler, with nothing else going on: -benchtime 200x.
 func BenchmarkLatency(b *testing.B) {
 	for _, to := range []string{"memory", "kafka"} {
 		for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL, outbox.SQLite} {
-			for _, told := range []bool{true, false} {
-				b.Run(fmt.Sprintf("%v-%s/told=%v", d, to, told), func(b *testing.B) { latency(b, d, to, told) })
+			for _, how := range []string{told, untold, announced} {
+				if how == announced && d != outbox.Postgres {
+					continue
+				}
+				b.Run(fmt.Sprintf("%v-%s/%s", d, to, how), func(b *testing.B) { latency(b, d, to, how) })
 			}
 		}
 	}
 }
 
-// latency measures with relays that are told of commits by outbox.Do, or with ones that see the publish and not the commit.
-func latency(b *testing.B, d outbox.Dialect, to string, told bool) {
+func latency(b *testing.B, d outbox.Dialect, to, how string) {
 	s := newStore(b, d)
 	url := "memory:"
 	if to == "kafka" {
@@ -103,11 +115,27 @@ func latency(b *testing.B, d outbox.Dialect, to string, told bool) {
 	r := router.New(target, unique("g"))
 	router.On(r, topic, func(context.Context, placed) error { came <- time.Now(); return nil })
 	bustest.Run(b, r)
-	s.runRelay(b, target, outbox.RelayConfig{})
+	var config outbox.RelayConfig
+	if how == announced {
+		pool, err := pgxpool.New(b.Context(), s.dsn)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(pool.Close)
+		config.Listen = pgxoutbox.Listen(pool)
+	}
+	s.runRelay(b, target, config)
+	if how == announced { // an outbox that the relay's does not know is another process to it
+		writer, err := outbox.New(d, s.config)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.outbox = writer
+	}
 	took := make([]time.Duration, 0, b.N)
 	for i := range b.N + 5 {
 		var committed time.Time
-		if told {
+		if how != untold {
 			err := outbox.Do(b.Context(), s.outbox, outbox.SQL(s.db, nil), func(_ *sql.Tx, p bus.Publisher) error {
 				return p.Publish(b.Context(), topic, placed{Number: i})
 			})
@@ -132,7 +160,7 @@ func latency(b *testing.B, d outbox.Dialect, to string, told bool) {
 		if d := (<-came).Sub(committed); i >= 5 { // the first ones open connections
 			took = append(took, d)
 		}
-		time.Sleep(rand.N(20 * time.Millisecond)) // idle
+		time.Sleep(150*time.Millisecond + rand.N(50*time.Millisecond)) // until the relay hardly looks any more
 	}
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")

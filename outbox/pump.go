@@ -58,7 +58,9 @@ const (
 	maxCalls   = 8        // to the broker, at once
 	maxSent    = 2000     // rows, before they are deleted
 	// patience is how long lanes that are not in hand wait for those that are.
-	patience       = 20 * time.Millisecond
+	patience = 20 * time.Millisecond
+	// minPause is the pause after something was found or heard of. It grows by a quarter each time, so that a commit of which nobody
+	// tells, as that of a transaction of which only the publish was seen, waits for a quarter of the time since then.
 	minPause       = time.Millisecond
 	minTurnTimeout = 10 * time.Second
 )
@@ -100,7 +102,7 @@ func (p *pump) run(ctx context.Context) error {
 			default:
 				tries = 0
 				wait = min(pause, p.untilDue())
-				pause = min(2*pause, p.config.Poll)
+				pause = min(pause+pause/4, p.config.Poll)
 			}
 		}
 		if p.calls > 0 {

@@ -16,7 +16,7 @@ import (
 // RelayConfig configures a relay. A field that is zero has its default.
 type RelayConfig struct {
 	// Poll is the longest pause between two looks for messages. A relay that finds something, or that is told of a commit,
-	// looks again after 1 ms, and then less and less often. 1 ms to 1 min. Defaults to 100 ms.
+	// looks again after 1 ms, and then less often by a quarter each time. 1 ms to 1 min. Defaults to 100 ms.
 	Poll time.Duration
 	// Lease is how long the messages of a relay that died wait for another relay. 500 ms to 10 min. Defaults to 10 s.
 	Lease time.Duration
