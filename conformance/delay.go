@@ -91,7 +91,7 @@ func delayRetry(e *env) {
 	mu.Lock()
 	defer mu.Unlock()
 	took := retried.Sub(failed)
-	if took < wait || took > wait+wait/10+2*time.Second {
+	if took < wait || took > wait+wait/10+time.Second {
 		e.errorf("a delay of %v lasted %v", wait, took)
 	}
 	for i, id := range ids {
@@ -200,7 +200,7 @@ func delayPublish(e *env) {
 			if _, err := fmt.Sscanf(a.id, "late-%d", &i); err != nil {
 				continue
 			}
-			if d := a.at.Sub(sent[a.id]); d < delays[i] || d > delays[i]+2*time.Second {
+			if d := a.at.Sub(sent[a.id]); d < delays[i] || d > delays[i]+time.Second {
 				e.errorf("a delay of %v lasted %v", delays[i], d)
 			}
 		}

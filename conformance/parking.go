@@ -76,7 +76,7 @@ func parkingStore(e *env) {
 	msgs[4].Payload, msgs[5].Payload = nil, []byte{}
 	e.publish(b, topic, msgs...)
 	ds := e.receive(s, 6)
-	due := time.Now().Add(time.Hour)
+	due := time.Now().Add(30 * 24 * time.Hour)
 	failure := &bus.Failure{Class: "c", Text: "Ω\n", Stack: "s", Attempts: 2, First: at, Last: at, Replays: 1}
 	var ps []bus.Parking
 	for i, d := range ds[1:] { // the first stays unsettled
