@@ -285,7 +285,7 @@ var defects = []defect{
 			}
 		})
 	}, noticed: []string{"failure/deduplicate"}},
-	{name: "headers are lost", make: func() *broken { return edit(func(m *bus.Message) { m.Headers = nil }) }, noticed: []string{"failure/correlation"}},
+	{name: "headers are lost", make: func() *broken { return edit(func(m *bus.Message) { m.Headers = nil }) }, noticed: []string{"failure/correlation", "request/replies", "request/late"}},
 	{name: "every message comes twice, and it takes long", make: twice, noticed: []string{"failure/unavailable"}, long: true},
 	{name: "every message comes twice", make: twice, noticed: []string{"groups/share", "order/concurrency-beyond-lanes", "bounds/in-flight", "bounds/bytes", "lifecycle/drain", "failure/batch", "failure/emit"}},
 	{name: "two messages of a key are swapped", make: func() *broken {

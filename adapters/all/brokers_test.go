@@ -3,12 +3,9 @@ package all_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,118 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/router"
 )
-
-type (
-	quoteRequest struct{ SKU string }
-	quote        struct{ Cents int }
-)
-
-// TestRequest asks from one bus and answers on another, on every broker.
-func TestRequest(t *testing.T) {
-	t.Run("memory", func(t *testing.T) { requests(t, "memory:"+bus.NewID(), nil) })
-	t.Run("sqlite", func(t *testing.T) { requests(t, "sqlite:"+filepath.Join(t.TempDir(), "bus.db"), nil) })
-	t.Run("kafka", func(t *testing.T) { requests(t, brokerURL(t, "MILLRACE_KAFKA_URL"), dropKafka) })
-	t.Run("rabbitmq", func(t *testing.T) { requests(t, brokerURL(t, "MILLRACE_RABBITMQ_URL"), dropRabbitMQ) })
-	t.Run("postgres", func(t *testing.T) { requests(t, ownSchema(t), nil) })
-	t.Run("mysql", func(t *testing.T) { requests(t, ownPrefix(t), nil) })
-}
-
-// requests has three callers make requests at once, refused ones and abandoned ones among them. drop deletes a topic and
-// its one group.
-func requests(t *testing.T, url string, drop func(t *testing.T, b *bus.Bus, topic, group string)) {
-	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	tag := bus.NewID()
-	topic, group := "quotes-"+tag, "pricing-"+tag
-	open := func(opts ...bus.Option) *bus.Bus {
-		b, err := bus.Open(ctx, url, opts...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := b.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-		return b
-	}
-	if drop != nil {
-		b := open()
-		t.Cleanup(func() {
-			drop(t, b, topic, group)
-			for i := range 3 {
-				drop(t, b, inboxName(i, tag), inboxName(i, tag))
-			}
-		})
-	}
-	server := open()
-	goOn := make(chan struct{})
-	r := router.New(server, group)
-	r.Handle(topic, bus.Reply(func(ctx context.Context, q quoteRequest) (quote, error) {
-		if q.SKU == "" {
-			return quote{}, bus.Permanent(errors.New("no SKU"))
-		}
-		if q.SKU == "wait" {
-			select {
-			case <-goOn:
-			case <-ctx.Done():
-			}
-		}
-		return quote{len(q.SKU)}, nil
-	}))
-	serving, stop := context.WithCancel(ctx)
-	over := make(chan error, 1)
-	go func() { over <- r.Run(serving) }()
-	defer func() {
-		stop()
-		if err := <-over; err != nil {
-			t.Error(err)
-		}
-	}()
-	// Who answers has begun before, or a topic that has no group yet may not exist.
-	if err := r.Ready(ctx); err != nil {
-		t.Fatal(err)
-	}
-	var callers sync.WaitGroup
-	var clients []*bus.Bus
-	for i := range 3 {
-		b := open(bus.WithInbox(inboxName(i, tag)))
-		clients = append(clients, b)
-		for n := range 20 {
-			callers.Go(func() {
-				sku := "0123456789012345678901234567890123456789"[:i*10+n]
-				q, err := bus.Request[quote](ctx, b, topic, quoteRequest{sku}, bus.WithKey(strconv.Itoa(n)))
-				if sku == "" {
-					if refused, ok := errors.AsType[*bus.ReplyError](err); !ok || refused.Text != "no SKU" {
-						t.Errorf("a refusal: %v", err)
-					}
-				} else if err != nil || q.Cents != len(sku) {
-					t.Errorf("%q: %v, %v", sku, q, err)
-				}
-			})
-		}
-	}
-	callers.Wait()
-	for i, b := range clients {
-		if n := b.LateReplies(); n != 0 { // nobody gets what another asked for
-			t.Errorf("client %d got %d replies too many", i, n)
-		}
-	}
-	leaving, leave := context.WithTimeout(ctx, time.Millisecond)
-	defer leave()
-	if _, err := bus.Request[quote](leaving, clients[0], topic, quoteRequest{"wait"}); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		t.Error(err)
-	}
-	close(goOn)
-	if _, err := bus.Request[quote](ctx, clients[0], topic, quoteRequest{"still there"}); err != nil {
-		t.Error(err)
-	}
-}
-
-func inboxName(i int, tag string) string { return "replies-" + strconv.Itoa(i) + "-" + tag }
 
 func brokerURL(t *testing.T, variable string) string {
 	t.Helper()
