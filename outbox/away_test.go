@@ -136,9 +136,7 @@ func (s *store) busy(t *testing.T, reads, to *bus.Bus) *busy {
 			sum += n
 		}
 		await(t, w.reading.all(sum))
-		for refused := time.Now(); w.relay.Stats().Parked+w.relay.Stats().Poisoned < int64(w.bad) && time.Since(refused) < patience; {
-			time.Sleep(10 * time.Millisecond) // there is no event for it
-		}
+		counts(t, w.relay, func(s outbox.RelayStats) bool { return s.Parked+s.Poisoned >= int64(w.bad) })
 		stopRelay()
 		stopReading()
 	}

@@ -107,13 +107,7 @@ func TestBucketsThatStay(t *testing.T) {
 			}
 			write("a")
 			r, _ := s.runRelay(t, b, outbox.RelayConfig{})
-			buckets := func(n int) {
-				for until := time.Now().Add(patience); r.Stats().Buckets != n; time.Sleep(time.Millisecond) { // there is no event for it
-					if time.Now().After(until) {
-						t.Fatalf("%+v", r.Stats())
-					}
-				}
-			}
+			buckets := func(n int) { counts(t, r, func(s outbox.RelayStats) bool { return s.Buckets == n }) }
 			buckets(64)
 			s.exec(t, "INSERT INTO "+s.table("outbox_relay")+" (id, expires) VALUES ('zzz', 9000000000000000)")
 			buckets(32)

@@ -20,11 +20,7 @@ func TestRetryTakesItsOwn(t *testing.T) {
 		for _, of := range []*store{s, other} {
 			of.publish(t, "t", numbered("a", 1)...)
 			r, stop := of.runRelay(t, b, outbox.RelayConfig{Poll: 10 * time.Millisecond})
-			for end := time.Now().Add(patience); r.Stats().Poisoned == 0; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("%+v", r.Stats())
-				}
-			}
+			counts(t, r, func(s outbox.RelayStats) bool { return s.Poisoned > 0 })
 			stop()
 		}
 		for _, of := range []*store{s, other} {
@@ -74,11 +70,7 @@ func TestParkedWithAnyReason(t *testing.T) {
 		f.put = func(bus.PoisonEntry) error { return errRefused }
 		s.publish(t, "t", numbered("a", 1)...)
 		r, _ := s.runRelay(t, silent(f), outbox.RelayConfig{Poll: 10 * time.Millisecond})
-		for end := time.Now().Add(patience); r.Stats().Parked == 0; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%+v", r.Stats())
-			}
-		}
+		counts(t, r, func(s outbox.RelayStats) bool { return s.Parked > 0 })
 		if st, err := s.outbox.Status(t.Context(), s.db); err != nil || st.Parked != 1 {
 			t.Errorf("%+v %v", st, err)
 		}

@@ -208,6 +208,16 @@ func (s *store) runRelay(t testing.TB, b *bus.Bus, c outbox.RelayConfig) (*outbo
 	return r, stop
 }
 
+// counts waits until a relay's counters say so. There is no event for it.
+func counts(t testing.TB, r *outbox.Relay, holds func(s outbox.RelayStats) bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !holds(r.Stats()); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%+v", r.Stats())
+		}
+	}
+}
+
 // receive waits for n messages of a topic, repeats included, in a group of its own.
 func receive(t testing.TB, b *bus.Bus, topic string, n int) []*bus.Message {
 	t.Helper()
