@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -58,34 +59,42 @@ const (
 	mostCount  = 4_000_000
 )
 
-// measure runs the libraries in turn, round by round.
+// measure runs the libraries in turn, round by round. A library that fails is left out, and the others go on.
 func (p path) measure(ctx context.Context) (map[string][]result, error) {
 	results := map[string][]result{}
 	counts := map[string]int{}
+	var failures []error
 	for round := range *rounds + 1 {
 		for _, lib := range libraries {
 			open := lib.on[p.broker]
-			if open == nil {
+			if open == nil || round > 0 && counts[lib.name] == 0 {
 				continue
 			}
-			if round == 0 {
-				n, err := p.calibrate(ctx, lib, open)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", lib.name, err)
-				}
-				counts[lib.name] = n
-				continue
+			if err := p.turn(ctx, lib.name, open, round, counts, results); err != nil {
+				failures = append(failures, fmt.Errorf("%s: %s: %w", p.name, lib.name, err))
+				delete(counts, lib.name)
+				delete(results, lib.name)
 			}
-			p.progress("round %d of %d: %s, %d messages", round, *rounds, lib.name, counts[lib.name])
-			r, err := p.round(ctx, open, counts[lib.name])
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", lib.name, err)
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
 			}
-			results[lib.name] = append(results[lib.name], r)
 		}
 	}
 	fmt.Fprint(os.Stderr, "\r\033[K")
-	return results, nil
+	return results, errors.Join(failures...)
+}
+
+// turn is one library's part of a round. Round 0 finds its count of messages.
+func (p path) turn(ctx context.Context, name string, open opener, round int, counts map[string]int, results map[string][]result) error {
+	if round == 0 {
+		n, err := p.calibrate(ctx, name, open)
+		counts[name] = n
+		return err
+	}
+	p.progress("round %d of %d: %s, %d messages", round, *rounds, name, counts[name])
+	r, err := p.round(ctx, open, counts[name])
+	results[name] = append(results[name], r)
+	return err
 }
 
 func (p path) progress(format string, args ...any) {
@@ -93,9 +102,9 @@ func (p path) progress(format string, args ...any) {
 }
 
 // calibrate finds out how many messages make a round last long enough. A short trial says too little of a quick library.
-func (p path) calibrate(ctx context.Context, lib library, open opener) (n int, err error) {
+func (p path) calibrate(ctx context.Context, name string, open opener) (n int, err error) {
 	for n = firstCount; ; {
-		p.progress("trial: %s, %d messages", lib.name, n)
+		p.progress("trial: %s, %d messages", name, n)
 		r, err := p.round(ctx, open, n)
 		if err != nil {
 			return 0, err

@@ -13,7 +13,9 @@ import (
 )
 
 // sqlSide is database/sql on a table with the columns of ours, numbered by the database. A call is one insert of as many rows,
-// prepared; reading is by a cursor on the number, page by page, with the position stored after each.
+// prepared; reading is by a cursor on the number, page by page, with the position stored after each. Numbers are given at the
+// insert and seen at the commit, so the cursor stops before one that is missing: its transaction is still open. (Nothing rolls
+// back here, and a call's numbers are given together.)
 type sqlSide struct {
 	write, read *stdsql.DB
 	table       string
@@ -137,14 +139,18 @@ func (s *sqlSide) page(page *stdsql.Stmt, pos *int64, work time.Duration, l *led
 	}
 	defer rows.Close()
 	var shard int
-	var at int64
+	var seq, at int64
 	var id, kind, source, subject, contentType string
 	var headers stdsql.NullString
 	var key, payload stdsql.RawBytes
 	for ; rows.Next(); n++ {
-		if err := rows.Scan(pos, &shard, &at, &id, &key, &kind, &source, &subject, &contentType, &headers, &payload); err != nil {
+		if err := rows.Scan(&seq, &shard, &at, &id, &key, &kind, &source, &subject, &contentType, &headers, &payload); err != nil {
 			return n, err
 		}
+		if seq != *pos+1 {
+			break
+		}
+		*pos = seq
 		pass(work)
 		l.note(payload)
 	}
