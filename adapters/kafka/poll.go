@@ -15,7 +15,10 @@ import (
 // partition's last ownership must be queued, and dropped, before the partition has a new one; nil then means: again.
 // (The client's BlockRebalanceOnPoll would do so, but it also holds up polls while a lane is drained, and
 // so all other lanes for as long as the slowest handler takes.)
-func (s *source) poll(ctx context.Context, count int) error {
+//
+// It takes all that the client has: only then does the client ask the broker for more, so the next fetch is under way while
+// this one is handled.
+func (s *source) poll(ctx context.Context) error {
 	polling, stop := context.WithCancel(ctx)
 	defer stop()
 	s.mu.Lock()
@@ -29,7 +32,7 @@ func (s *source) poll(ctx context.Context, count int) error {
 	s.polling, s.stopPoll = true, stop
 	s.mu.Unlock()
 
-	fetches := s.client.PollRecords(polling, count)
+	fetches := s.client.PollFetches(polling)
 
 	s.mu.Lock()
 	var rewound []change

@@ -2,6 +2,7 @@ package kafka_test
 
 import (
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -62,4 +63,36 @@ func TestRequests(t *testing.T) {
 		t.Errorf("settling %d messages one by one made %d commits: want at most a tenth", n, got)
 	}
 	t.Logf("%d messages: %d requests to publish, %d commits", n, produces.Load(), commits.Load()-before)
+}
+
+// TestFetchesAhead: the next records are asked for while the first ones are handled.
+func TestFetchesAhead(t *testing.T) {
+	c := fakeCluster(t, kfake.SeedTopics(1, "t"))
+	ahead := make(chan struct{})
+	var once sync.Once
+	c.ControlKey(int16(kmsg.Fetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		for _, topic := range req.(*kmsg.FetchRequest).Topics {
+			for _, p := range topic.Partitions {
+				if p.FetchOffset > 0 {
+					once.Do(func() { close(ahead) })
+				}
+			}
+		}
+		return nil, nil, false
+	})
+	b := open(t, fakeConfig(c))
+	messages := make([]*bus.Message, 100)
+	for i := range messages {
+		messages[i] = &bus.Message{Payload: []byte("x")}
+	}
+	publish(t, b, "t", messages...)
+	s := subscribe(t, b, "t", name("g"), bus.Earliest, newObserver())
+	receive(t, s, 1)
+	select {
+	case <-ahead:
+	case <-within(t).Done():
+		t.Error("99 messages wait to be received, and no fetch is under way")
+	}
+	closeSource(t, s)
 }

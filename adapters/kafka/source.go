@@ -93,7 +93,7 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 		if n > 0 || err != nil {
 			return n, err
 		}
-		if err := s.poll(ctx, len(dst)); err != nil {
+		if err := s.poll(ctx); err != nil {
 			return 0, err
 		}
 	}

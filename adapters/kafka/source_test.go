@@ -469,27 +469,29 @@ func TestMarkerThatTheWatcherHasPassed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(producer.Close)
-	produce := func(text string) {
+	produce := func(text string, end kgo.TransactionEndTry) {
 		t.Helper()
 		err := producer.BeginTransaction()
 		if err == nil {
 			err = producer.ProduceSync(within(t), kgo.StringRecord(text)).FirstErr()
 		}
 		if err == nil {
-			err = producer.EndTransaction(within(t), kgo.TryCommit)
+			err = producer.EndTransaction(within(t), end)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	produce("0")
+	produce("0", kgo.TryCommit)
 	s := subscribe(t, f.bus, "t", "g", bus.Earliest, newObserver())
 	first := receive(t, s, 1)[0]
 	settle(t, s, first)
+	_, _ = s.Receive(shortly(t), make([]bus.Delivery, 1), 1000) // takes the end of the transaction
+	produce("aborted", kgo.TryAbort)
 	kafka.SetPolling(s, true)
-	f.committed(t, "g", at(2))
+	f.committed(t, "g", at(4))
 	kafka.SetPolling(s, false)
-	produce("1")
+	produce("1", kgo.TryCommit)
 	if second := receive(t, s, 1)[0]; string(second.Payload) != "1" || second.Epoch != first.Epoch {
 		t.Errorf("then came %q, of ownership %d after %d", second.Payload, second.Epoch, first.Epoch)
 	}

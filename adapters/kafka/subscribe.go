@@ -33,11 +33,11 @@ const (
 const subscribePatience = 10 * time.Second
 
 // Bounds of what a client fetches ahead from one broker, within which the subscription's own bound is kept to. Below
-// 1 MiB, every request would bring a part of a batch; above 8 MiB, more would not be quicker. A fetch takes several times
-// its size when it is decoded, and the next one is under way.
+// 1 MiB, every request would bring a part of a batch; above 4 MiB, more is not quicker. Two are in memory, one that is being
+// handled and the next, and a fetch takes several times its size when it is decoded.
 const (
 	minFetchBytes = 1 << 20
-	maxFetchBytes = 8 << 20
+	maxFetchBytes = 4 << 20
 )
 
 // Subscribe implements bus.Driver.
