@@ -17,6 +17,8 @@ require (
 	github.com/twmb/franz-go v1.22.2
 	github.com/twmb/franz-go/pkg/kadm v1.19.0
 	gocloud.dev v0.47.0
+	gocloud.dev/pubsub/kafkapubsub v0.40.0
+	gocloud.dev/pubsub/rabbitpubsub v0.47.0
 	modernc.org/sqlite v1.62.0
 )
 
