@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"runtime"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -19,12 +19,17 @@ func latencySenders(broker string) int {
 	return 64
 }
 
-// until waits for a time. A sleeper wakes up to a millisecond late, so it looks at the clock itself for the last of it.
-func until(at time.Time) {
-	time.Sleep(time.Until(at) - 2*time.Millisecond)
-	for time.Now().Before(at) {
-		runtime.Gosched()
+// pace sends each number when it is due. It sleeps in the kernel: a goroutine's sleep ends up to a millisecond late, and one that
+// looks at the clock instead takes a processor from the broker.
+func (c *course) pace(due func(int) time.Time, numbers chan<- int) {
+	for number := range c.n {
+		for wait := time.Until(due(number)); wait > 0; wait = time.Until(due(number)) {
+			t := syscall.NsecToTimespec(int64(wait))
+			_ = syscall.Nanosleep(&t, nil) // a signal may wake it early
+		}
+		numbers <- number
 	}
+	close(numbers)
 }
 
 // latency sends at a fixed rate, and measures from the time at which a message was to be sent until its handler is called: what
@@ -54,10 +59,10 @@ func (c *course) latency(ctx context.Context) (r result, err error) {
 		start.Store(&began)
 		senders := latencySenders(c.broker)
 		errs := make(chan error, senders)
-		for i := range senders {
+		numbers := make(chan int, c.n)
+		for range senders {
 			go func() {
-				for number := i; number < c.n; number += senders {
-					until(began.Add(due(number)))
+				for number := range numbers {
 					if err := c.side.publish(ctx, c.load.one(number)); err != nil {
 						errs <- err
 						return
@@ -66,6 +71,7 @@ func (c *course) latency(ctx context.Context) (r result, err error) {
 				errs <- nil
 			}()
 		}
+		c.pace(func(number int) time.Time { return began.Add(due(number)) }, numbers)
 		var err error
 		for range senders {
 			if e := <-errs; err == nil {
