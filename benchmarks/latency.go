@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -19,13 +18,11 @@ func latencySenders(broker string) int {
 	return 64
 }
 
-// pace sends each number when it is due. It sleeps in the kernel: a goroutine's sleep ends up to a millisecond late, and one that
-// looks at the clock instead takes a processor from the broker.
+// pace sends each number when it is due.
 func (c *course) pace(due func(int) time.Time, numbers chan<- int) {
 	for number := range c.n {
 		for wait := time.Until(due(number)); wait > 0; wait = time.Until(due(number)) {
-			t := syscall.NsecToTimespec(int64(wait))
-			_ = syscall.Nanosleep(&t, nil) // a signal may wake it early
+			sleepFor(wait)
 		}
 		numbers <- number
 	}

@@ -167,6 +167,7 @@ func handlers(ctx context.Context, x int) (float64, error) {
 
 // blocked is the memory in use while handlers stand still and x messages wait.
 func blocked(ctx context.Context, broker string, x int) (mib float64, err error) {
+	before := began().mem.HeapAlloc // with what other curves have left
 	at, err := newPlace(ctx, broker, 0)
 	if err != nil {
 		return 0, err
@@ -201,8 +202,7 @@ func blocked(ctx context.Context, broker string, x int) (mib float64, err error)
 	case <-time.After(3 * time.Second):
 	case <-ctx.Done():
 	}
-	u := began()
-	mib = float64(u.mem.HeapAlloc) / (1 << 20)
+	mib = (float64(began().mem.HeapAlloc) - float64(before)) / (1 << 20)
 	cancel()
 	<-over //nolint:errcheck // it reports that handlers were cut short
 	return mib, nil
