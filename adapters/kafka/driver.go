@@ -17,13 +17,14 @@ import (
 // driver is one opened bus. It publishes and administers with one client; each source has a client of its own,
 // because a client is a member of one group, and so that a slow reader's connection delays no publisher.
 type driver struct {
-	config Config
-	client *kgo.Client
-	adm    *kadm.Client
-	topics *topics
-	buffer *budget
-	pool   fetchPool
-	parker parker
+	config   Config
+	client   *kgo.Client
+	adm      *kadm.Client
+	topics   *topics
+	buffer   *budget
+	patience patience
+	pool     fetchPool
+	parker   parker
 
 	mu      sync.Mutex
 	sources map[*source]struct{}
@@ -38,11 +39,12 @@ func open(ctx context.Context, c Config) (*driver, error) {
 		return nil, err
 	}
 	d := &driver{
-		config:  c,
-		buffer:  newBudget(publishBuffer),
-		sources: map[*source]struct{}{},
-		closed:  make(chan struct{}),
-		done:    make(chan struct{}),
+		config:   c,
+		buffer:   newBudget(publishBuffer),
+		patience: patience{timeout: c.PublishTimeout},
+		sources:  map[*source]struct{}{},
+		closed:   make(chan struct{}),
+		done:     make(chan struct{}),
 	}
 	d.topics = newTopics(&d.config)
 	client, err := kgo.NewClient(d.options(d.producerOptions()...)...)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -95,8 +94,6 @@ func (c *call) note(r *kgo.Record, err error) {
 
 // wait waits until all records are durable or failed, or the caller's patience ends.
 func (c *call) wait(ctx context.Context, topic string) error {
-	patience := time.NewTimer(c.driver.config.PublishTimeout)
-	defer patience.Stop()
 	var cause error
 	select {
 	case <-c.done:
@@ -108,7 +105,7 @@ func (c *call) wait(ctx context.Context, topic string) error {
 		if !errors.Is(cause, ctx.Err()) {
 			cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
 		}
-	case <-patience.C:
+	case <-c.driver.patience.begin():
 		cause = fmt.Errorf("not confirmed within %v: %w", c.driver.config.PublishTimeout, context.DeadlineExceeded)
 	}
 	return c.outcome(topic, cause)
