@@ -38,7 +38,7 @@ type Config struct {
 	// and the largest batch. A topic's own max.message.bytes holds if it is less; topics that the bus creates are
 	// given this one. Defaults to 2 MiB; 1 KiB to 64 MiB.
 	MaxMessage int
-	// PublishTimeout bounds a publish whose context has no earlier deadline. Defaults to 30 s; 1 s to 10 min.
+	// PublishTimeout bounds a publish whose context has no earlier deadline; it may take a sixteenth longer. Defaults to 30 s; 1 s to 10 min.
 	PublishTimeout time.Duration
 
 	// Partitions is how many partitions a topic is created with when it does not exist. Defaults to 0: topics are
