@@ -61,7 +61,7 @@ func TestWritersDoNotNotice(t *testing.T) {
 				t.Skip("only at the whole size: make torture")
 			}
 			databases(t, func(t *testing.T, s *store) {
-				broker := killable(t, s.variable(to))
+				broker := killable(t, to)
 				discard := bus.WithLogger(slog.New(slog.DiscardHandler))
 				reads := openBus(t, broker.url, discard)
 				url, _, _ := strings.Cut(broker.url, "?") // without the parameter by which Kafka's topics are created

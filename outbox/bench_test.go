@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 	"github.com/millrace-go/millrace/router"
@@ -28,7 +29,7 @@ func BenchmarkRelay(b *testing.B) {
 					s := newStore(b, d)
 					url := "memory:"
 					if to == "kafka" {
-						url = serverURL(b, "MILLRACE_KAFKA_URL")
+						url = brokertest.URL(b, "kafka")
 					}
 					target := openBus(b, url)
 					topic := unique("bench")
@@ -57,7 +58,7 @@ func BenchmarkRelay(b *testing.B) {
 }
 
 func BenchmarkPublishKafka(b *testing.B) {
-	target := openBus(b, serverURL(b, "MILLRACE_KAFKA_URL"))
+	target := openBus(b, brokertest.URL(b, "kafka"))
 	topic := unique("bench")
 	msgs := benchMessages(b.N, 500)
 	b.ResetTimer()
@@ -107,7 +108,7 @@ func latency(b *testing.B, d outbox.Dialect, to, how string) {
 	s := newStore(b, d)
 	url := "memory:"
 	if to == "kafka" {
-		url = serverURL(b, "MILLRACE_KAFKA_URL")
+		url = brokertest.URL(b, "kafka")
 	}
 	target := openBus(b, url)
 	topic := unique("bench")

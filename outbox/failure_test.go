@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -421,7 +422,7 @@ func (l logged) WithGroup(string) slog.Handler            { return l }
 
 // TestKafkaRefuses: what a real broker refuses for good, and what it says about it, ends where it should.
 func TestKafkaRefuses(t *testing.T) {
-	url, _, _ := strings.Cut(serverURL(t, "MILLRACE_KAFKA_URL"), "?")
+	url, _, _ := strings.Cut(brokertest.URL(t, "kafka"), "?")
 	s := newStore(t, outbox.Postgres)
 	topic, missing := unique("refused"), unique("missing")
 	consumer := openBus(t, url+"?partitions=4")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
 )
@@ -86,9 +87,9 @@ func killedInbox(t *testing.T, s *store, to string) {
 	target := s.busURL(t, to)
 	switch to { // what a process had when it was killed comes to the next one after this time
 	case "kafka":
-		target = with(target, "session", "6s")
+		target = brokertest.With(target, "session=6s")
 	case "same":
-		target = with(target, "lease", "1s")
+		target = brokertest.With(target, "lease=1s")
 	}
 	c := inboxChild{Topic: unique("orders"), Group: unique("billing"), Outputs: unique("payments"), Account: s.own(t, "account", "(id INT NOT NULL PRIMARY KEY, cents BIGINT NOT NULL)")}
 	s.exec(t, "INSERT INTO "+c.Account+" VALUES (1, 0)")

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,34 +16,6 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
 )
-
-// busURL is the URL of a bus in the same database, with tables of its own that go with the test.
-func (s *store) inBusURL(t testing.TB) string {
-	t.Helper()
-	name := strings.ToLower(unique("bus"))
-	switch s.dialect {
-	case outbox.Postgres:
-		t.Cleanup(func() { s.exec(t, "DROP SCHEMA IF EXISTS "+name+" CASCADE") })
-		return withParam(serverURL(t, "MILLRACE_POSTGRES_URL"), "schema="+name)
-	case outbox.MySQL:
-		t.Cleanup(func() {
-			for _, table := range []string{"topic", "log", "grp", "lane", "member", "poison", "parked", "meta"} {
-				s.exec(t, "DROP TABLE IF EXISTS "+name+"_"+table)
-			}
-		})
-		return withParam(serverURL(t, "MILLRACE_MYSQL_URL"), "prefix="+name+"_")
-	default:
-		path, _, _ := strings.Cut(strings.TrimPrefix(s.dsn, "file:"), "?")
-		return "sqlite:" + url.PathEscape(path) + "?synchronous=normal"
-	}
-}
-
-func withParam(u, param string) string {
-	if strings.Contains(u, "?") {
-		return u + "&" + param
-	}
-	return u + "?" + param
-}
 
 // effects is a user's table, in which each effect is added up, and what handlers do to it.
 type effects struct {
@@ -205,7 +176,7 @@ func TestOnceInBus(t *testing.T) {
 				if s.dialect == outbox.SQLite { // one writer at a time, and who waits looks now and then
 					n = 150
 				}
-				b := openBus(t, s.inBusURL(t))
+				b := openBus(t, s.busURL(t, "same"))
 				topic, e := unique("orders"), s.effects(t, true)
 				msgs, sum := orders(n)
 				if err := b.PublishMessages(t.Context(), topic, msgs...); err != nil {
@@ -249,7 +220,7 @@ func TestOnceInBusAtTheStart(t *testing.T) {
 		t.Errorf("in no database: %v", err)
 	}
 	databases(t, func(t *testing.T, s *store) {
-		b := openBus(t, s.inBusURL(t))
+		b := openBus(t, s.busURL(t, "same"))
 		r := router.New(b, "g", router.Guarantee(router.AtMostOnce))
 		r.Handle(unique("t"), outbox.OnceInBus(outbox.SQL(s.db, nil), none))
 		if err := r.Check(); !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), "Guarantee cannot be at most once") {
@@ -279,7 +250,7 @@ func TestOnceInBusAtTheStart(t *testing.T) {
 // middleware that calls again does not have the effect again.
 func TestOnceInBusAround(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
-		b := openBus(t, s.inBusURL(t))
+		b := openBus(t, s.busURL(t, "same"))
 		topic, e := unique("orders"), s.effects(t, false)
 		const n = 20
 		msgs, sum := orders(n)
@@ -316,7 +287,7 @@ func TestOnceInBusAround(t *testing.T) {
 // runs; the handler's transaction settles it there.
 func TestParkedWhileItsHandlerRuns(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
-		u := s.inBusURL(t)
+		u := s.busURL(t, "same")
 		b := openBus(t, u)
 		topic, e := unique("orders"), s.effects(t, false)
 		const n = 50

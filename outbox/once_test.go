@@ -241,7 +241,7 @@ func TestTransactorThatKeepsErrorsToItself(t *testing.T) {
 		t.Error("a function that was not called succeeded")
 	}
 
-	b := openBus(t, s.inBusURL(t))
+	b := openBus(t, s.busURL(t, "same"))
 	topic, e := unique("orders"), s.effects(t, false)
 	tries := 0
 	r := router.New(b, "billing", router.Policy{Retry: router.Exponential(time.Millisecond, time.Millisecond, 5)})
@@ -316,7 +316,7 @@ func TestConflictsAreRunAgain(t *testing.T) {
 // TestConflictsInTheBusAreRunAgain without a try of the policy, and leave nothing of the run before.
 func TestConflictsInTheBusAreRunAgain(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
-		b := openBus(t, s.inBusURL(t))
+		b := openBus(t, s.busURL(t, "same"))
 		topic, e := unique("orders"), s.effects(t, false)
 		var runs atomic.Int64
 		r := router.New(b, "billing", router.Policy{Retry: router.Never})

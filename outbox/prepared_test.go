@@ -16,7 +16,7 @@ func TestPreparedOutlivesTheServer(t *testing.T) {
 	if !whole {
 		t.Skip("kills the server, only at the whole size: make torture")
 	}
-	server := killable(t, "MILLRACE_POSTGRES_URL")
+	server := killable(t, "postgres")
 	s := newStore(t, outbox.Postgres)
 	if s.count(t, "SELECT current_setting('max_prepared_transactions')::int") == 0 {
 		t.Skip("the server has max_prepared_transactions=0")

@@ -5,8 +5,9 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"strings"
 	"testing"
+
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // whole asks for the sizes that a release is tested with, for which tests kill the brokers of this clone: `make torture`.
@@ -23,15 +24,15 @@ func scaled[T any](short, long T) T {
 // server is a broker or a database that a test may kill, because it runs in this clone for nobody else.
 type server struct{ name, url string }
 
-// killable is the server that a variable names; the test ends if it is not of this clone.
-func killable(t testing.TB, variable string) server {
+// killable is a server; the test ends if it is not of this clone.
+func killable(t testing.TB, name string) server {
 	t.Helper()
-	url := serverURL(t, variable)
+	url := brokertest.URL(t, name)
 	env, err := os.ReadFile("../.brokers/env")
-	if err != nil || !bytes.Contains(env, []byte(variable+"='"+url+"'")) {
-		t.Fatalf("%s is not a server of this clone, which may be killed: use make torture (%v)", variable, err)
+	if setting := brokertest.Variable(name) + "='" + url + "'"; err != nil || !bytes.Contains(env, []byte(setting)) {
+		t.Fatalf("%s is not of this clone, and may not be killed: use make torture (%v)", url, err)
 	}
-	return server{strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(variable, "MILLRACE_"), "_URL")), url}
+	return server{name, url}
 }
 
 // kill ends the server with SIGKILL.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,13 +11,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 	_ "modernc.org/sqlite"
 
 	_ "github.com/millrace-go/millrace/adapters/all"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -38,22 +37,6 @@ var names atomic.Int64
 // unique makes names of topics, groups and tables of one test.
 func unique(word string) string {
 	return fmt.Sprintf("%s%d_%s", word, names.Add(1), bus.NewID()[24:])
-}
-
-// serverURL is an environment's URL, or the end of the test.
-func serverURL(t testing.TB, name string) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("needs a server")
-	}
-	u := os.Getenv(name)
-	if u == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1" {
-		t.Fatalf("%s is not set", name)
-	}
-	if u == "" {
-		t.Skipf("%s is not set: run `make brokers` and `. .brokers/env`", name)
-	}
-	return u
 }
 
 // store is a database for one test.
@@ -109,15 +92,12 @@ func newStore(t testing.TB, d outbox.Dialect, opts ...bus.Option) *store {
 	s := &store{dialect: d, config: outbox.Config{Prefix: strings.ToLower(unique("ob")) + "_"}}
 	switch d {
 	case outbox.Postgres:
-		s.driver, s.dsn = "pgx", serverURL(t, "MILLRACE_POSTGRES_URL")
+		s.driver, s.dsn = "pgx", brokertest.URL(t, "postgres")
 	case outbox.MySQL:
-		u, err := url.Parse(serverURL(t, "MILLRACE_MYSQL_URL"))
+		c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := mysql.NewConfig()
-		c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, strings.TrimPrefix(u.Path, "/"), u.User.Username()
-		c.Passwd, _ = u.User.Password()
 		c.InterpolateParams = true
 		s.driver, s.dsn = "mysql", c.FormatDSN()
 	case outbox.SQLite:

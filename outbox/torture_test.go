@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -35,71 +36,34 @@ func pairs(t *testing.T, test func(t *testing.T, s *store, to string)) {
 	}
 }
 
-// variable is the environment's name of the broker, or of the database if that is the broker; "" if it is no server.
-func (s *store) variable(to string) string {
+// serverOf is the name of the broker, or of the database if that is the broker; "" if it is no server.
+func (s *store) serverOf(to string) string {
 	switch {
-	case to == "same" && s.dialect == outbox.SQLite || to == "memory":
+	case to == "memory", to == "same" && s.dialect == outbox.SQLite:
 		return ""
 	case to == "same":
-		return "MILLRACE_" + strings.ToUpper(s.dialect.String()) + "_URL"
+		return s.dialect.String()
 	}
-	return "MILLRACE_" + strings.ToUpper(to) + "_URL"
+	return to
 }
 
 // busURL is a bus on the broker, with tables of its own that go with the test if it is in the same database.
-func (s *store) busURL(t *testing.T, to string) string {
+func (s *store) busURL(t testing.TB, to string) string {
 	t.Helper()
-	if to == "memory" {
+	switch {
+	case to == "memory":
 		return "memory:" + unique("bus") + "?retain=100000"
+	case to != "same":
+		return brokertest.URL(t, to)
 	}
-	if to == "same" && s.dialect == outbox.SQLite {
+	switch s.dialect {
+	case outbox.Postgres:
+		return brokertest.Postgres(t)
+	case outbox.MySQL:
+		return brokertest.MySQL(t)
+	default:
 		path, _, _ := strings.Cut(strings.TrimPrefix(s.dsn, "file:"), "?")
-		return "sqlite:" + path
-	}
-	text := serverURL(t, s.variable(to))
-	if to != "same" {
-		return text
-	}
-	u, err := url.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q := u.Query()
-	name := strings.ToLower(unique("bus"))
-	if s.dialect == outbox.Postgres {
-		q.Set("schema", name)
-		t.Cleanup(func() { s.exec(t, "DROP SCHEMA IF EXISTS "+name+" CASCADE") })
-	} else {
-		q.Set("prefix", name+"_")
-		t.Cleanup(func() { s.dropTables(t, name) })
-	}
-	u.RawQuery = q.Encode()
-	return u.String()
-}
-
-// with adds a parameter to a URL.
-func with(rawURL, name, value string) string {
-	if strings.Contains(rawURL, "?") {
-		return rawURL + "&" + name + "=" + value
-	}
-	return rawURL + "?" + name + "=" + value
-}
-
-// dropTables drops those whose names begin so, on MySQL.
-func (s *store) dropTables(t *testing.T, prefix string) {
-	t.Helper()
-	var tables []string
-	err := each(s, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE '"+prefix+"%'", func(rows *sql.Rows) error {
-		var name string
-		err := rows.Scan(&name)
-		tables = append(tables, name)
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	for _, name := range tables {
-		s.exec(t, "DROP TABLE "+name)
+		return "sqlite:" + url.PathEscape(path) + "?synchronous=normal"
 	}
 }
 
@@ -303,8 +267,8 @@ func torture(t *testing.T, s *store, to string) {
 	n, kills := scaled(1500, 50_000), scaled(3, 20)
 	restarts := map[int]bool{}
 	var broker server
-	if whole && s.variable(to) != "" {
-		broker, restarts = killable(t, s.variable(to)), map[int]bool{kills / 3: true, 2 * kills / 3: true}
+	if whole && s.serverOf(to) != "" {
+		broker, restarts = killable(t, s.serverOf(to)), map[int]bool{kills / 3: true, 2 * kills / 3: true}
 	}
 	target, topic := s.busURL(t, to), unique("torture")
 	b := openBus(t, target, bus.WithLogger(slog.New(slog.DiscardHandler)))

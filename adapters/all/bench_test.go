@@ -12,28 +12,22 @@ import (
 
 	_ "github.com/millrace-go/millrace/adapters/all"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/router"
 )
-
-// brokers are the buses of the benchmarks; those without a URL are left out, for lack of a server.
-func brokers(b *testing.B) map[string]string {
-	return map[string]string{
-		"memory":   "memory:" + bus.NewID(),
-		"sqlite":   "sqlite:" + filepath.Join(b.TempDir(), "bus.db"),
-		"kafka":    os.Getenv("MILLRACE_KAFKA_URL"),
-		"rabbitmq": os.Getenv("MILLRACE_RABBITMQ_URL"),
-		"postgres": os.Getenv("MILLRACE_POSTGRES_URL"),
-		"mysql":    os.Getenv("MILLRACE_MYSQL_URL"),
-	}
-}
 
 // eachBroker runs f on every broker, with a topic of its own that a group has been made for.
 func eachBroker(b *testing.B, f func(b *testing.B, bs *bus.Bus, topic string)) {
 	for _, name := range []string{"memory", "sqlite", "kafka", "rabbitmq", "postgres", "mysql"} {
 		b.Run(name, func(b *testing.B) {
-			url := brokers(b)[name]
-			if url == "" {
-				b.Skipf("no URL: run make brokers and . .brokers/env")
+			var url string
+			switch name {
+			case "memory":
+				url = "memory:"
+			case "sqlite":
+				url = "sqlite:" + filepath.Join(b.TempDir(), "bus.db")
+			default:
+				url = brokertest.URL(b, name)
 			}
 			bs, err := bus.Open(b.Context(), url)
 			if err != nil {

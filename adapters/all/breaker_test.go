@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/middleware/breaker"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
@@ -20,15 +21,15 @@ import (
 func TestBreaker(t *testing.T) {
 	for _, broker := range []struct {
 		name string
-		url  func(t *testing.T) string
+		url  func(t testing.TB) string
 		drop func(t *testing.T, b *bus.Bus, topic, group string)
 	}{
-		{"memory", func(*testing.T) string { return "memory:" + bus.NewID() }, nil},
-		{"sqlite", func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") }, nil},
-		{"kafka", func(t *testing.T) string { return brokerURL(t, "MILLRACE_KAFKA_URL") }, dropKafka},
-		{"rabbitmq", func(t *testing.T) string { return brokerURL(t, "MILLRACE_RABBITMQ_URL") }, dropRabbitMQ},
-		{"postgres", ownSchema, nil},
-		{"mysql", ownPrefix, nil},
+		{"memory", func(testing.TB) string { return "memory:" + bus.NewID() }, nil},
+		{"sqlite", func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") }, nil},
+		{"kafka", func(t testing.TB) string { return brokertest.URL(t, "kafka") }, dropKafka},
+		{"rabbitmq", func(t testing.TB) string { return brokertest.URL(t, "rabbitmq") }, dropRabbitMQ},
+		{"postgres", brokertest.Postgres, nil},
+		{"mysql", brokertest.MySQL, nil},
 	} {
 		t.Run(broker.name, func(t *testing.T) {
 			t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/router"
 )
@@ -22,10 +23,10 @@ func TestCorrelationOverDrivers(t *testing.T) {
 		url  string
 		drop func(t *testing.T, b *bus.Bus, topic, group string)
 	}{
-		{brokerURL(t, "MILLRACE_KAFKA_URL"), dropKafka},
-		{brokerURL(t, "MILLRACE_RABBITMQ_URL"), dropRabbitMQ},
-		{ownSchema(t), nil},
-		{ownPrefix(t), nil},
+		{brokertest.URL(t, "kafka"), dropKafka},
+		{brokertest.URL(t, "rabbitmq"), dropRabbitMQ},
+		{brokertest.Postgres(t), nil},
+		{brokertest.MySQL(t), nil},
 		{"sqlite:" + filepath.Join(t.TempDir(), "bus.db"), nil},
 		{"memory:" + tag, nil},
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
@@ -61,10 +62,10 @@ func TestKilled(t *testing.T) {
 				drop func(t *testing.T, b *bus.Bus, topic, group string)
 			}{
 				{"sqlite", func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") + "?lease=2s" }, nil},
-				{"kafka", func(t *testing.T) string { return with(t, brokerURL(t, "MILLRACE_KAFKA_URL"), "session", "6s") }, dropKafka},
-				{"rabbitmq", func(t *testing.T) string { return brokerURL(t, "MILLRACE_RABBITMQ_URL") }, dropRabbitMQ},
-				{"postgres", func(t *testing.T) string { return with(t, ownSchema(t), "lease", "2s") }, nil},
-				{"mysql", func(t *testing.T) string { return with(t, ownPrefix(t), "lease", "2s") }, nil},
+				{"kafka", func(t *testing.T) string { return brokertest.With(brokertest.URL(t, "kafka"), "session=6s") }, dropKafka},
+				{"rabbitmq", func(t *testing.T) string { return brokertest.URL(t, "rabbitmq") }, dropRabbitMQ},
+				{"postgres", func(t *testing.T) string { return brokertest.With(brokertest.Postgres(t), "lease=2s") }, nil},
+				{"mysql", func(t *testing.T) string { return brokertest.With(brokertest.MySQL(t), "lease=2s") }, nil},
 			} {
 				t.Run(broker.name, func(t *testing.T) {
 					if !role.alone {

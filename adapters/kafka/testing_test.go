@@ -2,7 +2,6 @@ package kafka_test
 
 import (
 	"context"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -12,25 +11,10 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// brokerURL is the real broker's, or skips the test.
-func brokerURL(tb testing.TB) string {
-	tb.Helper()
-	if testing.Short() {
-		tb.Skip("needs a broker")
-	}
-	url := os.Getenv("MILLRACE_KAFKA_URL")
-	if url == "" {
-		if os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1" {
-			tb.Fatal("MILLRACE_KAFKA_URL is not set")
-		}
-		tb.Skip("MILLRACE_KAFKA_URL is not set: run `make brokers` and `. .brokers/env`")
-	}
-	return url
-}
 
 // within bounds what a test waits for. Nothing is expected to take this long.
 func within(tb testing.TB) context.Context {
@@ -57,7 +41,7 @@ func open(tb testing.TB, c kafka.Config) *bus.Bus {
 // realConfig is the configuration of the real broker.
 func realConfig(tb testing.TB) kafka.Config {
 	tb.Helper()
-	c, err := kafka.ParseURL(brokerURL(tb))
+	c, err := kafka.ParseURL(brokertest.URL(tb, "kafka"))
 	if err != nil {
 		tb.Fatal(err)
 	}

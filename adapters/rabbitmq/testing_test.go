@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -12,29 +11,14 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// brokerURL is the URL of the real server.
-func brokerURL(t testing.TB) string {
-	t.Helper()
-	u := os.Getenv("MILLRACE_RABBITMQ_URL")
-	switch {
-	case testing.Short():
-		t.Skip("needs a real RabbitMQ")
-	case u != "":
-	case os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
-		t.Fatal("MILLRACE_RABBITMQ_URL is not set")
-	default:
-		t.Skip("MILLRACE_RABBITMQ_URL is not set: run `make brokers` and `. .brokers/env`")
-	}
-	return u
-}
-
 func brokerConfig(t testing.TB) Config {
 	t.Helper()
-	c, err := ParseURL(brokerURL(t))
+	c, err := ParseURL(brokertest.URL(t, "rabbitmq"))
 	if err != nil {
 		t.Fatal(err)
 	}

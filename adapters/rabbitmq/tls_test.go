@@ -19,12 +19,13 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // tlsEndpoint ends TLS in front of the broker, and returns the URL, and the file of its certificate.
 func tlsEndpoint(t *testing.T) (rawURL, ca string) {
 	t.Helper()
-	u, err := url.Parse(brokerURL(t))
+	u, err := url.Parse(brokertest.URL(t, "rabbitmq"))
 	if err != nil {
 		t.Fatal(err)
 	}

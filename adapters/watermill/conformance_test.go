@@ -1,7 +1,6 @@
 package watermill_test
 
 import (
-	"context"
 	"database/sql"
 	"os"
 	"regexp"
@@ -13,6 +12,7 @@ import (
 	_ "github.com/millrace-go/millrace/adapters/watermill/brokers"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/conformance"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 const (
@@ -67,16 +67,15 @@ var bridged = []struct {
 	url    func(t *testing.T) string
 }{
 	{"w/gochannel", func(*testing.T) string { return "watermill+gochannel:" + bus.NewID() }},
-	{"w/kafka", func(t *testing.T) string { return "watermill+" + server(t, "MILLRACE_KAFKA_URL") }},
-	{"w/amqp", func(t *testing.T) string { return "watermill+" + server(t, "MILLRACE_RABBITMQ_URL") }},
+	{"w/kafka", func(t *testing.T) string { return "watermill+" + brokertest.URL(t, "kafka") }},
+	{"w/amqp", func(t *testing.T) string { return "watermill+" + brokertest.URL(t, "rabbitmq") }},
 	{"w/postgres", watermillSchema},
 }
 
 // watermillSchema is a PostgreSQL schema for Watermill's tables.
 func watermillSchema(t *testing.T) string {
-	raw := server(t, "MILLRACE_POSTGRES_URL")
-	schema := strings.ReplaceAll(name("bridge"), "-", "_")
-	db, err := sql.Open("pgx", raw)
+	url, schema := brokertest.URL(t, "postgres"), brokertest.Schema(t)
+	db, err := sql.Open("pgx", url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,11 +83,7 @@ func watermillSchema(t *testing.T) string {
 	if _, err := db.ExecContext(t.Context(), "CREATE SCHEMA "+schema); err != nil {
 		t.Fatal(err)
 	}
-	atEnd(t, "pgx", raw, func(ctx context.Context, db *sql.DB) error {
-		_, err := db.ExecContext(ctx, "DROP SCHEMA "+schema+" CASCADE")
-		return err
-	})
-	return "watermill+sql+" + withParameter(t, raw, "search_path", schema)
+	return "watermill+sql+" + brokertest.With(url, "search_path="+schema)
 }
 
 // TestConformance: Watermill's pub/subs do what the report says, no less and no more.

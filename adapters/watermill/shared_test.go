@@ -18,6 +18,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/adapters/watermill/brokers"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -65,9 +66,9 @@ func amqpService(t *testing.T, rawURL, topic, group string) (message.Publisher, 
 
 // TestSharedTopic: a Watermill service and one on our own driver read each other's messages, and their own, on one topic.
 func TestSharedTopic(t *testing.T) {
-	for broker, variable := range map[string]string{"kafka": "MILLRACE_KAFKA_URL", "rabbitmq": "MILLRACE_RABBITMQ_URL"} {
+	for _, broker := range []string{"kafka", "rabbitmq"} {
 		t.Run(broker, func(t *testing.T) {
-			rawURL := server(t, variable)
+			rawURL := brokertest.URL(t, broker)
 			topic := name("shared")
 			plain := open(t, rawURL)
 			b := bus.New(watermill.Shared(plain.Driver())) // closed with plain
@@ -139,7 +140,7 @@ func TestSharedTopic(t *testing.T) {
 
 // TestBridgeReadsOurDrivers: what our own drivers publish without knowing of Watermill, the bridge reads, and vice versa.
 func TestBridgeReadsOurDrivers(t *testing.T) {
-	rawURL := server(t, "MILLRACE_KAFKA_URL")
+	rawURL := brokertest.URL(t, "kafka")
 	topic := name("bridge")
 	for i, from := range []string{rawURL, "watermill+" + rawURL} {
 		to := []string{"watermill+" + rawURL, rawURL}[i]

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/poison"
 )
 
@@ -197,8 +197,8 @@ func TestInterruptedAtOnce(t *testing.T) {
 // TestOutboxEverywhere: table and events add up to the same on every database, whatever the broker.
 func TestOutboxEverywhere(t *testing.T) {
 	dir := t.TempDir()
-	databases := []string{filepath.Join(dir, "shop.db"), ownDatabase(t, "POSTGRES"), ownDatabase(t, "MYSQL")}
-	brokers := []string{"memory:", "sqlite:" + filepath.Join(dir, "bus.db"), "sqlite:" + databases[0], serverURL(t, "KAFKA"), serverURL(t, "RABBITMQ"), databases[1], databases[2]}
+	databases := []string{filepath.Join(dir, "shop.db"), ownDatabase(t, "postgres"), ownDatabase(t, "mysql")}
+	brokers := []string{"memory:", "sqlite:" + filepath.Join(dir, "bus.db"), "sqlite:" + databases[0], brokertest.URL(t, "kafka"), brokertest.URL(t, "rabbitmq"), databases[1], databases[2]}
 	for _, database := range databases {
 		for _, broker := range brokers {
 			code, report, messages := runOrders(t.Context(), broker, "-n", "1000", "-state", dir, "-outbox", database)
@@ -209,25 +209,10 @@ func TestOutboxEverywhere(t *testing.T) {
 	}
 }
 
-// serverURL is the environment's URL of a server, or the end of the test.
-func serverURL(t *testing.T, name string) string {
-	t.Helper()
-	u := os.Getenv("MILLRACE_" + name + "_URL")
-	switch {
-	case testing.Short():
-		t.Skip("needs a server")
-	case u == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
-		t.Fatalf("MILLRACE_%s_URL is not set", name)
-	case u == "":
-		t.Skipf("MILLRACE_%s_URL is not set: run `make brokers` and `. .brokers/env`", name)
-	}
-	return u
-}
-
 // ownDatabase is one on the server that goes with the test.
 func ownDatabase(t *testing.T, server string) string {
 	t.Helper()
-	u, err := url.Parse(serverURL(t, server))
+	u, err := url.Parse(brokertest.URL(t, server))
 	if err != nil {
 		t.Fatal(err)
 	}

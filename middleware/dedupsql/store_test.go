@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,13 +13,13 @@ import (
 	"testing"
 	"time"
 
-	mysql "github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 	_ "modernc.org/sqlite"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/middleware/dedupsql"
 )
@@ -29,37 +27,19 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestPostgres(t *testing.T) {
-	testStore(t, dedupsql.Postgres, open(t, "pgx", server(t, "MILLRACE_POSTGRES_URL")))
+	testStore(t, dedupsql.Postgres, open(t, "pgx", brokertest.URL(t, "postgres")))
 }
 
 func TestMySQL(t *testing.T) {
-	u, err := url.Parse(server(t, "MILLRACE_MYSQL_URL"))
+	c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := mysql.NewConfig()
-	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, u.Path[1:], u.User.Username()
-	c.Passwd, _ = u.User.Password()
 	testStore(t, dedupsql.MySQL, open(t, "mysql", c.FormatDSN()))
 }
 
 func TestSQLite(t *testing.T) {
 	testStore(t, dedupsql.SQLite, open(t, "sqlite", "file:"+filepath.Join(t.TempDir(), "dedup.db")+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)"))
-}
-
-func server(t *testing.T, variable string) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("needs a server")
-	}
-	text := os.Getenv(variable)
-	if text == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1" {
-		t.Fatalf("%s is not set", variable)
-	}
-	if text == "" {
-		t.Skipf("%s is not set: run `make brokers` and `. .brokers/env`", variable)
-	}
-	return text
 }
 
 func open(t *testing.T, driver, dsn string) *sql.DB {

@@ -3,7 +3,6 @@ package pgxoutbox_test
 import (
 	"context"
 	"errors"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/postgres"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 	"github.com/millrace-go/millrace/router"
@@ -31,21 +31,12 @@ type placed struct{ ID int }
 // fixture is an outbox with a pool, in a schema that ends with the test.
 func fixture(t *testing.T) (*outbox.Outbox, *pgxpool.Pool) {
 	t.Helper()
-	url := os.Getenv("MILLRACE_POSTGRES_URL")
-	switch {
-	case testing.Short():
-		t.Skip("needs a server")
-	case url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
-		t.Fatal("MILLRACE_POSTGRES_URL is not set")
-	case url == "":
-		t.Skip("MILLRACE_POSTGRES_URL is not set: run `make brokers` and `. .brokers/env`")
-	}
-	pool, err := pgxpool.New(t.Context(), url)
+	pool, err := pgxpool.New(t.Context(), brokertest.URL(t, "postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	schema := "pgxoutbox_" + bus.NewID()[24:]
+	schema := brokertest.Schema(t)
 	o, err := outbox.New(outbox.Postgres, outbox.Config{Schema: schema})
 	if err != nil {
 		t.Fatal(err)
@@ -55,11 +46,6 @@ func fixture(t *testing.T) (*outbox.Outbox, *pgxpool.Pool) {
 	if err := o.Migrate(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if _, err := pool.Exec(context.Background(), "DROP SCHEMA "+schema+" CASCADE"); err != nil {
-			t.Error(err)
-		}
-	})
 	return o, pool
 }
 

@@ -3,15 +3,14 @@ package mysql
 import (
 	"database/sql"
 	"fmt"
-	"net/url"
 	"reflect"
 	"testing"
 
 	driver "github.com/go-sql-driver/mysql"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
-	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // TestInsertSizes: what comes again takes one statement, and what does not takes few of those that are always kept.
@@ -104,20 +103,15 @@ func TestAppend(t *testing.T) {
 
 // testStore returns a store with tables of its own and the topics 1 to 3.
 func testStore(t *testing.T) *store {
-	db := testPool(t)
-	prefix := "t" + bus.NewID()[24:] + "_"
-	s := &store{db: db, dialect: dialect(prefix)}
+	s := &store{db: testPool(t), dialect: dialect(brokertest.Prefix(t))}
 	s.init()
 	t.Cleanup(func() {
-		s.Close()
-		for _, table := range []string{"topic", "log"} {
-			if _, err := db.Exec("DROP TABLE " + prefix + table); err != nil {
-				t.Error(err)
-			}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	})
 	for _, text := range append(migrations[0][:2:2], "INSERT INTO {topic} (name, shards) VALUES ('a', 1), ('b', 1), ('c', 1)") {
-		if _, err := db.ExecContext(t.Context(), s.dialect.SQL(text)); err != nil {
+		if _, err := s.db.ExecContext(t.Context(), s.dialect.SQL(text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -126,13 +120,10 @@ func testStore(t *testing.T) *store {
 
 // testPool returns a pool with the library's default settings.
 func testPool(t *testing.T) *sql.DB {
-	u, err := url.Parse(sqltest.ServerURL(t, "MILLRACE_MYSQL_URL"))
+	c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := driver.NewConfig()
-	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, u.Path[1:], u.User.Username()
-	c.Passwd, _ = u.User.Password()
 	connector, err := driver.NewConnector(c)
 	if err != nil {
 		t.Fatal(err)

@@ -1,10 +1,8 @@
 package mysql_test
 
 import (
-	"context"
 	"database/sql"
 	"errors"
-	"net/url"
 	"os"
 	"testing"
 	"time"
@@ -15,6 +13,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/adapters/sql/mysql"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 func TestMain(m *testing.M) {
@@ -24,24 +23,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// pool returns a pool with the library's default settings, and the server's URL.
-func pool(t testing.TB) (*sql.DB, string) {
-	text := sqltest.ServerURL(t, "MILLRACE_MYSQL_URL")
-	db, err := connect(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return db, text
-}
-
+// connect makes a pool with the library's default settings.
 func connect(text string) (*sql.DB, error) {
-	u, err := url.Parse(text)
+	c, err := brokertest.MySQLConfig(text)
 	if err != nil {
 		return nil, err
 	}
-	c := driver.NewConfig()
-	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, u.Path[1:], u.User.Username()
-	c.Passwd, _ = u.User.Password()
 	c.MaxAllowedPacket = 0
 	c.Logger = &driver.NopLogger{}
 	connector, err := driver.NewConnector(c)
@@ -53,17 +40,13 @@ func connect(text string) (*sql.DB, error) {
 
 // database returns tables of the test's own, which go when the test ends.
 func database(t testing.TB) sqltest.Database {
-	db, text := pool(t)
-	prefix := "t" + bus.NewID()[24:] + "_"
-	t.Cleanup(func() {
-		for _, table := range []string{"topic", "log", "grp", "lane", "member", "poison", "parked", "meta"} {
-			if _, err := db.ExecContext(context.Background(), "DROP TABLE IF EXISTS "+prefix+table); err != nil {
-				t.Error(err)
-			}
-		}
-		db.Close()
-	})
-	return sqltest.Database{URL: sqltest.With(text, "prefix="+prefix), Prefix: prefix, DB: db, Connect: connect}
+	url, prefix := brokertest.URL(t, "mysql"), brokertest.Prefix(t)
+	db, err := connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return sqltest.Database{URL: brokertest.With(url, "prefix="+prefix), Prefix: prefix, DB: db, Connect: connect}
 }
 
 func TestServer(t *testing.T)      { sqltest.Run(t, database(t)) }

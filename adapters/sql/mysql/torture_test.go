@@ -9,23 +9,15 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // TestOverlappingWriters draws numbers as the driver does, in transactions that stay open.
 func TestOverlappingWriters(t *testing.T) {
-	text := sqltest.ServerURL(t, "MILLRACE_MYSQL_URL")
-	db := testPool(t)
-	prefix := "t" + bus.NewID()[24:] + "_"
-	t.Cleanup(func() {
-		for _, table := range []string{"topic", "log", "grp", "lane", "member", "poison", "parked", "meta"} {
-			if _, err := db.ExecContext(context.Background(), "DROP TABLE IF EXISTS "+prefix+table); err != nil {
-				t.Error(err)
-			}
-		}
-	})
+	db, prefix := testPool(t), brokertest.Prefix(t)
 	s := &store{db: db, dialect: dialect(prefix)}
 	s.init()
-	sqltest.Torture(t, sqltest.Database{URL: sqltest.With(text, "prefix="+prefix)}, 8,
+	sqltest.Torture(t, sqltest.Database{URL: brokertest.With(brokertest.URL(t, "mysql"), "prefix="+prefix)}, 8,
 		func(ctx context.Context, topic, key string, payloads []string, pause time.Duration, rollback bool) error {
 			var id int64
 			var shards int

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 func BenchmarkPublish(b *testing.B) { sqltest.BenchPublish(b, database(b)) }
@@ -17,7 +18,7 @@ func BenchmarkConsume(b *testing.B) { sqltest.BenchConsume(b, database(b)) }
 
 // BenchmarkRaw is what the library itself does with a plain table of the same columns.
 func BenchmarkRaw(b *testing.B) {
-	pool, err := pgxpool.New(b.Context(), sqltest.ServerURL(b, "MILLRACE_POSTGRES_URL"))
+	pool, err := pgxpool.New(b.Context(), brokertest.URL(b, "postgres"))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func BenchmarkRaw(b *testing.B) {
 func BenchmarkRawEach1(b *testing.B) {
 	for _, goroutines := range []int{16, 64} {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
-			pc, err := pgxpool.ParseConfig(sqltest.ServerURL(b, "MILLRACE_POSTGRES_URL"))
+			pc, err := pgxpool.ParseConfig(brokertest.URL(b, "postgres"))
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -1,7 +1,6 @@
 package postgres_test
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"net/url"
@@ -16,6 +15,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/adapters/sql/postgres"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 func TestMain(m *testing.M) {
@@ -27,21 +27,15 @@ func TestMain(m *testing.M) {
 
 // database returns a schema of the test's own, which goes when the test ends.
 func database(t testing.TB) sqltest.Database {
-	url := sqltest.ServerURL(t, "MILLRACE_POSTGRES_URL")
+	url, schema := brokertest.URL(t, "postgres"), brokertest.Schema(t)
 	pool, err := pgxpool.New(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	schema := "t" + bus.NewID()[24:]
-	t.Cleanup(func() {
-		if _, err := pool.Exec(context.Background(), "DROP SCHEMA IF EXISTS "+schema+" CASCADE"); err != nil {
-			t.Error(err)
-		}
-		pool.Close()
-	})
+	t.Cleanup(pool.Close)
 	db := stdlib.OpenDBFromPool(pool)
 	t.Cleanup(func() { db.Close() })
-	return sqltest.Database{URL: sqltest.With(url, "schema="+schema), Prefix: schema + ".", DB: db, Connect: connect}
+	return sqltest.Database{URL: brokertest.With(url, "schema="+schema), Prefix: schema + ".", DB: db, Connect: connect}
 }
 
 func connect(text string) (*sql.DB, error) {
@@ -86,7 +80,7 @@ func TestWithoutPreparedStatements(t *testing.T) {
 
 func TestExistingPool(t *testing.T) {
 	db := database(t)
-	pool, err := pgxpool.New(t.Context(), sqltest.ServerURL(t, "MILLRACE_POSTGRES_URL"))
+	pool, err := pgxpool.New(t.Context(), brokertest.URL(t, "postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,13 +13,14 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // TestOverlappingWriters runs the driver's own insert in transactions that stay open, while another one that has nothing
 // to do with it stays open for all of the time.
 func TestOverlappingWriters(t *testing.T) {
 	const writers = 8
-	url := sqltest.ServerURL(t, "MILLRACE_POSTGRES_URL")
+	url, schema := brokertest.URL(t, "postgres"), brokertest.Schema(t)
 	pc, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
@@ -29,13 +30,7 @@ func TestOverlappingWriters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	schema := "t" + bus.NewID()[24:]
-	t.Cleanup(func() {
-		if _, err := pool.Exec(context.Background(), "DROP SCHEMA IF EXISTS "+schema+" CASCADE"); err != nil {
-			t.Error(err)
-		}
-		pool.Close()
-	})
+	t.Cleanup(pool.Close)
 	s := newStore(pool, false, schema)
 	d, err := sqllog.New(t.Context(), s, sqllog.Config{}) // makes the tables
 	if err != nil {
@@ -52,7 +47,7 @@ func TestOverlappingWriters(t *testing.T) {
 	if _, err := unrelated.Exec(t.Context(), "INSERT INTO "+schema+".poison (grp, id, entry) VALUES ('x', 'x', 'null')"); err != nil {
 		t.Fatal(err)
 	}
-	sqltest.Torture(t, sqltest.Database{URL: sqltest.With(url, "schema="+schema)}, writers,
+	sqltest.Torture(t, sqltest.Database{URL: brokertest.With(url, "schema="+schema)}, writers,
 		func(ctx context.Context, topic, key string, payloads []string, pause time.Duration, rollback bool) error {
 			var id int64
 			var shards int

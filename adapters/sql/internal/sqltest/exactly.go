@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
 )
@@ -131,7 +132,7 @@ func ExactlyOnce(t *testing.T, db Database, remote bool) {
 // shop opens a shop with n sales, whose sum it returns.
 func (db Database) shop(t *testing.T, way string, n int) (s *shop, sum int64) {
 	t.Helper()
-	s = &shop{Way: way, URL: With(db.URL, "lease=1s"), Table: "sales" + bus.NewID()[24:], In: Topic(), Out: Topic(), Numbered: strings.HasPrefix(db.URL, "postgres"), connect: db.Connect}
+	s = &shop{Way: way, URL: brokertest.With(db.URL, "lease=1s"), Table: "sales" + bus.NewID()[24:], In: Topic(), Out: Topic(), Numbered: strings.HasPrefix(db.URL, "postgres"), connect: db.Connect}
 	db.exec(t, "CREATE TABLE "+s.Table+" (id INT NOT NULL PRIMARY KEY, cents BIGINT NOT NULL, n BIGINT NOT NULL)")
 	t.Cleanup(func() {
 		if _, err := db.DB.ExecContext(context.Background(), "DROP TABLE "+s.Table); err != nil {
@@ -219,7 +220,7 @@ func cutShops(t *testing.T, db Database, way string) {
 	s, sum := db.shop(t, way, n)
 	behind, proxy := db.through(t)
 	through := *s
-	through.URL = With(behind.URL, "lease=1s")
+	through.URL = brokertest.With(behind.URL, "lease=1s")
 	var calls atomic.Int64
 	progress := make(chan struct{}, 1)
 	told := func(n int) {

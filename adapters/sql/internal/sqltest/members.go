@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 const lanes = 16 // the default
@@ -287,7 +288,7 @@ func killedProcess(t *testing.T, db Database) {
 	b := db.Open(t, "lease=1s")
 	Publish(t, b, topic, Texts(numbers(200)...)...)
 	child := exec.Command(os.Args[0], "-test.run=^$")
-	child.Env = append(os.Environ(), childURL+"="+With(db.URL, "lease=1s"), childTopic+"="+topic)
+	child.Env = append(os.Environ(), childURL+"="+brokertest.With(db.URL, "lease=1s"), childTopic+"="+topic)
 	child.Stderr = os.Stderr
 	out, err := child.StdoutPipe()
 	if err != nil {

@@ -6,15 +6,14 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // Database is what the tests run on.
@@ -97,35 +96,7 @@ func (db Database) Open(t testing.TB, params ...string) *bus.Bus {
 func (db Database) open(params ...string) (*bus.Bus, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return bus.Open(ctx, With(db.URL, params...))
-}
-
-// ServerURL returns the URL of a server for tests from the environment, or skips the test.
-func ServerURL(t testing.TB, name string) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("needs a server")
-	}
-	url := os.Getenv(name)
-	if url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1" {
-		t.Fatalf("%s is not set", name)
-	}
-	if url == "" {
-		t.Skipf("%s is not set: run `make brokers` and `. .brokers/env`", name)
-	}
-	return url
-}
-
-// With adds parameters to a URL.
-func With(url string, params ...string) string {
-	for _, p := range params {
-		sep := "?"
-		if strings.Contains(url, "?") {
-			sep = "&"
-		}
-		url += sep + p
-	}
-	return url
+	return bus.Open(ctx, brokertest.With(db.URL, params...))
 }
 
 var names atomic.Int64

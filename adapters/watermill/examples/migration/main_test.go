@@ -1,24 +1,17 @@
 package main
 
 import (
-	"os"
 	"strings"
 	"testing"
+
+	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
 // TestMigration: no order is lost on the way, and Kafka keeps each customer's in order.
 func TestMigration(t *testing.T) {
-	for name, variable := range map[string]string{"kafka": "MILLRACE_KAFKA_URL", "rabbitmq": "MILLRACE_RABBITMQ_URL"} {
+	for _, name := range []string{"kafka", "rabbitmq"} {
 		t.Run(name, func(t *testing.T) {
-			url := os.Getenv(variable)
-			switch {
-			case testing.Short():
-				t.Skip("short")
-			case url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
-				t.Fatalf("%s is not set", variable)
-			case url == "":
-				t.Skipf("%s is not set: run make brokers and . .brokers/env", variable)
-			}
+			url := brokertest.URL(t, name)
 			var out strings.Builder
 			kafkaURL, rabbitURL := url, ""
 			if name == "rabbitmq" {

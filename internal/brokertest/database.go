@@ -1,0 +1,106 @@
+package brokertest
+
+import (
+	"context"
+	"database/sql"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// Postgres returns the URL of PostgreSQL with a schema of the test's own.
+func Postgres(tb testing.TB) string {
+	tb.Helper()
+	return With(URL(tb, "postgres"), "schema="+Schema(tb))
+}
+
+// Schema returns the name of a schema in PostgreSQL, which is dropped after the test, if somebody has made it.
+func Schema(tb testing.TB) string {
+	tb.Helper()
+	server, schema := URL(tb, "postgres"), unique()
+	cleanUp(tb, "pgx", server, func(ctx context.Context, db *sql.DB) error {
+		_, err := db.ExecContext(ctx, "DROP SCHEMA IF EXISTS "+schema+" CASCADE")
+		return err
+	})
+	return schema
+}
+
+// MySQL returns the URL of MySQL with tables of the test's own.
+func MySQL(tb testing.TB) string {
+	tb.Helper()
+	return With(URL(tb, "mysql"), "prefix="+Prefix(tb))
+}
+
+// Prefix returns what the names of tables in MySQL are to begin with, which are dropped after the test.
+func Prefix(tb testing.TB) string {
+	tb.Helper()
+	c, err := MySQLConfig(URL(tb, "mysql"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	prefix := unique() + "_"
+	cleanUp(tb, "mysql", c.FormatDSN(), func(ctx context.Context, db *sql.DB) error { return dropTables(ctx, db, prefix) })
+	return prefix
+}
+
+// MySQLConfig is the client library's configuration for a URL.
+func MySQLConfig(rawURL string) (*mysql.Config, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	c := mysql.NewConfig()
+	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, strings.TrimPrefix(u.Path, "/"), u.User.Username()
+	c.Passwd, _ = u.User.Password()
+	return c, nil
+}
+
+func unique() string { return "t" + bus.NewID()[24:] }
+
+func dropTables(ctx context.Context, db *sql.DB, prefix string) error {
+	rows, err := db.QueryContext(ctx, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND LEFT(table_name, CHAR_LENGTH(?)) = ?", prefix, prefix)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var tables []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return err
+		}
+		tables = append(tables, name)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for _, name := range tables {
+		if _, err := db.ExecContext(ctx, "DROP TABLE "+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanUp calls clean with the database after the test.
+func cleanUp(tb testing.TB, driver, dsn string, clean func(context.Context, *sql.DB) error) {
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		db, err := sql.Open(driver, dsn)
+		if err != nil {
+			tb.Errorf("clean up: %v", err)
+			return
+		}
+		defer db.Close()
+		if err := clean(ctx, db); err != nil {
+			tb.Errorf("clean up: %v", err)
+		}
+	})
+}

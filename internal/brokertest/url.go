@@ -1,0 +1,39 @@
+// Package brokertest gives tests the real brokers that the environment names, and places of their own in the databases.
+package brokertest
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// Variable is the environment variable that has a broker's URL.
+func Variable(broker string) string { return "MILLRACE_" + strings.ToUpper(broker) + "_URL" }
+
+// URL returns the URL of a broker: kafka, rabbitmq, postgres or mysql. Where there is none, and with -short, the test is skipped; but in
+// the full test run, which sets MILLRACE_REQUIRE_BROKERS, it fails.
+func URL(tb testing.TB, broker string) string {
+	tb.Helper()
+	url := os.Getenv(Variable(broker))
+	switch {
+	case testing.Short():
+		tb.Skip("needs a broker")
+	case url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
+		tb.Fatalf("%s is not set", Variable(broker))
+	case url == "":
+		tb.Skipf("%s is not set: run `make brokers` and `. .brokers/env`", Variable(broker))
+	}
+	return url
+}
+
+// With adds parameters, such as "lease=1s", to a URL.
+func With(url string, params ...string) string {
+	for _, p := range params {
+		sep := "?"
+		if strings.Contains(url, "?") {
+			sep = "&"
+		}
+		url += sep + p
+	}
+	return url
+}
