@@ -127,6 +127,7 @@ func (p path) round(ctx context.Context, open opener, n int) (r result, err erro
 // roundOf is round with a load and a number of lanes; 0 is the default.
 func (p path) roundOf(ctx context.Context, open opener, l load, lanes int) (r result, err error) {
 	n := l.n
+	settle()
 	at, err := newPlace(ctx, p.broker, lanes)
 	if err != nil {
 		return r, err

@@ -28,16 +28,16 @@ const patience = 30 * time.Second
 
 type placed struct{ ID int }
 
-// fixture is an outbox with a pool, in a schema that ends with the test.
-func fixture(t *testing.T) (*outbox.Outbox, *pgxpool.Pool) {
+// fixture is an outbox with its configuration and a pool, in a schema that ends with the test.
+func fixture(t *testing.T) (*outbox.Outbox, outbox.Config, *pgxpool.Pool) {
 	t.Helper()
 	pool, err := pgxpool.New(t.Context(), brokertest.URL(t, "postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	schema := brokertest.Schema(t)
-	o, err := outbox.New(outbox.Postgres, outbox.Config{Schema: schema})
+	config := outbox.Config{Schema: brokertest.Schema(t)}
+	o, err := outbox.New(outbox.Postgres, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,12 +46,12 @@ func fixture(t *testing.T) (*outbox.Outbox, *pgxpool.Pool) {
 	if err := o.Migrate(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
-	return o, pool
+	return o, config, pool
 }
 
 // TestListen: a relay that hardly ever looks hears of a commit in another process.
 func TestListen(t *testing.T) {
-	o, pool := fixture(t)
+	o, config, pool := fixture(t)
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
 	b := bustest.New(t)
@@ -74,7 +74,7 @@ func TestListen(t *testing.T) {
 	}()
 	<-heard
 	// Another process has an outbox of its own, with no relay in it.
-	other, err := outbox.New(outbox.Postgres, outbox.Config{Schema: schemaOf(t, pool)})
+	other, err := outbox.New(outbox.Postgres, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,19 +100,9 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// schemaOf finds the fixture's schema.
-func schemaOf(t *testing.T, pool *pgxpool.Pool) (schema string) {
-	t.Helper()
-	err := pool.QueryRow(t.Context(), "SELECT schemaname FROM pg_tables WHERE tablename = 'millrace_outbox' AND schemaname LIKE 'pgxoutbox%' ORDER BY schemaname DESC LIMIT 1").Scan(&schema)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return schema
-}
-
 // TestOnce: the handler's transaction is one of pgx, and rolls back with the handler.
 func TestOnce(t *testing.T) {
-	o, pool := fixture(t)
+	o, _, pool := fixture(t)
 	b := bustest.New(t)
 	fail := true
 	calls := 0
@@ -151,7 +141,7 @@ func TestOnce(t *testing.T) {
 
 // TestPreparedTransaction: one that is left open keeps only its own messages.
 func TestPreparedTransaction(t *testing.T) {
-	o, pool := fixture(t)
+	o, _, pool := fixture(t)
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
 	var allowed int
@@ -221,7 +211,7 @@ func TestPreparedTransaction(t *testing.T) {
 // TestPreparedMeanwhile: a transaction that drew its number before a relay looked, and was prepared after it, is not passed
 // over: when it is committed, its message comes before what is written with the same key afterwards.
 func TestPreparedMeanwhile(t *testing.T) {
-	o, pool := fixture(t)
+	o, _, pool := fixture(t)
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
 	b := bustest.New(t)
@@ -295,7 +285,7 @@ func TestPreparedMeanwhile(t *testing.T) {
 
 // TestOnceInBus: a handler's transaction of pgx settles its message in a bus in the same database, and publishes what it emits.
 func TestOnceInBus(t *testing.T) {
-	_, pool := fixture(t)
+	_, _, pool := fixture(t)
 	schema := "pgxinbus_" + bus.NewID()[24:]
 	b, err := postgres.New(t.Context(), pool, postgres.Config{Schema: schema})
 	if err != nil {

@@ -5,3 +5,5 @@ package main
 import "time"
 
 func sleepFor(d time.Duration) { time.Sleep(d) }
+
+func settle() {}

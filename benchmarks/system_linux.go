@@ -11,3 +11,6 @@ func sleepFor(d time.Duration) {
 	t := syscall.NsecToTimespec(int64(d))
 	_ = syscall.Nanosleep(&t, nil) // a signal may wake it early
 }
+
+// settle has what was written before go to the disk: else it would be on its way during the next round, whose own writes wait behind it.
+func settle() { syscall.Sync() }
