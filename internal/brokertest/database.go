@@ -64,28 +64,13 @@ func MySQLConfig(rawURL string) (*mysql.Config, error) {
 func unique() string { return "t" + bus.NewID()[24:] }
 
 func dropTables(ctx context.Context, db *sql.DB, prefix string) error {
-	rows, err := db.QueryContext(ctx, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND LEFT(table_name, CHAR_LENGTH(?)) = ?", prefix, prefix)
-	if err != nil {
+	var tables sql.NullString
+	err := db.QueryRowContext(ctx, "SELECT GROUP_CONCAT(table_name) FROM information_schema.tables WHERE table_schema = DATABASE() AND LEFT(table_name, CHAR_LENGTH(?)) = ?", prefix, prefix).Scan(&tables)
+	if err != nil || !tables.Valid {
 		return err
 	}
-	defer rows.Close()
-	var tables []string
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return err
-		}
-		tables = append(tables, name)
-	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	for _, name := range tables {
-		if _, err := db.ExecContext(ctx, "DROP TABLE "+name); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = db.ExecContext(ctx, "DROP TABLE "+tables.String)
+	return err
 }
 
 // cleanUp calls clean with the database after the test.
