@@ -193,12 +193,21 @@ func (c *consumer) mark(kind any, tag int64) (err error) {
 
 // dropEarly deletes the early queue, of which all is settled: nothing is ever put behind its end marker. It waits for
 // the broker even if ctx ends, because nothing may register with the queue meanwhile.
+//
+// The consumer is cancelled first. From a channel that has one, the broker would deliver nothing for 30 ms or a multiple of
+// it: it tries in vain to register it again (seen on 3.10.8).
 func (c *consumer) dropEarly(ctx context.Context) error {
 	unlock, err := c.lockEarly(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	c.own.rpc.Lock()
+	err = c.ch.Cancel(c.lane.earlyName(), false)
+	c.own.rpc.Unlock()
+	if err != nil {
+		return err
+	}
 	t := &topology{session: c.session}
 	defer t.close()
 	if err := t.deleteQueue(c.lane.earlyName()); err != nil {

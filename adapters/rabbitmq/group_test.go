@@ -272,6 +272,32 @@ func TestEarlyQueuesChangeHands(t *testing.T) {
 	})
 }
 
+// The early queue goes, and the lane is not disturbed: from a channel that the broker cancels a consumer of, it delivers nothing
+// meanwhile.
+func TestEarlyQueueGoesQuietly(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	c.Lanes = 1
+	direct := openDriver(t, brokerConfig(t))
+	publish(t, direct, topic, messages(0, 10, 10)...)
+	s := subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, newObserver())
+	settle(t, s, receive(t, ctx, s, 10))
+	admin(t, direct, func(tp *topology) error {
+		for ctx.Err() == nil {
+			if _, ok, err := tp.queue(earlyName(groupName(topic, "g"), 0)); !ok {
+				return err
+			}
+		}
+		return ctx.Err()
+	})
+	publish(t, direct, topic, messages(10, 11, 10)...)
+	settle(t, s, receive(t, ctx, s, 1)) // behind what the broker says of the deletion
+	if n := p.cancelled(); n > 0 {
+		t.Errorf("the broker cancelled %d consumers", n)
+	}
+}
+
 // A group that took over what was kept leaves, and does not disturb the others of its connection.
 func TestLeavesQuietly(t *testing.T) {
 	ctx := testContext(t)

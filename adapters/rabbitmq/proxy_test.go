@@ -16,8 +16,9 @@ type proxy struct {
 	mu      sync.Mutex
 	conns   map[net.Conn]bool // true: the client's side
 	refuse  bool
-	stalled bool // nothing is forwarded to the broker
-	sent    map[method]int
+	stalled bool           // nothing is forwarded to the broker
+	sent    map[method]int // to the broker
+	told    map[method]int // by the broker
 	flow    *sync.Cond
 	workers sync.WaitGroup
 }
@@ -33,7 +34,7 @@ func newProxy(t testing.TB) (*proxy, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{target: c.Hosts[0], listener: l, conns: map[net.Conn]bool{}, sent: map[method]int{}}
+	p := &proxy{target: c.Hosts[0], listener: l, conns: map[net.Conn]bool{}, sent: map[method]int{}, told: map[method]int{}}
 	p.flow = sync.NewCond(&p.mu)
 	p.workers.Go(p.accept)
 	t.Cleanup(func() {
@@ -58,8 +59,15 @@ func (p *proxy) count() map[method]int {
 	return sent
 }
 
-// note counts the methods in what a client sent, and returns the rest of it, an unfinished frame.
-func (p *proxy) note(stream []byte) []byte {
+// cancelled returns how many consumers the broker has cancelled.
+func (p *proxy) cancelled() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.told[method{60, 30}]
+}
+
+// note counts the methods in what one side sent, and returns the rest of it, an unfinished frame.
+func note(methods map[method]int, stream []byte) []byte {
 	const header, end = 7, 1
 	for len(stream) >= header {
 		if stream[0] == 'A' { // AMQP 0 0 9 1, the greeting
@@ -71,7 +79,7 @@ func (p *proxy) note(stream []byte) []byte {
 			break
 		}
 		if stream[0] == 1 {
-			p.sent[method{binary.BigEndian.Uint16(stream[header:]), binary.BigEndian.Uint16(stream[header+2:])}]++
+			methods[method{binary.BigEndian.Uint16(stream[header:]), binary.BigEndian.Uint16(stream[header+2:])}]++
 		}
 		stream = stream[size:]
 	}
@@ -113,7 +121,9 @@ func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
 		}
 		p.mu.Lock()
 		if toBroker {
-			stream = p.note(append(stream, buf[:n]...))
+			stream = note(p.sent, append(stream, buf[:n]...))
+		} else {
+			stream = note(p.told, append(stream, buf[:n]...))
 		}
 		for p.stalled && toBroker {
 			p.flow.Wait()
