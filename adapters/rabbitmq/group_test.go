@@ -272,6 +272,30 @@ func TestEarlyQueuesChangeHands(t *testing.T) {
 	})
 }
 
+// The early queue stays until all of it is settled, though the lane is past its end: what is not settled comes again.
+func TestEarlyQueueWaitsForItsMessages(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	c.Lanes = 1
+	d := openDriver(t, c)
+	publish(t, d, topic, messages(0, 10, 10)...)
+	sub := bus.Subscription{Topic: topic, Group: "g"}
+	s := subscribe(t, d, sub, newObserver())
+	receive(t, ctx, s, 10)
+	for i := 10; i < 60; i++ { // from the lane's queue, one by one: there is time to delete the early one
+		publish(t, d, topic, messages(i, i+1, 10)...)
+		receive(t, ctx, s, 1)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	again := subscribe(t, openDriver(t, c), sub, newObserver())
+	all := receive(t, ctx, again, 60)
+	checkOrder(t, all, 0, 60)
+	settle(t, again, all)
+}
+
 // The early queue goes, and the lane is not disturbed: from a channel that the broker cancels a consumer of, it delivers nothing
 // meanwhile.
 func TestEarlyQueueGoesQuietly(t *testing.T) {
