@@ -183,7 +183,8 @@ type Committer interface {
 type PoisonStore interface {
 	// Put stores entries durably. An entry with the ID of a stored one replaces it, at its place or as the newest.
 	Put(ctx context.Context, entries ...PoisonEntry) error
-	// List yields all entries, oldest first, without disturbing them. It ends after the first error.
+	// List yields all entries, oldest first, without disturbing them. It ends after the first error. A record that cannot be read is
+	// an entry of class [Unreadable], which Remove deletes like any other; it never fails the listing.
 	List(ctx context.Context) iter.Seq2[PoisonEntry, error]
 	// Remove deletes entries; unknown ids are no error.
 	Remove(ctx context.Context, ids ...string) error
@@ -208,10 +209,14 @@ type PoisonEntry struct {
 	Time time.Time
 }
 
+// Unreadable is the [Failure.Class] of a stored record that its driver cannot read: somebody else wrote it, or it was damaged. The
+// payload of such an entry's Message is the record's own bytes. It can be looked at and dropped, not replayed.
+const Unreadable = "unreadable"
+
 // Failure is the history of a message's failing.
 type Failure struct {
 	// Class is a short stable word for grouping: "permanent", "retries exhausted", "undecodable", "panic",
-	// "timeout", "unknown type".
+	// "timeout", "unknown type", [Unreadable].
 	Class string `json:"class"`
 	// Text is the last error's text, Stack the stack of a panic.
 	Text  string `json:"text"`

@@ -22,7 +22,12 @@ type ParkingSource interface {
 	// Due, Attempt and Failure are replaced. Others get a position behind all that is parked in their lane, in the order
 	// of the slice.
 	//
-	// Errors are those of Settle. Tokens of stale ones stay as they were. It has one caller at a time for each lane.
+	// Errors are those of Settle. Tokens of stale ones stay as they were. A *[PublishError], index-aligned with ps, tells each
+	// delivery's fate instead: nil is parked. An entry that is not retryable ([IsRetryable]: too large, invalid) says that this delivery
+	// can never be parked; the router holds it in the process, and does not ask again. Any other entry (the lane is full) is tried again
+	// later, by itself. One delivery's trouble never keeps the others of a call from being parked.
+	//
+	// It has one caller at a time for each lane.
 	Park(ctx context.Context, ps []Parking) error
 
 	// Fetch reads parked messages into dst, which is at least as long, in the order of tokens; it returns how many.
@@ -36,8 +41,9 @@ type ParkingSource interface {
 type ParkingObserver interface {
 	LaneObserver
 	// Parked tells of messages that are parked in lanes that this process owns: of all that are there, in the order of
-	// their positions, after Assigned and before the lane's first delivery; and later of what an [Injector] has added,
-	// changed or withdrawn, in the order in which that was done. It does not block.
+	// their positions, after Assigned and before the lane's first delivery; and later of those that an [Injector] has added,
+	// changed or withdrawn, in the order in which that was done, and of those that an earlier owner wrote so late that the driver
+	// had not seen them: a driver adopts a record that it does not know, at the record's position. It does not block.
 	Parked(ps []Parked)
 }
 
@@ -48,6 +54,8 @@ type Parking struct {
 	Due time.Time
 	// Free is set for a message whose key does not wait for it: a delayed one.
 	Free bool
+	// Withdraw is for [Injector] alone: the parked message is to be removed.
+	Withdraw bool
 }
 
 // Parked is what a router knows of a parked message while the body is at the broker.
@@ -67,8 +75,9 @@ type Parked struct {
 type Injector interface {
 	// Inject parks messages of one topic for a group, each in the lane of its key, and tells the lane's owner, now or when there is
 	// one. Of each entry, Message, Attempt, FirstSeen, Handler, Failure, Due and Free count. An
-	// entry whose Token has Parked set takes the place of the parked message with that lane and position, or is left out
-	// if that is gone; with a nil Message it withdraws it. All others get a position behind what is parked in the lane.
+	// entry whose Token has Parked set takes the place of the parked message with that lane, position and message ID, or, with Withdraw
+	// set, removes it. It is left out if that message is gone, or if another one has the place. All others get a position behind
+	// all that is parked in the lane.
 	//
 	// An error wraps ErrNotFound if the topic does not know the group.
 	Inject(ctx context.Context, topic, group string, ps []Parking) error

@@ -216,7 +216,8 @@ func parkingInject(e *env) {
 	}
 	changed := parking("2")
 	changed.Token, changed.Due = told[1].Token, time.Now().Add(time.Hour)
-	withdrawn := bus.Parking{Delivery: bus.Delivery{Token: told[0].Token}}
+	withdrawn := parking("1")
+	withdrawn.Token, withdrawn.Withdraw = told[0].Token, true
 	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{changed, withdrawn}), "change and withdraw")
 	told = e.told(o, 5)[3:]
 	slices.SortFunc(told, func(x, y bus.Parked) int { return int(y.Position - x.Position) })

@@ -67,7 +67,7 @@ func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
 		var waiting []bus.Parking
 		for _, e := range entries {
 			if e.Waits {
-				waiting = append(waiting, bus.Parking{Delivery: bus.Delivery{Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}})
+				waiting = append(waiting, bus.Parking{Withdraw: true, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}})
 			}
 		}
 		if len(waiting) == 0 {

@@ -229,10 +229,7 @@ func TestKeyWaits(t *testing.T) {
 				bad = false
 				injector, _ := bus.As[bus.Injector](b)
 				for _, e := range entries {
-					p := bus.Parking{Delivery: bus.Delivery{Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}}
-					if replay {
-						p.Message = e.Message
-					}
+					p := bus.Parking{Withdraw: !replay, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}}
 					if err := injector.Inject(t.Context(), "t", "g", []bus.Parking{p}); err != nil {
 						t.Fatal(err)
 					}

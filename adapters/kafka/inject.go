@@ -182,13 +182,13 @@ func inject(topic string, partition int32, p *bus.Parking) (r kgo.Record, err er
 	key, position := "inject-"+bus.NewID(), strconv.FormatInt(p.Token.Position, 10)
 	say := commandNew
 	switch {
-	case p.Message == nil:
+	case p.Withdraw:
 		r = kgo.Record{Topic: topic, Partition: partition, Key: []byte(key), Value: []byte{}}
 		say = commandWithdraw + position
 	case p.Token.Parked:
 		say = commandReplace + position
 	}
-	if p.Message != nil {
+	if !p.Withdraw {
 		if _, err = encodeParked(&r, topic, key, partition, p); err != nil {
 			return r, err
 		}

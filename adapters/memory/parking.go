@@ -129,7 +129,7 @@ func (d *driver) Inject(_ context.Context, topic, group string, ps []bus.Parking
 				continue // gone
 			}
 		}
-		if p.Message == nil {
+		if p.Withdraw {
 			delete(l.parked.byPosition, p.Position)
 			change.Withdrawn = true
 		} else {

@@ -51,13 +51,13 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 func inject(p *bus.Parking, group string, lanes int, x *parcel) (err error) {
 	lane, kind := int(p.Lane), parkReplace
 	switch {
-	case p.Message == nil:
+	case p.Withdraw:
 		kind = parkWithdraw
 		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, DeliveryMode: amqp.Persistent}
 	case !p.Token.Parked:
 		lane, kind = slot(p.Key)%lanes, parkNew
 	}
-	if p.Message != nil {
+	if !p.Withdraw {
 		if x.Publishing, err = encodeParked(p, kind); err != nil {
 			return err
 		}

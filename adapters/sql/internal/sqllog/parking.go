@@ -488,7 +488,7 @@ func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard 
 		if p.Free {
 			row.free = 1
 		}
-		if p.Message != nil {
+		if !p.Withdraw {
 			row.key = []byte(p.Key)
 			if row.doc, err = encodeParked(p); err != nil {
 				return err
@@ -500,7 +500,7 @@ func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard 
 		}
 		// One that is not there any more is left out.
 		var doc any
-		if p.Message != nil {
+		if !p.Withdraw {
 			doc = row.doc
 		}
 		_, err := tx.ExecContext(ctx, d.dialect.SQL("UPDATE {parked} SET chg = ?, due = ?, free = ?, doc = ? WHERE grp = ? AND shard = ? AND pos = ?"),
