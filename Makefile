@@ -22,7 +22,7 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" ./router ./adapters/...
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-modules test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance clean
+.PHONY: help test test-watermill test-modules test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scr
 	$(GOLANGCI) run ./...
 	$(GO) mod tidy -diff
 	@if command -v shellcheck >/dev/null; then \
-		echo shellcheck; shellcheck -x scripts/brokers scripts/brokers.d/*.bash .ci/run; \
+		echo shellcheck; shellcheck -x scripts/brokers scripts/versions scripts/brokers.d/*.bash .ci/run; \
 	else echo "shellcheck is not installed: scripts are not checked"; fi
 
 fmt: $(GOLANGCI) ## format the Go files (gofumpt, goimports)
@@ -90,6 +90,10 @@ conformance: ## the conformance suite on memory, SQLite and the four brokers, as
 			"$$MILLRACE_POSTGRES_URL" "$$MILLRACE_MYSQL_URL"; do \
 			echo "== $$url"; $(GO) run ./cmd/millrace conformance --url "$$url" || failed=1; \
 		done; exit $$failed'
+
+conformance-versions: ## the suite on RabbitMQ 4, PostgreSQL 17 and 18, MariaDB 11, MySQL 9; needs root, for chroot
+	$(GO) build -o bin/millrace ./cmd/millrace
+	@scripts/versions run bash -c 'bin/millrace conformance --url "$$URL"'
 
 clean: ## stop the brokers and delete their data, built commands and reports
 	@scripts/brokers clean
