@@ -46,7 +46,7 @@ func (r *reruns) after(ctx context.Context, err error) bool {
 // too long for a lock. What a handler has marked is what it says. Drivers for PostgreSQL have a method for it in common; those for
 // MySQL and SQLite, which are not imported, only their texts.
 func conflict(err error) bool {
-	if bus.IsPermanent(err) || bus.IsIgnored(err) {
+	if err == nil || bus.IsPermanent(err) || bus.IsIgnored(err) {
 		return false
 	}
 	if e, ok := errors.AsType[interface {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
 )
@@ -176,7 +177,7 @@ func TestOnceInBus(t *testing.T) {
 				if s.dialect == outbox.SQLite { // one writer at a time, and who waits looks now and then
 					n = 150
 				}
-				b := openBus(t, s.busURL(t, "same"))
+				b := openBus(t, s.busURL(t, "same"), bus.WithLogger(testlog.New(t, "the message is tried again")))
 				topic, e := unique("orders"), s.effects(t, true)
 				msgs, sum := orders(n)
 				if err := b.PublishMessages(t.Context(), topic, msgs...); err != nil {
@@ -250,7 +251,7 @@ func TestOnceInBusAtTheStart(t *testing.T) {
 // middleware that calls again does not have the effect again.
 func TestOnceInBusAround(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
-		b := openBus(t, s.busURL(t, "same"))
+		b := openBus(t, s.busURL(t, "same"), bus.WithLogger(testlog.New(t, "settled already")))
 		topic, e := unique("orders"), s.effects(t, false)
 		const n = 20
 		msgs, sum := orders(n)
@@ -288,7 +289,7 @@ func TestOnceInBusAround(t *testing.T) {
 func TestParkedWhileItsHandlerRuns(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		u := s.busURL(t, "same")
-		b := openBus(t, u)
+		b := openBus(t, u, bus.WithLogger(testlog.New(t)))
 		topic, e := unique("orders"), s.effects(t, false)
 		const n = 50
 		msgs, sum := orders(n)
