@@ -128,6 +128,17 @@ func (s *source) parked(ps []bus.Parking, positions []int64, records []kgo.Recor
 	return nil
 }
 
+// forget drops parked messages from the index whose records were removed by the transaction that settled them.
+func (s *source) forget(tokens []bus.Token) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range tokens {
+		if l := s.owned(t); l != nil && t.Parked {
+			delete(l.parking.offsets, t.Position)
+		}
+	}
+}
+
 // fetchBytes is how much one read of parked messages asks for; a larger batch comes alone.
 const fetchBytes = 512 << 10
 

@@ -23,7 +23,9 @@ func (s *source) SettleWith(ctx context.Context, ss []bus.Settlement) error {
 		if len(outputs) == 0 {
 			err = s.Settle(ctx, tokens)
 		} else {
-			err = s.transact(ctx, tokens, slices.Concat(outputs, s.removals(tokens)))
+			if err = s.transact(ctx, tokens, slices.Concat(outputs, s.removals(tokens))); err == nil {
+				s.forget(tokens)
+			}
 		}
 		switch {
 		case err == nil:

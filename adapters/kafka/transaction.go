@@ -254,17 +254,12 @@ func (s *source) findOut(ctx context.Context, commits []commit, cause error) err
 	return nil
 }
 
-// transacted notes what has been committed.
+// transacted notes what has been committed. Of parked messages, the caller knows whether they were removed or parked again.
 func (s *source) transacted(tokens []bus.Token, commits []commit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range tokens {
-		l := s.owned(t)
-		switch {
-		case l == nil:
-		case t.Parked:
-			delete(l.parking.offsets, t.Position)
-		default:
+		if l := s.owned(t); l != nil && !t.Parked {
 			l.window.Done(t.Position)
 		}
 	}
