@@ -20,6 +20,9 @@ type header struct {
 // decode makes a message of whatever arrived: ours, or a foreign publisher's with or without CloudEvents attributes.
 // It never fails. What the attributes leave open, the AMQP properties fill.
 func decode(d *amqp.Delivery) *bus.Message {
+	if m := undecodable(d); m != nil {
+		return m
+	}
 	m := &bus.Message{ContentType: d.ContentType, Payload: d.Body}
 	var few [8]header
 	rest := few[:0]

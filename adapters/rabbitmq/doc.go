@@ -76,7 +76,8 @@
 // reply-to and user-id headers of these names. Header values of any AMQP type become text: numbers and booleans as
 // in Go, decimals with a point, times as RFC 3339, void as "", a list of strings as a repeated header, other lists and
 // tables as JSON. Headers are in alphabetical order. A message without an id has one of its delivery, which is another
-// when it is delivered again.
+// when it is delivered again. Headers whose tables nest deeper than 32, or hold more than 8,192 values, cannot be read:
+// the message goes to the poison queue as undecodable, its payload being the header table and behind it the body.
 //
 // Other software publishes to the exchange that has the topic's name. To take part in the order by key, it sets the
 // routing key to the slot, in decimal: the 32-bit FNV-1a hash of the key's bytes, modulo 64. With any other routing key

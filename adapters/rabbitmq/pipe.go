@@ -1,7 +1,6 @@
 package rabbitmq
 
 import (
-	"bufio"
 	"net"
 	"sync"
 	"time"
@@ -17,7 +16,7 @@ import (
 // What is buffered is bounded by who writes: publishers by their budget, a consumer's acks by its prefetch.
 type pipe struct {
 	net.Conn
-	r *bufio.Reader
+	r *frames
 
 	mu      sync.Mutex
 	buf     []byte
@@ -31,7 +30,7 @@ type pipe struct {
 const keptBuffer = 1 << 20
 
 func newPipe(c net.Conn) *pipe {
-	p := &pipe{Conn: c, r: bufio.NewReaderSize(c, 64<<10), written: make(chan struct{}, 1), ended: make(chan struct{})}
+	p := &pipe{Conn: c, r: newFrames(c), written: make(chan struct{}, 1), ended: make(chan struct{})}
 	go p.send()
 	return p
 }
