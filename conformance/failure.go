@@ -211,7 +211,9 @@ func failureBatch(e *env) {
 			if tries[m.ID] == 1 && m.Key == "key-3" {
 				errs[i] = errors.New("at first")
 			}
-			l.leave(m, errs[i])
+			if l.leave(m); errs[i] == nil {
+				l.succeed(m)
+			}
 		}
 		return bus.Each(errs)
 	}), router.Fill(20, 5*time.Millisecond))

@@ -91,7 +91,10 @@ func (l *ledger) handler(work func(ctx context.Context, m *bus.Message) error) f
 		if work != nil {
 			err = work(ctx, m)
 		}
-		l.leave(m, err)
+		l.leave(m)
+		if err == nil {
+			l.succeed(m)
+		}
 		return err
 	}
 }
@@ -114,16 +117,19 @@ func (l *ledger) enter(m *bus.Message) {
 	l.most = max(l.most, l.now)
 }
 
-func (l *ledger) leave(m *bus.Message, err error) {
+func (l *ledger) leave(m *bus.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now--
+	delete(l.active, l.keyOf[m.ID])
+}
+
+func (l *ledger) succeed(m *bus.Message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := l.keyOf[m.ID]
-	l.now--
-	delete(l.active, key)
-	if err == nil {
-		l.calls[m.ID]++
-		l.order[key] = append(l.order[key], l.published[m.ID])
-	}
+	l.calls[m.ID]++
+	l.order[key] = append(l.order[key], l.published[m.ID])
 }
 
 // distinct is how many different messages have been handled.

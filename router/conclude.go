@@ -35,7 +35,10 @@ func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Hand
 			byID[id] = t
 		}
 	}
-	if len(good) == 0 {
+	if len(good) == 0 { // nothing is settled that could tell
+		if told != nil {
+			_ = told(ctx, nil) // an ending's error counts only where something has succeeded
+		}
 		return nil
 	}
 	for _, o := range outputs {

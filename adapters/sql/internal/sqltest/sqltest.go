@@ -60,6 +60,7 @@ func Run(t *testing.T, db Database) {
 		"ManyForeignTransactions":   manyForeignTransactions,
 		"ChecksTransactions":        checksTransactions,
 		"FetchesAtOnce":             fetchesAtOnce,
+		"Ways":                      ways,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
