@@ -107,7 +107,7 @@ func (d *driver) ensureParking(ctx context.Context, client *kgo.Client, parking,
 	if err := d.growParking(ctx, parking, n); err != nil {
 		return err
 	}
-	if _, had := d.parker.known.Swap(parking, int32(n)); had {
+	if knew, had := d.parker.known.Swap(parking, int32(n)); had && knew.(int32) < int32(n) {
 		client.PurgeTopicsFromProducing(parking) // it knows of fewer partitions
 	}
 	return nil
