@@ -7,6 +7,7 @@ BASE ?= HEAD~1
 COUNT ?= 6
 PATHS ?=
 BENCHFLAGS ?=
+MUTATE ?= ./internal/window
 TORTURE ?= TestTorture|TestCleanStops|TestKilledInbox|TestLongTransaction|TestWritersDoNotNotice|TestPreparedOutlivesTheServer
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
@@ -22,10 +23,10 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" ./router ./adapters/...
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-modules test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions clean
+.PHONY: help test test-watermill test-modules test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## everything: format, lint, vet and all tests against real brokers, with the race detector
 	$(WITH_BROKERS) bash -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) ./... && $(ALLOCATIONS) && $(MAKE) test-watermill test-modules'
@@ -94,6 +95,10 @@ conformance: ## the conformance suite on memory, SQLite and the four brokers, as
 conformance-versions: ## the suite on RabbitMQ 4, PostgreSQL 17 and 18, MariaDB 11, MySQL 9; needs root, for chroot
 	$(GO) build -o bin/millrace ./cmd/millrace
 	@scripts/versions run bash -c 'bin/millrace conformance --url "$$URL"'
+
+mutations: ## changes of a package's code that no test of it notices (MUTATE=./router chooses the package)
+	@test -x .tools/gremlins || GOBIN='$(CURDIR)/.tools' GOFLAGS= $(GO) install github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
+	.tools/gremlins unleash $(MUTATE) --timeout-coefficient 10 | grep -v KILLED
 
 clean: ## stop the brokers and delete their data, built commands and reports
 	@scripts/brokers clean
