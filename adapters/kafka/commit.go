@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -88,55 +87,67 @@ func (s *source) commitOnce(ctx context.Context) error {
 	if err := s.removeSettled(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	as := s.membership()
 	s.mu.Lock()
 	var commits []commit
+	tail, topicID := s.tail(""), s.topicID
 	for _, l := range s.lanes {
 		if l.dirty() {
-			commits = append(commits, l.commit(s.room))
+			commits = append(commits, l.commit(s.room, tail))
 		}
 	}
-	s.stopCommit = cancel // a lane may be lost, and be another member's, before the request is sent
 	s.mu.Unlock()
 	if len(commits) == 0 {
 		return nil
 	}
-	err := s.send(ctx, commits)
-	s.mu.Lock()
-	s.stopCommit = nil
-	s.mu.Unlock()
-	return err
+	return s.send(ctx, as, topicID, commits)
 }
 
-// send makes the request and notes its outcome.
-func (s *source) send(ctx context.Context, commits []commit) error {
+// tail is what the metadata of commits ends with. Called with the lock held.
+func (s *source) tail(mark string) string {
+	if s.room == 0 {
+		return incarnation("").tail(mark)
+	}
+	return s.driver.topics.incarnation(s.topicID).tail(mark)
+}
+
+// member is what the group knows a source as. The broker refuses the commits of a member that it does not know, or of an earlier generation.
+type member struct {
+	id         string
+	generation int32
+}
+
+// membership must be read before the lanes for which it is to vouch: the client reports lanes lost before it has a new generation. Read after
+// them, a new generation would vouch for a lane that was lost in between, and that another member may have had.
+func (s *source) membership() member {
+	id, generation := s.client.GroupMetadata()
+	return member{id, generation}
+}
+
+// send makes the request and notes its outcome. It is not the client's own commit, because that one waits while the member joins: as long as
+// the slowest member takes, although the broker accepts commits of the generation that ends.
+func (s *source) send(ctx context.Context, as member, topicID [16]byte, commits []commit) error {
+	if as.id == "" {
+		return kerr.UnknownMemberID // a commit without a member would not be fenced
+	}
 	byPartition := make(map[int32]*commit, len(commits))
-	offsets := make(map[int32]kgo.EpochOffset, len(commits))
+	req := kmsg.NewPtrOffsetCommitRequest()
+	req.Group, req.MemberID, req.Generation, req.InstanceID = s.sub.Group, as.id, as.generation, s.instance()
+	topic := kmsg.NewOffsetCommitRequestTopic()
+	topic.Topic, topic.TopicID = s.sub.Topic, topicID
 	for i := range commits {
 		c := &commits[i]
 		byPartition[c.lane.ID] = c
-		offsets[c.lane.ID] = kgo.EpochOffset{Epoch: c.epoch, Offset: c.position}
+		p := kmsg.NewOffsetCommitRequestTopicPartition()
+		p.Partition, p.Offset, p.LeaderEpoch, p.Metadata = c.lane.ID, c.position, c.epoch, &c.metadata
+		topic.Partitions = append(topic.Partitions, p)
 	}
-	withMetadata := kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
-		for i := range req.Topics {
-			for j := range req.Topics[i].Partitions {
-				p := &req.Topics[i].Partitions[j]
-				p.Metadata = &byPartition[p.Partition].metadata
-			}
-		}
-		return ctx.Err()
-	})
-	var failed error
-	s.client.CommitOffsetsSync(withMetadata, map[string]map[int32]kgo.EpochOffset{s.sub.Topic: offsets},
-		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
-			if err != nil {
-				failed = err
-				return
-			}
-			failed = s.noted(resp, byPartition)
-		})
-	return failed
+	req.Topics = append(req.Topics, topic)
+	resp, err := req.RequestWith(ctx, s.client)
+	if err != nil {
+		return err
+	}
+	return s.noted(resp, byPartition)
 }
 
 // noted remembers what is committed now.

@@ -3,6 +3,8 @@ package kafka
 import (
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -19,4 +21,12 @@ func SetPolling(src bus.Source, on bool) {
 	defer s.mu.Unlock()
 	s.polling, s.stopPoll = on, func() {}
 	s.change.Broadcast()
+}
+
+// CutOff has a source receive what comes when the log was cut off at an offset.
+func CutOff(src bus.Source, partition int32, at int64) {
+	s := src.(*source)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.enqueue(&kgo.FetchPartition{Partition: partition, Records: []*kgo.Record{{Partition: partition, Offset: at}}})
 }

@@ -49,14 +49,14 @@ func (l *lane) dirty() bool {
 	return !l.void && (l.removed || l.window.Position() != l.committed || l.window.Version() != l.version)
 }
 
-func (l *lane) commit(room int) commit {
+func (l *lane) commit(room int, tail string) commit {
 	c := commit{lane: l, position: l.window.Position(), epoch: l.leaderEpoch, version: l.window.Version()}
-	c.metadata = encodeMetadata(l.window, c.position, room)
+	c.metadata = encodeMetadata(l.window, c.position, room, tail)
 	return c
 }
 
 // The metadata of a commit: a mark with the version of the format, then, in base64, the offset of the commit as a
-// varint and the window's encoding. The offset is repeated because tools that carry commits from one cluster to
+// varint and the window's encoding, then the tail (see incarnation). The offset is repeated because tools that carry commits from one cluster to
 // another translate the offset and copy the metadata; a window would then name the wrong messages as finished.
 const (
 	metadataMark = "mr1:"
@@ -66,19 +66,19 @@ const (
 
 var metadataEncoding = base64.RawStdEncoding.Strict()
 
-// encodeMetadata returns "" when the position says it all, or when there is no room.
-func encodeMetadata(w *window.Window, position int64, room int) string {
+// encodeMetadata leaves the window out when the position says it all, or when there is no room.
+func encodeMetadata(w *window.Window, position int64, room int, tail string) string {
 	var base [binary.MaxVarintLen64]byte
 	n := binary.PutUvarint(base[:], uint64(position))
-	limit := metadataEncoding.DecodedLen(room-len(metadataMark)) - n
+	limit := metadataEncoding.DecodedLen(room-len(metadataMark)-len(tail)) - n
 	if limit < 32 {
-		return ""
+		return tail
 	}
 	enc := w.Encode(base[:n:n], limit)
 	if len(enc) == n {
-		return ""
+		return tail
 	}
-	return metadataMark + metadataEncoding.EncodeToString(enc)
+	return metadataMark + metadataEncoding.EncodeToString(enc) + tail
 }
 
 // restore returns the window of a lane whose group committed this. Metadata that is another program's, damaged, or of

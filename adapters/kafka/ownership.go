@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -50,10 +52,15 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 	partitions := offsets[s.sub.Topic]
 	s.mu.Lock()
 	committed, at := s.fetchedAs, s.start
+	of := s.driver.topics.incarnation(s.topicID)
 	s.mu.Unlock()
-	var unknown []int32
+	var unknown, replaced []int32
 	for p := range partitions {
-		if _, ok := committed[p]; !ok {
+		c, ok := committed[p]
+		if ok && of.replaced(c.metadata) {
+			delete(committed, p)
+			replaced = append(replaced, p)
+		} else if !ok {
 			unknown = append(unknown, p)
 		}
 	}
@@ -61,22 +68,37 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 	if err != nil {
 		return nil, err
 	}
+	if len(replaced) > 0 {
+		s.tell(fail("receive", s.sub.Topic, fmt.Errorf("partitions %v: %w", replaced, errMadeAgain)))
+		oldest, err := s.begin(ctx, replaced, start{})
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(begin, oldest)
+	}
 	fresh := make([]*lane, 0, len(partitions))
+	var ahead []*lane
 	for p, o := range partitions {
 		l := &lane{Lane: newOwnership(p), leaderEpoch: o.EpochOffset().Epoch, committed: -1}
 		if c, ok := committed[p]; ok {
 			l.next, l.committed = c.offset, c.offset
 			l.window = restore(c.offset, c.metadata)
+			if l.window.End() > c.offset {
+				ahead = append(ahead, l)
+			}
 		} else {
 			l.next, l.leaderEpoch = begin[p], -1
 			l.window = window.New(l.next)
 			partitions[p] = kgo.NewOffset().At(l.next)
-			if at.timed(p) {
+			if at.timed(p) && !slices.Contains(replaced, p) {
 				l.since = at.at
 			}
 		}
-		l.version = l.window.Version()
 		fresh = append(fresh, l)
+	}
+	s.cut(ctx, ahead)
+	for _, l := range fresh {
+		l.version = l.window.Version()
 	}
 	parked, err := s.load(ctx, fresh)
 	if err != nil {
@@ -88,10 +110,10 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 
 // begin finds where partitions begin that the group has not committed, however long it takes.
 func (s *source) begin(ctx context.Context, partitions []int32, at start) (map[int32]int64, error) {
+	offsets := map[int32]int64{}
 	if len(partitions) == 0 {
-		return nil, nil
+		return offsets, nil
 	}
-	var offsets map[int32]int64
 	err := s.insist(ctx, "the partitions' beginning was not found", func() (err error) {
 		offsets, err = s.driver.offsets(ctx, s.sub.Topic, partitions, at)
 		return err
@@ -118,8 +140,26 @@ func (s *source) insist(ctx context.Context, what string, f func() error) error 
 // change is a lane that takes the place of another, or comes new.
 type change struct{ was, now *lane }
 
-// own makes lanes ours, in which this is parked. It keeps Receive out until the observer knows of them.
+// own makes lanes ours, in which this is parked.
 func (s *source) own(fresh []*lane, parked []bus.Parked) {
+	s.betweenPolls(func() {
+		s.telling.Lock()
+		defer s.telling.Unlock()
+		changes := make([]change, 0, len(fresh))
+		s.mu.Lock()
+		if !s.closed {
+			for _, l := range fresh {
+				changes = append(changes, s.replace(l))
+			}
+		}
+		s.mu.Unlock()
+		s.announce(changes, parked)
+	})
+	s.wakeCommitter()
+}
+
+// betweenPolls calls f while no poll is under way and none begins: Receive gives nothing of a lane before the observer knows of it.
+func (s *source) betweenPolls(f func()) {
 	s.mu.Lock()
 	s.assigning++
 	if s.polling {
@@ -128,19 +168,12 @@ func (s *source) own(fresh []*lane, parked []bus.Parked) {
 	for s.polling {
 		s.change.Wait()
 	}
-	changes := make([]change, 0, len(fresh))
-	if !s.closed {
-		for _, l := range fresh {
-			changes = append(changes, s.replace(l))
-		}
-	}
 	s.mu.Unlock()
-	s.announce(changes, parked)
+	f()
 	s.mu.Lock()
 	s.assigning--
 	s.change.Broadcast()
 	s.mu.Unlock()
-	s.wakeCommitter()
 }
 
 // epochs are given out once in a process, and begin at its start time, so that ownerships of different runs and sources
@@ -163,16 +196,48 @@ func (s *source) replace(l *lane) change {
 	return change{was, l}
 }
 
-// rewind begins a new ownership of a lane of ours at an offset that was read before. Called with the lock held.
-func (s *source) rewind(l *lane, to int64) change {
-	return s.replace(&lane{
-		Lane:        newOwnership(l.ID),
-		window:      window.New(to),
-		next:        to,
-		leaderEpoch: -1,
-		committed:   -1,
-		parking:     parkingLog{settled: l.parking.settled},
+// rewind ends the ownership of a lane whose log was cut off at an offset that was read before. The next one begins with what is not finished
+// of before. Until it does, what is settled counts, but nothing is committed. Called with the lock held.
+func (s *source) rewind(l *lane, to int64) {
+	l.leaving, l.void = true, true
+	s.unqueue()
+	if !s.closed {
+		s.rewinding.Go(func() { s.takeAgain(l, to) })
+	}
+}
+
+// takeAgain makes a lane ours anew, unless it goes meanwhile.
+func (s *source) takeAgain(was *lane, to int64) {
+	l := &lane{Lane: newOwnership(was.ID), leaderEpoch: -1, committed: -1}
+	parked, err := s.load(s.ctx, []*lane{l})
+	if err != nil {
+		return // Close has begun
+	}
+	s.betweenPolls(func() {
+		if s.retake(was, l, to, parked) {
+			// The client has read on. Nothing of it has been queued.
+			at := kgo.EpochOffset{Epoch: -1, Offset: l.next}
+			s.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{s.sub.Topic: {l.ID: at}})
+		}
 	})
+	s.wakeCommitter()
+}
+
+// retake puts a lane in the place of one that is still ours.
+func (s *source) retake(was, l *lane, to int64, parked []bus.Parked) bool {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	s.mu.Lock()
+	if s.closed || s.lanes[was.ID] != was {
+		s.mu.Unlock()
+		return false
+	}
+	l.window = was.window.Again(to)
+	l.next, l.version = l.window.Position(), l.window.Version()
+	c := s.replace(l)
+	s.mu.Unlock()
+	s.announce([]change{c}, parked)
+	return true
 }
 
 // drop forgets a lane, and what was polled of it. Called with the lock held.
@@ -194,7 +259,7 @@ func (s *source) unqueue() {
 	s.queue = kept
 }
 
-// announce tells the observer, from a goroutine other than Receive's.
+// announce tells the observer. Called while nobody else does.
 func (s *source) announce(changes []change, parked []bus.Parked) {
 	var gone, come []bus.Lane
 	for _, c := range changes {
@@ -203,25 +268,21 @@ func (s *source) announce(changes []change, parked []bus.Parked) {
 		}
 		come = append(come, c.now.Lane)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if len(gone) > 0 {
-			s.observer.Lost(gone, errRewound)
-		}
-		if len(come) > 0 {
-			s.observer.Assigned(come)
-		}
-		if len(parked) > 0 {
-			s.observer.(bus.ParkingObserver).Parked(parked) // or nothing was loaded
-		}
-	}()
-	<-done
+	if len(gone) > 0 {
+		s.observer.Lost(gone, errRewound)
+	}
+	if len(come) > 0 {
+		s.observer.Assigned(come)
+	}
+	if len(come) > 0 && len(parked) > 0 {
+		s.observer.(bus.ParkingObserver).Parked(parked) // or nothing was loaded
+	}
 }
 
 var (
-	errRewound = errors.New("the partition is read anew from an earlier offset")
-	errSession = errors.New("the membership ended: the session expired, or the group refuses this member")
+	errMadeAgain = errors.New("the topic was deleted and created anew: the group reads it from its beginning")
+	errRewound   = errors.New("the partition is read anew from an earlier offset")
+	errSession   = errors.New("the membership ended: the session expired, or the group refuses this member")
 )
 
 // revoked hands partitions over: it returns when nothing of them is being handled any more and their commits are made.
@@ -265,9 +326,6 @@ func (s *source) lost(_ context.Context, _ *kgo.Client, m map[string][]int32) {
 	lanes := s.those(m)
 	for _, l := range lanes {
 		s.drop(l)
-	}
-	if s.stopCommit != nil {
-		s.stopCommit()
 	}
 	closed := s.closed
 	s.mu.Unlock()

@@ -35,7 +35,7 @@ func (s *source) poll(ctx context.Context) error {
 	fetches := s.client.PollFetches(polling)
 
 	s.mu.Lock()
-	var rewound []change
+	defer s.mu.Unlock()
 	for i := range fetches {
 		for j := range fetches[i].Topics {
 			t := &fetches[i].Topics[j]
@@ -44,58 +44,42 @@ func (s *source) poll(ctx context.Context) error {
 				if p.Err != nil {
 					s.failed(p)
 				}
-				if c, ok := s.enqueue(p); ok {
-					rewound = append(rewound, c)
+				if !s.isForeign(t.TopicID) {
+					s.enqueue(p)
 				}
 			}
 		}
 	}
-	s.mu.Unlock()
-	var err error
-	if len(rewound) > 0 {
-		err = s.announceRewound(rewound)
-	}
-	s.mu.Lock()
 	s.polling, s.stopPoll = false, nil
 	s.change.Broadcast()
-	s.mu.Unlock()
-	return err
-}
-
-// announceRewound tells the observer, as of any new ownership, what is parked. It does not end with Receive's context: the lanes
-// would be ours, and nobody would know what is parked in them.
-func (s *source) announceRewound(rewound []change) error {
-	lanes := make([]*lane, len(rewound))
-	for i := range rewound {
-		lanes[i] = rewound[i].now
-	}
-	parked, err := s.load(s.ctx, lanes)
-	if err != nil {
-		return fail("receive", s.sub.Topic, bus.ErrClosed)
-	}
-	s.announce(rewound, parked)
 	return nil
 }
 
+// isForeign says whether records are of another topic of this name than the one whose positions the lanes have; the watcher will see it, too.
+// Called with the lock held.
+func (s *source) isForeign(topicID [16]byte) bool {
+	none := [16]byte{}
+	return topicID != s.topicID && topicID != none && s.topicID != none
+}
+
 // enqueue queues the records of a partition that this source owns. Called with the lock held.
-func (s *source) enqueue(p *kgo.FetchPartition) (change, bool) {
+func (s *source) enqueue(p *kgo.FetchPartition) {
 	l := s.lanes[p.Partition]
 	if l == nil || l.leaving {
-		return change{}, false
+		return
 	}
 	records := p.Records
 	for len(records) > 0 && records[0].Offset < l.next && records[0].Attrs.IsControl() {
 		records = records[1:] // the watcher has gone past it, while the client had it; if the log was cut off, a message tells
 	}
 	if len(records) == 0 {
-		return change{}, false
+		return
 	}
-	var rewound change
 	first, last := records[0], records[len(records)-1]
 	if first.Offset < l.next { // the log ends, or ended, before what the group has read: it was cut off, or made anew
 		s.report(s.lossError(p.Partition, "the partition was truncated or created anew: the group was at offset %d and goes on at %d", l.next, first.Offset))
-		rewound = s.rewind(l, first.Offset)
-		l = rewound.now
+		s.rewind(l, first.Offset)
+		return
 	}
 	q := run{lane: l, from: l.next, records: records}
 	if p.LogStartOffset > l.next {
@@ -105,7 +89,6 @@ func (s *source) enqueue(p *kgo.FetchPartition) (change, bool) {
 	s.queue = append(s.queue, q)
 	l.next = last.Offset + 1
 	l.leaderEpoch = last.LeaderEpoch
-	return rewound, rewound.now != nil
 }
 
 // failed reports a partition's error, unless it is of our own making. Those that pass, the client retries itself and

@@ -29,25 +29,28 @@ type source struct {
 
 	decoder decoder    // Receive's
 	batch   []accepted // Receive's: what it is about to return
-	topicID [16]byte   // the watcher's
+
+	partitions int // the watcher's: how many the topic has
 
 	writer  writer
-	telling sync.Mutex // held while the observer is told of what others have parked
+	telling sync.Mutex // held while the observer is told of lanes that come, or of what others have parked
 
-	mu         sync.Mutex
-	client     *kgo.Client
-	lanes      map[int32]*lane
-	fetchedAs  map[int32]committedOffset
-	fetchLogs  map[int32]*partitionLog // Fetch's
-	queue      []run                   // polled and not delivered, in order
-	reports    []error                 // for Receive to return
-	polling    bool                    // Receive is between the start of a poll and the end of queueing what it brought
-	stopPoll   context.CancelFunc
-	stopCommit context.CancelFunc
-	assigning  int // assignments that wait for the poll to end, or are under way
-	change     *sync.Cond
-	room       int // for a commit's metadata
-	closed     bool
+	rewinding sync.WaitGroup // lanes that begin anew
+
+	mu        sync.Mutex
+	client    *kgo.Client
+	topicID   [16]byte // of the topic whose positions these are; zero where the broker has none
+	lanes     map[int32]*lane
+	fetchedAs map[int32]committedOffset
+	fetchLogs map[int32]*partitionLog // Fetch's
+	queue     []run                   // polled and not delivered, in order
+	reports   []error                 // for Receive to return
+	polling   bool                    // Receive is between the start of a poll and the end of queueing what it brought
+	stopPoll  context.CancelFunc
+	assigning int // assignments that wait for the poll to end, or are under way
+	change    *sync.Cond
+	room      int // for a commit's metadata
+	closed    bool
 }
 
 // run is a stretch of a lane's records.
@@ -180,6 +183,7 @@ func (s *source) background() {
 	wg.Go(s.watcher)
 	wg.Go(s.listener)
 	wg.Wait()
+	s.rewinding.Wait()
 }
 
 // Settle implements bus.Source.

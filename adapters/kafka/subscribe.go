@@ -9,6 +9,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -54,7 +56,7 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	defer cancel()
 	err := persist(patience, func() (err error) {
 		if id, err = d.topics.check(patience, s.Topic); err == nil {
-			begin, err = d.start(patience, s)
+			begin, err = d.start(patience, s, id)
 		}
 		return err
 	})
@@ -104,6 +106,11 @@ func (s *source) join() error {
 		kgo.OnPartitionsRevoked(s.revoked),
 		kgo.OnPartitionsLost(s.lost),
 	}
+	if s.topicID == [16]byte{} { // commits are by name then
+		versions := kversion.Stable()
+		versions.SetMaxKeyVersion(int16(kmsg.OffsetCommit), 9)
+		opts = append(opts, kgo.MaxVersions(versions))
+	}
 	if id := s.instance(); id != nil {
 		opts = append(opts, kgo.InstanceID(*id))
 	}
@@ -138,7 +145,7 @@ type start struct {
 
 // start finds out where a new group begins, so that nothing is missed that is published from now on. A group that has
 // a position in the topic is not new: partitions without a position were added later, and begin with their oldest.
-func (d *driver) start(ctx context.Context, s bus.Subscription) (start, error) {
+func (d *driver) start(ctx context.Context, s bus.Subscription, id [16]byte) (start, error) {
 	at, timed := s.Start.Time()
 	if s.Start == bus.Earliest {
 		return start{}, nil
@@ -151,7 +158,7 @@ func (d *driver) start(ctx context.Context, s bus.Subscription) (start, error) {
 		return start{}, fmt.Errorf("read the group's position: %w", err)
 	}
 	for _, o := range committed[s.Topic] {
-		if o.At >= 0 {
+		if o.At >= 0 { // also of a topic before this one: the group is not new, and misses nothing of this one
 			return start{}, nil
 		}
 	}
@@ -171,7 +178,12 @@ func (d *driver) start(ctx context.Context, s bus.Subscription) (start, error) {
 	}
 	// The position is the group's, not this member's: whoever is assigned a partition has to begin there. While the
 	// group has members, for another topic, only they may commit; then this member does when it is assigned.
-	responses, err := d.adm.CommitOffsets(ctx, s.Group, ends.Offsets())
+	position := ends.Offsets()
+	for p, o := range position[s.Topic] {
+		o.Metadata = d.topics.incarnation(id).tail("")
+		position[s.Topic][p] = o
+	}
+	responses, err := d.adm.CommitOffsets(ctx, s.Group, position)
 	if err == nil {
 		err = responses.Error()
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -25,8 +26,9 @@ type topics struct {
 	adm    *kadm.Client
 	config *Config
 
-	limits sync.Map      // topic name -> int32, the largest batch it takes
-	turn   chan struct{} // holds one value: look-ups are made one at a time, so that 64 first publishes ask once
+	limits  sync.Map      // topic name -> int32, the largest batch it takes
+	cluster atomic.Value  // string: the cluster's id, as of the last answer
+	turn    chan struct{} // holds one value: look-ups are made one at a time, so that 64 first publishes ask once
 }
 
 func newTopics(c *Config) *topics {
@@ -130,6 +132,9 @@ func (t *topics) find(ctx context.Context, name string) (kmsg.MetadataResponseTo
 	resp, err := req.RequestWith(ctx, t.client)
 	if err != nil {
 		return kmsg.MetadataResponseTopic{}, err
+	}
+	if resp.ClusterID != nil {
+		t.cluster.Store(*resp.ClusterID)
 	}
 	if len(resp.Topics) != 1 {
 		return kmsg.MetadataResponseTopic{}, errors.New("the broker's answer is not about the topic")

@@ -16,7 +16,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// commitMark ends the metadata of a commit within a transaction: what follows is of this transaction alone, so that it can be
+// commitMark ends the window in a commit's metadata. Within a transaction, what follows is of this transaction alone, so that it can be
 // found out later whether it was committed.
 const commitMark = "#"
 
@@ -107,12 +107,12 @@ func (s *source) commitsWith(tokens []bus.Token) ([]commit, error) {
 			c.last = max(c.last, t.Position)
 		}
 	}
-	mark := commitMark + strconv.FormatInt(time.Now().UnixNano(), 36)
+	tail := s.tail(strconv.FormatInt(time.Now().UnixNano(), 36))
 	commits := make([]commit, 0, len(order))
 	for _, id := range order {
 		c := byLane[id]
 		c.position, c.epoch, c.version = c.window.Position(), c.lane.leaderEpoch, c.window.Version()
-		c.metadata = encodeMetadata(c.window, c.position, s.room-len(mark)) + mark
+		c.metadata = encodeMetadata(c.window, c.position, s.room, tail)
 		if c.last >= c.position && restore(c.position, c.metadata).Add(c.last) {
 			return nil, fail("settle", s.sub.Topic, fmt.Errorf("partition %d: %w", id, errScattered))
 		}
@@ -174,11 +174,10 @@ func (s *source) commitWithin(ctx context.Context, client *kgo.Client, commits [
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	consumer := s.client
-	s.mu.Unlock()
-	member, generation := consumer.GroupMetadata()
-
+	as := s.membership()
+	if !s.stillOwns(commits) {
+		return errOwnership
+	}
 	add := kmsg.NewPtrAddOffsetsToTxnRequest()
 	add.TransactionalID, add.ProducerID, add.ProducerEpoch, add.Group = s.writer.id, id, epoch, s.sub.Group
 	added, err := add.RequestWith(ctx, client)
@@ -190,7 +189,7 @@ func (s *source) commitWithin(ctx context.Context, client *kgo.Client, commits [
 	}
 	req := kmsg.NewPtrTxnOffsetCommitRequest()
 	req.TransactionalID, req.ProducerID, req.ProducerEpoch, req.Group = s.writer.id, id, epoch, s.sub.Group
-	req.MemberID, req.Generation, req.InstanceID = member, generation, s.instance()
+	req.MemberID, req.Generation, req.InstanceID = as.id, as.generation, s.instance()
 	topic := kmsg.NewTxnOffsetCommitRequestTopic()
 	topic.Topic = s.sub.Topic
 	for i := range commits {
@@ -213,6 +212,18 @@ func (s *source) commitWithin(ctx context.Context, client *kgo.Client, commits [
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// stillOwns says whether the lanes are those that were ours when the commits were made.
+func (s *source) stillOwns(commits []commit) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range commits {
+		if l := commits[i].lane; s.lanes[l.ID] != l {
+			return false
+		}
+	}
+	return true
 }
 
 // findOut returns nil if a transaction was committed whose end has no answer. A new producer of the same id ends what is

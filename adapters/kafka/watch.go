@@ -14,8 +14,8 @@ import (
 // watchInterval is how often a source looks after lanes of which nothing comes.
 var watchInterval = 5 * time.Second
 
-// watcher sees what no poll brings: that the topic was deleted, that it was created anew, and that the rest of a
-// partition is no records but what compaction or transactions have left, so that the position may go to the end.
+// watcher sees what no poll brings: that the topic was deleted, that it was created anew, that it has more partitions, and that the rest of
+// a partition is no records but what compaction or transactions have left, so that the position may go to the end.
 func (s *source) watcher() {
 	ticker := time.NewTicker(watchInterval)
 	defer ticker.Stop()
@@ -34,9 +34,6 @@ func (s *source) watcher() {
 			}
 		}
 		quiet = now
-		if len(still) == 0 {
-			continue
-		}
 		ctx, cancel := context.WithTimeout(s.ctx, watchInterval)
 		if err := s.look(ctx, still); err != nil && s.ctx.Err() == nil {
 			s.tell(fail("receive", s.sub.Topic, err))
@@ -55,7 +52,9 @@ func (s *source) waiting() map[int32]int64 {
 	}
 	lanes := make(map[int32]int64, len(s.lanes))
 	for p, l := range s.lanes {
-		lanes[p] = l.next
+		if !l.leaving {
+			lanes[p] = l.next
+		}
 	}
 	for i := range s.queue {
 		delete(lanes, s.queue[i].lane.ID)
@@ -73,7 +72,7 @@ func (s *source) tell(err error) {
 	}
 }
 
-// look asks the brokers about lanes that have been quiet.
+// look asks the brokers about the topic, and about lanes that have been quiet.
 func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 	topic, err := s.driver.topics.find(ctx, s.sub.Topic)
 	switch {
@@ -81,9 +80,18 @@ func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 		return fmt.Errorf("%w: the topic was deleted: %w", bus.ErrNotFound, err)
 	case err != nil && len(topic.Partitions) == 0:
 		return nil // the broker is not to be reached: the client is at it
-	case s.topicID != topic.TopicID:
-		s.topicID = topic.TopicID
-		return s.beginAgain()
+	case s.isReplaced(topic.TopicID):
+		s.beginAgain(topic.TopicID)
+		return errMadeAgain
+	}
+	if n := len(topic.Partitions); n > s.partitions {
+		if s.partitions > 0 { // the group's leader sees them, and shares them out
+			s.client.ForceMetadataRefresh()
+		}
+		s.partitions = n
+	}
+	if len(quiet) == 0 {
+		return nil
 	}
 	ends, err := s.driver.adm.ListCommittedOffsets(ctx, s.sub.Topic)
 	if err != nil {
@@ -97,14 +105,41 @@ func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 	return nil
 }
 
-// beginAgain reads a topic that was created anew. The brokers have forgotten the group's position in the old one.
-func (s *source) beginAgain() error {
+// isReplaced says whether the topic with this id is another one than that of the source. Brokers that were upgraded give ids to topics that had
+// none: these are the same.
+func (s *source) isReplaced(id [16]byte) bool {
 	s.mu.Lock()
-	s.start = start{}
+	defer s.mu.Unlock()
+	none := [16]byte{}
+	if s.topicID == none {
+		s.topicID = id
+	}
+	return id != none && s.topicID != id
+}
+
+// beginAgain reads a topic that was created anew. The lanes are lost first: what is settled in them is the old topic's, and must not be
+// committed to the new one.
+func (s *source) beginAgain(id [16]byte) {
+	s.telling.Lock()
+	s.mu.Lock()
+	s.start, s.topicID = start{}, id
+	var gone []*lane
+	for _, l := range s.lanes {
+		if !l.leaving { // else it is being handed over, and the broker refuses its commit, or the next owner does
+			gone = append(gone, l)
+		}
+	}
+	for _, l := range gone {
+		s.drop(l)
+	}
+	closed := s.closed
 	s.mu.Unlock()
+	if len(gone) > 0 && !closed {
+		s.observer.Lost(ids(gone), errMadeAgain)
+	}
+	s.telling.Unlock()
 	s.client.PurgeTopicsFromConsuming(s.sub.Topic)
 	s.client.AddConsumeTopics(s.sub.Topic)
-	return errors.New("the topic was deleted and created anew: the group reads it from its beginning")
 }
 
 // skipGap advances a lane over a stretch that holds no records. What it relies on is read from the log itself, so it

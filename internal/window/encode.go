@@ -15,7 +15,7 @@ var errFormat = errors.New("window: not an encoded window")
 // positions than fit, the end of the window is left out: a crash would then repeat what is finished there.
 func (w *Window) Encode(dst []byte, limit int) []byte {
 	base := w.Position()
-	end := max(w.next, w.skipTo)
+	end := w.End()
 	last := base // Position itself is unfinished, or there is nothing beyond it
 	if end <= base+1 {
 		return dst

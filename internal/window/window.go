@@ -100,7 +100,31 @@ func (w *Window) Position() int64 {
 	if len(w.skip) > 0 && w.next < w.skipTo {
 		return max(w.next, w.skip[0])
 	}
-	return max(w.next, w.skipTo)
+	return w.End()
+}
+
+// End is the position up to which it is known what is finished.
+func (w *Window) End() int64 { return max(w.next, w.skipTo) }
+
+// Again returns the window of a new ownership in which what is not finished is delivered again. What is known of positions from end on is
+// forgotten, because other messages may be there.
+func (w *Window) Again(end int64) *Window {
+	a := New(min(w.Position(), end))
+	if end = min(end, w.End()); end <= a.next {
+		return a
+	}
+	a.skipTo = end
+	for _, e := range w.open() {
+		if !e.done && e.pos < end {
+			a.skip = append(a.skip, e.pos)
+		}
+	}
+	for _, pos := range w.skip {
+		if w.next <= pos && pos < end {
+			a.skip = append(a.skip, pos)
+		}
+	}
+	return a
 }
 
 // Open is the number of delivered messages that are not finished.

@@ -63,6 +63,16 @@ func FuzzRestore(f *testing.F) {
 					t.Fatalf("%d open, want %d", w.Open(), len(open))
 				}
 			}
+			if rnd.IntN(3) == 0 { // the log was cut off, or read anew
+				end := log[rnd.IntN(len(log))]
+				w = w.Again(end)
+				for p := range finished {
+					if p >= end {
+						delete(finished, p)
+					}
+				}
+				continue
+			}
 			enc := w.Encode(nil, limit)
 			if len(enc) > limit {
 				t.Fatalf("encoding of %d bytes", len(enc))
