@@ -72,8 +72,11 @@ func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
 		return nil, err
 	}
 	c.own.rpc.Lock()
+	defer c.own.rpc.Unlock()
 	deliveries, err := c.ch.Consume(queue, queue, false, false, false, false, nil)
-	c.own.rpc.Unlock()
+	if err == nil {
+		c.own.register(queue, true)
+	}
 	return deliveries, err
 }
 
@@ -147,7 +150,7 @@ func (c *consumer) arrive(ctx context.Context, m *amqp.Delivery) error {
 		}
 	}
 	if kind, ok := m.Headers[markerHeader]; ok {
-		return c.mark(kind, tag)
+		return c.mark(kind, m.MessageId, tag)
 	}
 	message := decode(m)
 	identify(message, s.sub.Topic, bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag})
@@ -177,8 +180,16 @@ func (c *consumer) assign(ctx context.Context) error {
 }
 
 // mark takes a marker.
-func (c *consumer) mark(kind any, tag int64) (err error) {
+func (c *consumer) mark(kind any, id string, tag int64) (err error) {
+	last := false
 	if kind == markEnd && c.early != nil {
+		t := &topology{session: c.session}
+		defer t.close()
+		if last, err = t.lastEnd(c.lane.source.group, id); err != nil {
+			return err
+		}
+	}
+	if last {
 		// The marker stays unsettled until all before it is settled: without it, the lane's next owner would wait for
 		// it for ever.
 		c.early, c.end = nil, tag
@@ -203,6 +214,7 @@ func (c *consumer) dropEarly(ctx context.Context) error {
 	}
 	defer unlock()
 	c.own.rpc.Lock()
+	c.own.register(c.lane.earlyName(), false)
 	err = c.ch.Cancel(c.lane.earlyName(), false)
 	c.own.rpc.Unlock()
 	if err != nil {

@@ -38,35 +38,42 @@ func (d *driver) prepare(ctx context.Context, t *topology, sub bus.Subscription)
 	if state.begun {
 		return state, t.attach(sub.Topic, group)
 	}
-	unlock, err := d.lockFor(ctx, t, sub.Topic)
-	if err != nil {
-		return groupState{}, err
-	}
-	defer unlock()
-	if state, err = t.state(group, lanes); err != nil || state.begun {
+	err = d.withMover(ctx, sub.Topic, func(ctx context.Context, m *mover) error {
+		state, err = m.begin(ctx, d.cfg, sub, lanes)
+		return err
+	})
+	return state, err
+}
+
+// begin attaches the group for the first time, and decides where it starts.
+func (m *mover) begin(ctx context.Context, cfg Config, sub bus.Subscription, lanes int) (groupState, error) {
+	group := groupName(sub.Topic, sub.Group)
+	state, err := m.t.state(group, lanes)
+	if err != nil || state.begun {
 		return state, err // another member did it meanwhile
 	}
 	// From here on nothing more is kept, so what has been kept is all older than what the lanes get.
-	if err := t.attach(sub.Topic, group); err != nil {
+	if err := m.t.attach(sub.Topic, group); err != nil {
 		return groupState{}, err
 	}
 	state = groupState{lanes: lanes, begun: true, earliest: sub.Start == bus.Earliest}
-	record := latestName(group)
+	record, attempt := latestName(group), ""
 	if state.earliest {
-		if state.early, err = d.moveToGroup(ctx, t, sub.Topic, group, lanes); err != nil {
+		if attempt, err = m.moveToGroup(ctx, cfg, group, lanes); err != nil {
 			return groupState{}, fmt.Errorf("take over what the topic kept: %w", err)
 		}
 		record = readyName(group)
-		if state.early {
+		if state.early = attempt != ""; state.early {
 			record = movedName(group)
 		}
 	}
-	return state, t.declareExchange(record, amqp.ExchangeFanout, "")
+	return state, m.t.declareExchange(record, amqp.ExchangeFanout, attempt)
 }
 
 // state reads how far the group is. It is recorded by exchanges, which can be made without a race and cost nothing:
 // latestName for a group that started at the latest message; for the others movedName, and readyName when no early
-// queue is left, or there was none.
+// queue is left, or there was none. The alternate exchange of movedName, which there is not, names the attempt that moved all: see
+// lastEnd.
 func (t *topology) state(group string, lanes int) (groupState, error) {
 	s := groupState{lanes: lanes}
 	var err error
@@ -119,42 +126,56 @@ func (d *driver) lockFor(ctx context.Context, t *topology, name string) (unlock 
 // follow newer ones.
 //
 // A crash in between leaves the rest in the unrouted queue and the group not ready, and the next member goes on; a
-// message may be moved twice then. The early queues are made before anything is moved, lane 0's last, so that
-// whoever goes on knows whether end markers are due. moved says whether there was anything.
-func (d *driver) moveToGroup(ctx context.Context, t *topology, topic, group string, lanes int) (moved bool, err error) {
-	_, begun, err := t.queue(earlyName(group, 0))
+// message may be moved twice then, and there may be end markers already, with more behind them: so an end marker has the name of its
+// attempt, and the group's record has that of the one that came to its end. The early queues are made before anything is moved,
+// lane 0's last, so that whoever goes on knows whether end markers are due. attempt is empty if there was nothing.
+func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes int) (attempt string, err error) {
+	_, begun, err := m.t.queue(earlyName(group, 0))
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	kept, _, err := t.queue(unroutedName(topic))
-	if err != nil || kept.Messages == 0 && !begun {
-		return false, err
-	}
-	for i := lanes - 1; i >= 0; i-- {
-		if err := t.declareQueue(earlyName(group, i), laneArgs(d.cfg.Queue, t.session.conn.Properties)); err != nil {
-			return false, err
+	declare := func() error {
+		for i := lanes - 1; i >= 0; i-- {
+			if err := m.t.declareQueue(earlyName(group, i), laneArgs(cfg.Queue, m.t.session.conn.Properties)); err != nil {
+				return err
+			}
 		}
+		return nil
 	}
-	if err := d.moveKept(ctx, t, topic, func(m *amqp.Delivery) (exchange, key string) {
+	moved, err := m.moveKept(ctx, declare, func(d *amqp.Delivery) (exchange, key string) {
 		lane := 0 // as the broker does with a routing key that is no slot
-		if s, ok := slotOf(m.RoutingKey); ok {
+		if s, ok := slotOf(d.RoutingKey); ok {
 			lane = s % lanes
 		}
 		return "", earlyName(group, lane)
-	}); err != nil {
-		return false, err
+	})
+	if err != nil || !moved && !begun {
+		return "", err
 	}
-	return true, d.pub.send(ctx, lanes, func(i int, x *parcel) error {
-		x.key = earlyName(group, i)
-		x.Publishing = marker(markEnd)
+	attempt = bus.NewID()
+	return attempt, m.send(ctx, lanes, func(i int, x *parcel) error {
+		x.key, x.Publishing = earlyName(group, i), marker(markEnd)
+		x.MessageId = attempt
 		return nil
 	})
+}
+
+// lastEnd says whether the end marker of this attempt is the one behind which nothing more was moved. The exchange that records it
+// cannot be declared with another attempt.
+func (t *topology) lastEnd(group, attempt string) (bool, error) {
+	err := t.declareExchange(movedName(group), amqp.ExchangeFanout, attempt)
+	if hasCode(err, amqp.PreconditionFailed) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Markers, which this driver sends to itself.
 const (
 	// markEnd is the last message of an early queue.
 	markEnd = "end"
+	// markFence shows a mover the end of what it moves.
+	markFence = "fence"
 	// markWake tells a lane's active consumer that it is the active one, and that the group's members changed.
 	markWake = "wake"
 )
@@ -168,15 +189,11 @@ func marker(kind string) amqp.Publishing {
 // what was kept, so that nothing else is in the queue.
 func (d *driver) sweep(ctx context.Context, t *topology, topic string) error {
 	kept, _, err := t.queue(unroutedName(topic))
-	if err != nil || kept.Messages == 0 {
+	if err != nil || kept.Messages == 0 { // or there was no answer: then the next sweep finds them
 		return err
 	}
-	unlock, err := d.lockFor(ctx, t, topic)
-	if err != nil {
+	return d.withMover(ctx, topic, func(ctx context.Context, m *mover) error {
+		_, err := m.moveKept(ctx, func() error { return nil }, func(d *amqp.Delivery) (exchange, key string) { return topic, d.RoutingKey })
 		return err
-	}
-	defer unlock()
-	return d.moveSome(ctx, t.session, topic, kept.Messages, func(m *amqp.Delivery) (exchange, key string) {
-		return topic, m.RoutingKey
 	})
 }

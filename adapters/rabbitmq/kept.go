@@ -3,82 +3,188 @@ package rabbitmq
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
 )
 
 // moveBatch is how many kept messages are moved at a time.
 const moveBatch = 256
 
-// moveKept moves the messages of the topic's unrouted queue, in order: each is confirmed at its new place before it is
-// taken from the old one. The caller has the topic's lock. It ends when the queue is empty, or has been once.
-func (d *driver) moveKept(ctx context.Context, t *topology, topic string, route func(*amqp.Delivery) (exchange, key string)) error {
-	for {
-		kept, _, err := t.queue(unroutedName(topic))
-		if err != nil || kept.Messages == 0 {
-			return err
-		}
-		if err := d.moveSome(ctx, t.session, topic, kept.Messages, route); err != nil {
-			return err
-		}
-	}
+// mover moves what a topic kept. It reads, publishes and has the topic's lock on one connection of its own: when that breaks, the
+// lock is free, and nothing that the mover had under way comes behind what the next one does.
+type mover struct {
+	t    *topology
+	pipe *pipeline
+	// queue is the topic's unrouted queue.
+	queue string
 }
 
-// moveSome moves n messages, with a channel of its own: closing it gives back what was delivered beyond them.
-func (d *driver) moveSome(ctx context.Context, s *session, topic string, n int, route func(*amqp.Delivery) (exchange, key string)) error {
-	ch, err := s.conn.Channel()
+// withMover takes the topic's lock and runs f.
+func (d *driver) withMover(ctx context.Context, topic string, f func(ctx context.Context, m *mover) error) error {
+	conn, err := newLink(d.cfg, "setup").dial(ctx)
 	if err != nil {
 		return err
+	}
+	s := newSession(conn)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(d.closing, func() { cancel(bus.ErrClosed) })()
+	// No request of the client library heeds a context. Here the connection can end with it.
+	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
+	defer func() {
+		_ = conn.CloseDeadline(time.Now().Add(time.Second))
+		<-s.done
+	}()
+	t := &topology{session: s}
+	unlock, err := d.lockFor(ctx, t, topic)
+	if err == nil {
+		defer unlock()
+		var pipe *pipeline
+		if pipe, err = newPipeline(conn); err == nil {
+			err = f(ctx, &mover{t: t, pipe: pipe, queue: unroutedName(topic)})
+		}
+	}
+	switch reason := s.blockedBy(); {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && reason != "":
+		return fmt.Errorf("the broker blocks publishers (%s): %w", reason, context.Cause(ctx))
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// send publishes n parcels.
+func (m *mover) send(ctx context.Context, n int, fill func(i int, x *parcel) error) error {
+	return errors.Join(m.pipe.publish(ctx, n, fill)...)
+}
+
+// moveKept moves the messages of the unrouted queue, in order: each is confirmed at its new place before it is taken from the old
+// one. before is called once, before the first is moved. moved says whether there was any.
+//
+// It ends at a fence that it puts into the queue. The queue's length would not tell: a quorum queue says 0 whenever its leader does
+// not answer within 250 ms.
+func (m *mover) moveKept(ctx context.Context, before func() error, route func(*amqp.Delivery) (exchange, key string)) (moved bool, err error) {
+	ch, deliveries, err := m.consume(ctx)
+	if err != nil {
+		return false, err
 	}
 	defer ch.Close()
-	if err := ch.Qos(moveBatch, 0, false); err != nil {
-		return err
-	}
-	deliveries, err := ch.Consume(unroutedName(topic), "", false, false, false, false, nil)
-	if err != nil {
-		return err
-	}
-	for n > 0 {
-		batch, err := collect(ctx, deliveries, min(n, moveBatch))
-		if err != nil || len(batch) == 0 {
-			return err
+	fence, fenced := bus.NewID(), false
+	for {
+		size := moveBatch
+		if !fenced {
+			if fenced, err = m.fence(ctx, fence); err != nil {
+				return moved, err
+			} else if !fenced {
+				size = 1 // the queue is full: make room for the fence
+			}
 		}
-		if err := d.pub.send(ctx, len(batch), func(i int, x *parcel) error {
+		batch, last, end, err := collect(ctx, deliveries, size, fence)
+		if err != nil {
+			return moved, err
+		}
+		if len(batch) > 0 && !moved {
+			if err := before(); err != nil {
+				return false, err
+			}
+			moved = true
+		}
+		if err := m.send(ctx, len(batch), func(i int, x *parcel) error {
 			x.exchange, x.key = route(&batch[i])
 			x.Publishing = republish(&batch[i])
 			return nil
 		}); err != nil {
-			return err
+			return moved, err
 		}
-		if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
-			return err
+		if err := ch.Ack(last, true); err != nil || end {
+			return moved, err
 		}
-		n -= len(batch)
 	}
-	return nil
 }
 
-// collect waits for n deliveries. It returns fewer if none comes for a second: somebody else emptied the queue.
-func collect(ctx context.Context, deliveries <-chan amqp.Delivery, n int) ([]amqp.Delivery, error) {
-	batch := make([]amqp.Delivery, 0, n)
-	late := time.NewTimer(time.Second)
-	defer late.Stop()
-	for len(batch) < n {
-		select {
-		case m, ok := <-deliveries:
-			if !ok {
-				return nil, errors.New("the channel was closed")
-			}
-			batch = append(batch, m)
-			late.Reset(time.Second)
-		case <-late.C:
-			return batch, nil
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+// consume registers with the unrouted queue.
+func (m *mover) consume(ctx context.Context) (*amqp.Channel, <-chan amqp.Delivery, error) {
+	if err := m.alone(ctx); err != nil {
+		return nil, nil, err
+	}
+	ch, err := m.t.session.conn.Channel()
+	if err == nil {
+		err = ch.Qos(moveBatch, 0, false)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	deliveries, err := ch.Consume(m.queue, "", false, false, false, false, nil)
+	return ch, deliveries, err
+}
+
+// alonePatience is how long alone waits. The broker counts a consumer on a node that is down until the node is back, though it has
+// taken back what it had.
+const alonePatience = 5 * time.Second
+
+// alone waits until nobody consumes from the unrouted queue: what another mover was delivered and has not moved is back at its place
+// then. A queue that holds something is known to have no consumer if it says so. That it is empty and has none is what it also says
+// when its leader does not answer; so a fence is put into it first.
+func (m *mover) alone(ctx context.Context) error {
+	if _, err := m.fence(ctx, "alone"); err != nil {
+		return err
+	}
+	late := time.Now().Add(alonePatience)
+	for n := 0; ; n++ {
+		q, ok, err := m.t.queue(m.queue)
+		switch {
+		case err != nil:
+			return err
+		case !ok:
+			return fmt.Errorf("queue %q is gone", m.queue)
+		case q.Consumers == 0 && q.Messages > 0, time.Now().After(late):
+			return nil
+		}
+		if !pause(ctx, backoff(min(n, 1))) {
+			return context.Cause(ctx)
 		}
 	}
-	return batch, nil
+}
+
+// fence puts a fence into the unrouted queue. stored is false if there is no room.
+func (m *mover) fence(ctx context.Context, id string) (stored bool, err error) {
+	err = m.send(ctx, 1, func(_ int, x *parcel) error {
+		x.key, x.Publishing = m.queue, marker(markFence)
+		x.MessageId = id
+		return nil
+	})
+	if r, ok := errors.AsType[*refusal](err); ok && r.nack {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// collect waits for n messages, or for the fence: then end is true. last is the tag up to which all is in the batch, or a fence that
+// a mover left behind.
+func collect(ctx context.Context, deliveries <-chan amqp.Delivery, n int, fence string) (batch []amqp.Delivery, last uint64, end bool, err error) {
+	for len(batch) < n && !end {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return nil, 0, false, errors.New("the broker ended the consumer")
+			}
+			last = d.DeliveryTag
+			if d.Headers[markerHeader] == markFence {
+				end = d.MessageId == fence
+				continue
+			}
+			batch = append(batch, d)
+		case <-ctx.Done():
+			return nil, 0, false, context.Cause(ctx)
+		}
+	}
+	return batch, last, end, nil
 }
 
 // republish is the publishing of a message as it arrived.

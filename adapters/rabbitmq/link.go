@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -293,12 +294,17 @@ func (s *session) block(b amqp.Blocking) {
 // blocked says whether the broker blocks publishers now.
 func (l *link) blocked() bool {
 	s := l.current()
-	if s == nil {
-		return false
-	}
+	return s != nil && s.blockedBy() != ""
+}
+
+// blockedBy is why the broker blocks publishers, or "" if it does not.
+func (s *session) blockedBy() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.flowing != nil
+	if s.flowing == nil {
+		return ""
+	}
+	return cmp.Or(s.reason, "for a reason that it does not tell")
 }
 
 // getUnblocked is get for publishing: it also waits while the broker blocks publishers.

@@ -2,6 +2,9 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +45,7 @@ type ownership struct {
 	flushed uint64                  // how often acks were sent
 	applied uint64                  // up to which of these the queue has them
 	rpc     sync.Mutex              // held for each request on the channel that is answered
+	queues  []string                // that the channel consumes from; guarded by rpc
 	parked  atomic.Pointer[parking] // nil until it has been read, and if nobody asks for it
 }
 
@@ -198,29 +202,50 @@ func (o *ownership) end() {
 	o.timer.Stop()
 }
 
-// commitNow returns when the queue has all acks of what was settled. Several calls share one question to it, which it
-// answers after them.
-func (o *ownership) commitNow(ctx context.Context, queue string) error {
+// register notes that the channel consumes from a queue, or does no more. The caller has rpc.
+func (o *ownership) register(queue string, consumes bool) {
+	if consumes {
+		o.queues = append(o.queues, queue)
+	} else {
+		o.queues = slices.DeleteFunc(o.queues, func(q string) bool { return q == queue })
+	}
+}
+
+// commitNow returns when the queues have all acks of what was settled. Several calls share one question to them, which they
+// answer after the acks.
+func (o *ownership) commitNow(ctx context.Context) error {
 	o.mu.Lock()
 	if !o.ended {
 		o.flush()
 	}
-	want, has := o.flushed, o.applied
+	want := o.flushed
 	o.mu.Unlock()
-	if has >= want {
-		return nil
-	}
-	answered := make(chan error, 1)
-	go func() { answered <- o.ask(queue, want) }() // the request heeds no context
-	select {
-	case err := <-answered:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for n := 0; ; n++ {
+		o.mu.Lock()
+		has := o.applied
+		o.mu.Unlock()
+		if has >= want {
+			return nil
+		}
+		answered := make(chan error, 1)
+		go func() { answered <- o.ask(want) }() // the request heeds no context
+		select {
+		case err := <-answered:
+			if !errors.Is(err, errNoAnswer) {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if !pause(ctx, backoff(n)) {
+			return fmt.Errorf("%w: %w", context.Cause(ctx), errNoAnswer)
+		}
 	}
 }
 
-func (o *ownership) ask(queue string, want uint64) error {
+var errNoAnswer = errors.New("the queue's leader does not answer")
+
+func (o *ownership) ask(want uint64) error {
 	o.rpc.Lock()
 	defer o.rpc.Unlock()
 	o.mu.Lock()
@@ -232,8 +257,14 @@ func (o *ownership) ask(queue string, want uint64) error {
 	case ended:
 		return bus.ErrStale
 	}
-	if _, err := o.ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil {
-		return err
+	for _, queue := range o.queues {
+		q, err := o.ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+		switch {
+		case err != nil:
+			return err
+		case q.Consumers == 0: // this one is
+			return errNoAnswer
+		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -116,3 +116,35 @@ func TestManyAcksThenClose(t *testing.T) {
 		})
 	}
 }
+
+// Commit asks the queue that the messages came from, and again if its leader has not answered: the broker says then that there are
+// neither messages nor consumers.
+func TestCommitWaitsForAnAnswer(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	c.Lanes = 1
+	d := openDriver(t, c)
+	publish(t, d, topic, messages(0, 20, 4)...)
+	src := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g", InFlight: 5}, newObserver())
+	group := groupName(topic, "g")
+	commit := func(queue string) {
+		t.Helper()
+		settle(t, src, receive(t, ctx, src, 2))
+		p.blind(queue, 2)
+		if err := src.(*source).Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.answers > 0 {
+			t.Errorf("%q was not asked %d times", queue, p.answers)
+		}
+	}
+	commit(earlyName(group, 0))
+	for range 18 {
+		settle(t, src, receive(t, ctx, src, 1))
+	}
+	publish(t, d, topic, messages(20, 22, 4)...)
+	commit(laneName(group, 0))
+}

@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -20,6 +21,8 @@ type proxy struct {
 	sent    map[method]int // to the broker
 	told    map[method]int // by the broker
 	flow    *sync.Cond
+	unseen  string // of this queue, the broker's next answers say
+	answers int    // that it is empty, so many of them
 	workers sync.WaitGroup
 }
 
@@ -124,6 +127,7 @@ func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
 			stream = note(p.sent, append(stream, buf[:n]...))
 		} else {
 			stream = note(p.told, append(stream, buf[:n]...))
+			p.hide(buf[:n])
 		}
 		for p.stalled && toBroker {
 			p.flow.Wait()
@@ -173,5 +177,29 @@ func (p *proxy) inject(class, method byte, args ...byte) {
 		if client {
 			_, _ = c.Write(frame)
 		}
+	}
+}
+
+// blind has the broker say of its next n answers about a queue that there are no messages and consumers, as it does for a quorum queue
+// whose leader is slow.
+func (p *proxy) blind(queue string, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unseen, p.answers = queue, n
+}
+
+func (p *proxy) hide(frames []byte) {
+	if p.answers == 0 {
+		return
+	}
+	declared := append([]byte{0, 50, 0, 11, byte(len(p.unseen))}, p.unseen...) // queue.declare-ok
+	for {
+		i := bytes.Index(frames, declared)
+		if i < 0 || p.answers == 0 {
+			return
+		}
+		frames = frames[i+len(declared):]
+		clear(frames[:8])
+		p.answers--
 	}
 }

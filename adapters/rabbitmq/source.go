@@ -292,7 +292,7 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 func (s *source) Commit(ctx context.Context) error {
 	for _, l := range s.lanes {
 		if o := l.current.Load(); o != nil {
-			err := o.commitNow(ctx, l.name())
+			err := o.commitNow(ctx)
 			if p := o.parking(); err == nil && p != nil {
 				err = p.commitNow(ctx)
 			}
