@@ -20,7 +20,7 @@ func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 		p.term = term
 		p.fence.reset()
 		clear(p.blocked)
-		p.newTerm()
+		p.letGo()
 	}
 	if mine == 0 {
 		return 0, nil
@@ -71,7 +71,7 @@ func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err e
 	bytes := 0
 	for i := range rows {
 		bytes += rows[i].msg.Size()
-		p.admit(rows[i].lane, rows[i].row)
+		p.admit(rows[i])
 	}
 	if len(rows) > 0 {
 		p.size = (3*p.size + bytes/len(rows)) / 4
@@ -82,27 +82,22 @@ func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err e
 }
 
 // admit puts a row behind those of its lane.
-func (p *pump) admit(id int64, r row) {
+func (p *pump) admit(r row) {
 	p.held++
-	l := p.lanes[id]
+	l := p.lanes[r.lane]
 	if l == nil {
-		l = &laneRows{id: id}
-		p.lanes[id] = l
+		l = &laneRows{id: r.lane}
+		p.lanes[r.lane] = l
 		p.ready = append(p.ready, l)
 	}
 	l.rows = append(l.rows, r)
 }
 
-type claimed struct {
-	row
-	lane int64
-}
-
-const claimText = `SELECT seq, lane, topic, id, msg_key, type, source, subject, content_type, time, headers, payload FROM {outbox}
+const claimText = `SELECT seq, lane, created, topic, id, msg_key, type, source, subject, content_type, time, headers, payload FROM {outbox}
 WHERE seq > ? AND parked IS NULL`
 
 // read reads rows above the floor, of the buckets in mine.
-func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]claimed, error) {
+func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error) {
 	o := p.outbox
 	text, args := claimText, []any{p.fence.floor()}
 	if mine != ^uint64(0) {
@@ -137,19 +132,19 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]claimed, e
 	} else {
 		text = o.sql(text) // which remembers it
 	}
-	found := make([]claimed, 0, min(s.limit, 256))
+	found := make([]row, 0, min(s.limit, 256))
 	err := each(ctx, p.db, text, func(rows *sql.Rows) error {
 		m := &bus.Message{}
-		c := claimed{row: row{msg: m}}
+		c := row{msg: m}
 		var key sql.RawBytes
 		var nanos int64
 		var headers sql.NullString
 		var payload any // a []byte could be nil for an empty one too
-		if err := rows.Scan(&c.seq, &c.lane, &c.topic, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &m.ContentType, &nanos, &headers, &payload); err != nil {
+		if err := rows.Scan(&c.seq, &c.lane, &c.created, &c.topic, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &m.ContentType, &nanos, &headers, &payload); err != nil {
 			return err
 		}
 		if m.ID == "" { // a foreign program has put it there; a repeat must have the same
-			m.ID = fmt.Sprintf("%s-%d", p.name, c.seq)
+			m.ID = p.uniqueID(c)
 		}
 		m.Key = string(key)
 		m.Time = time.Unix(0, nanos).UTC()
@@ -168,17 +163,15 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]claimed, e
 	return found, err
 }
 
+// uniqueID is the same whenever the row is read, and is never that of another row.
+func (p *pump) uniqueID(r row) string { return fmt.Sprintf("%s-%d-%d", p.name, r.seq, r.created) }
+
 // remove deletes what the broker has, and lets go of the lanes of which nothing is in hand any more.
 func (p *pump) remove(ctx context.Context) error {
 	for len(p.sent) > 0 {
 		n := min(len(p.sent), maxSent)
-		list, args := p.outbox.integers(p.sent[:n])
-		text := "DELETE FROM {outbox} WHERE seq IN " + list
-		if p.outbox.dialect == Postgres {
-			text = "DELETE FROM {outbox} WHERE seq = ANY (string_to_array(?, ',')::int8[])"
-		}
-		text = p.outbox.compile(text)
-		if _, err := p.db.ExecContext(ctx, text, args...); err != nil {
+		where, args := p.outbox.rowIDs(p.sent[:n])
+		if _, err := p.db.ExecContext(ctx, p.outbox.compile("DELETE FROM {outbox} WHERE "+where), args...); err != nil {
 			return fmt.Errorf("outbox: delete what was sent: %w", err)
 		}
 		p.sent = p.sent[n:]

@@ -103,21 +103,60 @@ func (c compiler) compile(template string) string {
 // integers is a list for use after IN, and its parameter if it has one: the text of a statement with a parameter stays
 // the same, so that it is prepared once.
 func (c compiler) integers(list []int64) (text string, params []any) {
-	joined := make([]byte, 0, 12*len(list))
-	for i, n := range list {
-		if i > 0 {
-			joined = append(joined, ',')
-		}
-		joined = strconv.AppendInt(joined, n, 10)
-	}
 	switch c.dialect {
 	case Postgres: // a hashed subplan, whatever the length
-		return "(SELECT unnest(string_to_array(?, ',')::int8[]))", []any{string(joined)}
+		return "(SELECT unnest(string_to_array(?, ',')::int8[]))", []any{joined(list)}
 	case SQLite:
-		return "(SELECT value FROM json_each(?))", []any{"[" + string(joined) + "]"}
+		return "(SELECT value FROM json_each(?))", []any{"[" + joined(list) + "]"}
 	default: // without parameters, MySQL takes a statement in one round trip
-		return "(" + string(joined) + ")", nil
+		return "(" + joined(list) + ")", nil
 	}
+}
+
+// rowIDs is a condition that is true for the rows in list, and its parameters.
+func (c compiler) rowIDs(list []rowID) (condition string, params []any) {
+	seqs, lanes, created := make([]int64, len(list)), make([]int64, len(list)), make([]int64, len(list))
+	for i, r := range list {
+		seqs[i], lanes[i], created[i] = r.seq, r.lane, r.created
+	}
+	const columns = "(seq, lane, created) IN "
+	switch c.dialect {
+	case Postgres: // IS TRUE keeps the planner from making a join of it, which costs the square of the length without statistics
+		const ints = "string_to_array(?, ',')::int8[]"
+		return "seq = ANY (" + ints + ") AND (" + columns + "(SELECT unnest(" + ints + "), unnest(" + ints + "), unnest(" + ints + "))) IS TRUE",
+			[]any{joined(seqs), joined(seqs), joined(lanes), joined(created)}
+	case SQLite:
+		return "seq IN (SELECT value FROM json_each(?)) AND " + columns + "(SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?))",
+			[]any{"[" + joined(seqs) + "]", "[" + triples(list, '[', ']') + "]"}
+	default: // not all servers find rows by several columns in an index
+		return "seq IN (" + joined(seqs) + ") AND " + columns + "(" + triples(list, '(', ')') + ")", nil
+	}
+}
+
+// triples is the rows as groups of numbers, with commas between them.
+func triples(list []rowID, open, end byte) string {
+	text := make([]byte, 0, 50*len(list))
+	for i, r := range list {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = append(strconv.AppendInt(append(text, open), r.seq, 10), ',')
+		text = append(strconv.AppendInt(text, r.lane, 10), ',')
+		text = append(strconv.AppendInt(text, r.created, 10), end)
+	}
+	return string(text)
+}
+
+// joined is the numbers with commas between them.
+func joined(list []int64) string {
+	text := make([]byte, 0, 12*len(list))
+	for i, n := range list {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = strconv.AppendInt(text, n, 10)
+	}
+	return string(text)
 }
 
 // rows is n rows of parameters for VALUES.

@@ -135,7 +135,7 @@ const fenceSlots = 64
 const lockSlot = "SELECT 0 FROM {outbox_fence} WHERE slot = ? LOCK IN SHARE MODE"
 
 // read takes the result of a claim that left out no lane, and moves the floor on.
-func (f *fence) read(rows []claimed, limit int, took time.Duration) {
+func (f *fence) read(rows []row, limit int, took time.Duration) {
 	if f.zero {
 		f.cost = took
 	}

@@ -27,7 +27,7 @@ func (p *pump) putPoison(ctx context.Context, c *call, r row) error {
 	host, _ := os.Hostname() // for information
 	now := time.Now()
 	return store.Put(ctx, bus.PoisonEntry{
-		ID:      fmt.Sprintf("%s-%d", p.name, r.seq), // the same if it is put again after a crash
+		ID:      p.uniqueID(r), // the same if it is put again after a crash
 		Message: r.msg, Topic: r.topic, Group: PoisonGroup, Handler: p.name, Position: r.seq,
 		Failure: bus.Failure{Class: "refused", Text: c.cause.Error(), Attempts: c.block.tries, First: c.block.first, Last: now},
 		Host:    host, Time: now,
@@ -79,7 +79,7 @@ func reason(cause error) string {
 func (p *pump) park(r row, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	_, err := p.db.ExecContext(ctx, p.outbox.sql("UPDATE {outbox} SET parked = ? WHERE seq = ?"), reason(cause), r.seq)
+	_, err := p.db.ExecContext(ctx, p.outbox.sql("UPDATE {outbox} SET parked = ? WHERE seq = ? AND lane = ? AND created = ?"), reason(cause), r.seq, r.lane, r.created)
 	if err != nil {
 		return fmt.Errorf("outbox: park a refused message: %w", err)
 	}

@@ -19,7 +19,7 @@ type pump struct {
 	ready   []*laneRows         // whose first row may be sent
 	blocked map[int64]*block
 	crowds  map[string]*crowd // by topic
-	sent    []int64           // rows to delete
+	sent    []rowID           // rows to delete
 	ended   []*laneRows       // in hand until their last rows are deleted
 	held    int               // rows in hand and not yet sent
 	calls   int
@@ -37,15 +37,19 @@ type laneRows struct {
 }
 
 type row struct {
-	seq   int64
+	rowID
 	topic string
 	msg   *bus.Message
 }
 
+// rowID names a row in what is deleted or changed. A number alone does not: a database that was restored, or a replica that has taken over
+// without the last transactions, gives numbers out again.
+type rowID struct{ seq, lane, created int64 }
+
 // block keeps a lane from being claimed, after its first row failed.
 type block struct {
+	row      rowID
 	topic    string
-	seq      int64
 	tries    int // of the row
 	until    time.Time
 	first    time.Time
@@ -93,6 +97,8 @@ func (p *pump) run(ctx context.Context) error {
 			case ctx.Err() != nil:
 			case err != nil:
 				p.failed(err)
+				p.letGo() // behind a connection that broke, another server may be, without what this one had
+				p.fence.reset()
 				tries++
 				wait = backoff(tries)
 				quiet = now.Add(wait)
@@ -202,9 +208,9 @@ func (p *pump) giveBack(l *laneRows) {
 	p.ended = append(p.ended, l)
 }
 
-// newTerm lets go of all rows that are not with the broker: they were claimed before the relay's share changed, and if it was
-// lost meanwhile, other relays may have sent them.
-func (p *pump) newTerm() {
+// letGo lets go of all rows that are not with the broker. The table may have changed since they were claimed: other relays may have
+// sent them.
+func (p *pump) letGo() {
 	for _, l := range p.ready {
 		p.giveBack(l)
 	}
@@ -252,7 +258,7 @@ func (p *pump) finish(ctx context.Context, c *call) error {
 
 // done goes on with a lane after its first row needs nothing more than to be deleted.
 func (p *pump) done(l *laneRows) {
-	p.sent = append(p.sent, l.rows[0].seq)
+	p.sent = append(p.sent, l.rows[0].rowID)
 	delete(p.blocked, l.id)
 	p.held--
 	if l.rows = l.rows[1:]; len(l.rows) > 0 {
@@ -267,8 +273,8 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	p.failures.Add(1)
 	now := time.Now()
 	b := p.blocked[l.id]
-	if first := l.rows[0].seq; b == nil || b.seq != first {
-		b = &block{topic: l.rows[0].topic, seq: first, first: now}
+	if first := l.rows[0]; b == nil || b.row != first.rowID {
+		b = &block{row: first.rowID, topic: first.topic, first: now}
 		p.blocked[l.id] = b
 	}
 	b.tries++
@@ -312,7 +318,7 @@ func (p *pump) drain(cancel context.CancelFunc) {
 			default:
 				p.Relay.sent.Add(1)
 			}
-			p.sent = append(p.sent, l.rows[0].seq)
+			p.sent = append(p.sent, l.rows[0].rowID)
 		}
 	}
 	ctx, stop := context.WithTimeout(context.Background(), max(leaveTimeout, p.config.DrainTimeout))
