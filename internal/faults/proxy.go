@@ -1,0 +1,236 @@
+// Package faults has what goes wrong between a driver and its broker, by name, for the tests of all drivers.
+package faults
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Direction is one of the two of a connection.
+type Direction int
+
+const (
+	// ToServer is what clients send.
+	ToServer Direction = iota
+	// ToClient is what the server sends.
+	ToClient
+)
+
+// Proxy passes TCP connections on to a server, until a test asks for a fault. It is safe for concurrent use.
+type Proxy struct {
+	listener net.Listener
+	target   string
+	work     sync.WaitGroup
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	conns   map[*conn]struct{}
+	closed  bool
+	refuse  bool
+	stalled [2]bool
+	left    [2]int64 // bytes until the cut of CutAfter; none if negative
+	latency time.Duration
+	request []byte // of CutAnswer; nil if none
+	watch   func(Direction, []byte)
+}
+
+// conn is one connection of a client, with the one to the server.
+type conn struct {
+	client, server net.Conn
+	deaf           bool // the answer to a request of CutAnswer is not passed on
+}
+
+func (c *conn) close() {
+	c.client.Close()
+	c.server.Close()
+}
+
+// NewProxy starts a proxy in front of target, a host and port. It ends with the test.
+func NewProxy(t testing.TB, target string) *Proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{listener: l, target: target, conns: map[*conn]struct{}{}, left: [2]int64{-1, -1}}
+	p.changed = sync.NewCond(&p.mu)
+	p.work.Go(p.accept)
+	t.Cleanup(p.close)
+	return p
+}
+
+// Address is where the proxy listens.
+func (p *Proxy) Address() string { return p.listener.Addr().String() }
+
+// Cut closes all connections. New ones are accepted.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut()
+}
+
+func (p *Proxy) cut() {
+	for c := range p.conns {
+		c.close()
+	}
+}
+
+// Refuse cuts, and closes new connections at once, until it is called with false.
+func (p *Proxy) Refuse(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refuse = on; on {
+		p.cut()
+	}
+}
+
+// Stall holds up all that is sent in a direction, without closing anything, until it is called with false.
+func (p *Proxy) Stall(d Direction, on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stalled[d] = on
+	p.changed.Broadcast()
+}
+
+// CutAfter cuts all connections when n more bytes have passed in a direction: in the middle of a frame, or of a packet.
+func (p *Proxy) CutAfter(d Direction, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left[d] = int64(n)
+}
+
+// CutAnswer has the next request that contains these bytes come to the server, but no answer come back: its connection is cut instead.
+// The client cannot know whether the request was carried out.
+func (p *Proxy) CutAnswer(request []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.request = request
+}
+
+// Delay holds up each packet, in both directions, for so long.
+func (p *Proxy) Delay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.latency = d
+}
+
+// Watch has f called with all that passes, before it does. f must not call the proxy.
+func (p *Proxy) Watch(f func(d Direction, data []byte)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watch = f
+}
+
+// Heal ends all faults that last.
+func (p *Proxy) Heal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuse, p.stalled, p.left, p.latency, p.request = false, [2]bool{}, [2]int64{-1, -1}, 0, nil
+	p.changed.Broadcast()
+}
+
+func (p *Proxy) close() {
+	p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	p.changed.Broadcast()
+	p.cut()
+	p.mu.Unlock()
+	p.work.Wait()
+}
+
+func (p *Proxy) accept() {
+	for {
+		client, err := p.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue
+		}
+		server, err := net.DialTimeout("tcp", p.target, 5*time.Second)
+		if err != nil {
+			client.Close()
+			continue
+		}
+		c := &conn{client: client, server: server}
+		p.mu.Lock()
+		if p.closed || p.refuse {
+			c.close()
+			p.mu.Unlock()
+			continue
+		}
+		p.conns[c] = struct{}{}
+		p.mu.Unlock()
+		p.work.Go(func() { p.pass(c, ToServer) })
+		p.work.Go(func() { p.pass(c, ToClient) })
+	}
+}
+
+// pass forwards one direction of a connection until it ends.
+func (p *Proxy) pass(c *conn, d Direction) {
+	from, to := c.client, c.server
+	if d == ToClient {
+		from, to = to, from
+	}
+	defer func() {
+		c.close()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.conns, c)
+	}()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		data, last := p.judge(c, d, buf[:n])
+		if _, err := to.Write(data); err != nil || last {
+			return
+		}
+	}
+}
+
+// judge waits while a fault holds data up, and returns how much of it is forwarded, and whether the connection ends then.
+func (p *Proxy) judge(c *conn, d Direction, data []byte) (forward []byte, last bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.latency > 0 {
+		delay := p.latency
+		p.mu.Unlock()
+		time.Sleep(delay) // the fault itself
+		p.mu.Lock()
+	}
+	for p.stalled[d] && !p.closed {
+		p.changed.Wait()
+	}
+	if p.watch != nil {
+		p.watch(d, data)
+	}
+	if d == ToServer && p.request != nil && bytes.Contains(data, p.request) {
+		p.request, c.deaf = nil, true
+		return data, false
+	}
+	if d == ToClient && c.deaf {
+		return nil, true
+	}
+	if left := p.left[d]; left >= 0 {
+		if int64(len(data)) < left {
+			p.left[d] -= int64(len(data))
+			return data, false
+		}
+		p.left[d] = -1
+		for other := range p.conns {
+			if other != c {
+				other.close()
+			}
+		}
+		return data[:left], true
+	}
+	return data, false
+}
