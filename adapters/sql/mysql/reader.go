@@ -39,6 +39,7 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 	var texts [len(columns.Texts)]sql.RawBytes
 	var payload sql.RawBytes
 	active, inLane, bytes, full := 0, 0, 0, false
+	missing := q.Witness.ID != ""
 	for rows.Next() {
 		if len(q.Records) >= q.Limit || bytes >= q.Bytes {
 			full = true
@@ -48,6 +49,13 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 		err := rows.Scan(&record.Shard, &record.Seq, &columns.Nanos, &texts[0], &texts[1], &texts[2], &texts[3], &texts[4], &texts[5], &texts[6], &payload)
 		if err != nil {
 			return 0, err
+		}
+		if missing && record.Shard == q.Witness.Shard && record.Seq == q.Witness.Seq && string(texts[0]) == q.Witness.ID {
+			missing = false
+			continue
+		}
+		if missing {
+			return 0, sqllog.ErrNoWitness
 		}
 		if cursor == nil || cursor.Shard != record.Shard {
 			i := slices.IndexFunc(q.Cursors, func(c sqllog.Cursor) bool { return c.Shard == record.Shard })
@@ -76,6 +84,9 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 	if err := rows.Err(); err != nil {
 		return 0, err
 	}
+	if missing {
+		return 0, sqllog.ErrNoWitness
+	}
 	r.active = active
 	if full {
 		return sqllog.Ready, nil
@@ -86,6 +97,17 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 // text makes the statement.
 func (r *reader) text(q *sqllog.Query, lane int) string {
 	b := r.query[:0]
+	if w := &q.Witness; w.ID != "" { // it comes first
+		b = append(b, "(SELECT shard, seq, time, id, msg_key, type, source, subject, content_type, '' AS headers, NULL AS payload FROM "...)
+		b = append(b, r.store.dialect.Prefix...)
+		b = append(b, "log WHERE topic = "...)
+		b = strconv.AppendInt(b, r.topic, 10)
+		b = append(b, " AND shard = "...)
+		b = strconv.AppendInt(b, int64(w.Shard), 10)
+		b = append(b, " AND seq = "...)
+		b = strconv.AppendInt(b, w.Seq, 10)
+		b = append(b, ") UNION ALL "...)
+	}
 	for i, c := range q.Cursors {
 		if i > 0 {
 			b = append(b, " UNION ALL "...)

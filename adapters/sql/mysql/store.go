@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -58,6 +57,9 @@ func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 	err = s.db.QueryRowContext(ctx, s.head, topic).Scan(&head)
 	return head, err
 }
+
+// Last implements sqllog.Store.
+func (s *store) Last(ctx context.Context, topic int64) (int64, error) { return s.Head(ctx, topic) }
 
 // Append implements sqllog.Store: one statement if it can be, which is a transaction of its own.
 func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
@@ -182,34 +184,58 @@ func finish(err error) error {
 	return &sqllog.Uncertain{Err: err}
 }
 
-// Commit implements sqllog.Store.
+// Commit implements sqllog.Store. The rows are named by the columns of the primary key: of a list of tuples, MariaDB makes a
+// scan that locks the rows of all groups.
 func (s *store) Commit(ctx context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
-	var pos, win, in strings.Builder
-	var positions, windows, keys []any
+	var win, pos, epoch, stored, top, changes cases
+	shards := make([]any, len(lanes))
 	for i, l := range lanes {
-		pos.WriteString(" WHEN ? THEN ?")
-		positions = append(positions, l.Shard, l.Position)
-		win.WriteString(" WHEN ? THEN ?")
+		shards[i] = l.Shard
 		var w any
 		if len(l.Window) > 0 {
 			w = l.Window
 		}
-		windows = append(windows, l.Shard, w)
-		if i > 0 {
-			in.WriteString(", ")
+		win.add("?", l.Shard, w)
+		pos.add("?", l.Shard, l.Position)
+		epoch.add("?", l.Shard, l.Epoch)
+		stored.add("?", l.Shard, l.Basis.Stored)
+		if b := &l.Basis; b.Top > 0 {
+			top.add("(SELECT id FROM {log} WHERE topic = ? AND shard = ? AND seq = ?) = ?", l.Shard, b.Topic, l.Shard, b.Top, b.ID)
 		}
-		in.WriteString("(?, ?, ?)")
-		keys = append(keys, group, l.Shard, l.Epoch)
+		if b := &l.Basis; b.Changes > 0 {
+			changes.add("(SELECT chg FROM {parked} WHERE grp = ? AND shard = ? AND pos = 0) >= ?", l.Shard, group, l.Shard, b.Changes)
+		}
 	}
-	at := "CASE shard" + pos.String() + " END"
-	query := fmt.Sprintf("UPDATE {lane} SET win = CASE shard%s END, pos = %s WHERE (grp, shard, epoch) IN (%s) AND owner = ? AND pos <= %s", win.String(), at, in.String(), at)
-	args := slices.Concat(windows, positions, keys, []any{member}, positions)
-	r, err := s.db.ExecContext(ctx, strings.Replace(query, "{lane}", s.dialect.Prefix+"lane", 1), args...)
+	query := "UPDATE {lane} SET win = " + win.end("NULL") + ", pos = " + pos.end("pos") + " WHERE grp = ? AND shard IN (" + strings.Repeat("?, ", len(lanes)-1) + "?) AND owner = ? AND epoch = " +
+		epoch.end("-1") + " AND pos <= " + pos.end("-1") + " AND pos >= " + stored.end("-1") + " AND " + top.end("TRUE") + " AND " + changes.end("TRUE")
+	args := slices.Concat(win.args, pos.args, []any{group}, shards, []any{member}, epoch.args, pos.args, stored.args, top.args, changes.args)
+	r, err := s.db.ExecContext(ctx, strings.NewReplacer("{", s.dialect.Prefix, "}", "").Replace(query), args...)
 	if err != nil {
 		return 0, err
 	}
 	n, err := r.RowsAffected()
 	return int(n), err
+}
+
+// cases is an expression that differs from shard to shard.
+type cases struct {
+	text strings.Builder
+	args []any
+}
+
+// add says that the expression is then in a shard.
+func (c *cases) add(then string, args ...any) {
+	c.text.WriteString(" WHEN ? THEN ")
+	c.text.WriteString(then)
+	c.args = append(c.args, args...)
+}
+
+// end returns the expression; in other shards it is other.
+func (c *cases) end(other string) string {
+	if len(c.args) == 0 {
+		return other
+	}
+	return "CASE shard" + c.text.String() + " ELSE " + other + " END"
 }
 
 // Errors of the server.

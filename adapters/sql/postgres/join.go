@@ -15,12 +15,16 @@ import (
 
 // settleText also has the server end the session if nothing is heard from it for this long while the transaction is open: a host
 // that has vanished would else hold the lane's row, and the lock that readers of the outputs wait for, until the network gives up.
-const settleText = `WITH settled AS (UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? RETURNING 1)
+const settleText = `WITH settled AS (UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
+AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
+AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?) RETURNING 1)
 SELECT set_config('idle_in_transaction_session_timeout', '10000', TRUE) FROM settled`
 
 // Settle implements sqllog.Store.
 func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
-	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), p.Position, p.Window, group, p.Shard, member, int64(p.Epoch), p.Position)
+	b := &p.Basis
+	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), p.Position, p.Window, group, p.Shard, member, int64(p.Epoch), p.Position, b.Stored,
+		b.Top, b.Topic, p.Shard, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes)
 	if err != nil {
 		return false, err
 	}

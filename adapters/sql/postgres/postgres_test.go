@@ -57,6 +57,7 @@ func TestExactlyOnce(t *testing.T) { sqltest.ExactlyOnce(t, database(t), true) }
 func TestCuts(t *testing.T)      { sqltest.Cuts(t, database(t)) }
 func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
+func TestOlder(t *testing.T)     { sqltest.Older(t, database(t)) }
 
 func TestRoundTrips(t *testing.T)  { sqltest.RoundTrips(t, database(t), "listen=false") }
 func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 1, 28, 5) }

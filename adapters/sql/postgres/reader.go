@@ -25,6 +25,19 @@ import (
 type fence struct {
 	safe    int64
 	pending []sighting
+	head    int64 // the newest that was seen
+	started int64 // when the server was started, in microseconds since 1970
+}
+
+// check notes a head and when its server was started. Of another server, or of one that has come back in an older state,
+// nothing is known: rows that were complete may come again with other contents. It returns false then.
+func (f *fence) check(head, started int64) (same bool) {
+	same = f.started == 0 || f.started == started && f.head <= head
+	if !same {
+		*f = fence{}
+	}
+	f.head, f.started = head, started
+	return same
 }
 
 // sighting is a head, and who held the lock after it was seen.
@@ -89,41 +102,59 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 	}
 	p := conn.Conn().PgConn().StartPipeline(ctx)
 	look := !r.behind
+	s.send(p, &s.head)
 	if look {
-		s.send(p, &s.head)
 		s.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
 	}
 	s.send(p, &s.read, raw4(int32(r.topic)), r.shards(q.Cursors), r.positions(q.Cursors), raw8(int64(lane)), raw8(int64(q.Limit)))
+	if w := &q.Witness; w.ID != "" { // by a server that was asked for the rows before
+		s.send(p, &s.witness, raw4(int32(r.topic)), raw2(int16(w.Shard)), raw8(w.Seq), []byte(w.ID))
+	}
 	if err := p.Flush(); err != nil {
 		return 0, errors.Join(err, p.Close())
 	}
-	if look {
-		if err := r.look(p); err != nil {
-			return 0, errors.Join(err, p.Close())
-		}
+	same, err := r.look(p, look)
+	if err != nil {
+		return 0, errors.Join(err, p.Close())
 	}
 	var more sqllog.More
 	err = result(p, func(rows *pgconn.ResultReader) (err error) {
 		more, err = r.rows(rows, q, lane)
 		return err
 	})
+	if err == nil && q.Witness.ID != "" {
+		err = result(p, func(rows *pgconn.ResultReader) error {
+			if !rows.NextRow() {
+				return sqllog.ErrNoWitness
+			}
+			return nil
+		})
+	}
 	if cerr := p.Close(); err == nil {
 		err = cerr
+	}
+	if err == nil && !look && !same {
+		r.behind, err = false, errRestarted
 	}
 	return more, err
 }
 
-// look reads the head and the holders.
-func (r *reader) look(p *pgconn.Pipeline) error {
-	var head int64
-	err := result(p, func(rows *pgconn.ResultReader) error {
+var errRestarted = errors.New("the database has been restarted: looking again")
+
+// look reads the head and, with holders, those of the lock. It returns false if the server is not the one of before.
+func (r *reader) look(p *pgconn.Pipeline, withHolders bool) (same bool, err error) {
+	var head, started int64
+	err = result(p, func(rows *pgconn.ResultReader) error {
 		for rows.NextRow() {
-			head = int64(binary.BigEndian.Uint64(rows.Values()[0]))
+			head, started = int64(binary.BigEndian.Uint64(rows.Values()[0])), int64(binary.BigEndian.Uint64(rows.Values()[1]))
 		}
 		return nil
 	})
 	if err != nil {
-		return err
+		return false, err
+	}
+	if same = r.fence.check(head, started); !withHolders {
+		return same, nil
 	}
 	var holders []string
 	err = result(p, func(rows *pgconn.ResultReader) error {
@@ -135,7 +166,7 @@ func (r *reader) look(p *pgconn.Pipeline) error {
 	if err == nil {
 		r.fence.see(head, holders)
 	}
-	return err
+	return same, err
 }
 
 // result reads one statement's rows, and the end of its transaction.
@@ -206,6 +237,7 @@ func (r *reader) rows(rows *pgconn.ResultReader, q *sqllog.Query, lane int) (sql
 	return sqllog.Drained, nil
 }
 
+func raw2(v int16) []byte { return binary.BigEndian.AppendUint16(nil, uint16(v)) }
 func raw4(v int32) []byte { return binary.BigEndian.AppendUint32(nil, uint32(v)) }
 func raw8(v int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(v)) }
 
@@ -250,6 +282,13 @@ func (s *store) Head(ctx context.Context, topic int64) (int64, error) {
 	}
 }
 
+// Last implements sqllog.Store.
+func (s *store) Last(ctx context.Context, topic int64) (int64, error) {
+	r := &reader{store: s, topic: topic}
+	_, err := r.lookOnce(ctx)
+	return r.fence.head, err
+}
+
 func (r *reader) lookOnce(ctx context.Context) (head int64, err error) {
 	s := r.store
 	conn, err := s.acquire(ctx, &s.head, &s.holders)
@@ -263,7 +302,7 @@ func (r *reader) lookOnce(ctx context.Context) (head int64, err error) {
 	if err := p.Flush(); err != nil {
 		return 0, errors.Join(err, p.Close())
 	}
-	err = r.look(p)
+	_, err = r.look(p, true)
 	if cerr := p.Close(); err == nil {
 		err = cerr
 	}

@@ -25,8 +25,8 @@ type store struct {
 	// prepare: statements may be prepared under a name, as the pool's own are.
 	prepare bool
 
-	insert, head, holders, read statement
-	commit, notify              string
+	insert, head, holders, witness, read statement
+	commit, notify                       string
 }
 
 // statement is one that is sent in the protocol's own form, without the library's conversions. One without a name is never
@@ -72,7 +72,7 @@ FROM (SELECT COUNT(*), {now} AS created FROM locks) begun) m`),
 		},
 		head: statement{
 			name: "millrace_head_" + schema,
-			text: d.SQL("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {log_seq}"),
+			text: d.SQL("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END, (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 FROM {log_seq}"),
 		},
 		holders: statement{
 			name: "millrace_holders",
@@ -80,14 +80,22 @@ FROM (SELECT COUNT(*), {now} AS created FROM locks) begun) m`),
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
 			params: []uint32{oidInt8, oidInt8},
 		},
+		witness: statement{
+			text:   d.SQL("SELECT 1 FROM {log} WHERE topic = $1 AND shard = $2 AND seq = $3 AND id = $4"),
+			params: []uint32{oidInt4, oidInt2, oidInt8, oidText},
+		},
 		read: statement{
 			// Planned each time, a tenth of a millisecond: a plan that was made when the table was tiny scans all of it.
 			text: d.SQL(`SELECT l.shard, l.seq, l.time, l.id, l.msg_key, l.type, l.source, l.subject, l.content_type, l.headers, l.payload
 FROM unnest($2::int2[], $3::int8[]) c (shard, pos), LATERAL (SELECT * FROM {log} l WHERE l.topic = $1 AND l.shard = c.shard AND l.seq >= c.pos ORDER BY l.seq LIMIT $4) l LIMIT $5`),
 			params: []uint32{oidInt4, oidInt2Array, oidInt8Array, oidInt8, oidInt8},
 		},
-		commit: d.SQL(`UPDATE {lane} l SET pos = c.pos, win = c.win FROM unnest($3::int2[], $4::int8[], $5::int8[], $6::bytea[]) c (shard, epoch, pos, win)
-WHERE l.grp = $1 AND l.owner = $2 AND l.shard = c.shard AND l.epoch = c.epoch AND l.pos <= c.pos`),
+		// Scalar subqueries: of EXISTS, the planner may make a hash of the whole table.
+		commit: d.SQL(`UPDATE {lane} l SET pos = c.pos, win = c.win
+FROM unnest($4::int2[], $5::int8[], $6::int8[], $7::bytea[], $8::int8[], $9::int8[], $10::text[], $11::int8[]) c (shard, epoch, pos, win, stored, top, id, chg)
+WHERE l.grp = $1 AND l.owner = $2 AND l.shard = c.shard AND l.epoch = c.epoch AND l.pos <= c.pos AND l.pos >= c.stored
+AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = $3 AND m.shard = c.shard AND m.seq = c.top) = c.id)
+AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = $1 AND p.shard = c.shard AND p.pos = 0) >= c.chg)`),
 		notify: "SELECT pg_notify($1, t) FROM unnest($2::text[]) t",
 	}
 }
@@ -169,13 +177,16 @@ func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
 // Commit implements sqllog.Store.
 func (s *store) Commit(ctx context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
 	shards, epochs, positions, windows := make([]int16, len(lanes)), make([]int64, len(lanes)), make([]int64, len(lanes)), make([][]byte, len(lanes))
+	stored, tops, ids, changes := make([]int64, len(lanes)), make([]int64, len(lanes)), make([]string, len(lanes)), make([]int64, len(lanes))
 	for i, l := range lanes {
+		stored[i], tops[i], ids[i], changes[i] = l.Basis.Stored, l.Basis.Top, l.Basis.ID, l.Basis.Changes
 		shards[i], epochs[i], positions[i] = int16(l.Shard), int64(l.Epoch), l.Position
 		if len(l.Window) > 0 {
 			windows[i] = l.Window
 		}
 	}
-	tag, err := s.pool.Exec(ctx, s.commit, group, member, shards, epochs, positions, windows)
+	// Planned each time, as read is.
+	tag, err := s.pool.Exec(ctx, s.commit, pgx.QueryExecModeExec, group, member, lanes[0].Basis.Topic, shards, epochs, positions, windows, stored, tops, ids, changes)
 	return int(tag.RowsAffected()), err
 }
 

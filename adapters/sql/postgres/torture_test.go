@@ -103,4 +103,10 @@ func TestFence(t *testing.T) {
 	}
 	step(100, "6/6", 19+2*maxSightings)
 	step(101, "", 101)
+	for _, of := range []struct{ head, started int64 }{{200, 1}, {201, 1}, {201, 2}, {199, 2}} {
+		same := of.head > 199 && of.started == 1
+		if f.check(of.head, of.started) != same || (f.safe == 101) != same {
+			t.Errorf("head %d of a server started at %d: safe up to %d", of.head, of.started, f.safe)
+		}
+	}
 }

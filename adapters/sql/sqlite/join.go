@@ -11,11 +11,7 @@ import (
 
 // Settle implements sqllog.Store.
 func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
-	var win any
-	if len(p.Window) > 0 {
-		win = p.Window
-	}
-	r, err := x.ExecContext(ctx, s.commit.text, p.Position, win, group, p.Shard, member, int64(p.Epoch), p.Position)
+	r, err := x.ExecContext(ctx, s.topic(p.Basis.Topic).commit.text, commitArgs(group, member, &p)...)
 	if err != nil {
 		return false, err
 	}

@@ -48,6 +48,8 @@ func TestExactlyOnce(t *testing.T) { sqltest.ExactlyOnce(t, database(t), false) 
 
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 
+func TestOlder(t *testing.T) { sqltest.Older(t, database(t)) }
+
 func TestVersions(t *testing.T) {
 	script, err := sqlite.Migrations("")
 	if err != nil {

@@ -22,8 +22,6 @@ type store struct {
 	read    *sql.DB // the same pool for a database in memory or of the caller
 	owned   bool
 
-	commit prepared
-
 	mu     sync.Mutex
 	topics map[int64]*statements
 }
@@ -32,6 +30,7 @@ type store struct {
 type statements struct {
 	insert, insertMany prepared // of one message, of insertRows
 	head, read         prepared
+	commit, witness    prepared
 }
 
 // prepared is a statement that is prepared when it is first needed.
@@ -67,7 +66,6 @@ const insertRows = 16
 
 func (s *store) init() {
 	s.topics = map[int64]*statements{}
-	s.commit = prepared{db: s.write, text: s.dialect.SQL("UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ?")}
 }
 
 func (s *store) topic(id int64) *statements {
@@ -82,6 +80,9 @@ func (s *store) topic(id int64) *statements {
 			insert:     prepared{db: s.write, text: insert + row},
 			insertMany: prepared{db: s.write, text: insert + strings.Repeat(row+", ", insertRows-1) + row},
 			head:       prepared{db: s.read, text: "SELECT COALESCE(MAX(seq), 0) FROM " + log},
+			commit: prepared{db: s.write, text: s.dialect.SQL("UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?" +
+				" AND (? = 0 OR (SELECT id FROM " + log + " WHERE seq = ?) = ?) AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)")},
+			witness: prepared{db: s.read, text: "SELECT COUNT(*) FROM " + log + " WHERE seq = ? AND id = ?"},
 			// The shards wanted are four masks of 64 bits, so that one statement does for any set of them.
 			read: prepared{db: s.read, text: "SELECT seq, shard, id, msg_key, type, source, subject, time, content_type, headers, payload FROM " + log +
 				" WHERE seq >= ? AND seq <= ? AND ((CASE shard >> 6 WHEN 0 THEN ? WHEN 1 THEN ? WHEN 2 THEN ? ELSE ? END) >> (shard & 63)) & 1 ORDER BY seq"},
@@ -103,9 +104,8 @@ func (s *store) As(target any) bool {
 }
 
 func (s *store) Close() error {
-	s.commit.close()
 	for _, t := range s.topics {
-		for _, p := range []*prepared{&t.insert, &t.insertMany, &t.head, &t.read} {
+		for _, p := range []*prepared{&t.insert, &t.insertMany, &t.head, &t.read, &t.commit, &t.witness} {
 			p.close()
 		}
 	}
@@ -128,6 +128,9 @@ func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 	err = stmt.QueryRowContext(ctx).Scan(&head)
 	return head, err
 }
+
+// Last implements sqllog.Store.
+func (s *store) Last(ctx context.Context, topic int64) (int64, error) { return s.Head(ctx, topic) }
 
 // Append implements sqllog.Store. Its statements are short and wait for other processes at most for the busy timeout,
 // so they do without the context, whose watching costs this library a goroutine a statement.
@@ -213,7 +216,7 @@ func (s *store) finish(err error) error {
 // Commit implements sqllog.Store.
 func (s *store) Commit(_ context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
 	ctx := context.Background()
-	update, err := s.commit.get()
+	update, err := s.topic(lanes[0].Basis.Topic).commit.get()
 	if err != nil {
 		return 0, err
 	}
@@ -225,11 +228,7 @@ func (s *store) Commit(_ context.Context, group int64, member string, lanes []sq
 	stmt := tx.StmtContext(ctx, update)
 	n := 0
 	for _, l := range lanes {
-		var win any
-		if len(l.Window) > 0 {
-			win = l.Window
-		}
-		r, err := stmt.ExecContext(ctx, l.Position, win, group, l.Shard, member, l.Epoch, l.Position)
+		r, err := stmt.ExecContext(ctx, commitArgs(group, member, &l)...)
 		if err != nil {
 			return 0, err
 		}
@@ -240,6 +239,15 @@ func (s *store) Commit(_ context.Context, group int64, member string, lanes []sq
 		n += int(rows)
 	}
 	return n, s.finish(tx.Commit())
+}
+
+func commitArgs(group int64, member string, p *sqllog.Progress) []any {
+	var win any
+	if len(p.Window) > 0 {
+		win = p.Window
+	}
+	b := &p.Basis
+	return []any{p.Position, win, group, p.Shard, member, int64(p.Epoch), p.Position, b.Stored, b.Top, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes}
 }
 
 func resultCode(err error) (int, bool) {
@@ -323,10 +331,32 @@ func (r *reader) Read(_ context.Context, q *sqllog.Query) (sqllog.More, error) {
 	if err := rows.Err(); err != nil {
 		return 0, err
 	}
+	if err := r.testify(&q.Witness); err != nil {
+		return 0, err
+	}
 	for i := range q.Cursors {
 		q.Cursors[i].From = max(q.Cursors[i].From, through+1)
 	}
 	return more, nil
+}
+
+// testify looks for the witness after the rows were read.
+func (r *reader) testify(w *sqllog.Witness) error {
+	if w.ID == "" {
+		return nil
+	}
+	stmt, err := r.of.witness.get()
+	if err != nil {
+		return err
+	}
+	var n int
+	if err := stmt.QueryRowContext(context.Background(), w.Seq, w.ID).Scan(&n); err != nil {
+		return err
+	}
+	if n == 0 {
+		return sqllog.ErrNoWitness
+	}
+	return nil
 }
 
 func (r *reader) scan(rows *sql.Rows) (sqllog.Record, error) {

@@ -2,6 +2,7 @@ package sqllog
 
 import (
 	"context"
+	"errors"
 	"slices"
 )
 
@@ -61,7 +62,7 @@ func (s *Source) commit(ctx context.Context) error {
 			continue
 		}
 		progress = append(progress, Progress{
-			Shard: l.id.ID, Epoch: l.id.Epoch, Position: l.window.Position(), Window: l.window.Encode(nil, windowBytes),
+			Shard: l.id.ID, Epoch: l.id.Epoch, Position: l.window.Position(), Window: l.window.Encode(nil, windowBytes), Basis: l.basis(s.topic),
 		})
 		lanes, versions = append(lanes, l), append(versions, l.window.Version())
 	}
@@ -77,22 +78,30 @@ func (s *Source) commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var others map[int32]bool
+	var refused map[int32]error
 	if n < len(progress) { // a repeated commit changes nothing, which some databases count as no row
-		if others, err = s.notMine(ctx, member, progress); err != nil {
+		if refused, err = s.refused(ctx, member, progress); err != nil {
 			return err
 		}
 	}
 	s.mu.Lock()
-	var lost []*lane
+	var taken []*lane
+	isOlder := false
 	for i, l := range lanes {
-		if others[l.id.ID] {
-			lost = append(lost, l)
-		} else {
-			l.saved = versions[i]
+		switch why := refused[l.id.ID]; {
+		case why == nil:
+			l.saved, l.stored = versions[i], progress[i].Position
+		case errors.Is(why, errOlder):
+			isOlder = true
+		default:
+			taken = append(taken, l)
 		}
 	}
 	s.mu.Unlock()
-	s.lose(lost, errTaken)
+	s.lose(taken, errTaken)
+	if isOlder {
+		signal(s.moved) // the keeper sees the same and begins anew
+		return errOlder
+	}
 	return nil
 }

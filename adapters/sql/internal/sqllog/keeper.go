@@ -73,8 +73,20 @@ func (s *Source) tick() (pause time.Duration, err error) {
 			return 0, err
 		}
 	}
+	bases, witness := s.memories()
+	there, err := s.isThere(ctx, witness)
+	if err != nil {
+		return 0, err
+	}
 	v, err := d.look(ctx, d.store.DB(), s.group)
 	if err != nil {
+		return 0, err
+	}
+	if s.isOlder(bases, witness, there, &v) {
+		former := s.member.id
+		s.evicted(errOlder)
+		s.alarm(errOlder)
+		_, err := affected(ctx, d.store.DB(), d.dialect.SQL("DELETE FROM {member} WHERE id = ?"), former) // or it has its share until its lease ends
 		return 0, err
 	}
 	if !slices.Contains(v.members, s.member.id) {
@@ -175,6 +187,9 @@ func (s *Source) claim(ctx context.Context) (pause time.Duration, err error) {
 	var missing int
 	sent := time.Now()
 	taken, alive, err := s.driver.claim(ctx, s.group, s.member, func(v view) []laneRow {
+		for i := range v.lanes { // an older state of the database has older epochs
+			v.lanes[i].epoch = max(v.lanes[i].epoch, s.epochs[v.lanes[i].shard])
+		}
 		h := s.holdings(&v)
 		quota := v.quota(s.member.id)
 		take := h.free[:min(len(h.free), max(quota-h.owned, 0))]
@@ -207,6 +222,9 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 	if len(taken) == 0 {
 		return nil
 	}
+	if err := s.limit(ctx, taken); err != nil {
+		return err
+	}
 	parking, parks := s.observer.(bus.ParkingObserver)
 	var parked, known []bus.Parked
 	lanes := make([]*lane, len(taken))
@@ -215,7 +233,8 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		// A window that cannot be read, which a newer version may have written, starts at the position.
 		w, _ := window.Restore(c.position, c.window)
 		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
-		lanes[i] = &lane{id: ids[i], window: w, read: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
+		s.epochs[c.shard] = c.epoch
+		lanes[i] = &lane{id: ids[i], window: w, read: c.position, stored: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
 		if !parks {
 			continue
 		}

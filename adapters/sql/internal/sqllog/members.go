@@ -1,6 +1,7 @@
 package sqllog
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"slices"
@@ -25,6 +26,7 @@ type laneRow struct {
 	shard int32
 	epoch uint64
 	owner string // "": nobody
+	pos   int64
 	// changes is the number of the last change to what is parked.
 	changes int64
 }
@@ -60,13 +62,13 @@ func (d *Driver) look(ctx context.Context, q querier, group int64) (v view, err 
 	err = collect(ctx, q, func(rows *sql.Rows) error {
 		var l laneRow
 		var owner sql.NullString
-		if err := rows.Scan(&l.shard, &l.epoch, &owner, &l.changes); err != nil {
+		if err := rows.Scan(&l.shard, &l.epoch, &owner, &l.pos, &l.changes); err != nil {
 			return err
 		}
 		l.owner = owner.String
 		v.lanes = append(v.lanes, l)
 		return nil
-	}, d.dialect.SQL("SELECT l.shard, l.epoch, l.owner, COALESCE(p.chg, 0) FROM {lane} l LEFT JOIN {parked} p ON p.grp = l.grp AND p.shard = l.shard AND p.pos = 0 WHERE l.grp = ? ORDER BY l.shard"), group)
+	}, d.dialect.SQL("SELECT l.shard, l.epoch, l.owner, l.pos, COALESCE(p.chg, 0) FROM {lane} l LEFT JOIN {parked} p ON p.grp = l.grp AND p.shard = l.shard AND p.pos = 0 WHERE l.grp = ? ORDER BY l.shard"), group)
 	return v, err
 }
 
@@ -161,24 +163,31 @@ func (s *Source) depart(ctx context.Context) error {
 	})
 }
 
-// notMine returns the shards of progress that the member does not own under these epochs.
-func (s *Source) notMine(ctx context.Context, member string, progress []Progress) (map[int32]bool, error) {
-	others := map[int32]bool{}
-	epochs := map[int32]uint64{}
+// refused says why progress was not stored: of the lanes that the member does not own under these epochs, errTaken; of
+// those that it owns, errOlder, unless the progress is there after all.
+func (s *Source) refused(ctx context.Context, member string, progress []Progress) (map[int32]error, error) {
+	why := map[int32]error{}
+	of := map[int32]Progress{}
 	for _, p := range progress {
-		others[p.Shard] = true
-		epochs[p.Shard] = p.Epoch
+		why[p.Shard], of[p.Shard] = errTaken, p
 	}
 	err := collect(ctx, s.driver.store.DB(), func(rows *sql.Rows) error {
 		var shard int32
 		var epoch uint64
-		if err := rows.Scan(&shard, &epoch); err != nil {
+		var pos int64
+		var win []byte
+		if err := rows.Scan(&shard, &epoch, &pos, &win); err != nil {
 			return err
 		}
-		if epochs[shard] == epoch {
-			delete(others, shard)
+		p, ok := of[shard]
+		switch {
+		case !ok || p.Epoch != epoch:
+		case pos > p.Position || pos == p.Position && bytes.Equal(win, p.Window):
+			delete(why, shard)
+		default:
+			why[shard] = errOlder
 		}
 		return nil
-	}, s.driver.dialect.SQL("SELECT shard, epoch FROM {lane} WHERE grp = ? AND owner = ?"), s.group, member)
-	return others, err
+	}, s.driver.dialect.SQL("SELECT shard, epoch, pos, win FROM {lane} WHERE grp = ? AND owner = ?"), s.group, member)
+	return why, err
 }

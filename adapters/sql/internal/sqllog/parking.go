@@ -338,11 +338,11 @@ func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane)
 				return err
 			}
 			if n, err := r.RowsAffected(); err != nil || int(n) < len(settled) { // or they were settled twice
-				others, err := s.notMine(ctx, member, []Progress{{Shard: l.id.ID, Epoch: l.id.Epoch}})
+				why, err := s.refused(ctx, member, []Progress{{Shard: l.id.ID, Epoch: l.id.Epoch}})
 				if err != nil {
 					return err
 				}
-				if others[l.id.ID] {
+				if errors.Is(why[l.id.ID], errTaken) {
 					s.lose([]*lane{l}, errTaken)
 					break
 				}

@@ -2,6 +2,7 @@ package sqllog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -33,6 +34,11 @@ func (s *Source) read() {
 		}
 		clear(q.Records)
 		switch {
+		case errors.Is(err, ErrNoWitness): // it was finished and deleted meanwhile, or the keeper finds out more
+			signal(s.moved)
+			if !sleep(b.next(), s.closing, nil) {
+				return
+			}
 		case err != nil:
 			if failing.IsZero() {
 				failing = time.Now()
@@ -89,7 +95,7 @@ func (s *Source) idle(d time.Duration) (woken, ok bool) {
 func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
 	for {
 		s.mu.Lock()
-		q.Cursors = q.Cursors[:0]
+		q.Cursors, q.Witness = q.Cursors[:0], s.witness()
 		if !s.isFull() {
 			for i := range s.lanes {
 				l := s.lanes[(turn+i)%len(s.lanes)]
@@ -131,6 +137,7 @@ func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 		size := r.Message.Size()
 		bytes += size
 		if l := mine[r.Shard]; l != nil {
+			l.top, l.topID = r.Seq, r.Message.ID
 			if r.Message.ID == "" { // a foreign program has put it there
 				r.Message.ID = fmt.Sprintf("%s/%d/%d", s.topic.name, r.Shard, r.Seq)
 			}

@@ -124,6 +124,7 @@ func (st *settlement) copy(tokens []bus.Token) error {
 	for _, l := range st.lanes {
 		l.progress = Progress{
 			Shard: l.lane.id.ID, Epoch: l.lane.id.Epoch, Position: l.window.Position(), Window: l.window.Encode(nil, exactWindowBytes),
+			Basis: l.lane.basis(s.topic),
 		}
 		if !l.isComplete() {
 			return errScattered
@@ -184,11 +185,32 @@ func (st *settlement) end(err error) error {
 		st.leave()
 	case st.failed || len(st.lanes) == 0: // the caller does the latter again
 		st.leave()
-		st.source.lose(st.lost, errTaken)
+		st.loseRefused()
 	default:
 		err = st.findOut(err)
 	}
 	return err
+}
+
+// loseRefused loses the lanes in which the database has refused to settle.
+func (st *settlement) loseRefused() {
+	s := st.source
+	for _, l := range st.lost {
+		ctx, cancel := context.WithTimeout(s.io, callTimeout)
+		cause := errTaken
+		for _, of := range st.lanes {
+			if of.lane != l {
+				continue
+			}
+			if why, err := s.refused(ctx, st.member, []Progress{of.progress}); err == nil && errors.Is(why[l.id.ID], errOlder) {
+				cause = errOlder
+				s.alarm(errOlder)
+			}
+		}
+		cancel()
+		s.lose([]*lane{l}, cause)
+		signal(s.moved)
+	}
 }
 
 // leave gives the turns back.
@@ -211,6 +233,7 @@ func (st *settlement) adopt() {
 		if saved {
 			l.lane.saved = l.lane.window.Version()
 		}
+		l.lane.stored = l.progress.Position
 	}
 }
 

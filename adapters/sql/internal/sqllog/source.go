@@ -45,7 +45,9 @@ type Source struct {
 	head    int // of ready
 	bytes   int // of ready
 	outage  error
+	alarmed error // is told before any message
 	member  member
+	epochs  []uint64           // the last one of each lane that was this source's; used by the keeper alone
 	parting []*lane            // lanes that are being surrendered, until they are free
 	abandon context.CancelFunc // ends the wait for their handlers
 	closed  chan struct{}      // closed when Close has ended; nil: not begun
@@ -56,7 +58,10 @@ type Source struct {
 type lane struct {
 	id     bus.Lane
 	window *window.Window
-	read   int64  // the first position that has not been read
+	read   int64 // the first position that has not been read
+	stored int64 // the position that was committed
+	top    int64 // the last position that was read, and the id of its message
+	topID  string
 	ahead  int    // how many messages have been read and not received
 	saved  uint64 // the version of the window that was committed
 	// unparked are parked messages that were settled, and are to be deleted; heard is the number of the last change to what
@@ -71,6 +76,26 @@ type lane struct {
 	announced bool
 	// parting: no delivery any more, but settling goes on. gone: it is not ours.
 	parting, gone bool
+}
+
+// basis is what the database must have for what builds on it. Called with the lock held.
+func (l *lane) basis(t topic) Basis {
+	b := Basis{Topic: t.id, Stored: l.stored, Changes: l.heard}
+	if l.top >= l.stored { // nobody deletes it before that is committed
+		b.Top, b.ID = l.top, l.topID
+	}
+	return b
+}
+
+// witness returns the newest message that was read and that nobody deletes before this member has committed. The lock
+// is held.
+func (s *Source) witness() (w Witness) {
+	for _, l := range s.lanes {
+		if l != nil && l.top >= l.stored && l.top > w.Seq && l.topID != "" {
+			w = Witness{Shard: l.id.ID, Seq: l.top, ID: l.topID}
+		}
+	}
+	return w
 }
 
 // pass notes that nothing is left below what was read, so that the next owner need not look there again: it does where the
@@ -119,7 +144,7 @@ func (d *Driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.Lane
 	s := &Source{
 		driver: d, topic: t, group: group, observer: o, transactional: sub.Transactional,
 		ahead: min(max(sub.InFlight, 1), maxAhead), aheadBytes: min(max(sub.Bytes, 1), maxAheadBytes),
-		closing: make(chan struct{}), lanes: make([]*lane, t.shards), member: newMember(),
+		closing: make(chan struct{}), lanes: make([]*lane, t.shards), epochs: make([]uint64, t.shards), member: newMember(),
 		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		dirty: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
 	}
@@ -163,6 +188,10 @@ func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 	defer s.mu.Unlock()
 	if s.closed != nil {
 		return 0, s.driver.fail("receive", s.topic.name, bus.ErrClosed)
+	}
+	if err := s.alarmed; err != nil {
+		s.alarmed = nil
+		return 0, &bus.Error{Op: "receive", Broker: s.driver.dialect.Name, Topic: s.topic.name, Err: err, Definite: true}
 	}
 	full := s.isFull()
 	n := 0

@@ -3,6 +3,7 @@ package sqllog
 import (
 	"context"
 	"database/sql"
+	"errors"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -17,11 +18,12 @@ type Store interface {
 	Append(ctx context.Context, batch []Record) error
 	// Reader returns a reader of one topic.
 	Reader(topic int64) Reader
-	// Commit stores the progress of lanes where group, member and epoch match and the position does not go back. It
-	// returns how many rows it changed, or any smaller number if that is not known.
+	// Commit stores the progress of lanes where group, member and epoch match, the position does not go back and the
+	// database has what the progress builds on. It returns how many rows it changed, or any smaller number if that is
+	// not known.
 	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
 	// Settle is Commit of one lane within the transaction x, which may be of another client library and has the row's lock
-	// afterwards. It returns whether group, member and epoch match.
+	// afterwards. It returns whether it has written.
 	Settle(ctx context.Context, x bus.Execer, group int64, member string, p Progress) (mine bool, err error)
 	// AppendIn is Append within the transaction x, of one batch by topic: from here on until its end it may hold up writers
 	// and readers of the topics.
@@ -29,6 +31,9 @@ type Store interface {
 	// Head returns a position of the topic up to which all messages are visible, and which all that are published
 	// from now on exceed.
 	Head(ctx context.Context, topic int64) (int64, error)
+	// Last returns the last position of the topic that was given out, or a later one that no message has. It waits for
+	// nobody.
+	Last(ctx context.Context, topic int64) (int64, error)
 	// Fault judges an error.
 	Fault(err error) Fault
 	// As finds a native client.
@@ -55,17 +60,30 @@ type Record struct {
 
 // Reader reads on in one topic. It is used by one goroutine.
 type Reader interface {
-	// Read appends what follows the cursors to q.Records and moves the cursors. After an error neither counts.
+	// Read appends what follows the cursors to q.Records and moves the cursors. After an error neither counts. It fails with
+	// ErrNoWitness rather than to add what was written after the witness had gone.
 	Read(ctx context.Context, q *Query) (More, error)
 }
 
 // Query is one read.
 type Query struct {
 	Cursors []Cursor
+	// Witness must be there if the records are. ID "" is nobody.
+	Witness Witness
 	// Limit bounds the records, Bytes their [bus.Message.Size]: reading stops with the record that reaches it.
 	Limit, Bytes int
 	Records      []Record
 }
+
+// Witness is a message that was read before. If it has gone, so may others have, and their numbers are given out again.
+type Witness struct {
+	Shard int32
+	Seq   int64
+	ID    string
+}
+
+// ErrNoWitness is what Read returns if the witness is not there.
+var ErrNoWitness = errors.New("a message is not there any more that was read before")
 
 // Cursor is the first position of a shard that has not been read.
 type Cursor struct {
@@ -91,6 +109,23 @@ type Progress struct {
 	Epoch    uint64
 	Position int64
 	Window   []byte
+	// Basis is what the database must still have.
+	Basis Basis
+}
+
+// Basis is what a member knows of a lane from the database. A database that has not got it is an older state of itself: a
+// replica that was promoted, or a backup. Positions that it gives out from now on may be below what the member has read,
+// so nothing that builds on the basis may be written there.
+type Basis struct {
+	Topic int64
+	// Stored is the position that was committed.
+	Stored int64
+	// Top is the newest message that was read, and ID its id; 0 if it may have been deleted, because the group has
+	// finished it.
+	Top int64
+	ID  string
+	// Changes is the number of the last change to what is parked.
+	Changes int64
 }
 
 // Fault is what an error means.
