@@ -40,8 +40,9 @@ func (s *source) committer() {
 			}
 			// Close does not cancel it: a cancelled request may reach the broker after the one that follows it.
 			ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
-			err := s.commitOnce(ctx)
+			err := s.commitPositions(ctx)
 			cancel()
+			s.wakeRemover()
 			if err == nil {
 				b = backoff{}
 				break
@@ -75,17 +76,22 @@ func (s *source) commitAll(ctx context.Context) error {
 	}
 }
 
-// commitOnce commits, in one request, all lanes of which something was settled. It holds the turn, so that a commit is
-// never overtaken by an older one.
+// commitOnce makes durable what was settled.
 func (s *source) commitOnce(ctx context.Context) error {
+	if err := s.commitPositions(ctx); err != nil {
+		return err
+	}
+	return s.removeSettled(ctx)
+}
+
+// commitPositions commits, in one request, all lanes of which something was settled. It holds the turn, so that a commit is
+// never overtaken by an older one.
+func (s *source) commitPositions(ctx context.Context) error {
 	select {
 	case <-s.turn:
 		defer func() { s.turn <- struct{}{} }()
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-	if err := s.removeSettled(ctx); err != nil {
-		return err
 	}
 	as := s.membership()
 	s.mu.Lock()
@@ -161,7 +167,7 @@ func (s *source) noted(resp *kmsg.OffsetCommitResponse, commits map[int32]*commi
 			if err == nil {
 				c := commits[p.Partition]
 				c.lane.committed, c.lane.version = c.position, c.version
-				c.lane.removed = false
+				c.lane.parking.approve(c.settled)
 				continue
 			}
 			if errors.Is(err, kerr.OffsetMetadataTooLarge) {

@@ -51,27 +51,27 @@ func (p *parker) close() {
 	}
 }
 
-// park writes records to a parking topic.
-func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.Record) error {
+// park writes records to a parking topic, and returns what became of each; nil if all are durable.
+func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.Record) []error {
 	client, err := d.parkerClient()
+	if err == nil {
+		err = d.ensureParking(ctx, client, parking, topic, lastPartition(records))
+	}
 	if err != nil {
-		return fail("park", parking, err)
+		return failAll("park", parking, len(records), err)
 	}
-	if err := d.ensureParking(ctx, client, parking, topic, lastPartition(records)); err != nil {
-		return fail("park", parking, err)
+	errs := d.write(ctx, client, "park", parking, records)
+	if slices.ContainsFunc(errs, isMissing) { // deleted since it was looked up
+		d.forgetParking(client, parking)
 	}
-	size := sizeOf(records)
-	if !d.buffer.tryTake(size) {
-		if err := d.buffer.take(ctx, size); err != nil {
-			return fail("park", parking, err)
-		}
-	}
-	err = firstFailure("park", d.produce(ctx, client, records, size).wait(ctx, parking))
-	if isMissing(err) { // deleted since it was looked up
-		d.parker.known.Delete(parking)
-		client.PurgeTopicsFromProducing(parking)
-	}
-	return err
+	return errs
+}
+
+// forgetParking has a parking topic looked up again, which was deleted.
+func (d *driver) forgetParking(client *kgo.Client, parking string) {
+	d.parker.known.Delete(parking)
+	d.topics.forget(parking)
+	client.PurgeTopicsFromProducing(parking)
 }
 
 func lastPartition(records []kgo.Record) int32 {
@@ -101,7 +101,7 @@ func (d *driver) ensureParking(ctx context.Context, client *kgo.Client, parking,
 	if n == 0 {
 		return err
 	}
-	if err := d.topics.look(ctx, parking, n, d.topics.compacted()); err != nil {
+	if err := d.ensureStore(ctx, parking, topic, n); err != nil {
 		return fmt.Errorf("a group parks messages in a compacted topic with as many partitions as theirs has: %w", err)
 	}
 	if err := d.growParking(ctx, parking, n); err != nil {
@@ -174,7 +174,7 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 	if len(records) == 0 {
 		return nil
 	}
-	return d.park(ctx, parking, topic, records)
+	return firstError(d.park(ctx, parking, topic, records))
 }
 
 // inject makes the record of a command.
@@ -184,12 +184,15 @@ func inject(topic string, partition int32, p *bus.Parking) (r kgo.Record, err er
 	switch {
 	case p.Withdraw:
 		r = kgo.Record{Topic: topic, Partition: partition, Key: []byte(key), Value: []byte{}}
+		if p.Message != nil {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerWho, Value: []byte(p.Message.ID)})
+		}
 		say = commandWithdraw + position
 	case p.Token.Parked:
 		say = commandReplace + position
 	}
 	if !p.Withdraw {
-		if _, err = encodeParked(&r, topic, key, partition, p); err != nil {
+		if err = encodeParked(&r, topic, key, partition, p, ""); err != nil {
 			return r, err
 		}
 	}

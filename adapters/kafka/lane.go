@@ -22,13 +22,11 @@ type lane struct {
 	committed   int64  // -1: nothing of this partition was ever committed
 	version     uint64 // of the window when it was committed
 
-	// removed: records of its parked messages were deleted since the last commit, which tells whether it is still ours.
-	removed bool
-
 	// void: it is not known what is committed, so this process commits nothing of it any more.
 	void bool
 
 	parking parkingLog
+	hearing chan struct{} // closed when what others have written there was heard; nil: nobody is at it
 }
 
 // commit is what is to be committed of a lane.
@@ -38,6 +36,7 @@ type commit struct {
 	epoch    int32 // the leader's
 	version  uint64
 	metadata string
+	settled  int // how many parked messages were settled before it
 
 	// Of commits within a transaction: the window as it will be, and the last position that the transaction finishes.
 	window *window.Window
@@ -46,11 +45,11 @@ type commit struct {
 
 // dirty says whether there is something to commit.
 func (l *lane) dirty() bool {
-	return !l.void && (l.removed || l.window.Position() != l.committed || l.window.Version() != l.version)
+	return !l.void && (l.parking.isSettled() || l.window.Position() != l.committed || l.window.Version() != l.version)
 }
 
 func (l *lane) commit(room int, tail string) commit {
-	c := commit{lane: l, position: l.window.Position(), epoch: l.leaderEpoch, version: l.window.Version()}
+	c := commit{lane: l, position: l.window.Position(), epoch: l.leaderEpoch, version: l.window.Version(), settled: l.parking.dropped + len(l.parking.settled)}
 	c.metadata = encodeMetadata(l.window, c.position, room, tail)
 	return c
 }

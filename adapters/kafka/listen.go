@@ -1,6 +1,11 @@
 package kafka
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -8,102 +13,229 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// listenInterval is how often a source looks for what others have written into the parking logs of its lanes.
-const listenInterval = time.Second
+const (
+	// listenInterval is how often a source looks for what others have written into the parking logs of its lanes.
+	listenInterval = time.Second
+	// listenTimeout bounds how long a leader that does not answer holds up the next look at the others.
+	listenTimeout = 5 * time.Second
+	// shortLooks is how many times in a row a log must end before what was in it until that is believed: for a moment after a
+	// change of leaders, the new one may not know how far the log reaches.
+	shortLooks = 5
+)
 
-// listener hears commands: what others have parked, changed or withdrawn. The ends of the logs say whether there are any.
+// errAnew: the parking log is not the one that was read.
+var errAnew = errors.New("the parking topic was created anew or cut off, and is being read again")
+
+// listener hears what others write: commands to park, change or withdraw messages, and late records of earlier owners. Each lane is heard
+// for itself: what one waits for does not hold up the others.
 func (s *source) listener() {
 	o, ok := s.observer.(bus.ParkingObserver)
 	if !ok {
 		return
 	}
+	var hearing sync.WaitGroup
+	defer hearing.Wait()
 	ticker := time.NewTicker(listenInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
+		case <-s.ready:
 		case <-s.ctx.Done():
 			return
 		}
-		if err := s.listen(o); err != nil && s.ctx.Err() == nil {
-			s.tell(fail("receive", s.sub.Topic, err))
+		for _, n := range s.news() {
+			hearing.Go(func() {
+				if err := s.hear(o, n); err != nil && s.ctx.Err() == nil && !errors.Is(err, errLeaving) {
+					s.tell(fail("receive", s.sub.Topic, err))
+				}
+				s.mu.Lock()
+				close(n.lane.hearing)
+				n.lane.hearing = nil
+				s.mu.Unlock()
+			})
 		}
 	}
 }
 
-func (s *source) listen(o bus.ParkingObserver) error {
+// listenTo begins to listen to lanes that the observer knows.
+func (s *source) listenTo(lanes []*lane) {
 	s.mu.Lock()
-	owners := len(s.lanes)
+	for _, l := range lanes {
+		l.parking.ready = true
+	}
 	s.mu.Unlock()
-	if owners == 0 {
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+// news is a lane in whose log there is something to hear or to carry out.
+type news struct {
+	lane *lane
+	end  int64
+}
+
+// news asks for the ends of the logs. The ends say whether there is any.
+func (s *source) news() []news {
+	var partitions []int32
+	s.mu.Lock()
+	for p, l := range s.lanes {
+		if l.parking.ready && l.hearing == nil {
+			partitions = append(partitions, p)
+		}
+	}
+	s.mu.Unlock()
+	if len(partitions) == 0 {
 		return nil
 	}
-	ends, err := s.driver.adm.ListEndOffsets(s.ctx, s.parking)
-	if err != nil {
-		return nil //nolint:nilerr // the broker is not to be reached: the client is at it
-	}
-	for p, end := range ends[s.parking] {
-		s.mu.Lock()
+	ctx, cancel := context.WithTimeout(s.ctx, listenTimeout)
+	defer cancel()
+	topic, _ := s.driver.topics.find(ctx, s.parking) // if there is none, or no answer, there is nothing to ask
+	extents := s.driver.extents(ctx, topic, partitions)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []news
+	for p, e := range extents {
 		l := s.lanes[p]
-		news := end.Err == nil && l != nil && l.parking.ready && l.parking.heard < end.Offset
-		s.mu.Unlock()
-		if !news {
+		if e.err != nil || l == nil || l.leaving || !l.parking.ready || l.hearing != nil {
 			continue
 		}
-		if err := s.hear(o, l, end.Offset); err != nil {
-			return err
+		l.parking.compare(e, topic.TopicID)
+		if l.parking.heard < e.end || l.parking.anew || len(l.parking.orders) > 0 {
+			l.hearing = make(chan struct{})
+			all = append(all, news{l, e.end})
 		}
 	}
-	return nil
+	return all
 }
 
-// hear reads what was written into a lane's parking log, up to an offset.
-func (s *source) hear(o bus.ParkingObserver, l *lane, end int64) error {
-	var commands []int64
+// compare sees whether the log is still the one that was read. If not, what is known of it is looked for again, from its start.
+func (p *parkingLog) compare(e extent, topic [16]byte) {
+	another := p.topic != topic && p.topic != [16]byte{}
+	p.topic = topic
+	if p.short++; e.end >= max(p.heard, p.top) {
+		p.short = 0
+	}
+	if another || p.short >= shortLooks {
+		p.anew, p.short, p.top, p.heard = true, 0, e.end, e.start
+		p.orders = nil
+		for position, offset := range p.offsets {
+			if offset != onTheWay {
+				p.offsets[position] = unplaced
+			}
+		}
+	}
+	p.heard = max(p.heard, min(e.start, e.end)) // what was before was deleted
+}
+
+// hear reads what was written into a lane's parking log, tells the router of messages that it does not know, and carries out commands.
+func (s *source) hear(o bus.ParkingObserver, n news) error {
+	l := n.lane
 	s.mu.Lock()
 	heard := l.parking.heard
 	s.mu.Unlock()
-	err := s.partition(l.ID).each(s.ctx, heard, end, func(r *kgo.Record) (bool, error) {
+	var orders []*order
+	unknown := map[int64]late{}
+	err := s.partition(l.ID).each(s.ctx, heard, n.end, func(r *kgo.Record) (bool, error) {
 		position, isMessage := positionOf(r.Key)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if !isMessage && r.Value != nil {
-			commands = append(commands, r.Offset)
-		}
-		if !isMessage || r.Value == nil {
-			return true, nil
-		}
-		// A message that we do not know is of an owner before us, which wrote it when it was the owner no more, and did not
-		// commit it: it comes to us from where it was.
-		if _, known := l.parking.offsets[position]; !known {
-			l.parking.settled = append(l.parking.settled, position)
-		} else if l.parking.offsets[position] != onTheWay {
-			l.parking.put(position, r.Offset)
+		switch {
+		case !isMessage && r.Value != nil:
+			orders = append(orders, &order{key: string(r.Key), offset: r.Offset})
+		case !isMessage:
+			orders = slices.DeleteFunc(orders, func(c *order) bool { return c.key == string(r.Key) })
+		case r.Value == nil:
+			delete(unknown, position)
+		case !s.placed(l, position, r.Offset) && factsOf(r).Writer != l.writer():
+			unknown[position] = late{parkedOf(r, l.Lane, position), r.Offset}
 		}
 		return true, nil
 	})
 	if err != nil {
 		return err
 	}
-	told, err := s.carryOut(s.ctx, l, commands)
-	if err != nil {
-		return err
+	s.tellParked(o, l, func() []bus.Parked {
+		l.parking.heard = max(l.parking.heard, n.end)
+		l.parking.top = max(l.parking.top, n.end)
+		l.parking.orders = append(l.parking.orders, orders...)
+		if l.parking.anew {
+			l.parking.anew = false
+			for position, offset := range l.parking.offsets {
+				if offset == unplaced { // it went with the log
+					delete(l.parking.offsets, position)
+				}
+			}
+		}
+		return l.parking.adopt(unknown)
+	})
+	return s.carryOut(s.ctx, o, l)
+}
+
+// placed notes where a message's record is, if the message is known.
+func (s *source) placed(l *lane, position, offset int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, known := l.parking.offsets[position]
+	if known && was != onTheWay {
+		l.parking.put(position, offset)
 	}
+	return known
+}
+
+// late is a parked message that this ownership neither found nor wrote, and where its record is.
+type late struct {
+	bus.Parked
+	offset int64
+}
+
+// adopt takes over messages that somebody else has parked here: an owner before us, who wrote so late that it was not read, or an
+// owner after us, of whom we do not know yet. To delete them would lose those whose origin is committed; to adopt them
+// can only repeat some. Called with the lock held.
+func (p *parkingLog) adopt(unknown map[int64]late) []bus.Parked {
+	var adopted []bus.Parked
+	for position, m := range unknown {
+		if !slices.Contains(p.settled, position) {
+			p.put(position, m.offset)
+			adopted = append(adopted, m.Parked)
+		}
+	}
+	slices.SortFunc(adopted, func(a, b bus.Parked) int { return cmp.Compare(a.Position, b.Position) })
+	return adopted
+}
+
+// tellParked makes changes, with the lock held, and tells the observer of them, unless the lane is leaving.
+func (s *source) tellParked(o bus.ParkingObserver, l *lane, change func() []bus.Parked) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
 	s.mu.Lock()
-	l.parking.heard = max(l.parking.heard, end)
+	told := change()
 	ours := s.lanes[l.ID] == l && !l.leaving
 	s.mu.Unlock()
 	if ours && len(told) > 0 {
 		o.Parked(told)
 	}
 	s.wakeCommitter()
-	return nil
 }
 
-// hush returns when the observer is not being told of lanes that are leaving.
-func (s *source) hush() {
+// hush returns when the observer is not being told of lanes that are leaving, and, unless that takes long, when no command is
+// being carried out in these: the next owner would not see what came of it, and do it again.
+func (s *source) hush(lanes ...*lane) {
+	timeout := time.NewTimer(listenTimeout)
+	defer timeout.Stop()
+	for _, l := range lanes {
+		s.mu.Lock()
+		hearing := l.hearing
+		s.mu.Unlock()
+		if hearing == nil {
+			continue
+		}
+		select {
+		case <-hearing:
+		case <-timeout.C:
+			timeout.Reset(0) // for the others, too
+		}
+	}
 	s.telling.Lock()
 	defer s.telling.Unlock()
 }

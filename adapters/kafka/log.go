@@ -18,8 +18,9 @@ type partitionLog struct {
 	driver    *driver
 	topic     string
 	partition int32
-	known     bool // leader and id are
+	known     bool // leader, its epoch and id are
 	leader    int32
+	epoch     int32    // of the leader: one that is no longer the leader, and does not know it, refuses to answer
 	id        [16]byte // of the topic; zero where the broker has none
 	bytes     int32    // how much one read asks for; 0: logFetchBytes
 }
@@ -27,12 +28,23 @@ type partitionLog struct {
 // logFetchBytes is how much one read asks for. One larger batch comes alone.
 const logFetchBytes = 4 << 20
 
+// Isolation levels of reads.
+const (
+	anyRecord int8 = iota
+	committed      // what is before the first open transaction, and was not aborted
+)
+
 // read returns the records from offset on that one request brings, and the offset after them, which is at least
-// offset. Both may be nothing new when offset is the end. It waits, within ctx, for a leader that can be reached.
+// offset. Both may be nothing new: when offset is the end, before an open transaction, or shortly after a change of leaders. It waits,
+// within ctx, for a leader that can be reached.
 func (l *partitionLog) read(ctx context.Context, offset int64) (records []*kgo.Record, next int64, err error) {
+	return l.readAs(ctx, offset, committed)
+}
+
+func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8) (records []*kgo.Record, next int64, err error) {
 	for b := (backoff{}); ; {
 		if err := l.find(ctx); err == nil {
-			records, next, err = l.fetch(ctx, offset)
+			records, next, err = l.fetch(ctx, offset, isolation)
 			if err == nil {
 				return records, next, nil
 			}
@@ -54,8 +66,8 @@ func (l *partitionLog) find(ctx context.Context) error {
 	if l.known {
 		return nil
 	}
-	t, err := l.driver.topics.find(ctx, l.topic)
-	if err != nil && len(t.Partitions) == 0 {
+	t, err := l.driver.findAnywhere(ctx, l.topic, int(l.partition)+1)
+	if err != nil {
 		return err
 	}
 	for _, p := range t.Partitions {
@@ -65,20 +77,21 @@ func (l *partitionLog) find(ctx context.Context) error {
 		if p.Leader < 0 {
 			return fmt.Errorf("partition %d: %w", l.partition, kerr.LeaderNotAvailable)
 		}
-		l.known, l.leader, l.id = true, p.Leader, t.TopicID
+		l.known, l.leader, l.epoch, l.id = true, p.Leader, p.LeaderEpoch, t.TopicID
 		return nil
 	}
 	return fmt.Errorf("partition %d: %w", l.partition, kerr.UnknownTopicOrPartition)
 }
 
-func (l *partitionLog) fetch(ctx context.Context, offset int64) ([]*kgo.Record, int64, error) {
+func (l *partitionLog) fetch(ctx context.Context, offset int64, isolation int8) ([]*kgo.Record, int64, error) {
 	size := cmp.Or(l.bytes, logFetchBytes)
 	req := kmsg.NewPtrFetchRequest()
-	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 100, 1, size, 1
+	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 100, 1, size, isolation
 	topic := kmsg.NewFetchRequestTopic()
 	topic.Topic, topic.TopicID = l.topic, l.id
 	partition := kmsg.NewFetchRequestTopicPartition()
 	partition.Partition, partition.FetchOffset, partition.PartitionMaxBytes = l.partition, offset, size
+	partition.CurrentLeaderEpoch = l.epoch
 	topic.Partitions = append(topic.Partitions, partition)
 	req.Topics = append(req.Topics, topic)
 
@@ -93,7 +106,11 @@ func (l *partitionLog) fetch(ctx context.Context, offset int64) ([]*kgo.Record, 
 	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
 		return nil, offset, errors.New("the broker's answer is not about the partition")
 	}
-	opts := kgo.ProcessFetchPartitionOpts{Offset: offset, IsolationLevel: kgo.ReadCommitted(), Topic: l.topic, Partition: l.partition}
+	level := kgo.ReadUncommitted()
+	if isolation == committed {
+		level = kgo.ReadCommitted()
+	}
+	opts := kgo.ProcessFetchPartitionOpts{Offset: offset, IsolationLevel: level, Topic: l.topic, Partition: l.partition}
 	p, next := kgo.ProcessFetchPartition(opts, &resp.Topics[0].Partitions[0], kgo.DefaultDecompressor(), nil)
 	return p.Records, next, p.Err
 }
@@ -118,12 +135,18 @@ func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.R
 	return nil
 }
 
-// at returns the records at these offsets, which ascend, as far as they are still there.
+// errShort: the log ends before a record that was in it.
+var errShort = errors.New("the partition ends before what was written to it: it was cut off, or its topic was created anew")
+
+// at returns the records at these offsets, which ascend and are of committed records, as far as they are still there. A record is
+// missing only if the log goes on behind it, or begins behind it: an empty answer says nothing.
 func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.Record, error) {
 	found := make(map[int64]*kgo.Record, len(offsets))
-	for len(offsets) > 0 {
-		records, next, err := l.read(ctx, offsets[0])
-		if err != nil && !errors.Is(err, kerr.OffsetOutOfRange) {
+	for b := (backoff{}); len(offsets) > 0; {
+		// An open transaction may hold up what is committed behind it, so it is not asked for what is committed.
+		records, next, err := l.readAs(ctx, offsets[0], anyRecord)
+		outside := errors.Is(err, kerr.OffsetOutOfRange)
+		if err != nil && !outside {
 			return nil, err
 		}
 		for _, r := range records {
@@ -131,10 +154,37 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 				found[r.Offset] = r
 			}
 		}
-		next = max(next, offsets[0]+1)
+		if next <= offsets[0] {
+			e, err := l.extent(ctx)
+			switch {
+			case err != nil && !retryable(err):
+				return nil, err
+			case err == nil && e.end <= offsets[0]:
+				return nil, errShort
+			case err == nil && e.start > offsets[0]:
+				next = e.start
+			default:
+				if err := b.wait(ctx); err != nil {
+					return nil, err
+				}
+			}
+		}
 		for len(offsets) > 0 && offsets[0] < next {
 			offsets = offsets[1:]
 		}
 	}
 	return found, nil
+}
+
+// extent asks the leader where the log begins and ends.
+func (l *partitionLog) extent(ctx context.Context) (extent, error) {
+	t, err := l.driver.findAnywhere(ctx, l.topic, int(l.partition)+1)
+	if err != nil {
+		return extent{}, err
+	}
+	e, ok := l.driver.extents(ctx, t, []int32{l.partition})[l.partition]
+	if !ok {
+		return extent{}, fmt.Errorf("partition %d: %w", l.partition, kerr.UnknownTopicOrPartition)
+	}
+	return e, e.err
 }

@@ -154,6 +154,7 @@ func (s *source) own(fresh []*lane, parked []bus.Parked) {
 		}
 		s.mu.Unlock()
 		s.announce(changes, parked)
+		s.listenTo(fresh)
 	})
 	s.wakeCommitter()
 }
@@ -237,6 +238,7 @@ func (s *source) retake(was, l *lane, to int64, parked []bus.Parked) bool {
 	c := s.replace(l)
 	s.mu.Unlock()
 	s.announce([]change{c}, parked)
+	s.listenTo([]*lane{l})
 	return true
 }
 
@@ -301,7 +303,7 @@ func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32)
 	if len(lanes) == 0 {
 		return
 	}
-	s.hush()
+	s.hush(lanes...)
 	ctx, cancel := context.WithTimeout(s.ctx, drainTimeout)
 	s.observer.Revoking(ctx, ids(lanes))
 	cancel()

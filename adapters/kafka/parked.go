@@ -1,8 +1,11 @@
 package kafka
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,14 +27,15 @@ func parkingTopic(group, topic string) string {
 }
 
 // A record of a parking topic is a parked message, whose key is its position; or a command from outside, which the
-// lane's owner carries out and deletes. Both have a header for what has to be known while the body stays where it is.
+// lane's owner carries out and deletes. Headers say what has to be known while the body stays where it is.
 const (
 	headerDue  = "millrace-due"  // microseconds since 1970, rounded up, 0 for any time; and " free" if its key does not wait
 	headerPark = "millrace-park" // of commands: see below
+	headerWho  = "millrace-id"   // of a command to withdraw: the message's id
 	free       = " free"
 
 	commandNew      = "new"       // park this
-	commandReplace  = "replace "  // and a position: this takes the place of what is parked there
+	commandReplace  = "replace "  // and a position: this takes the place of the same message, parked there
 	commandWithdraw = "withdraw " // and a position
 )
 
@@ -41,6 +45,8 @@ type parkedFacts struct {
 	Attempt   int          `json:"attempt"`
 	FirstSeen time.Time    `json:"firstseen"`
 	Failure   *bus.Failure `json:"failure,omitempty"`
+	Writer    string       `json:"writer,omitempty"`  // the ownership that wrote the record
+	Command   string       `json:"command,omitempty"` // the key of the command that it carries out
 }
 
 func positionKey(position int64) []byte { return strconv.AppendInt(nil, position, 10) }
@@ -51,14 +57,14 @@ func positionOf(key []byte) (int64, bool) {
 	return position, err == nil
 }
 
-// encodeParked makes the record of a parked message, or of the command to park it.
-func encodeParked(r *kgo.Record, topic, key string, partition int32, p *bus.Parking) (int, error) {
-	size, err := encodeStored(r, topic, key, p.Message, parkedFacts{
-		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure,
+// encodeParked makes the record of a parked message, or of the command to park it, which has no writer.
+func encodeParked(r *kgo.Record, topic, key string, partition int32, p *bus.Parking, writer string) error {
+	err := encodeStored(r, topic, key, p.Message, parkedFacts{
+		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure, Writer: writer,
 	})
 	r.Partition = partition
 	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerDue, Value: dueText(p.Due, p.Free)})
-	return size, err
+	return err
 }
 
 func dueText(due time.Time, isFree bool) []byte {
@@ -73,10 +79,11 @@ func dueText(due time.Time, isFree bool) []byte {
 	return text
 }
 
-// parkedOf is what a router has to know of a record at this position.
+// parkedOf is what a router has to know of a record at this position. One that cannot be read is due at once.
 func parkedOf(r *kgo.Record, lane bus.Lane, position int64) bus.Parked {
 	p := bus.Parked{Token: bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}}
-	for _, h := range r.Headers {
+	_, ours, _ := split(r.Headers)
+	for _, h := range ours {
 		switch h.Key {
 		case headerKey:
 			p.Key = string(h.Value)
@@ -91,59 +98,96 @@ func parkedOf(r *kgo.Record, lane bus.Lane, position int64) bus.Parked {
 	return p
 }
 
-// decodeParked returns false for a record that is no parked message.
-func decodeParked(r *kgo.Record, s *bus.Subscription, t bus.Token) (bus.Delivery, bool, error) {
-	c := *r
-	c.Headers = nil
-	for _, h := range r.Headers {
-		if h.Key != headerDue {
-			c.Headers = append(c.Headers, h)
-		}
-	}
+// decodeParked returns an error for a record that cannot be read.
+func decodeParked(r *kgo.Record, s *bus.Subscription, t bus.Token) (bus.Delivery, error) {
 	var f parkedFacts
-	m, err := decodeStored(&c, &f)
-	if m == nil || err != nil {
-		return bus.Delivery{}, false, err
+	m, err := decodeStored(r, &f)
+	if err != nil {
+		return bus.Delivery{}, err
 	}
 	return bus.Delivery{
 		Message: m, Token: t, Topic: s.Topic, Group: s.Group,
 		Handler: f.Handler, Attempt: f.Attempt, FirstSeen: f.FirstSeen, Failure: f.Failure,
-	}, true, nil
+	}, nil
+}
+
+// factsOf are a parked record's facts; none if it cannot be read.
+func factsOf(r *kgo.Record) (f parkedFacts) {
+	if _, ours, ok := split(r.Headers); ok {
+		_ = json.Unmarshal(ours[0].Value, &f) // whoever fetches it is told
+	}
+	return f
+}
+
+// mayCarryOut says, quickly, whether a parked record may name a command.
+func mayCarryOut(r *kgo.Record) bool {
+	_, ours, ok := split(r.Headers)
+	return ok && bytes.Contains(ours[0].Value, []byte(`"command":`))
 }
 
 // command is what a command says: park, replace or withdraw.
 type command struct {
 	kind     string
 	position int64
+	id       string // of the message that is meant; "": any, by an earlier version
 }
 
-// commandOf returns false for records that are none.
+// commandOf returns false for records that are none, or of a kind that a later version has.
 func commandOf(r *kgo.Record) (command, bool) {
-	for _, h := range r.Headers {
-		if h.Key != headerPark {
-			continue
-		}
-		text := string(h.Value)
-		for _, kind := range [...]string{commandReplace, commandWithdraw} {
-			if rest, ok := strings.CutPrefix(text, kind); ok {
-				position, err := strconv.ParseInt(rest, 10, 64)
-				return command{kind, position}, err == nil
+	_, ours, isMessage := split(r.Headers)
+	if !isMessage {
+		ours = r.Headers
+	}
+	c, ok := command{}, false
+	for _, h := range ours {
+		switch h.Key {
+		case headerWho:
+			c.id = string(h.Value)
+		case headerPark:
+			text := string(h.Value)
+			c.kind, ok = text, text == commandNew
+			for _, kind := range [...]string{commandReplace, commandWithdraw} {
+				if rest, is := strings.CutPrefix(text, kind); is {
+					position, err := strconv.ParseInt(rest, 10, 64)
+					c.kind, c.position, ok = kind, position, err == nil
+				}
 			}
 		}
-		return command{kind: text}, text == commandNew
 	}
-	return command{}, false
+	if isMessage == (c.kind == commandWithdraw) {
+		return c, false
+	}
+	if isMessage {
+		c.id = idOf(r)
+	}
+	return c, ok
+}
+
+// idOf is the id of a stored message.
+func idOf(r *kgo.Record) string {
+	message, _, _ := split(r.Headers)
+	c := *r
+	c.Headers = message
+	return decodeOne(&c).ID
 }
 
 // moved is a command's record as the one of the parked message at this position.
-func moved(r *kgo.Record, position int64) kgo.Record {
-	m := kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: positionKey(position), Value: r.Value}
-	for _, h := range r.Headers {
-		if h.Key != headerPark {
-			m.Headers = append(m.Headers, h)
+func moved(r *kgo.Record, position int64, writer string) (kgo.Record, error) {
+	message, ours, _ := split(r.Headers)
+	f := factsOf(r)
+	f.Writer, f.Command = writer, string(r.Key)
+	facts, err := json.Marshal(f)
+	m := kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: positionKey(position), Value: r.Value, Headers: slices.Clone(message)}
+	for _, h := range ours {
+		switch h.Key {
+		case headerPark:
+			continue
+		case headerFacts:
+			h.Value = facts
 		}
+		m.Headers = append(m.Headers, h)
 	}
-	return m
+	return m, err
 }
 
 // removal is the record that deletes the one with this key.

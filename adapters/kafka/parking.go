@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -19,219 +18,194 @@ func (s *source) owned(t bus.Token) *lane {
 	return nil
 }
 
+// parkee is one delivery that is being parked.
+type parkee struct {
+	*bus.Parking
+	position int64  // where it goes
+	outcome  *error // of Park, for this one
+}
+
 // Park implements bus.ParkingSource.
 func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
-	for {
-		positions, err := s.places(ps)
-		if err != nil {
-			return err
-		}
-		var records []kgo.Record
-		var tokens []bus.Token
-		for i := range ps {
-			if positions[i] == 0 {
-				continue
-			}
-			var r kgo.Record
-			if _, err := encodeParked(&r, s.parking, string(positionKey(positions[i])), ps[i].Lane, &ps[i]); err != nil {
-				s.leave(ps, positions)
-				return fail("park", s.sub.Topic, err)
-			}
-			records, tokens = append(records, r), append(tokens, ps[i].Token)
-		}
-		records, err = s.store(ctx, tokens, records)
-		if err == nil {
-			return s.parked(ps, positions, records)
-		}
-		s.leave(ps, positions)
-		if !errors.Is(err, bus.ErrStale) { // which went, is seen the next time
-			return err
-		}
+	outcomes := make([]error, len(ps))
+	batch := make([]parkee, len(ps))
+	for i := range ps {
+		batch[i] = parkee{Parking: &ps[i], outcome: &outcomes[i]}
 	}
+	batch, err := s.places(batch)
+	if err != nil {
+		return err
+	}
+	if s.sub.Transactional {
+		s.parkWithin(ctx, batch)
+	} else {
+		records, errs := s.write(ctx, s.recordsOf(&batch))
+		s.parked(batch, records, errs)
+	}
+	s.wakeCommitter()
+	return s.fates(outcomes)
 }
 
-// store writes records of parked messages, and in a transaction settles them at their origin.
-func (s *source) store(ctx context.Context, tokens []bus.Token, records []kgo.Record) ([]kgo.Record, error) {
-	if !s.sub.Transactional || len(records) == 0 {
-		return s.write(ctx, records)
-	}
-	return records, s.transact(ctx, tokens, []*writes{{topic: s.parking, records: records, size: sizeOf(records)}})
-}
+var errStalePark = fmt.Errorf("park: %w", bus.ErrStale)
 
-// places gives each message its position in its lane; 0 if its token is stale.
-func (s *source) places(ps []bus.Parking) ([]int64, error) {
-	positions := make([]int64, len(ps))
+// places gives each message its position in its lane. It returns those whose tokens are not stale.
+func (s *source) places(batch []parkee) ([]parkee, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, fail("park", s.sub.Topic, bus.ErrClosed)
 	}
-	for i := range ps {
-		t := ps[i].Token
-		l := s.owned(t)
-		if l == nil {
+	owned := batch[:0:0]
+	for _, p := range batch {
+		l := s.owned(p.Token)
+		if l == nil || l.void {
+			*p.outcome = errStalePark
 			continue
 		}
-		positions[i] = t.Position
-		if !t.Parked {
-			positions[i] = l.parking.position()
+		p.position = p.Token.Position
+		if !p.Token.Parked {
+			p.position = l.parking.place(p.position)
 		}
-		l.parking.put(positions[i], onTheWay) // so that nobody takes the record for somebody else's
+		l.parking.put(p.position, onTheWay)
+		owned = append(owned, p)
 	}
-	return positions, nil
+	return owned, nil
 }
 
-// leave forgets places that were not taken, as far as is known: the next try takes others.
-func (s *source) leave(ps []bus.Parking, positions []int64) {
-	s.mu.Lock()
-	for i := range ps {
-		l := s.owned(ps[i].Token)
+// recordsOf makes the records of messages. Those of which none can be made are refused, and left out of the batch.
+func (s *source) recordsOf(batch *[]parkee) []kgo.Record {
+	records := make([]kgo.Record, 0, len(*batch))
+	able := (*batch)[:0:0]
+	for _, p := range *batch {
+		var r kgo.Record
+		writer := (&lane{Lane: bus.Lane{ID: p.Token.Lane, Epoch: p.Token.Epoch}}).writer()
+		if err := encodeParked(&r, s.parking, string(positionKey(p.position)), p.Token.Lane, p.Parking, writer); err != nil {
+			s.refuse(p, err)
+			continue
+		}
+		records, able = append(records, r), append(able, p)
+	}
+	*batch = able
+	return records
+}
+
+// parkWithin parks in a transaction, which also settles at the origin. If single ones are too large, they are looked for, so that the others
+// are parked without them.
+func (s *source) parkWithin(ctx context.Context, batch []parkee) {
+	for roomy := false; ; {
+		records := s.recordsOf(&batch)
+		if len(batch) == 0 {
+			return
+		}
+		tokens := make([]bus.Token, len(batch))
+		largest := 0
+		for i, p := range batch {
+			tokens[i] = p.Token
+			largest = max(largest, recordSize(&records[i])+batchOverhead)
+		}
+		err := s.transact(ctx, tokens, []*writes{{topic: s.parking, records: records, size: sizeOf(records)}})
 		switch {
-		case l == nil || ps[i].Token.Parked:
-		case s.sub.Transactional: // nothing was written, or nobody knows
-			delete(l.parking.offsets, positions[i])
+		case err == nil:
+			s.parked(batch, records, nil)
+			return
+		case errors.Is(err, bus.ErrStale): // which, is seen now
+			if batch, err = s.places(batch); err != nil {
+				return // everybody is told when Close begins
+			}
+		case !errors.Is(err, bus.ErrTooLarge):
+			s.parked(batch, records, bus.FailAll(len(batch), storeFailure("park", s.parking, err)).Errs)
+			return
+		case !roomy && s.driver.makeRoom(ctx, s.parking, largest) == nil:
+			roomy = true
+		case len(batch) == 1:
+			s.refuse(batch[0], err)
+			return
 		default:
-			l.parking.remove(positions[i])
+			half := len(batch) / 2
+			s.parkWithin(ctx, batch[:half])
+			batch = batch[half:]
 		}
 	}
-	s.mu.Unlock()
-	s.wakeCommitter()
 }
 
-// parked settles at their origin what has been stored.
-func (s *source) parked(ps []bus.Parking, positions []int64, records []kgo.Record) error {
+// refuse is the outcome of a message that can never be parked.
+func (s *source) refuse(p parkee, err error) {
 	s.mu.Lock()
-	stored := 0
-	for i := range ps {
-		if positions[i] == 0 {
+	defer s.mu.Unlock()
+	*p.outcome = storeFailure("park", s.parking, err)
+	if l := s.owned(p.Token); l != nil && !p.Token.Parked {
+		l.parking.abandon(p.Token.Position)
+	}
+}
+
+// parked settles at their origin what has been stored, and gives it its new token.
+func (s *source) parked(batch []parkee, records []kgo.Record, errs []error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, p := range batch {
+		l := s.owned(p.Token)
+		switch {
+		case errs != nil && errs[i] != nil:
+			*p.outcome = errs[i]
+			if l != nil && !p.Token.Parked {
+				l.parking.failed(p.Token.Position, errs[i])
+			}
+			continue
+		case l == nil: // the lane's next owner has it, or adopts it
+			*p.outcome = errStalePark
 			continue
 		}
-		r := &records[0]
-		records = records[1:]
-		t := &ps[i].Token
-		l := s.owned(*t)
-		if l == nil {
-			continue // the lane's next owner has it, or deletes it
+		l.parking.wrote(&records[i])
+		if !p.Token.Parked {
+			l.window.Done(p.Token.Position)
+			delete(l.parking.drawn, p.Token.Position)
 		}
-		l.parking.wrote(r)
-		if !t.Parked {
-			l.window.Done(t.Position)
-		}
-		t.Parked, t.Position = true, positions[i]
-		stored++
+		p.Token.Parked, p.Token.Position = true, p.position
 	}
-	s.mu.Unlock()
-	s.wakeCommitter()
-	if stored < len(ps) {
-		return fail("park", s.sub.Topic, fmt.Errorf("%d of %d: %w", len(ps)-stored, len(ps), bus.ErrStale))
+}
+
+// fates is what Park returns.
+func (s *source) fates(outcomes []error) error {
+	var first error
+	stale, single := 0, false
+	for _, err := range outcomes {
+		switch {
+		case errors.Is(err, bus.ErrStale):
+			stale++
+		case err == nil || !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed):
+			single = true
+		}
+		if err != nil && !errors.Is(err, bus.ErrStale) && first == nil {
+			first = err
+		}
+	}
+	switch {
+	case first != nil && single:
+		for i, err := range outcomes {
+			if errors.Is(err, bus.ErrStale) { // the next call says so
+				outcomes[i] = storeFailure("park", s.sub.Topic, errors.New("the lane has another owner"))
+			}
+		}
+		return &bus.PublishError{Errs: outcomes}
+	case first != nil: // all the same
+		return first
+	case stale > 0:
+		return fail("park", s.sub.Topic, fmt.Errorf("%d of %d: %w", stale, len(outcomes), bus.ErrStale))
 	}
 	return nil
 }
 
-// forget drops parked messages from the index whose records were removed by the transaction that settled them.
+// forget notes what was settled by a transaction, which has removed the records of parked messages.
 func (s *source) forget(tokens []bus.Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range tokens {
-		if l := s.owned(t); l != nil && t.Parked {
+		switch l := s.owned(t); {
+		case l == nil:
+		case t.Parked:
 			delete(l.parking.offsets, t.Position)
+		default:
+			l.parking.abandon(t.Position)
 		}
 	}
-}
-
-// fetchBytes is how much one read of parked messages asks for; a larger batch comes alone.
-const fetchBytes = 512 << 10
-
-// Fetch implements bus.ParkingSource.
-func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return 0, fail("fetch", s.sub.Topic, bus.ErrClosed)
-	}
-	offsets := make([]int64, len(tokens)) // -1: there is none
-	byLane := map[int32][]int64{}
-	for i, t := range tokens {
-		offsets[i] = onTheWay
-		if l := s.owned(t); l != nil && t.Parked {
-			if offset, ok := l.parking.offsets[t.Position]; ok && offset != onTheWay {
-				offsets[i] = offset
-				byLane[t.Lane] = append(byLane[t.Lane], offset)
-			}
-		}
-	}
-	s.mu.Unlock()
-	records := map[int32]map[int64]*kgo.Record{}
-	for lane, offsets := range byLane {
-		slices.Sort(offsets)
-		found, err := s.readable(lane).at(ctx, offsets)
-		if err != nil {
-			return 0, fail("fetch", s.sub.Topic, err)
-		}
-		records[lane] = found
-	}
-	n := 0
-	for i, t := range tokens {
-		r := records[t.Lane][offsets[i]]
-		if r == nil || string(r.Key) != string(positionKey(t.Position)) {
-			continue
-		}
-		d, ok, err := decodeParked(r, &s.sub, t)
-		if err != nil {
-			return 0, fail("fetch", s.sub.Topic, err)
-		}
-		if ok {
-			dst[n] = d
-			n++
-		}
-	}
-	return n, nil
-}
-
-// readable is a lane's parking log, kept because it knows the leader.
-func (s *source) readable(lane int32) *partitionLog {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	log := s.fetchLogs[lane]
-	if log == nil {
-		log = s.partition(lane)
-		log.bytes = fetchBytes
-		s.fetchLogs[lane] = log
-	}
-	return log
-}
-
-// removeSettled deletes the records of parked messages that were settled. Called with the turn to commit.
-func (s *source) removeSettled(ctx context.Context) error {
-	type removed struct {
-		lane *lane
-		n    int
-	}
-	var records []kgo.Record
-	var lanes []removed
-	s.mu.Lock()
-	for _, l := range s.lanes {
-		if n := len(l.parking.settled); n > 0 {
-			lanes = append(lanes, removed{l, n})
-			for _, position := range l.parking.settled {
-				records = append(records, removal(s.parking, l.ID, positionKey(position)))
-			}
-		}
-	}
-	s.mu.Unlock()
-	records, err := s.write(ctx, records)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range lanes {
-		for i := range records[:r.n] {
-			r.lane.parking.wrote(&records[i])
-		}
-		records = records[r.n:]
-		r.lane.parking.settled = r.lane.parking.settled[r.n:]
-		r.lane.removed = true
-	}
-	return nil
 }

@@ -166,50 +166,35 @@ func TestInjectIsCarriedOutOnce(t *testing.T) {
 	}
 }
 
-// TestForeignRecordIsRemoved: what an owner of before wrote when it was the owner no more, without having settled it at its
-// origin, is not parked.
-func TestForeignRecordIsRemoved(t *testing.T) {
+// TestLateRecordIsAdopted: what an owner of before, or the next one, has parked in a lane is told of and kept: its origin may be
+// settled.
+func TestLateRecordIsAdopted(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
 		topic, group := name("t"), name("g")
 		publish(t, b, topic, texts("a", "b")...)
-		s, _ := parking(t, b, topic, group)
+		s, o := parking(t, b, topic, group)
 		ps := parkAll(receive(t, s, 2))
 		if err := s.Park(within(t), ps[:1]); err != nil {
 			t.Fatal(err)
 		}
-		client, err := kgo.NewClient(kgo.SeedBrokers(c.Brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()),
-			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{parkingTopic(topic, group): {ps[0].Lane: kgo.NewOffset().AtStart()}}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		read := func(ok func(*kgo.Record) bool) *kgo.Record {
-			t.Helper()
-			for {
-				fs := client.PollFetches(within(t))
-				if err := fs.Err(); err != nil {
-					t.Fatal(err)
-				}
-				for r := range fs.RecordsAll() {
-					if ok(r) {
-						return r
-					}
-				}
+		ours := recordAt(t, c, parkingTopic(topic, group), ps[0].Lane, 0)
+		late := &kgo.Record{Topic: ours.Topic, Partition: ours.Partition, Key: []byte("42"), Value: []byte("late"), Headers: ours.Headers}
+		for i, h := range late.Headers {
+			if h.Key == "millrace-facts" {
+				late.Headers[i].Value = []byte(`{"attempt":3,"writer":"another"}`)
 			}
 		}
-		ours := read(func(*kgo.Record) bool { return true })
-		foreign := &kgo.Record{Topic: ours.Topic, Partition: ours.Partition, Key: []byte("42"), Value: []byte("late"), Headers: ours.Headers}
-		if err := client.ProduceSync(within(t), foreign).FirstErr(); err != nil {
-			t.Fatal(err)
+		produce(t, c, late)
+		if got := fetched(t, s, o.told(t, 1)); !slices.Equal(got, []string{"late"}) {
+			t.Errorf("told of %v", got)
 		}
-		read(func(r *kgo.Record) bool { return string(r.Key) == "42" && r.Value == nil })
 		closeSource(t, s)
-		s, o := parking(t, b, topic, group)
+		s, o = parking(t, b, topic, group)
 		if got := payloads(receive(t, s, 1)); got[0] != "b" {
 			t.Errorf("the next owner got %v", got)
 		}
-		if got := fetched(t, s, o.told(t, 1)); !slices.Equal(got, []string{"a"}) {
+		if got := fetched(t, s, o.told(t, 2)); !slices.Equal(got, []string{"late", "a"}) {
 			t.Errorf("parked are %v", got)
 		}
 	})

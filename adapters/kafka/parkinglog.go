@@ -5,6 +5,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -14,16 +15,36 @@ import (
 
 // parkingLog is what the owner of a lane knows of its partition of the parking topic. It is guarded by the source's lock.
 type parkingLog struct {
-	// offsets are where the newest record of each parked message is, by position; -1 while the first is on its way.
+	// offsets are where the newest record of each parked message is, by position; or onTheWay, or unplaced.
 	offsets map[int64]int64
-	last    int64   // the last position that was given out
-	heard   int64   // all below this offset is known
-	settled []int64 // positions whose records are to be deleted
-	ready   bool    // all that was parked before is known
+	drawn   map[int64]place // the places of messages that are being parked, by their positions at the origin
+	orders  []*order        // commands that wait here, in the order in which they came
+	last    int64           // the last position that was given out
+	ready   bool            // all that was parked before is known
+
+	topic [16]byte // the topic's id; zero where the broker has none
+	heard int64    // all below this offset is known
+	top   int64    // how far the log has been seen to reach
+	short int      // how many times in a row it was seen to end before that
+	anew  bool     // the log is not the one that the index is of: it is read from its start
+
+	settled  []int64 // positions whose records are to be deleted, in order
+	dropped  int     // how many are not in settled any more
+	approved int     // how many, with those dropped, were settled before a commit that succeeded
 }
 
-// onTheWay is the offset of a record that is not written yet.
-const onTheWay = -1
+// Offsets of records that cannot be read.
+const (
+	onTheWay = -1 // the first one is being written
+	unplaced = -2 // the log is being read anew
+)
+
+// place is where a message is to be parked. It keeps it when parking fails, so that a record that was written, although nobody
+// knows, is replaced by the next try, and so that followers that are parked meanwhile stay behind it.
+type place struct {
+	position int64
+	written  bool // perhaps
+}
 
 // position gives out the next one. It is a time, so that no position is given out twice, whoever was the owner before.
 func (p *parkingLog) position() int64 {
@@ -31,15 +52,48 @@ func (p *parkingLog) position() int64 {
 	return p.last
 }
 
+// place is that of a message, by its position at the origin.
+func (p *parkingLog) place(origin int64) int64 {
+	if d, ok := p.drawn[origin]; ok {
+		return d.position
+	}
+	if p.drawn == nil {
+		p.drawn = map[int64]place{}
+	}
+	d := place{position: p.position()}
+	p.drawn[origin] = d
+	p.put(d.position, onTheWay) // so that nobody takes the record for somebody else's
+	return d.position
+}
+
+// abandon gives up the place of a message that is not going to be parked.
+func (p *parkingLog) abandon(origin int64) {
+	d, ok := p.drawn[origin]
+	switch {
+	case !ok:
+		return
+	case d.written:
+		p.remove(d.position)
+	default:
+		delete(p.offsets, d.position)
+	}
+	delete(p.drawn, origin)
+}
+
 // wrote notes where a record is that this process has written.
 func (p *parkingLog) wrote(r *kgo.Record) {
+	p.top = max(p.top, r.Offset+1)
 	if p.heard == r.Offset {
 		p.heard++
 	} // else somebody has written in between: the listener reads it
-	if position, ok := positionOf(r.Key); ok && r.Value != nil {
-		if _, known := p.offsets[position]; known { // not settled meanwhile
-			p.put(position, r.Offset)
-		}
+	position, ok := positionOf(r.Key)
+	if !ok || r.Value == nil {
+		return
+	}
+	if _, known := p.offsets[position]; known {
+		p.put(position, r.Offset)
+	} else if !slices.Contains(p.settled, position) { // withdrawn while it was on its way
+		p.settled = append(p.settled, position)
 	}
 }
 
@@ -61,67 +115,53 @@ func (p *parkingLog) remove(position int64) {
 	}
 }
 
-// extent is where a log begins and ends.
-type extent struct{ start, end int64 }
-
-// extents are those of a topic's partitions; none if there is no such topic.
-func (d *driver) extents(ctx context.Context, topic string) (map[int32]extent, error) {
-	starts, err := d.adm.ListStartOffsets(ctx, topic)
-	if err == nil {
-		err = starts.Error()
-	}
-	if isMissing(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	ends, err := d.adm.ListEndOffsets(ctx, topic)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return nil, err
-	}
-	extents := map[int32]extent{}
-	for p, start := range starts[topic] {
-		if end, ok := ends.Lookup(topic, p); ok {
-			extents[p] = extent{start.Offset, end.Offset}
-		}
-	}
-	return extents, nil
-}
-
-// load reads what is parked in lanes that are about to be ours, and carries out the commands that wait there. It tries until ctx
-// ends. It returns what the router has to be told, in order.
+// load reads what is parked in lanes that are about to be ours. It tries until ctx ends. It returns what the router has to be told,
+// in the order of each lane. Commands that wait there are for the listener.
 func (s *source) load(ctx context.Context, lanes []*lane) ([]bus.Parked, error) {
-	if _, ok := s.observer.(bus.ParkingObserver); !ok {
+	if _, ok := s.observer.(bus.ParkingObserver); !ok || len(lanes) == 0 {
 		return nil, nil
 	}
 	var told []bus.Parked
-	err := s.insist(ctx, "what is parked was not read", func() error {
-		told = nil
-		extents, err := s.driver.extents(ctx, s.parking)
-		if err != nil {
-			return err
-		}
-		for _, l := range lanes {
-			ps, err := s.loadLane(ctx, l, extents[l.ID])
-			if err != nil {
-				return err
-			}
-			told = append(told, ps...)
-		}
-		return nil
+	err := s.insist(ctx, "what is parked was not read", func() (err error) {
+		var ps []bus.Parked
+		ps, lanes, err = s.loadLanes(ctx, lanes)
+		told = append(told, ps...)
+		return err
 	})
 	return told, err
 }
 
+// loadLanes returns the lanes that were not read, too.
+func (s *source) loadLanes(ctx context.Context, lanes []*lane) (told []bus.Parked, left []*lane, err error) {
+	partitions := make([]int32, len(lanes))
+	for i, l := range lanes {
+		partitions[i] = l.ID
+	}
+	topic, err := s.driver.findAnywhere(ctx, s.parking, int(slices.Max(partitions))+1)
+	if err != nil {
+		return nil, lanes, err
+	}
+	extents := s.driver.extents(ctx, topic, partitions)
+	for _, l := range lanes {
+		e := extents[l.ID] // nothing, if there is no such partition
+		ps, failed := []bus.Parked(nil), e.err
+		if failed == nil {
+			ps, failed = s.loadLane(ctx, l, e, topic.TopicID)
+		}
+		if failed != nil {
+			left, err = append(left, l), cmp.Or(err, failed)
+		}
+		told = append(told, ps...)
+	}
+	return told, left, err
+}
+
 // loadLane reads a partition that nobody else writes to, but commands.
-func (s *source) loadLane(ctx context.Context, l *lane, e extent) ([]bus.Parked, error) {
+func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte) ([]bus.Parked, error) {
 	parked := map[int64]bus.Parked{}
-	commands := map[string]int64{} // by key, where they are
-	log := parkingLog{heard: e.end}
+	commands := map[string]*order{}
+	carriedOut := map[string]int64{} // commands, by the positions where what they say is parked
+	log := parkingLog{heard: e.end, top: e.end, topic: topic, ready: true}
 	s.mu.Lock()
 	if was := s.lanes[l.ID]; was != nil { // of our last ownership: settled, and not deleted yet
 		log.settled = slices.Clone(was.parking.settled)
@@ -136,10 +176,13 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent) ([]bus.Parked,
 		case ok:
 			parked[position] = parkedOf(r, l.Lane, position)
 			log.put(position, r.Offset)
+			if mayCarryOut(r) {
+				carriedOut[factsOf(r).Command] = position
+			}
 		case r.Value == nil:
 			delete(commands, string(r.Key))
 		default:
-			commands[string(r.Key)] = r.Offset
+			commands[string(r.Key)] = &order{key: string(r.Key), offset: r.Offset}
 		}
 		return true, nil
 	})
@@ -150,105 +193,36 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent) ([]bus.Parked,
 		delete(parked, position)
 		delete(log.offsets, position)
 	}
+	for key, position := range carriedOut {
+		c := commands[key]
+		if _, is := log.offsets[position]; is && c != nil {
+			c.done = true // and was to be deleted
+		}
+	}
 	told := slices.SortedFunc(maps.Values(parked), func(a, b bus.Parked) int { return cmp.Compare(a.Position, b.Position) })
 	if len(told) > 0 {
 		log.last = told[len(told)-1].Position
 	}
+	log.orders = slices.SortedFunc(maps.Values(commands), func(a, b *order) int { return cmp.Compare(a.offset, b.offset) })
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	l.parking = log
-	s.mu.Unlock()
-	changes, err := s.carryOut(ctx, l, slices.Sorted(maps.Values(commands)))
-	s.mu.Lock()
-	l.parking.ready = err == nil
-	s.mu.Unlock()
-	return append(told, changes...), err
-}
-
-// deeds are what comes of commands.
-type deeds struct {
-	told    []bus.Parked
-	changes []kgo.Record
-	done    []kgo.Record // removes the commands: written after the changes, so that a crash repeats a command and loses none
-}
-
-// carryOut reads the commands at these offsets, in order, and does what they say. It tries until ctx ends, and returns what
-// the router is to be told.
-func (s *source) carryOut(ctx context.Context, l *lane, offsets []int64) ([]bus.Parked, error) {
-	var told []bus.Parked
-	for chunk := range slices.Chunk(offsets, 256) {
-		records, err := s.partition(l.ID).at(ctx, chunk)
-		if err != nil {
-			return nil, err
-		}
-		var d deeds
-		s.mu.Lock()
-		for _, offset := range chunk {
-			if r := records[offset]; r != nil {
-				l.obey(r, &d)
-			}
-		}
-		s.mu.Unlock()
-		for _, records := range [][]kgo.Record{d.changes, d.done} {
-			// Each try writes the same records, so that nothing is parked twice when some of them had been written.
-			err := s.insist(ctx, "what was parked from outside was not taken over", func() error {
-				return s.writeFor(ctx, l, records)
-			})
-			if err != nil {
-				return nil, err
-			}
-		}
-		told = append(told, d.told...)
-	}
 	return told, nil
 }
 
-// obey does what a command says, as far as it still can be done.
-func (l *lane) obey(r *kgo.Record, d *deeds) {
-	c, _ := commandOf(r) // what is none of ours is deleted, too
-	position := c.position
-	if c.kind == commandNew {
-		position = l.parking.position()
-		l.parking.put(position, onTheWay)
-	}
-	_, known := l.parking.offsets[position]
-	switch {
-	case !known:
-	case c.kind == commandWithdraw:
-		delete(l.parking.offsets, position)
-		d.told = append(d.told, bus.Parked{Token: bus.Token{Lane: l.ID, Epoch: l.Epoch, Position: position, Parked: true}, Withdrawn: true})
-		d.changes = append(d.changes, removal(r.Topic, r.Partition, positionKey(position)))
-	default:
-		d.told = append(d.told, parkedOf(r, l.Lane, position))
-		d.changes = append(d.changes, moved(r, position))
-	}
-	d.done = append(d.done, removal(r.Topic, r.Partition, r.Key))
-}
+// writer names the ownership that writes a record, in this process and among others.
+func (l *lane) writer() string { return process + "/" + strconv.FormatUint(l.Epoch, 36) }
 
-// writeFor writes records of one lane, and notes where they are.
-func (s *source) writeFor(ctx context.Context, l *lane, records []kgo.Record) error {
-	written, err := s.write(ctx, records)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range written {
-		l.parking.wrote(&written[i])
-	}
-	return nil
-}
+var process = bus.NewID()
 
-// write writes records to the parking topic: all, or it is not known which. It returns them with their offsets. The given ones
-// stay as they are; of a try that failed, the client may still be at work on its own.
-func (s *source) write(ctx context.Context, records []kgo.Record) ([]kgo.Record, error) {
+// write writes records to the parking topic. It returns them with their offsets, and what became of each; nil if all are durable.
+// The given ones stay as they are; of a try that failed, the client may still be at work on its own.
+func (s *source) write(ctx context.Context, records []kgo.Record) ([]kgo.Record, []error) {
 	if len(records) == 0 {
 		return nil, nil
 	}
 	written := slices.Clone(records)
-	if err := s.driver.park(ctx, s.parking, s.sub.Topic, written); err != nil {
-		return nil, err
-	}
-	return written, nil
+	return written, s.driver.park(ctx, s.parking, s.sub.Topic, written)
 }
 
 // partition is the lane's log in the parking topic.

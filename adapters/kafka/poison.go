@@ -48,30 +48,25 @@ func (d *driver) Poison(_ context.Context, group string) (bus.PoisonStore, error
 // Put implements bus.PoisonStore.
 func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
 	records := make([]kgo.Record, len(entries))
-	size := 0
 	for i := range entries {
-		n, err := encodeEntry(&records[i], s.topic, &entries[i])
-		if err != nil {
+		if err := encodeEntry(&records[i], s.topic, &entries[i]); err != nil {
 			return fail("poison", s.topic, fmt.Errorf("entry %q: %w", entries[i].ID, err))
 		}
-		size += n
 	}
-	return s.write(ctx, records, size)
+	return s.write(ctx, records)
 }
 
 // Remove implements bus.PoisonStore.
 func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	records := make([]kgo.Record, len(ids))
-	size := 0
 	for i, id := range ids {
 		records[i] = kgo.Record{Topic: s.topic, Key: []byte(id)}
-		size += len(id) + batchOverhead
 	}
-	return s.write(ctx, records, size)
+	return s.write(ctx, records)
 }
 
 // write appends records to the store.
-func (s *poisonStore) write(ctx context.Context, records []kgo.Record, size int) error {
+func (s *poisonStore) write(ctx context.Context, records []kgo.Record) error {
 	d := s.driver
 	if d.isClosed() {
 		return fail("poison", s.topic, bus.ErrClosed)
@@ -82,15 +77,10 @@ func (s *poisonStore) write(ctx context.Context, records []kgo.Record, size int)
 	if err := s.ensure(ctx); err != nil {
 		return fail("poison", s.topic, err)
 	}
-	if !d.buffer.tryTake(size) {
-		if err := d.buffer.take(ctx, size); err != nil {
-			return fail("poison", s.topic, err)
-		}
-	}
-	return firstFailure("poison", d.produce(ctx, d.client, records, size).wait(ctx, s.topic))
+	return firstError(d.write(ctx, d.client, "poison", s.topic, records))
 }
 
-// ensure creates the topic, whatever the bus does with others: the alternative is to lose what it is for.
+// ensure creates the topic.
 func (s *poisonStore) ensure(ctx context.Context) error {
 	d := s.driver
 	if d.topics.has(s.topic) {
@@ -98,30 +88,32 @@ func (s *poisonStore) ensure(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
 	defer cancel()
-	if err := d.topics.look(ctx, s.topic, 1, d.topics.compacted()); err != nil {
+	if err := d.ensureStore(ctx, s.topic, "", 1); err != nil {
 		return fmt.Errorf("the group's store is a compacted topic with one partition: %w", err)
 	}
 	return nil
 }
 
-func encodeEntry(r *kgo.Record, topic string, e *bus.PoisonEntry) (int, error) {
+func encodeEntry(r *kgo.Record, topic string, e *bus.PoisonEntry) error {
 	return encodeStored(r, topic, e.ID, e.Message, facts{
 		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
 		Failure: e.Failure, Host: e.Host, Time: e.Time,
 	})
 }
 
-// decodeEntry returns false for records that are not entries.
-func decodeEntry(r *kgo.Record) (bus.PoisonEntry, bool, error) {
+// decodeEntry makes an entry of class bus.Unreadable of a record that is none.
+func (s *poisonStore) decodeEntry(r *kgo.Record) bus.PoisonEntry {
 	var about facts
 	m, err := decodeStored(r, &about)
-	if m == nil || err != nil {
-		return bus.PoisonEntry{}, false, err
+	if err != nil {
+		e := unreadable(r, err)
+		e.ID, e.Group = string(r.Key), s.group
+		return e
 	}
 	return bus.PoisonEntry{
 		ID: string(r.Key), Message: m, Topic: about.Topic, Group: about.Group, Handler: about.Handler, Lane: about.Lane,
 		Position: about.Position, Waits: about.Waits, Failure: about.Failure, Host: about.Host, Time: about.Time,
-	}, true, nil
+	}
 }
 
 // List implements bus.PoisonStore. It lists what the store held when it began. The topic is read twice: first for

@@ -1,19 +1,19 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"slices"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// place is where an entry was seen: its order is by the first time.
-type place struct {
-	first, last int64
-	replaced    *bus.PoisonEntry // the newest, if it is not the first
+// seen is where an entry was seen: its order is by the first time.
+type seen struct {
+	first    int64
+	replaced *bus.PoisonEntry // the newest, if it is not the first
 }
 
 // list yields the entries in the order of their first record. It returns nil after yield has returned false.
@@ -21,66 +21,92 @@ func (s *poisonStore) list(ctx context.Context, yield func(bus.PoisonEntry, erro
 	if s.driver.isClosed() {
 		return bus.ErrClosed
 	}
-	start, end, err := s.extent(ctx)
-	if err != nil || start == end {
+	e, err := s.extent(ctx)
+	if err != nil || e.start == e.end {
 		return err
 	}
-	places := map[string]place{}
-	err = s.log().each(ctx, start, end, func(r *kgo.Record) (bool, error) {
+	places := map[string]seen{}
+	err = s.log().each(ctx, e.start, e.end, func(r *kgo.Record) (bool, error) {
 		id := string(r.Key)
-		if r.Value == nil {
-			delete(places, id)
-			return true, nil
-		}
 		was, again := places[id]
-		if !again {
-			places[id] = place{first: r.Offset, last: r.Offset}
-			return true, nil
+		switch {
+		case r.Value == nil:
+			delete(places, id)
+		case !again:
+			places[id] = seen{first: r.Offset}
+		default:
+			newest := s.decodeEntry(r)
+			places[id] = seen{was.first, &newest}
 		}
-		e, ok, err := decodeEntry(r)
-		if err == nil && ok {
-			places[id] = place{first: was.first, last: r.Offset, replaced: &e}
-		}
-		return err == nil, err
+		return true, nil
 	})
 	if err != nil || len(places) == 0 {
 		return err
 	}
-	return s.log().each(ctx, start, end, func(r *kgo.Record) (bool, error) {
+	more := true
+	err = s.log().each(ctx, e.start, e.end, func(r *kgo.Record) (bool, error) {
 		p, ok := places[string(r.Key)]
 		if !ok || p.first != r.Offset {
 			return true, nil
 		}
+		delete(places, string(r.Key))
 		if p.replaced != nil {
-			return yield(*p.replaced, nil), nil
+			more = yield(*p.replaced, nil)
+		} else {
+			more = yield(s.decodeEntry(r), nil)
 		}
-		e, ok, err := decodeEntry(r)
-		if err != nil || !ok {
-			return err == nil, err
-		}
-		return yield(e, nil), nil
+		return more, nil
 	})
+	if err != nil || len(places) == 0 || !more {
+		return err
+	}
+	return s.listCompacted(ctx, places, e.end, yield)
+}
+
+// listCompacted yields entries whose first record was compacted between the two readings, because there is a newer one.
+func (s *poisonStore) listCompacted(ctx context.Context, places map[string]seen, from int64, yield func(bus.PoisonEntry, error) bool) error {
+	e, err := s.extent(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.log().each(ctx, max(from, e.start), e.end, func(r *kgo.Record) (bool, error) {
+		p, ok := places[string(r.Key)]
+		switch {
+		case !ok:
+		case r.Value == nil:
+			delete(places, string(r.Key))
+		default:
+			newest := s.decodeEntry(r)
+			places[string(r.Key)] = seen{p.first, &newest}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	var left []seen
+	for _, p := range places {
+		if p.replaced != nil {
+			left = append(left, p)
+		}
+	}
+	slices.SortFunc(left, func(a, b seen) int { return cmp.Compare(a.first, b.first) })
+	for _, p := range left {
+		if !yield(*p.replaced, nil) {
+			break
+		}
+	}
+	return nil
 }
 
 // extent is where the store begins and ends now; nothing, if it was never written.
-func (s *poisonStore) extent(ctx context.Context) (start, end int64, err error) {
-	starts, err := s.driver.adm.ListStartOffsets(ctx, s.topic)
+func (s *poisonStore) extent(ctx context.Context) (extent, error) {
+	topic, err := s.driver.findAnywhere(ctx, s.topic, 1)
 	if err != nil {
-		return 0, 0, err
+		return extent{}, err
 	}
-	ends, err := s.driver.adm.ListEndOffsets(ctx, s.topic)
-	if err != nil {
-		return 0, 0, err
-	}
-	from, _ := starts.Lookup(s.topic, 0)
-	to, _ := ends.Lookup(s.topic, 0)
-	if err := errors.Join(starts.Error(), ends.Error()); err != nil {
-		if errors.Is(err, kerr.UnknownTopicOrPartition) {
-			return 0, 0, nil
-		}
-		return 0, 0, err
-	}
-	return from.Offset, to.Offset, nil
+	e := s.driver.extents(ctx, topic, []int32{0})[0]
+	return e, e.err
 }
 
 func (s *poisonStore) log() *partitionLog { return &partitionLog{driver: s.driver, topic: s.topic} }

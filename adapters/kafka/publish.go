@@ -138,19 +138,3 @@ func (c *call) outcome(topic string, cause error) error {
 	}
 	return &bus.PublishError{Errs: errs}
 }
-
-// firstFailure is the first failure of what a publish returned, as that of another operation.
-func firstFailure(op string, err error) error {
-	pe, ok := err.(*bus.PublishError) //nolint:errorlint // made by wait
-	if !ok {
-		return err
-	}
-	for _, err := range pe.Errs {
-		if err != nil {
-			e := *err.(*bus.Error) //nolint:errorlint // as before
-			e.Op = op
-			return &e
-		}
-	}
-	return nil
-}

@@ -22,7 +22,10 @@ type source struct {
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
 	dirty  chan struct{} // wakes the committer; holds one value
+	ready  chan struct{} // wakes the listener; holds one value
+	gone   chan struct{} // wakes the remover; holds one value
 	turn   chan struct{} // holds one value: commits are made one at a time
+	tidy   chan struct{} // holds one value: records are removed by one at a time
 	idle   chan struct{} // closed when the background has ended
 	left   chan struct{} // closed when Close is complete
 	err    error         // Close's, set before left is closed
@@ -72,7 +75,10 @@ func newSource(d *driver, s bus.Subscription, o bus.LaneObserver, at start) *sou
 		observer:  o,
 		start:     at,
 		dirty:     make(chan struct{}, 1),
+		ready:     make(chan struct{}, 1),
+		gone:      make(chan struct{}, 1),
 		turn:      make(chan struct{}, 1),
+		tidy:      make(chan struct{}, 1),
 		idle:      make(chan struct{}),
 		left:      make(chan struct{}),
 		lanes:     map[int32]*lane{},
@@ -81,6 +87,7 @@ func newSource(d *driver, s bus.Subscription, o bus.LaneObserver, at start) *sou
 		room:      metadataRoom,
 	}
 	src.turn <- struct{}{}
+	src.tidy <- struct{}{}
 	src.ctx, src.cancel = context.WithCancel(context.Background())
 	src.change = sync.NewCond(&src.mu)
 	return src
@@ -182,6 +189,7 @@ func (s *source) background() {
 	wg.Go(s.committer)
 	wg.Go(s.watcher)
 	wg.Go(s.listener)
+	wg.Go(s.remover)
 	wg.Wait()
 	s.rewinding.Wait()
 }
@@ -207,6 +215,7 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 			l.parking.remove(t.Position)
 		} else {
 			l.window.Done(t.Position)
+			l.parking.abandon(t.Position)
 		}
 	}
 	s.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -145,6 +146,9 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 	for i, w := range all {
 		if pe, ok := errors.AsType[*bus.PublishError](calls[i].wait(ctx, w.topic)); ok {
 			refused.errs[w] = pe.Errs
+			if w.topic == s.parking && slices.ContainsFunc(pe.Errs, isMissing) {
+				d.forgetParking(client, s.parking)
+			}
 		}
 	}
 	if len(refused.errs) > 0 {

@@ -1,0 +1,187 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// order is a command in a lane's parking log, and how far it is carried out. Each try does the same, so that nothing is parked
+// twice when one that failed had been written.
+type order struct {
+	key       string
+	offset    int64
+	position  int64 // where a new message is to be parked; 0: not decided
+	withdraws bool  // the message is out of the index, and its record is to be deleted
+	done      bool  // only the command itself is to be deleted: after its effect, so that a crash repeats a command and loses none
+	foreign   bool  // it is not for us, and stays: a later version's, perhaps
+}
+
+var errLeaving = errors.New("the lane is being handed over")
+
+// carryOut does what commands say that wait in a lane's log, and tells the router. What fails is left for the next time.
+func (s *source) carryOut(ctx context.Context, o bus.ParkingObserver, l *lane) error {
+	s.mu.Lock()
+	var todo []*order
+	for _, c := range l.parking.orders {
+		if !c.done && !c.foreign {
+			todo = append(todo, c)
+		}
+	}
+	s.mu.Unlock()
+	var errs []error
+	for chunk := range slices.Chunk(todo, 256) {
+		if err := s.carryOutSome(ctx, o, l, chunk); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, s.removeDone(ctx, l))...)
+}
+
+func (s *source) carryOutSome(ctx context.Context, o bus.ParkingObserver, l *lane, orders []*order) error {
+	commands, stored, err := s.readOrders(ctx, l, orders)
+	if err != nil {
+		return err
+	}
+	var changes []kgo.Record
+	var of []*order
+	var told []bus.Parked
+	var errs []error
+	s.mu.Lock()
+	if l.leaving {
+		s.mu.Unlock()
+		return errLeaving
+	}
+	for _, c := range orders {
+		r := commands[c.offset]
+		if r == nil { // deleted by another owner, who has carried it out
+			c.done = true
+			continue
+		}
+		change, parked, err := l.obey(c, r, stored)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if change.Key != nil {
+			changes, of, told = append(changes, change), append(of, c), append(told, parked)
+		}
+	}
+	s.mu.Unlock()
+	written, outcomes := s.write(ctx, changes)
+	s.tellParked(o, l, func() (news []bus.Parked) {
+		for i := range written {
+			if outcomes != nil && outcomes[i] != nil {
+				continue
+			}
+			l.parking.wrote(&written[i])
+			of[i].done = true
+			news = append(news, told[i])
+		}
+		return news
+	})
+	return errors.Join(append(errs, firstError(outcomes))...)
+}
+
+// readOrders reads commands, and the messages that they concern, by position.
+func (s *source) readOrders(ctx context.Context, l *lane, orders []*order) (commands map[int64]*kgo.Record, stored map[int64]*kgo.Record, err error) {
+	offsets := make([]int64, len(orders))
+	for i, c := range orders {
+		offsets[i] = c.offset
+	}
+	if commands, err = s.partition(l.ID).at(ctx, offsets); err != nil {
+		return nil, nil, err
+	}
+	positions := map[int64]int64{}
+	s.mu.Lock()
+	for _, r := range commands {
+		c, ok := commandOf(r)
+		if !ok || c.kind == commandNew || c.id == "" {
+			continue
+		}
+		switch offset, known := l.parking.offsets[c.position]; {
+		case known && offset == unplaced:
+			err = errAnew
+		case known && offset != onTheWay:
+			positions[offset] = c.position
+		}
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	stored = map[int64]*kgo.Record{}
+	offsets = offsets[:0]
+	for offset := range positions {
+		offsets = append(offsets, offset)
+	}
+	slices.Sort(offsets)
+	found, err := s.partition(l.ID).at(ctx, offsets)
+	for offset, r := range found {
+		stored[positions[offset]] = r
+	}
+	return commands, stored, err
+}
+
+// obey makes the record that does what a command says, and what the router is to be told of it; no record if it cannot be done, or was
+// done. Called with the lock held.
+func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (change kgo.Record, told bus.Parked, err error) {
+	says, ok := commandOf(r)
+	if !ok {
+		c.foreign = true
+		return change, told, fmt.Errorf("record %d of partition %d of topic %q is no command that this version knows; it stays there", r.Offset, r.Partition, r.Topic)
+	}
+	if says.kind == commandNew {
+		if c.position == 0 {
+			c.position = l.parking.position()
+			l.parking.put(c.position, onTheWay)
+		}
+		says.position = c.position
+	}
+	_, known := l.parking.offsets[says.position]
+	if says.id != "" && says.kind != commandNew {
+		m := stored[says.position]
+		known = known && m != nil && idOf(m) == says.id
+	}
+	switch {
+	case !known && !c.withdraws: // it is gone, or another message has the place
+		c.done = true
+		return change, told, nil
+	case says.kind == commandWithdraw:
+		c.withdraws = true
+		delete(l.parking.offsets, says.position)
+		told = bus.Parked{Token: bus.Token{Lane: l.ID, Epoch: l.Epoch, Position: says.position, Parked: true}, Withdrawn: true}
+		return removal(r.Topic, r.Partition, positionKey(says.position)), told, nil
+	default:
+		change, err = moved(r, says.position, l.writer())
+		return change, parkedOf(r, l.Lane, says.position), err
+	}
+}
+
+// removeDone deletes commands that were carried out.
+func (s *source) removeDone(ctx context.Context, l *lane) error {
+	var records []kgo.Record
+	removed := map[string]bool{}
+	s.mu.Lock()
+	for _, c := range l.parking.orders {
+		if c.done {
+			records = append(records, removal(s.parking, l.ID, []byte(c.key)))
+		}
+	}
+	s.mu.Unlock()
+	written, outcomes := s.write(ctx, records)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range written {
+		if outcomes == nil || outcomes[i] == nil {
+			l.parking.wrote(&written[i])
+			removed[string(written[i].Key)] = true
+		}
+	}
+	l.parking.orders = slices.DeleteFunc(l.parking.orders, func(c *order) bool { return removed[c.key] })
+	return firstError(outcomes)
+}

@@ -1,0 +1,203 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// maxStored bounds a stored record, so that it fits into one request of the client.
+const maxStored = 96 << 20
+
+// ensureStore finds a topic for stored messages, or creates it, whatever the bus does with others: the alternative is to lose what it
+// is for. It takes our largest message and the largest of the topic of origin, if one is named.
+func (d *driver) ensureStore(ctx context.Context, name, origin string, partitions int) error {
+	size := d.config.MaxMessage + batchOverhead
+	if origin != "" && !d.topics.has(name) {
+		size = max(size, d.sizeLimit(ctx, origin))
+	}
+	if err := d.topics.look(ctx, name, partitions, compacted(min(size+storeRoom, maxStored))); err != nil {
+		return err
+	}
+	configs, err := d.configsOf(ctx, name)
+	if err != nil {
+		return nil //nolint:nilerr // who may not read a topic's configuration finds out by being refused
+	}
+	if how := expires(configs); how != "" {
+		d.topics.forget(name)
+		return fmt.Errorf("topic %q has %s, so stored messages would be deleted: it needs cleanup.policy=compact", name, how)
+	}
+	if limit := limitIn(configs); limit > 0 { // its own, not that of our messages
+		d.topics.limits.Store(name, int32(min(limit, maxStored)))
+	}
+	return nil
+}
+
+// expires says by which settings a topic deletes records that nobody removed; "" if there are none.
+func expires(configs map[string]string) string {
+	policies := strings.Split(configs["cleanup.policy"], ",")
+	compact, deletes := slices.Contains(policies, "compact"), slices.Contains(policies, "delete")
+	forever := configs["retention.ms"] == "-1" && configs["retention.bytes"] == "-1"
+	if configs["cleanup.policy"] == "" || compact && (!deletes || forever) {
+		return ""
+	}
+	return fmt.Sprintf("cleanup.policy=%s", configs["cleanup.policy"])
+}
+
+// configsOf are a topic's settings.
+func (d *driver) configsOf(ctx context.Context, name string) (map[string]string, error) {
+	described, err := d.adm.DescribeTopicConfigs(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	configs := map[string]string{}
+	for _, c := range described {
+		if c.Err != nil {
+			return nil, c.Err
+		}
+		for _, kv := range c.Configs {
+			configs[kv.Key] = kv.MaybeValue()
+		}
+	}
+	return configs, nil
+}
+
+// sizeLimit is the largest batch that a topic takes; 0 if it is not known.
+func (d *driver) sizeLimit(ctx context.Context, name string) int {
+	configs, err := d.configsOf(ctx, name)
+	if err != nil {
+		return 0
+	}
+	return limitIn(configs)
+}
+
+func limitIn(configs map[string]string) int {
+	n, err := strconv.Atoi(configs["max.message.bytes"])
+	if err != nil || n < 512 { // less, the client does not take
+		return 0
+	}
+	return n
+}
+
+// makeRoom has a store's topic take records of this size, if we may change its settings.
+func (d *driver) makeRoom(ctx context.Context, name string, size int) error {
+	if size > maxStored {
+		return fmt.Errorf("%d bytes: %w", size, kerr.MessageTooLarge)
+	}
+	configs, err := d.configsOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	limit := limitIn(configs)
+	if limit < size {
+		limit = min(size+storeRoom, maxStored)
+		text := strconv.Itoa(limit)
+		changes := []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &text}}
+		if segment, err := strconv.Atoi(configs["segment.bytes"]); err == nil && segment < limit {
+			changes = append(changes, kadm.AlterConfig{Op: kadm.SetConfig, Name: "segment.bytes", Value: &text})
+		}
+		altered, err := d.adm.AlterTopicConfigs(ctx, changes, name)
+		if err != nil {
+			return err
+		}
+		for _, a := range altered {
+			if a.Err != nil {
+				return fmt.Errorf("raise the topic's max.message.bytes to %d: %w", limit, a.Err)
+			}
+		}
+	}
+	d.topics.limits.Store(name, int32(min(limit, maxStored)))
+	return nil
+}
+
+// write appends records to a store's topic, which exists, and returns what became of each; nil if all are durable. A record that is
+// too large is refused alone: of those in a batch that was too large, each is written again by itself.
+func (d *driver) write(ctx context.Context, client *kgo.Client, op, topic string, records []kgo.Record) []error {
+	errs := d.writeOnce(ctx, client, op, topic, records)
+	largest := 0
+	for i := range errs {
+		if errors.Is(errs[i], bus.ErrTooLarge) {
+			largest = max(largest, recordSize(&records[i])+batchOverhead)
+		}
+	}
+	if largest == 0 {
+		return errs
+	}
+	refused := d.makeRoom(ctx, topic, largest)
+	client.PurgeTopicsFromProducing(topic) // so that it asks for the limit again
+	for i := range errs {
+		if !errors.Is(errs[i], bus.ErrTooLarge) {
+			continue
+		}
+		r := &records[i]
+		*r = kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value, Headers: r.Headers}
+		if again := d.writeOnce(ctx, client, op, topic, records[i:i+1]); again != nil {
+			errs[i] = again[0]
+			if refused != nil && errors.Is(errs[i], bus.ErrTooLarge) {
+				errs[i] = storeFailure(op, topic, fmt.Errorf("%w, and room could not be made: %w", kerr.MessageTooLarge, refused))
+			}
+			continue
+		}
+		errs[i] = nil
+	}
+	if !slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+		return nil
+	}
+	return errs
+}
+
+func (d *driver) writeOnce(ctx context.Context, client *kgo.Client, op, topic string, records []kgo.Record) []error {
+	size := sizeOf(records)
+	if !d.buffer.tryTake(size) {
+		if err := d.buffer.take(ctx, size); err != nil {
+			return failAll(op, topic, len(records), err)
+		}
+	}
+	err := d.produce(ctx, client, records, size).wait(ctx, topic)
+	if err == nil {
+		return nil
+	}
+	errs := err.(*bus.PublishError).Errs //nolint:errorlint // made by wait
+	for i, err := range errs {
+		if err != nil {
+			errs[i] = storeFailure(op, topic, err.(*bus.Error).Err) //nolint:errorlint // as before
+		}
+	}
+	return errs
+}
+
+// storeFailure makes the error of one record. Only what is wrong with the record itself is final: a topic that is missing is made
+// again, and a right that is missing may be given.
+func storeFailure(op, topic string, err error) error {
+	e := fail(op, topic, err).(*bus.Error) //nolint:errorlint // made by fail
+	e.Definite = definite(err)
+	e.Retryable = !errors.Is(e.Err, bus.ErrTooLarge) && !errors.Is(e.Err, bus.ErrInvalid) && !errors.Is(e.Err, bus.ErrClosed) && !errors.Is(e.Err, kerr.InvalidRecord)
+	if missing, ok := errors.AsType[*kerr.Error](err); ok && isMissing(err) {
+		e.Err = fmt.Errorf("the topic is missing: %w", missing) // without bus.ErrNotFound, which is final
+	}
+	return e
+}
+
+// failAll is the outcome of records of which none was handed to the client.
+func failAll(op, topic string, n int, err error) []error {
+	return bus.FailAll(n, storeFailure(op, topic, fmt.Errorf("%w: %w", errNotSent, err))).Errs
+}
+
+// firstError is the first failure among outcomes.
+func firstError(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
