@@ -197,11 +197,14 @@ type defect struct {
 	long    bool // the checks take more than a few seconds
 }
 
-// twice is a driver that publishes everything twice.
+// twice is a driver that publishes everything twice. It says that it has transactions.
 func twice() *broken {
-	return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
-		return d.Publish(ctx, topic, append(slices.Clone(msgs), msgs...))
-	}}
+	return &broken{
+		caps: func(c bus.Capabilities) bus.Capabilities { c.Transactions = true; return c },
+		publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			return d.Publish(ctx, topic, append(slices.Clone(msgs), msgs...))
+		},
+	}
 }
 
 // dueless is a driver that forgets when parked messages are due.
@@ -212,6 +215,19 @@ func dueless() *broken {
 		}
 		return s.Park(ctx, ps)
 	}}
+}
+
+// tryless is a driver that forgets how often parked messages were tried. It says that it has transactions.
+func tryless() *broken {
+	return &broken{
+		caps: func(c bus.Capabilities) bus.Capabilities { c.Transactions = true; return c },
+		park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			for i := range ps {
+				ps[i].Attempt, ps[i].Failure = 1, nil
+			}
+			return s.Park(ctx, ps)
+		},
+	}
 }
 
 var defects = []defect{
@@ -286,7 +302,7 @@ var defects = []defect{
 		})
 	}, noticed: []string{"failure/deduplicate"}},
 	{name: "headers are lost", make: func() *broken { return edit(func(m *bus.Message) { m.Headers = nil }) }, noticed: []string{"failure/correlation", "request/replies", "request/late"}},
-	{name: "every message comes twice, and it takes long", make: twice, noticed: []string{"failure/unavailable"}, long: true},
+	{name: "every message comes twice, and it takes long", make: twice, noticed: []string{"failure/unavailable", "ways/at-most-once", "ways/at-most-once-batch", "ways/at-least-once-batch", "ways/exactly-once-batch"}, long: true},
 	{name: "every message comes twice", make: twice, noticed: []string{"groups/share", "order/concurrency-beyond-lanes", "bounds/in-flight", "bounds/bytes", "lifecycle/drain", "failure/batch", "failure/emit"}},
 	{name: "two messages of a key are swapped", make: func() *broken {
 		return filter(func(dst []bus.Delivery) int {
@@ -452,14 +468,19 @@ var parkingDefects = []defect{
 			return s.Park(ctx, ps)
 		}}
 	}, noticed: []string{"parking/store"}},
-	{name: "parking: tries are forgotten", make: func() *broken {
+	{name: "parking: tries are forgotten", make: tryless, noticed: []string{"parking/store"}},
+	{name: "parking: tries are forgotten, and it takes long", make: tryless, noticed: []string{"ways/exactly-once"}, long: true},
+	{name: "parking: what is parked a second time is lost", make: func() *broken {
 		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+			var again []bus.Token
 			for i := range ps {
-				ps[i].Attempt, ps[i].Failure = 1, nil
+				if ps[i].Token.Parked {
+					again = append(again, ps[i].Token)
+				}
 			}
-			return s.Park(ctx, ps)
+			return errors.Join(s.Park(ctx, ps), s.Settle(ctx, again))
 		}}
-	}, noticed: []string{"parking/store"}},
+	}, noticed: []string{"ways/at-least-once"}, long: true},
 	{name: "parking: nobody says that a token is stale", make: func() *broken {
 		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
 			if err := s.Park(ctx, ps); !errors.Is(err, bus.ErrStale) {

@@ -16,7 +16,7 @@ import (
 type ledger struct {
 	e *env
 
-	mu        sync.Mutex
+	mu        *sync.Mutex         // shared with ledgers of the same messages
 	published map[string]int      // id → number within its key
 	byKey     map[string][]string // key → ids in publish order
 	keyOf     map[string]string   // id → key
@@ -29,7 +29,7 @@ type ledger struct {
 
 func (e *env) ledger() *ledger {
 	return &ledger{
-		e: e, published: map[string]int{}, byKey: map[string][]string{}, keyOf: map[string]string{}, calls: map[string]int{}, order: map[string][]int{},
+		e: e, mu: new(sync.Mutex), published: map[string]int{}, byKey: map[string][]string{}, keyOf: map[string]string{}, calls: map[string]int{}, order: map[string][]int{},
 		active: map[string]string{},
 	}
 }
@@ -69,10 +69,10 @@ func (l *ledger) add(key string) *bus.Message {
 	return m
 }
 
-// shared is a ledger of another group for the same messages. To be made when all of them have been made.
+// shared is a ledger of another group for the same messages.
 func (l *ledger) shared() *ledger {
 	other := l.e.ledger()
-	other.published, other.byKey, other.keyOf = l.published, l.byKey, l.keyOf
+	other.mu, other.published, other.byKey, other.keyOf = l.mu, l.published, l.byKey, l.keyOf
 	return other
 }
 

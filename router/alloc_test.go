@@ -2,6 +2,7 @@ package router_test
 
 import (
 	"context"
+	"math"
 	"runtime"
 	"strconv"
 	"testing"
@@ -48,14 +49,16 @@ func TestAllocations(t *testing.T) {
 		}
 	}
 	publish(n) // makes what the first messages make
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	publish(n)
-	runtime.ReadMemStats(&after)
-	if each := float64(after.Mallocs-before.Mallocs) / n; each > 2.75 {
-		t.Errorf("%.2f allocations a message: want at most 2.75", each)
-	} else {
-		t.Logf("%.2f allocations, %d bytes a message", each, (after.TotalAlloc-before.TotalAlloc)/n)
+	least := math.Inf(1)
+	for range 5 { // a collection in the middle of a round empties the pools, on a busy machine even more than once
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		publish(n)
+		runtime.ReadMemStats(&after)
+		least = min(least, float64(after.Mallocs-before.Mallocs)/n)
+	}
+	if least > 2.75 {
+		t.Errorf("%.2f allocations a message: want at most 2.75", least)
 	}
 	cancel()
 	if err := <-over; err != nil {
