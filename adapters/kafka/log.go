@@ -119,6 +119,12 @@ func (l *partitionLog) fetch(ctx context.Context, offset int64, isolation int8) 
 func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.Record) (bool, error)) error {
 	for at := start; at < end; {
 		records, next, err := l.read(ctx, at)
+		if errors.Is(err, kerr.OffsetOutOfRange) {
+			if next, err = l.begin(ctx, at); err == nil {
+				at = next
+				continue
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -174,6 +180,15 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 		}
 	}
 	return found, nil
+}
+
+// begin is where the log begins, if that is behind an offset: what was before was deleted.
+func (l *partitionLog) begin(ctx context.Context, offset int64) (int64, error) {
+	e, err := l.extent(ctx)
+	if err == nil && e.start <= offset {
+		err = errShort
+	}
+	return e.start, err
 }
 
 // extent asks the leader where the log begins and ends.
