@@ -307,7 +307,7 @@ func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32)
 	ctx, cancel := context.WithTimeout(s.ctx, drainTimeout)
 	s.observer.Revoking(ctx, ids(lanes))
 	cancel()
-	ctx, cancel = context.WithTimeout(context.Background(), commitTimeout)
+	ctx, cancel = context.WithTimeout(s.client.Context(), commitTimeout) // until Close leaves the group
 	defer cancel()
 	err := s.commitAll(ctx)
 	s.mu.Lock()

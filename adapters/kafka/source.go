@@ -1,12 +1,15 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sync"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -40,20 +43,21 @@ type source struct {
 
 	rewinding sync.WaitGroup // lanes that begin anew
 
-	mu        sync.Mutex
-	client    *kgo.Client
-	topicID   [16]byte // of the topic whose positions these are; zero where the broker has none
-	lanes     map[int32]*lane
-	fetchedAs map[int32]committedOffset
-	fetchLogs map[int32]*partitionLog // Fetch's
-	queue     []run                   // polled and not delivered, in order
-	reports   []error                 // for Receive to return
-	polling   bool                    // Receive is between the start of a poll and the end of queueing what it brought
-	stopPoll  context.CancelFunc
-	assigning int // assignments that wait for the poll to end, or are under way
-	change    *sync.Cond
-	room      int // for a commit's metadata
-	closed    bool
+	mu         sync.Mutex
+	client     *kgo.Client
+	stopClient context.CancelFunc // ends all that the client does, whatever it waits for
+	topicID    [16]byte           // of the topic whose positions these are; zero where the broker has none
+	lanes      map[int32]*lane
+	fetchedAs  map[int32]committedOffset
+	fetchLogs  map[int32]*partitionLog // Fetch's
+	queue      []run                   // polled and not delivered, in order
+	reports    []error                 // for Receive to return
+	polling    bool                    // Receive is between the start of a poll and the end of queueing what it brought
+	stopPoll   context.CancelFunc
+	assigning  int // assignments that wait for the poll to end, or are under way
+	change     *sync.Cond
+	room       int // for a commit's metadata
+	closed     bool
 }
 
 // run is a stretch of a lane's records.
@@ -256,7 +260,6 @@ func (s *source) Close(ctx context.Context) error {
 	if s.polling {
 		s.stopPoll()
 	}
-	client := s.client
 	s.mu.Unlock()
 	defer close(s.left)
 	s.cancel()
@@ -272,14 +275,20 @@ func (s *source) Close(ctx context.Context) error {
 	s.mu.Lock()
 	clear(s.lanes) // from here on every token is stale
 	s.mu.Unlock()
-	// The group is left within ctx; then Close has nothing to wait for any more.
-	if err := client.LeaveGroupContext(ctx); err != nil {
+	if err := s.leaveGroup(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("leave the group: %w", err))
 	}
-	client.Close()
-	<-s.turn // a transaction ends when Close begins
-	s.writer.drop()
-	s.turn <- struct{}{}
+	select {
+	case <-s.turn: // a transaction ends when Close begins
+		s.writer.drop()
+		s.turn <- struct{}{}
+	case <-ctx.Done():
+		go func() {
+			<-s.turn
+			s.writer.drop()
+			s.turn <- struct{}{}
+		}()
+	}
 	s.driver.mu.Lock()
 	delete(s.driver.sources, s)
 	s.driver.mu.Unlock()
@@ -287,4 +296,37 @@ func (s *source) Close(ctx context.Context) error {
 		s.err = fail("close", s.sub.Topic, errors.Join(errs...))
 	}
 	return s.err
+}
+
+// leaveGroup leaves the group within ctx. The client would first wait until it has joined, if it is at that: as long as the slowest member takes.
+func (s *source) leaveGroup(ctx context.Context) error {
+	if s.instance() != nil { // it stays, unless the client knows that the group waits for it
+		err := s.client.LeaveGroupContext(ctx)
+		s.stopClient()
+		s.client.Close()
+		return err
+	}
+	s.stopClient()
+	s.client.Close()
+	as := s.membership()
+	if as.id == "" {
+		return nil
+	}
+	req := kmsg.NewPtrLeaveGroupRequest()
+	req.Group, req.MemberID = s.sub.Group, as.id
+	m := kmsg.NewLeaveGroupRequestMember()
+	m.MemberID = as.id
+	req.Members = append(req.Members, m)
+	resp, err := req.RequestWith(ctx, s.driver.client)
+	if err != nil {
+		return err
+	}
+	err = kerr.ErrorForCode(resp.ErrorCode)
+	for _, m := range resp.Members {
+		err = cmp.Or(err, kerr.ErrorForCode(m.ErrorCode))
+	}
+	if errors.Is(err, kerr.UnknownMemberID) { // the group has let it go before
+		return nil
+	}
+	return err
 }

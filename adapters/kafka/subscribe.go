@@ -85,7 +85,9 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 func (s *source) join() error {
 	d, c := s.driver, &s.driver.config
 	fetch := int32(min(max(s.sub.Bytes, minFetchBytes), maxFetchBytes))
+	ctx, stop := context.WithCancel(context.Background())
 	opts := []kgo.Opt{
+		kgo.WithContext(ctx),
 		kgo.ConsumerGroup(s.sub.Group),
 		kgo.ConsumeTopics(s.sub.Topic),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -116,10 +118,11 @@ func (s *source) join() error {
 	}
 	client, err := kgo.NewClient(d.options(opts...)...)
 	if err != nil {
+		stop()
 		return fmt.Errorf("%w: %w", bus.ErrInvalid, err)
 	}
 	s.mu.Lock()
-	s.client = client
+	s.client, s.stopClient = client, stop
 	s.mu.Unlock()
 	go s.background()
 	return nil

@@ -1,0 +1,82 @@
+package kafka_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// joinAs joins a group as a member that never does anything again. It returns when the group has let it in.
+func joinAs(ctx context.Context, client *kgo.Client, group, topic string) error {
+	meta := kmsg.NewConsumerMemberMetadata()
+	meta.Topics = []string{topic}
+	member := ""
+	for {
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.Group, req.MemberID, req.ProtocolType = group, member, "consumer"
+		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = 15_000, 60_000
+		p := kmsg.NewJoinGroupRequestProtocol()
+		p.Name, p.Metadata = "cooperative-sticky", meta.AppendTo(nil)
+		req.Protocols = append(req.Protocols, p)
+		resp, err := req.RequestWith(ctx, client)
+		if err != nil {
+			return err
+		}
+		if resp.ErrorCode == 0 {
+			return nil
+		}
+		member = resp.MemberID // it is required, and given
+	}
+}
+
+// TestCommitsWhileJoining: while the group waits for its slowest member, what is settled is committed.
+func TestCommitsWhileJoining(t *testing.T) {
+	f := newFake(t)
+	publish(t, f.bus, "t", numbers(0, 10)...)
+	s := subscribe(t, f.bus, "t", "g", bus.Earliest, newObserver())
+	ds := receive(t, s, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := joinAs(within(t), f.foreign, "g", "t"); err != nil { // it does not join the next time
+		t.Fatal(err)
+	}
+	joining := make(chan struct{}, 8)
+	f.ControlKey(int16(kmsg.JoinGroup), func(kmsg.Request) (kmsg.Response, error, bool) {
+		f.KeepControl()
+		joining <- struct{}{}
+		return nil, nil, false
+	})
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		_ = joinAs(ctx, f.foreign, "g", "t")
+	}()
+	for range 3 { // the new one's two, and ours
+		select {
+		case <-joining:
+		case <-within(t).Done():
+			t.Fatal("the member did not join again")
+		}
+	}
+	settle(t, s, ds...)
+	bounded, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	defer stop()
+	if err := s.(bus.Committer).Commit(bounded); err != nil {
+		t.Error(err)
+	}
+	f.committed(t, "g", at(10))
+	cancel()
+	<-over
+	bounded, stop = context.WithTimeout(t.Context(), 3*time.Second) // the group waits for 15 s for the one that is silent
+	defer stop()
+	if err := s.Close(bounded); err != nil {
+		t.Errorf("close while joining: %v", err)
+	}
+	if bounded.Err() != nil {
+		t.Error("it took as long as the slowest member")
+	}
+}
