@@ -42,11 +42,11 @@ func (s *source) transact(ctx context.Context, tokens []bus.Token, all []*writes
 		return fail("settle", s.sub.Topic, err)
 	}
 	if err := s.produceAll(ctx, client, all); err != nil {
-		s.writer.drop() // the next one aborts what this one has begun
+		s.writer.abort(s)
 		return err
 	}
 	if err := s.commitWithin(ctx, client, commits); err != nil {
-		s.writer.drop()
+		s.writer.abort(s)
 		return fail("settle", s.sub.Topic, err)
 	}
 	ending, end := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
@@ -251,8 +251,10 @@ func (s *source) findOut(ctx context.Context, commits []commit, cause error) err
 		if err != nil {
 			return err
 		}
-		o, ok := offsets.Lookup(s.sub.Topic, commits[0].lane.ID)
-		committed = ok && o.At == commits[0].position && o.Metadata == commits[0].metadata
+		committed = slices.ContainsFunc(commits, func(c commit) bool { // others may have been committed anew, by the lane's next owner
+			o, ok := offsets.Lookup(s.sub.Topic, c.lane.ID)
+			return ok && o.At == c.position && o.Metadata == c.metadata
+		})
 		return nil
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"context"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -59,6 +60,24 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 	}
 	w.client = client
 	return client, nil
+}
+
+// abortPatience bounds how long the turn to commit is held to abort a transaction. The broker would do it too, after the transaction's timeout;
+// until then the readers of its outputs wait, and the next owner of the lanes.
+const abortPatience = 5 * time.Second
+
+// abort has the broker abort what the client has begun: a new client of the same id does, whatever the old one believes.
+func (w *writer) abort(s *source) {
+	w.drop()
+	client, err := w.open(s)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), abortPatience)
+	defer cancel()
+	if _, _, err := client.ProducerID(ctx); err != nil {
+		w.drop() // the next one will
+	}
 }
 
 // drop gives the client up. The next one, of the same id, aborts what it had begun.
