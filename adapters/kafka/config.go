@@ -60,9 +60,9 @@ type Config struct {
 	// interval is delivered again. Defaults to 100 ms; 1 ms to 1 min.
 	CommitInterval time.Duration
 
-	// Client are options of the native clients, applied last: for what this Config does not have. They also go to
-	// the clients of subscriptions. Options that weaken acknowledgement, idempotence or offset commits break the
-	// bus's guarantees.
+	// Client are options of the native clients: for what this Config does not have. They also go to the clients of
+	// subscriptions. They win over the driver's own, but for those that offset commits and transactions rest on.
+	// Options that weaken acknowledgement or idempotence break the bus's guarantees.
 	Client []kgo.Opt
 }
 

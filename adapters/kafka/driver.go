@@ -10,6 +10,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -76,7 +78,7 @@ func (d *driver) producerOptions() []kgo.Opt {
 	}
 }
 
-// options are those of every client, the given ones, and the caller's last.
+// options are those of every client, the given ones, and the caller's. What correctness needs is to be appended to them.
 func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(d.config.Brokers...),
@@ -94,6 +96,20 @@ func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 		opts = append(opts, kgo.Rack(d.config.Rack))
 	}
 	return append(append(opts, more...), d.config.Client...)
+}
+
+// versions are those that the caller lets clients speak, with a cap on one kind of request.
+func (d *driver) versions(key kmsg.Key, most int16) *kversion.Versions {
+	allowed, _ := d.client.OptValue(kgo.MaxVersions).(*kversion.Versions)
+	if allowed == nil {
+		allowed = kversion.Stable()
+	}
+	capped := new(kversion.Versions)
+	allowed.EachMaxKeyVersion(capped.SetMaxKeyVersion)
+	if v, ok := capped.LookupMaxKeyVersion(int16(key)); ok {
+		capped.SetMaxKeyVersion(int16(key), min(v, most))
+	}
+	return capped
 }
 
 // Capabilities implements bus.Driver. The largest message is the topic's affair, so none is stated here.

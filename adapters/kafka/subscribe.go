@@ -10,7 +10,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -52,6 +51,11 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	}
 	var id [16]byte
 	var begin start
+	if s.Transactional {
+		if err := d.fencesTransactions(ctx); err != nil {
+			return nil, fail("subscribe", s.Topic, err)
+		}
+	}
 	patience, cancel := context.WithTimeout(ctx, subscribePatience)
 	defer cancel()
 	err := persist(patience, func() (err error) {
@@ -81,25 +85,49 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	return src, nil
 }
 
+// fencesTransactions is an error if a broker does not check the member and the generation of a transaction's positions (KIP-447).
+func (d *driver) fencesTransactions(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, subscribePatience)
+	defer cancel()
+	return persist(ctx, func() error {
+		brokers, err := d.adm.ApiVersions(ctx)
+		if err != nil {
+			return err
+		}
+		for _, b := range brokers.Sorted() {
+			if b.Err != nil { // it is away; who serves the group cannot be older than those that are there, but in an upgrade
+				continue
+			}
+			commit, _ := b.KeyMaxVersion(int16(kmsg.TxnOffsetCommit))
+			fetch, _ := b.KeyMaxVersion(int16(kmsg.OffsetFetch))
+			if commit < 3 || fetch < 7 {
+				return fmt.Errorf("%w: exactly once needs Kafka 2.5 or newer, and broker %d is older: it would not fence members that have lost their lanes (KIP-447)", bus.ErrUnsupported, b.NodeID)
+			}
+		}
+		return nil
+	})
+}
+
 // join makes the client that is the group's member.
 func (s *source) join() error {
 	d, c := s.driver, &s.driver.config
 	fetch := int32(min(max(s.sub.Bytes, minFetchBytes), maxFetchBytes))
 	ctx, stop := context.WithCancel(context.Background())
-	opts := []kgo.Opt{
-		kgo.WithContext(ctx),
-		kgo.ConsumerGroup(s.sub.Group),
-		kgo.ConsumeTopics(s.sub.Topic),
+	opts := append(d.options(
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.SessionTimeout(c.SessionTimeout),
 		kgo.HeartbeatInterval(min(c.SessionTimeout/10, heartbeatInterval)),
 		kgo.RebalanceTimeout(rebalanceTimeout),
-		kgo.DisableAutoCommit(),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // so that the position gets past them
 		kgo.FetchMaxBytes(fetch),
 		kgo.FetchMaxPartitionBytes(max(fetch/4, minFetchBytes)),
 		kgo.FetchMaxWait(fetchWait),
+	),
+		kgo.WithContext(ctx),
+		kgo.ConsumerGroup(s.sub.Group),
+		kgo.ConsumeTopics(s.sub.Topic),
+		kgo.DisableAutoCommit(),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the position gets past them
 		kgo.WithPools(&d.pool),
 		// Where to go on when the log is not what it was. Below its start, the client goes to the start in any case.
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -107,16 +135,14 @@ func (s *source) join() error {
 		kgo.AdjustFetchOffsetsFn(s.assigned),
 		kgo.OnPartitionsRevoked(s.revoked),
 		kgo.OnPartitionsLost(s.lost),
-	}
+	)
 	if s.topicID == [16]byte{} { // commits are by name then
-		versions := kversion.Stable()
-		versions.SetMaxKeyVersion(int16(kmsg.OffsetCommit), 9)
-		opts = append(opts, kgo.MaxVersions(versions))
+		opts = append(opts, kgo.MaxVersions(d.versions(kmsg.OffsetCommit, 9)))
 	}
 	if id := s.instance(); id != nil {
 		opts = append(opts, kgo.InstanceID(*id))
 	}
-	client, err := kgo.NewClient(d.options(opts...)...)
+	client, err := kgo.NewClient(opts...)
 	if err != nil {
 		stop()
 		return fmt.Errorf("%w: %w", bus.ErrInvalid, err)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -43,18 +42,18 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 	if w.id == "" {
 		w.id = "millrace." + s.sub.Group + "." + s.sub.Topic + "." + bus.NewID()
 	}
-	// Before KIP-890 positions are added to a transaction by a request of their own, and with it, they still may be: one way for
-	// both, which takes the version of before.
-	versions := kversion.Stable()
-	versions.SetMaxKeyVersion(int16(kmsg.TxnOffsetCommit), 4)
-	opts := append(s.driver.producerOptions(),
+	d := s.driver
+	others, _ := d.client.OptValue(kgo.RecordPartitioner).(kgo.Partitioner) // outputs go where published messages go
+	opts := append(d.options(d.producerOptions()...),
 		kgo.TransactionalID(w.id),
-		kgo.TransactionTimeout(max(s.driver.config.SessionTimeout, leastTransactionTimeout)),
-		kgo.RecordPartitioner(partitioner{s.parking, kgo.UniformBytesPartitioner(64<<10, true, true, nil)}),
-		kgo.MaxVersions(versions),
+		kgo.TransactionTimeout(max(d.config.SessionTimeout, leastTransactionTimeout)),
+		kgo.RecordPartitioner(partitioner{s.parking, others}),
+		// Before KIP-890 positions are added to a transaction by a request of their own, and with it, they still may be: one way for
+		// both, which takes the version of before.
+		kgo.MaxVersions(d.versions(kmsg.TxnOffsetCommit, 4)),
 		kgo.WithHooks(&w.ends),
 	)
-	client, err := kgo.NewClient(s.driver.options(opts...)...)
+	client, err := kgo.NewClient(opts...)
 	if err != nil {
 		return nil, err
 	}
