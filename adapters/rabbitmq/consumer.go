@@ -154,6 +154,9 @@ func (c *consumer) arrive(ctx context.Context, m *amqp.Delivery) error {
 	}
 	message := decode(m)
 	identify(message, s.sub.Topic, bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag})
+	if returns(m) >= maxLaneReturns && c.shelter(ctx, message, tag) {
+		return nil
+	}
 	s.deliver(arrival{c.own, message, tag})
 	return nil
 }
@@ -174,6 +177,9 @@ func (c *consumer) assign(ctx context.Context) error {
 	s.observer.Assigned([]bus.Lane{c.own.lane})
 	if len(parked) > 0 {
 		o.Parked(parked)
+	}
+	if parks {
+		c.parking.start()
 	}
 	s.rebalance()
 	return nil

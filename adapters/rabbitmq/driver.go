@@ -12,6 +12,7 @@ import (
 // driver implements bus.Driver.
 type driver struct {
 	cfg     Config
+	parking parkingBounds
 	pub     *publisher
 	consume *link           // made at the first Subscribe
 	closing context.Context // ends when Close begins
@@ -34,7 +35,7 @@ func open(ctx context.Context, c Config) (*driver, error) {
 		return nil, fail("open", "", err)
 	}
 	d := &driver{
-		cfg: c, pub: &publisher{cfg: c, link: l}, consume: newLink(c, "consume"), closed: make(chan struct{}),
+		cfg: c, parking: defaultParkingBounds, pub: newPublisher(c, l), consume: newLink(c, "consume"), closed: make(chan struct{}),
 		sources: map[*source]struct{}{}, turns: map[string]chan struct{}{},
 	}
 	d.closing, d.shut = context.WithCancel(context.Background())

@@ -132,9 +132,9 @@ func tree(field any) any {
 	case nil, bool, string:
 		return v
 	case float32:
-		return number(float64(v), text(v))
+		return floating(float64(v), text(v))
 	case float64:
-		return number(v, text(v))
+		return floating(v, text(v))
 	case amqp.Decimal:
 		return json.Number(decimal(v))
 	default:
@@ -145,7 +145,7 @@ func tree(field any) any {
 	}
 }
 
-func number(v float64, text string) any {
+func floating(v float64, text string) any {
 	if math.IsNaN(v) || math.IsInf(v, 0) {
 		return text
 	}

@@ -2,7 +2,8 @@ package rabbitmq
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"hash/maphash"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -11,9 +12,11 @@ import (
 )
 
 const (
-	// commandBatch is how many commands are carried out together, and commandLinger how long is waited for more.
-	commandBatch  = 256
-	commandLinger = 2 * time.Millisecond
+	// commandBatch is how many commands are carried out together.
+	commandBatch = 256
+	// maxWaiting is with how many records that wait to be delivered a parking queue takes no commands: more than its owner is given at once
+	// slow down all that is parked.
+	maxWaiting = maxParked + 10_000
 )
 
 // Inject implements bus.Injector.
@@ -36,107 +39,164 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 		return fail("inject", topic, err)
 	}
 	commands := make([]*bus.Parking, 0, len(ps))
+	queues := map[string]bool{}
 	for i := range ps {
-		if !ps[i].Token.Parked || ps[i].Lane >= 0 && int(ps[i].Lane) < lanes { // else it is gone, with its lane
+		if lane := laneFor(&ps[i], lanes); lane < lanes { // else it is gone, with its lane
 			commands = append(commands, &ps[i])
+			queues[parkedName(name, lane)] = true
 		}
 	}
-	if err := d.pub.send(ctx, len(commands), func(i int, x *parcel) error { return inject(commands[i], name, lanes, x) }); err != nil {
+	_, err = call(ctx, q.session, func(_ context.Context, t *topology) (struct{}, error) { return struct{}{}, t.haveRoom(queues) })
+	if err == nil {
+		err = d.pub.send(ctx, len(commands), func(i int, x *parcel) error { return inject(commands[i], name, lanes, x) })
+	}
+	if err != nil {
 		return fail("inject", topic, err)
+	}
+	return nil
+}
+
+// laneFor is the lane to which a command goes; it is lanes if there is none.
+func laneFor(p *bus.Parking, lanes int) int {
+	switch {
+	case !p.Token.Parked:
+		return slot(p.Key) % lanes
+	case p.Lane < 0 || int(p.Lane) >= lanes:
+		return lanes
+	default:
+		return int(p.Lane)
+	}
+}
+
+// haveRoom says whether parking queues take commands.
+func (t *topology) haveRoom(queues map[string]bool) error {
+	for name := range queues {
+		q, _, err := t.queue(name)
+		if err != nil {
+			return err
+		}
+		if q.Messages >= maxWaiting {
+			return fmt.Errorf("%d records wait in queue %q: there is no room until some of them are handled", q.Messages, name)
+		}
 	}
 	return nil
 }
 
 // inject makes the record of a command.
 func inject(p *bus.Parking, group string, lanes int, x *parcel) (err error) {
-	lane, kind := int(p.Lane), parkReplace
+	kind := parkReplace
 	switch {
 	case p.Withdraw:
 		kind = parkWithdraw
 		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, DeliveryMode: amqp.Persistent}
+		if p.Message != nil {
+			x.MessageId = storedID(p.Message)
+		}
 	case !p.Token.Parked:
-		lane, kind = slot(p.Key)%lanes, parkNew
+		kind = parkNew
 	}
 	if !p.Withdraw {
 		if x.Publishing, err = encodeParked(p, kind); err != nil {
 			return err
 		}
 	}
-	x.key = parkedName(group, lane)
+	x.key = parkedName(group, laneFor(p, lanes))
 	x.Headers[commandHeader] = bus.NewID()
 	x.Headers[positionHeader] = p.Token.Position
 	return nil
 }
 
-// obey carries out commands, and tells the router.
-func (p *parking) obey(commands []amqp.Delivery) {
-	if len(commands) == 0 {
+// command has a command carried out, unless that was done. Called with the lock held.
+func (p *parking) command(d *amqp.Delivery) {
+	if name := text(d.Headers[commandHeader]); name != "" && p.carried[name] {
+		p.ackLocked(d.DeliveryTag)
 		return
 	}
-	if told, err := p.carryOut(p.source.ctx, commands); err == nil { // else the lane has been lost, or soon will be
-		p.tell(told)
-	}
+	p.commands = append(p.commands, *d)
 }
 
-// carryOut does what commands say, as far as it still can be done, and returns what the router is to be told. It tries
-// until ctx or the ownership ends: whoever is the owner then is given the commands again.
+// order is a command that is being carried out.
+type order struct {
+	command            *amqp.Delivery
+	record             amqp.Publishing
+	position, revision int64
+}
+
+// carryOut does what commands say, as far as it still can be done, and tells the router. What cannot be stored now it tries, under the
+// same position and revision, until the ownership ends: whoever is the owner then is given the commands again. A command that can never be
+// carried out stays where it is.
 //
 // A command is removed when what it changes is stored. After a crash in between, the next owner sees that it was
 // carried out.
-func (p *parking) carryOut(ctx context.Context, commands []amqp.Delivery) (told []bus.Parked, err error) {
-	var records []amqp.Publishing
-	var withdrawn []int64
-	p.mu.Lock()
-	for i := range commands {
-		c := &commands[i]
-		kind, position := text(c.Headers[parkHeader]), positionOf(c)
-		if kind == parkNew {
-			position = p.next()
-		} else if p.entries[position] == nil {
-			continue
+func (p *parking) carryOut(commands []amqp.Delivery) {
+	orders, told := p.understand(commands)
+	p.tell(told)
+	for n := 0; len(orders) > 0 && p.ctx.Err() == nil; n++ {
+		if n > 0 && !pause(p.ctx, backoff(n-1)) {
+			return
 		}
-		if kind == parkWithdraw {
-			withdrawn = append(withdrawn, position)
-			told = append(told, bus.Parked{Token: bus.Token{Lane: p.lane.ID, Epoch: p.lane.Epoch, Position: position, Parked: true}, Withdrawn: true})
-			continue
-		}
-		told = append(told, parkedOf(c, p.lane, position))
-		r := republish(c)
-		r.Headers[parkHeader], r.Headers[positionHeader], r.Headers[revisionHeader] = parkMessage, position, p.revise(position)
-		records = append(records, r)
-	}
-	for _, position := range withdrawn {
-		p.remove(position)
-	}
-	p.mu.Unlock()
-	for n := 0; ; n++ {
-		err = p.source.d.pub.send(ctx, len(records), func(i int, x *parcel) error {
-			x.key, x.Publishing = p.queue, records[i]
+		errs := p.source.d.pub.sendEach(p.ctx, len(orders), func(i int, x *parcel) error {
+			x.key, x.Publishing = p.queue, orders[i].record
 			x.Headers = clone(x.Headers) // which the pipeline recycles
 			return nil
 		})
-		if err == nil {
-			break
-		}
-		select {
-		case <-p.closed:
-			return nil, errors.Join(errEnded, err)
-		default:
-		}
-		if !pause(ctx, backoff(n)) {
-			return nil, err
-		}
+		orders = p.carriedOut(orders, errs)
 	}
-	for i := range commands {
-		p.ack(commands[i].DeliveryTag)
-	}
-	return told, nil
 }
 
-func clone(t amqp.Table) amqp.Table {
-	c := tables.Get().(amqp.Table)
-	for name, value := range t {
-		c[name] = value
+// understand removes what is withdrawn, and returns what is to be stored.
+func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []bus.Parked) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range commands {
+		c := &commands[i]
+		kind, position := text(c.Headers[parkHeader]), number(c, positionHeader)
+		if kind == parkNew {
+			position = p.next()
+		} else if e := p.entries[position]; e == nil || c.MessageId != "" && e.revision > 0 && e.id != maphash.String(idSeed, c.MessageId) {
+			p.ackLocked(c.DeliveryTag) // it is gone, or another message has the place
+			continue
+		}
+		if kind == parkWithdraw {
+			p.remove(position)
+			p.ackLocked(c.DeliveryTag)
+			told = append(told, bus.Parked{Token: parkedToken(p.lane, position), Withdrawn: true})
+			continue
+		}
+		o := order{command: c, record: republish(c), position: position, revision: p.revise(position)}
+		o.record.Headers[parkHeader], o.record.Headers[positionHeader], o.record.Headers[revisionHeader] = parkMessage, position, o.revision
+		orders = append(orders, o)
 	}
-	return c
+	return orders, told
+}
+
+// carriedOut tells of what is stored, and returns what is to be tried again.
+func (p *parking) carriedOut(orders []order, errs []error) (left []order) {
+	var told []bus.Parked
+	p.mu.Lock()
+	for i := range orders {
+		o := &orders[i]
+		e := p.entries[o.position]
+		switch {
+		case errs == nil || errs[i] == nil:
+			if e != nil { // else it was settled, or withdrawn
+				e.stored = max(e.stored, o.revision)
+				told = append(told, parkedOf(o.command, p.lane, o.position))
+			}
+			p.ackLocked(o.command.DeliveryTag)
+		case retryable(errs[i]):
+			left = append(left, *o)
+		default: // it can never be stored
+			p.strangers[o.command.DeliveryTag] = stranger{since: time.Now()}
+			if e != nil {
+				e.coming = max(0, e.coming-1)
+			}
+			if e != nil && e.revision == 0 {
+				delete(p.entries, o.position)
+			}
+		}
+	}
+	p.mu.Unlock()
+	p.tell(told)
+	return left
 }

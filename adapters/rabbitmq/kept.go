@@ -189,8 +189,9 @@ func collect(ctx context.Context, deliveries <-chan amqp.Delivery, n int, fence 
 
 // republish is the publishing of a message as it arrived.
 func republish(m *amqp.Delivery) amqp.Publishing {
-	if m.Redelivered {
-		delete(m.Headers, "x-delivery-count") // the queue's, and not to be taken for the publisher's
+	if m.Redelivered { // the queue's, and not to be taken for the publisher's
+		delete(m.Headers, "x-delivery-count")
+		delete(m.Headers, "x-acquired-count")
 	}
 	return amqp.Publishing{
 		Headers: m.Headers, ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, DeliveryMode: amqp.Persistent,

@@ -24,7 +24,9 @@ type lane struct {
 	id      int32
 	revoke  chan struct{} // has a token when the lane is to be given up
 	current atomic.Pointer[ownership]
-	owned   atomic.Bool // the present ownership is assigned, and not being given up
+	owned   atomic.Bool           // the present ownership is assigned, and not being given up
+	probed  atomic.Bool           // the delivery limit of its parking queue is known, or being asked for
+	limited atomic.Pointer[error] // why that limit is too low, if it is
 }
 
 var (

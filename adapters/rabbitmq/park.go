@@ -26,6 +26,7 @@ func (s *source) parkingOf(t bus.Token) *parking {
 // place is where a message is about to be parked.
 type place struct {
 	of                 int // which of the call
+	token              bus.Token
 	parking            *parking
 	position, revision int64
 }
@@ -35,11 +36,15 @@ func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
 	if s.ctx.Err() != nil {
 		return fail("park", s.sub.Topic, bus.ErrClosed)
 	}
-	places, err := s.places(ps)
-	if err != nil {
-		return fail("park", s.sub.Topic, err)
+	var errs []error
+	failed := func(i int, err error, definite bool) {
+		if errs == nil {
+			errs = make([]error, len(ps))
+		}
+		errs[i] = &bus.Error{Op: "park", Broker: broker, Topic: s.sub.Topic, Err: err, Definite: definite, Retryable: retryable(err)}
 	}
-	err = s.d.pub.send(ctx, len(places), func(i int, x *parcel) (err error) {
+	places := s.places(ps, failed)
+	outcomes := s.d.pub.sendEach(ctx, len(places), func(i int, x *parcel) (err error) {
 		at := &places[i]
 		x.key = at.parking.queue
 		if x.Publishing, err = encodeParked(&ps[at.of], parkMessage); err == nil {
@@ -47,15 +52,25 @@ func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
 		}
 		return err
 	})
-	if err != nil {
-		leave(places)
-		return fail("park", s.sub.Topic, err)
+	stored := places[:0]
+	for k, at := range places {
+		if outcomes == nil || outcomes[k] == nil {
+			at.parking.stored(at.token, at.position, at.revision)
+			stored = append(stored, at)
+			continue
+		}
+		definite := true
+		if r, ok := errors.AsType[*refusal](outcomes[k]); ok {
+			definite = r.definite
+		}
+		at.parking.notStored(at.token, at.position, definite)
+		failed(at.of, outcomes[k], definite)
 	}
-	return s.parked(ps, places)
+	return s.parked(ps, stored, errs)
 }
 
-// places has a place for each message whose lane is ours.
-func (s *source) places(ps []bus.Parking) ([]place, error) {
+// places has a place for each message whose lane is ours and has room.
+func (s *source) places(ps []bus.Parking, failed func(i int, err error, definite bool)) []place {
 	places := make([]place, 0, len(ps))
 	for i := range ps {
 		p := s.parkingOf(ps[i].Token)
@@ -65,23 +80,16 @@ func (s *source) places(ps []bus.Parking) ([]place, error) {
 		position, revision, err := p.place(ps[i].Token)
 		switch {
 		case err == nil:
-			places = append(places, place{i, p, position, revision})
+			places = append(places, place{of: i, token: ps[i].Token, parking: p, position: position, revision: revision})
 		case !errors.Is(err, bus.ErrStale):
-			leave(places)
-			return nil, err
+			failed(i, err, true)
 		}
 	}
-	return places, nil
+	return places
 }
 
-func leave(places []place) {
-	for _, at := range places {
-		at.parking.leave(at.position)
-	}
-}
-
-// parked settles at their origin what has been stored.
-func (s *source) parked(ps []bus.Parking, places []place) error {
+// parked settles at their origin what has been stored. errs has what failed otherwise.
+func (s *source) parked(ps []bus.Parking, places []place, errs []error) error {
 	parked := 0
 	for _, at := range places {
 		t := &ps[at.of].Token
@@ -94,10 +102,23 @@ func (s *source) parked(ps []bus.Parking, places []place) error {
 	for _, at := range places {
 		s.lanes[ps[at.of].Lane].commit()
 	}
-	if parked < len(ps) {
-		return fail("park", s.sub.Topic, fmt.Errorf("%d of %d: %w", len(ps)-parked, len(ps), bus.ErrStale))
+	stale := fail("park", s.sub.Topic, fmt.Errorf("%d of %d: %w", len(ps)-parked, len(ps), bus.ErrStale))
+	switch {
+	case parked == len(ps):
+		return nil
+	case errs == nil:
+		return stale
 	}
-	return nil
+	done := make([]bool, len(ps))
+	for _, at := range places {
+		done[at.of] = at.position == ps[at.of].Position && ps[at.of].Token.Parked
+	}
+	for i := range ps {
+		if errs[i] == nil && !done[i] {
+			errs[i] = stale
+		}
+	}
+	return &bus.PublishError{Errs: errs}
 }
 
 // fetching is one call of Fetch.
@@ -105,7 +126,6 @@ type fetching struct {
 	mu    sync.Mutex
 	dst   []bus.Delivery
 	here  []bool
-	err   error
 	left  int
 	ready chan struct{} // closed when nothing is left
 }
@@ -119,11 +139,8 @@ type wanted struct {
 func (w *wanted) found(d *amqp.Delivery) {
 	w.call.mu.Lock()
 	defer w.call.mu.Unlock()
-	if err := decodeParked(d, &w.call.dst[w.i]); err != nil {
-		w.call.err = err
-	} else {
-		w.call.here[w.i] = true
-	}
+	decodeParked(d, &w.call.dst[w.i])
+	w.call.here[w.i] = true
 	w.call.done()
 }
 
@@ -163,9 +180,6 @@ func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 		}
 		return 0, context.Cause(ctx)
 	}
-	if call.err != nil {
-		return 0, fail("fetch", s.sub.Topic, call.err)
-	}
 	n := 0
 	for i := range call.dst {
 		if call.here[i] {
@@ -174,28 +188,4 @@ func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 		}
 	}
 	return n, nil
-}
-
-// want has a parked message delivered again. It returns false if there is none.
-func (p *parking) want(position int64, w *wanted) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	e := p.entries[position]
-	if e == nil || p.ended || e.wanted != nil {
-		return false
-	}
-	e.wanted = w
-	if e.tag != 0 && e.revision == e.written { // else it is on the way
-		_ = p.ch.Nack(e.tag, false, true)
-		e.tag = 0
-	}
-	return true
-}
-
-func (p *parking) unwant(position int64, call *fetching) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if e := p.entries[position]; e != nil && e.wanted != nil && e.wanted.call == call {
-		e.wanted = nil
-	}
 }

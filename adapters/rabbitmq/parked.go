@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"fmt"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -9,11 +10,12 @@ import (
 )
 
 // Records in a lane's parking queue are parked messages; commands from outside, which the lane's owner carries out; and
-// markers, by which an owner learns that it has read what was there before.
+// markers and probes, by which an owner learns what it has read and what the queue does.
 const (
 	parkHeader     = "millrace-park"     // the kind of record
 	positionHeader = "millrace-position" // message, replace, withdraw: the place among the parked of the lane
 	revisionHeader = "millrace-revision" // message: a higher one takes the place of a lower one with the same position
+	copyHeader     = "millrace-copy"     // message: among those of one revision, a higher one takes the place of a lower one
 	dueHeader      = "millrace-due"      // microseconds since 1970, rounded up, 0 for any time
 	freeHeader     = "millrace-free"     // its key does not wait for it
 	commandHeader  = "millrace-command"  // commands, and messages that were parked by one: the command's name
@@ -22,9 +24,10 @@ const (
 const (
 	parkMessage  = "message"
 	parkNew      = "new"      // command: park this
-	parkReplace  = "replace"  // command: this takes the place of what is parked there
-	parkWithdraw = "withdraw" // command
+	parkReplace  = "replace"  // command: this takes the place of the message with its id that is parked there
+	parkWithdraw = "withdraw" // command: the message with this id is parked there no more
 	parkMarker   = "marker"
+	parkProbe    = "probe" // see probe
 )
 
 // parkedFacts is what is known of a parked message when it is fetched.
@@ -57,8 +60,7 @@ func encodeParked(p *bus.Parking, kind string) (amqp.Publishing, error) {
 
 // parkedOf is what a router has to know of a record at this position.
 func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) bus.Parked {
-	p := bus.Parked{Token: bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}}
-	p.Key, _ = d.Headers[keyHeader].(string)
+	p := bus.Parked{Token: parkedToken(lane, position), Key: storedKey(d)}
 	p.Free, _ = d.Headers[freeHeader].(bool)
 	if due, _ := d.Headers[dueHeader].(int64); due > 0 {
 		p.Due = time.UnixMicro(due)
@@ -66,18 +68,34 @@ func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) bus.Parked {
 	return p
 }
 
-// decodeParked fills in what is stored of a parked message.
-func decodeParked(d *amqp.Delivery, into *bus.Delivery) error {
-	var f parkedFacts
-	m, err := decodeStored(d, &f, parkHeader, positionHeader, revisionHeader, dueHeader, freeHeader, commandHeader)
-	if err != nil {
-		return err
-	}
-	into.Message, into.Handler, into.Attempt, into.FirstSeen, into.Failure = m, f.Handler, f.Attempt, f.FirstSeen, f.Failure
-	return nil
+func parkedToken(lane bus.Lane, position int64) bus.Token {
+	return bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}
 }
 
-func positionOf(d *amqp.Delivery) int64 {
-	position, _ := d.Headers[positionHeader].(int64)
-	return position
+// decodeParked fills in what is stored of a parked message. One that cannot be read is given as it is.
+func decodeParked(d *amqp.Delivery, into *bus.Delivery) {
+	var f parkedFacts
+	m, err := decodeStored(d, &f, parkHeader, positionHeader, revisionHeader, copyHeader, dueHeader, freeHeader, commandHeader)
+	if err != nil {
+		id := d.MessageId
+		if id == "" {
+			id = fmt.Sprintf("parked-%d", into.Position)
+		}
+		m, f.Failure = unreadable(d, id, err)
+	}
+	into.Message, into.Handler, into.Attempt, into.FirstSeen, into.Failure = m, f.Handler, f.Attempt, f.FirstSeen, f.Failure
+}
+
+// number reads a header of ours; it is 0 if there is none.
+func number(d *amqp.Delivery, header string) int64 {
+	n, _ := d.Headers[header].(int64)
+	return n
+}
+
+// returns is how often the queue has taken d back, as far as it counts that against its delivery limit.
+func returns(d *amqp.Delivery) int64 {
+	if !d.Redelivered {
+		return 0 // the header would be the publisher's
+	}
+	return number(d, "x-delivery-count")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -107,7 +108,7 @@ func TestManyParked(t *testing.T) {
 			}
 			// What is given back, so that the broker does not tire of waiting, is still there.
 			for _, l := range next.lanes {
-				l.current.Load().parking().giveBack()
+				refreshAll(t, ctx, l.current.Load().parking())
 			}
 			if got := fetchIDs(t, ctx, next, told[:200]); len(got) != 200 {
 				t.Errorf("%d of 200 could be fetched again", len(got))
@@ -290,56 +291,115 @@ func TestDelayedThroughCuts(t *testing.T) {
 	}
 }
 
-// A lane that is full takes nothing more, but what is parked there keeps its place.
+// A lane that is full takes nothing more, and keeps nobody else's messages from being parked; what is parked there keeps its place.
 func TestFullLane(t *testing.T) {
-	p := &parking{entries: map[int64]*parkedEntry{}}
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	c.Lanes = 2
+	d := openDriver(t, c)
+	s, o := parkingSource(t, d, topic)
+	o.waitLanes(t, ctx, 2)
+	publish(t, d, topic, messages(0, 8, 8)...)
+	ps := parkAll(receive(t, ctx, s, 8))
+	full := ps[0].Lane
+	there := slices.IndexFunc(ps[1:], func(p bus.Parking) bool { return p.Lane == full }) + 1
+	if there == 0 || !slices.ContainsFunc(ps, func(p bus.Parking) bool { return p.Lane != full }) {
+		t.Fatal("the test's keys are all in one lane, or none is with the first")
+	}
+	if err := s.Park(ctx, ps[there:there+1]); err != nil {
+		t.Fatal(err)
+	}
+	p := s.lanes[full].current.Load().parking()
+	p.mu.Lock()
 	for i := range int64(maxParked) {
-		if position, _, err := p.place(bus.Token{Position: i}); err != nil || position == i {
-			t.Fatalf("place %d: %d, %v", i, position, err)
+		p.entries[-1-i] = &parkedEntry{}
+	}
+	p.mu.Unlock()
+	err := s.Park(ctx, ps)
+	pe, ok := errors.AsType[*bus.PublishError](err)
+	if !ok {
+		t.Fatalf("park: %v", err)
+	}
+	for i := range ps {
+		refused := ps[i].Lane == full && i != there
+		if got := errors.Is(pe.Errs[i], errFull); got != refused || refused != bus.IsRetryable(pe.Errs[i]) || refused == ps[i].Token.Parked {
+			t.Errorf("message %d of lane %d: %v, parked %v", i, ps[i].Lane, pe.Errs[i], ps[i].Token.Parked)
 		}
-	}
-	if _, _, err := p.place(bus.Token{Position: 1}); !errors.Is(err, errFull) || !retryable(err) {
-		t.Errorf("one more: %v", err)
-	}
-	if position, revision, err := p.place(bus.Token{Position: p.last, Parked: true}); position != p.last || revision != 2 || err != nil {
-		t.Errorf("one that is there: %d, %d, %v", position, revision, err)
 	}
 }
 
-// The marker of another member that arrives where nothing is parked is given back before the broker ends the channel over
-// it.
-func TestMarkersAreGivenBack(t *testing.T) {
+// What is in the parking queue and not understood stays there, however often it is given back, so that the broker does not end the channel
+// over it. The marker of another member goes.
+func TestStrangersStay(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
 	c := brokerConfig(t)
 	c.Lanes = 1
 	d := openDriver(t, c)
+	limitQueue(t, d, parkedName(groupName(topic, "g"), 0), 5)
 	s, o := parkingSource(t, d, topic)
 	o.waitLanes(t, ctx, 1)
 	p := s.lanes[0].current.Load().parking()
-	if err := p.mark(ctx, "another member's"); err != nil {
-		t.Fatal(err)
+	for _, kind := range []string{parkMarker, "of a later version"} {
+		if err := p.mark(ctx, kind, "another's"); err != nil {
+			t.Fatal(err)
+		}
 	}
-	held := func() []uint64 {
+	held := func(n int, since time.Time) {
 		for {
 			p.mu.Lock()
-			tags := slices.Clone(p.held)
+			fresh := 0
+			for _, s := range p.strangers {
+				if s.since.After(since) {
+					fresh++
+				}
+			}
+			there := fresh == n && len(p.strangers) == n && !slices.ContainsFunc(slices.Collect(maps.Values(p.strangers)), func(s stranger) bool { return s.copying })
 			p.mu.Unlock()
-			if len(tags) > 0 {
-				return tags
+			if there {
+				return
 			}
 			select {
 			case <-p.closed:
 				t.Fatal("the channel ended:", p.cause)
 			case <-ctx.Done():
-				t.Fatal("the marker does not come")
+				t.Fatalf("there are %d of %d", fresh, n)
 			case <-time.After(time.Millisecond):
 			}
 		}
 	}
-	first := held()
-	p.giveBack()
-	if again := held(); len(again) != 1 || again[0] <= first[0] {
-		t.Errorf("held as %d, and given back as %d", first, again)
+	held(2, time.Time{})
+	for range 3 * maxReturns { // often enough to be dropped, were it not copied
+		since := time.Now()
+		p.refresh(since.Add(time.Hour))
+		held(1, since)
+	}
+}
+
+// refreshAll has all that is parked delivered again.
+func refreshAll(t testing.TB, ctx context.Context, p *parking) {
+	t.Helper()
+	since := time.Now()
+	for {
+		p.refresh(since.Add(p.bounds.refresh))
+		p.mu.Lock()
+		old := 0
+		for _, e := range p.entries {
+			if e.tag == 0 || !e.since.After(since) || e.copying || e.coming > 0 {
+				old++
+			}
+		}
+		p.mu.Unlock()
+		if old == 0 {
+			return
+		}
+		select {
+		case <-p.closed:
+			t.Fatal("the channel ended:", p.cause)
+		case <-ctx.Done():
+			t.Fatalf("%d messages do not come again", old)
+		case <-time.After(time.Millisecond):
+		}
 	}
 }

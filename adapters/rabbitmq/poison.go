@@ -149,40 +149,44 @@ func encodeEntry(e *bus.PoisonEntry) (amqp.Publishing, error) {
 	return pub, nil
 }
 
-func decodeEntry(d *amqp.Delivery) (bus.PoisonEntry, error) {
-	id := text(d.Headers[entryHeader])
+// decodeEntry reads an entry. What cannot be read is one, too, and so is what somebody else has written.
+func decodeEntry(d *amqp.Delivery, id, group string) bus.PoisonEntry {
 	var facts poisonFacts
-	m, err := decodeStored(d, &facts, poisonHeader, entryHeader, offsetHeader)
+	err := errors.New("no record of a poison queue")
+	var m *bus.Message
+	if text(d.Headers[poisonHeader]) == poisonPut {
+		m, err = decodeStored(d, &facts, poisonHeader, entryHeader, offsetHeader)
+	}
 	if err != nil {
-		return bus.PoisonEntry{}, fmt.Errorf("entry %q: %w", id, err)
+		m, failure := unreadable(d, id, err)
+		return bus.PoisonEntry{ID: id, Message: m, Group: group, Failure: *failure, Time: m.Time}
 	}
 	return bus.PoisonEntry{
 		ID: id, Message: m, Topic: facts.Topic, Group: facts.Group, Handler: facts.Handler, Lane: facts.Lane,
 		Position: facts.Position, Waits: facts.Waits, Failure: facts.Failure, Host: facts.Host, Time: facts.Time,
-	}, nil
+	}
 }
 
 // List implements bus.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps
 // their ids in memory, and not the entries.
 func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
 	return func(yield func(bus.PoisonEntry, error) bool) {
-		entries, first, err := p.scan(ctx)
+		there, err := p.scan(ctx)
 		// A stream that was just declared is not always there for who wants to read it: "Stream not found".
 		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && pause(ctx, backoff(n)); n++ {
-			entries, first, err = p.scan(ctx)
+			there, err = p.scan(ctx)
 		}
-		if err == nil && len(entries) > 0 {
-			err = p.read(ctx, first, func(kind string, offset int64, d *amqp.Delivery) (more bool, err error) {
-				id := text(d.Headers[entryHeader])
-				if kind != poisonPut || entries[id] != offset {
+		if err == nil && len(there.entries) > 0 {
+			err = p.read(ctx, there.first, func(offset int64, d *amqp.Delivery) (more bool, err error) {
+				if offset >= there.end { // the others were cut off meanwhile, by a policy
+					return false, nil
+				}
+				id := entryID(d, offset)
+				if at, ok := there.entries[id]; !ok || at != offset {
 					return true, nil
 				}
-				e, err := decodeEntry(d)
-				if err != nil {
-					return false, err
-				}
-				delete(entries, id)
-				return yield(e, nil) && len(entries) > 0, nil
+				delete(there.entries, id)
+				return yield(decodeEntry(d, id, p.group), nil) && len(there.entries) > 0, nil
 			})
 		}
 		if err != nil {
@@ -191,51 +195,65 @@ func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 	}
 }
 
+// entryID is the id of the entry that a record is. A record without one is named by its place.
+func entryID(d *amqp.Delivery, offset int64) string {
+	if id := text(d.Headers[entryHeader]); id != "" && text(d.Headers[poisonHeader]) == poisonPut {
+		return id
+	}
+	return fmt.Sprintf("offset-%d", offset)
+}
+
 // newStreamTries are made while the server says that a stream does not exist which it has confirmed: some seconds.
 const newStreamTries = 6
 
 // noOffset is before all offsets.
 const noOffset = -1
 
-// scan returns the offsets of the entries that are stored now, by id, and the lowest.
-func (p *poisonStore) scan(ctx context.Context) (entries map[string]int64, first int64, err error) {
+// extent is what a stream held at one moment.
+type extent struct {
+	entries map[string]int64 // offsets of the entries that were stored, by id
+	first   int64            // the lowest of them
+	end     int64            // behind all of them
+}
+
+// scan reads the stream once.
+func (p *poisonStore) scan(ctx context.Context) (extent, error) {
 	fence := bus.NewID()
-	err = p.append(ctx, "poison list", 1, func(_ int, x *parcel) error {
+	err := p.append(ctx, "poison list", 1, func(_ int, x *parcel) error {
 		*x = p.record(poisonFence, fence, nil)
 		return nil
 	})
 	if err != nil {
-		return nil, 0, err
+		return extent{}, err
 	}
-	entries = map[string]int64{}
-	err = p.read(ctx, noOffset, func(kind string, offset int64, d *amqp.Delivery) (more bool, err error) {
-		switch kind {
-		case poisonPut:
-			entries[text(d.Headers[entryHeader])] = offset
+	there := extent{entries: map[string]int64{}, first: noOffset}
+	err = p.read(ctx, noOffset, func(offset int64, d *amqp.Delivery) (more bool, err error) {
+		switch text(d.Headers[poisonHeader]) {
+		case poisonFence:
+			there.end = offset
+			return text(d.Headers[entryHeader]) != fence, nil
 		case poisonRemove:
 			var ids [][]byte
-			if err := json.Unmarshal(d.Body, &ids); err != nil {
-				return false, fmt.Errorf("removal at offset %d: %w", offset, err)
+			if json.Unmarshal(d.Body, &ids) == nil {
+				for _, id := range ids {
+					delete(there.entries, string(id))
+				}
+				return true, nil
 			}
-			for _, id := range ids {
-				delete(entries, string(id))
-			}
-		case poisonFence:
-			return text(d.Headers[entryHeader]) != fence, nil
 		}
+		there.entries[entryID(d, offset)] = offset
 		return true, nil
 	})
-	first = noOffset
-	for _, offset := range entries {
-		if first == noOffset || offset < first {
-			first = offset
+	for _, offset := range there.entries {
+		if there.first == noOffset || offset < there.first {
+			there.first = offset
 		}
 	}
-	return entries, first, err
+	return there, err
 }
 
 // read visits the records from an offset on, until visit returns false or an error.
-func (p *poisonStore) read(ctx context.Context, from int64, visit func(kind string, offset int64, d *amqp.Delivery) (more bool, err error)) error {
+func (p *poisonStore) read(ctx context.Context, from int64, visit func(offset int64, d *amqp.Delivery) (more bool, err error)) error {
 	s, err := p.d.consume.get(ctx)
 	if err != nil {
 		return err
@@ -263,7 +281,7 @@ func (p *poisonStore) read(ctx context.Context, from int64, visit func(kind stri
 				return err
 			}
 			offset, _ := d.Headers[offsetHeader].(int64)
-			if more, err := visit(text(d.Headers[poisonHeader]), offset, &d); !more || err != nil {
+			if more, err := visit(offset, &d); !more || err != nil {
 				return err
 			}
 		case <-ctx.Done():

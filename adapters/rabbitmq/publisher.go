@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,9 +16,14 @@ type publisher struct {
 	cfg  Config
 	link *link
 	turn atomic.Uint32 // for messages without a key
+	size sizeLimit
 
 	mu  sync.Mutex
 	now *publishing
+}
+
+func newPublisher(c Config, l *link) *publisher {
+	return &publisher{cfg: c, link: l, size: sizeLimit{own: c.MaxMessage + storedRoom}}
 }
 
 // publishing is what a publisher has set up in one session.
@@ -132,6 +138,9 @@ func (p *publisher) publish(ctx context.Context, topic string, msgs []*bus.Messa
 		if m.Size() > p.cfg.MaxMessage {
 			return bus.ErrTooLarge
 		}
+		if err := p.size.check(len(m.Payload)); err != nil {
+			return err
+		}
 		pub, err := encode(m, frame)
 		if err != nil {
 			return err
@@ -146,6 +155,7 @@ func (p *publisher) publish(ctx context.Context, topic string, msgs []*bus.Messa
 	if errs == nil {
 		return nil
 	}
+	p.size.learn(errs)
 	return p.explain(ctx, q, topic, errs)
 }
 
@@ -171,15 +181,30 @@ func (p *publisher) ready(ctx context.Context, topic string) (*publishing, *pipe
 
 // send publishes n parcels of this driver's own, and returns what failed.
 func (p *publisher) send(ctx context.Context, n int, fill func(i int, x *parcel) error) error {
+	return errors.Join(slices.Compact(p.sendEach(ctx, n, fill))...) // without a connection, all have one reason
+}
+
+// sendEach is send that tells each parcel's fate: the result is nil if all are stored, and else index-aligned.
+func (p *publisher) sendEach(ctx context.Context, n int, fill func(i int, x *parcel) error) []error {
 	q, err := p.open(ctx)
-	if err != nil {
-		return err
+	var pipe *pipeline
+	if err == nil {
+		pipe, err = q.pipeline(ctx)
 	}
-	pipe, err := q.pipeline(ctx)
 	if err != nil {
-		return err
+		return slices.Repeat([]error{&refusal{err: err, definite: true}}, n)
 	}
-	return errors.Join(pipe.publish(ctx, n, fill)...)
+	errs := pipe.publish(ctx, n, func(i int, x *parcel) error {
+		err := fill(i, x)
+		if err == nil {
+			if err = p.size.check(len(x.Body)); err != nil {
+				recycle(x.Headers)
+			}
+		}
+		return err
+	})
+	p.size.learn(errs)
+	return errs
 }
 
 // wake publishes a wake marker to a lane's queue.

@@ -1,25 +1,71 @@
 package rabbitmq
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Stored messages are those of the poison queue and those that are parked: a message with facts about it. It is written
-// like any other, but for the tail of its body: the facts, and the message's headers, both of which may be larger
-// than AMQP's headers may be.
+// Stored messages are those of the poison queue and those that are parked: a message with facts about it. A stored message is written
+// like any other, but for the tail of its body, which holds the facts, the message's headers, and texts that are too long for AMQP.
 
-// sizeHeader is the size of the payload, behind which the tail follows.
-const sizeHeader = "millrace-size"
+// Headers of stored messages.
+const (
+	// sizeHeader is the size of the payload, behind which the tail follows.
+	sizeHeader = "millrace-size"
+	// longHeader says that the key is in the tail; the header has its hash.
+	longHeader = "millrace-long"
+)
+
+const (
+	// shortText is what AMQP's own fields take, in bytes.
+	shortText = 255
+	// headerText is up to what size a text without such a field travels as a header: all headers must fit into one frame.
+	headerText = 16 << 10
+	// storedRoom is how much larger than its message a stored one may be: headers grow by a third, and a failure has its text and stack.
+	storedRoom = 256 << 10
+)
 
 type storedTail struct {
-	Facts   json.RawMessage `json:"facts"`
-	Headers [][2][]byte     `json:"headers,omitempty"` // any bytes
+	Facts   json.RawMessage   `json:"facts"`
+	Headers [][2][]byte       `json:"headers,omitempty"` // any bytes
+	Long    map[string][]byte `json:"long,omitempty"`    // by the names of boundedTexts
 }
+
+// boundedText is a field of a message that may be too long for AMQP. Messages of other software can have such: a structured event is
+// all in the body.
+type boundedText struct {
+	name  string
+	value *string
+	most  int
+}
+
+func boundedTexts(m *bus.Message) [6]boundedText {
+	return [...]boundedText{
+		{"id", &m.ID, shortText},
+		{"type", &m.Type, shortText},
+		{"contenttype", &m.ContentType, shortText},
+		{"source", &m.Source, headerText},
+		{"subject", &m.Subject, headerText},
+		{"key", &m.Key, headerText},
+	}
+}
+
+// shorten is text, or its hash if it has more bytes than most.
+func shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text)))
+}
+
+// storedID is the message id of a stored message's record.
+func storedID(m *bus.Message) string { return shorten(m.ID, shortText) }
 
 // encodeStored makes the publishing of a stored message. Its Headers have room for a few more.
 func encodeStored(m *bus.Message, facts any) (amqp.Publishing, error) {
@@ -31,36 +77,55 @@ func encodeStored(m *bus.Message, facts any) (amqp.Publishing, error) {
 	for _, h := range m.Headers {
 		tail.Headers = append(tail.Headers, [2][]byte{[]byte(h.Name), []byte(h.Value)})
 	}
+	bare := *m
+	bare.Headers = nil
+	for _, t := range boundedTexts(&bare) {
+		if short := shorten(*t.value, t.most); short != *t.value {
+			if tail.Long == nil {
+				tail.Long = map[string][]byte{}
+			}
+			tail.Long[t.name], *t.value = []byte(*t.value), short
+		}
+	}
 	end, err := json.Marshal(tail)
 	if err != nil {
 		return amqp.Publishing{}, err
 	}
-	bare := *m
-	bare.Headers = nil
 	pub, err := encode(&bare, frameSize-1024)
 	if err != nil {
 		return pub, err
 	}
 	pub.Headers[sizeHeader] = int64(len(m.Payload))
+	if bare.Key != m.Key {
+		pub.Headers[longHeader] = true
+	}
 	pub.Body = append(append(make([]byte, 0, len(m.Payload)+len(end)), m.Payload...), end...)
 	return pub, nil
 }
 
-// decodeStored returns the message, and fills facts. It takes away the delivery's headers with these names.
-func decodeStored(d *amqp.Delivery, facts any, own ...string) (*bus.Message, error) {
+// splitStored returns the size of a stored message's payload, and its tail.
+func splitStored(d *amqp.Delivery) (size int64, tail storedTail, err error) {
 	size, ok := d.Headers[sizeHeader].(int64)
 	if !ok || size < 0 || size > int64(len(d.Body)) {
-		return nil, fmt.Errorf("stored message %q: a payload of %d in %d bytes", d.MessageId, size, len(d.Body))
+		return 0, tail, fmt.Errorf("stored message %q: a payload of %d in %d bytes", d.MessageId, size, len(d.Body))
 	}
-	var tail storedTail
-	err := json.Unmarshal(d.Body[size:], &tail)
-	if err == nil {
-		err = json.Unmarshal(tail.Facts, facts)
+	if err := json.Unmarshal(d.Body[size:], &tail); err != nil {
+		return 0, tail, fmt.Errorf("stored message %q: %w", d.MessageId, err)
 	}
+	return size, tail, nil
+}
+
+// decodeStored returns the message, and fills facts. It takes away the delivery's headers with these names.
+func decodeStored(d *amqp.Delivery, facts any, own ...string) (*bus.Message, error) {
+	size, tail, err := splitStored(d)
 	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(tail.Facts, facts); err != nil {
 		return nil, fmt.Errorf("stored message %q: %w", d.MessageId, err)
 	}
 	delete(d.Headers, sizeHeader)
+	delete(d.Headers, longHeader)
 	for _, name := range own {
 		delete(d.Headers, name)
 	}
@@ -69,5 +134,30 @@ func decodeStored(d *amqp.Delivery, facts any, own ...string) (*bus.Message, err
 	for _, h := range tail.Headers {
 		m.Headers.Add(string(h[0]), string(h[1]))
 	}
+	for _, t := range boundedTexts(m) {
+		if long, ok := tail.Long[t.name]; ok {
+			*t.value = string(long)
+		}
+	}
 	return m, nil
+}
+
+// storedKey is the key of a stored message.
+func storedKey(d *amqp.Delivery) string {
+	if long, _ := d.Headers[longHeader].(bool); long {
+		if _, tail, err := splitStored(d); err == nil {
+			return string(tail.Long["key"])
+		}
+	}
+	return text(d.Headers[keyHeader])
+}
+
+// unreadable is a stored message that cannot be decoded: the payload has the record's own bytes. Its content type says that it is an
+// event in structured mode, which it is not, so that no handler takes it for something else.
+func unreadable(d *amqp.Delivery, id string, err error) (*bus.Message, *bus.Failure) {
+	m := &bus.Message{ID: id, Type: d.Type, Key: text(d.Headers[keyHeader]), Time: d.Timestamp, ContentType: "application/cloudevents+json", Payload: d.Body}
+	if m.Time.IsZero() {
+		m.Time = time.Now()
+	}
+	return m, &bus.Failure{Class: bus.Unreadable, Text: err.Error(), First: m.Time, Last: m.Time}
 }

@@ -1,0 +1,184 @@
+package rabbitmq
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+const (
+	// loadPatience is how many markers an owner sends without an answer.
+	loadPatience = 6
+	// blockedInterval is how long nothing must have come, while no marker can be sent.
+	blockedInterval = time.Second
+)
+
+var errNotLoaded = errors.New("the broker does not deliver it")
+
+// loading is what is known while the parking queue is read for the first time.
+type loading struct {
+	told    map[int64]bus.Parked
+	markers []uint64 // of other members
+	turned  int      // records that were given back to make room
+	again   int      // records that came again since
+	failed  bool     // copies could not be written
+}
+
+// load reads up to a marker that was sent when this consumer was the active one. first sends the one that makes it so.
+// Patience begins anew with every record.
+//
+// While the broker blocks publishers, no marker can be sent, but who wants to make room by handling messages must be able
+// to begin. Then it reads until nothing more comes. It also stops where the queue holds more than the broker delivers,
+// and gives back first what it was given last. What comes later is adopted: at worst it is handled out of its key's order, or twice.
+func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]bus.Parked, error) {
+	marker := p.id + "/first"
+	active := false // the first delivery says so
+	l := loading{told: map[int64]bus.Parked{}}
+	late := time.NewTimer(0)
+	defer late.Stop()
+	quiet := false
+	for sent := 0; ; {
+		select {
+		case d, ok := <-p.deliveries:
+			if !ok {
+				return nil, errEnded
+			}
+			last := active && text(d.Headers[parkHeader]) == parkMarker && d.MessageId == marker
+			p.loadRecord(&d, &l)
+			if last || !p.makeRoom(&l) {
+				return p.finishLoad(ctx, &l), nil
+			}
+			p.copyNow(ctx, &l, false)
+			quiet = false
+			if active {
+				if sent > 0 { // else the marker is still to be sent
+					sent = 1
+					late.Reset(p.bounds.marker)
+				}
+			} else {
+				active, sent, marker = true, 0, p.id+"/last"
+				late.Reset(0)
+			}
+		case <-late.C:
+			if p.source.d.pub.link.blocked() {
+				if quiet {
+					return p.finishLoad(ctx, &l), nil
+				}
+				quiet = true
+				late.Reset(blockedInterval)
+				continue
+			}
+			if sent++; sent > loadPatience {
+				return nil, errNotLoaded
+			}
+			if sent == 1 && !active { // if it fails, another is sent
+				_, _ = first.wait(ctx)
+			} else {
+				_ = p.mark(ctx, parkMarker, marker)
+			}
+			late.Reset(p.bounds.marker)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
+	position := number(d, positionHeader)
+	switch kind := text(d.Headers[parkHeader]); {
+	case kind == parkMessage && position > 0:
+		counts, known := p.take(d)
+		if counts {
+			l.told[position] = parkedOf(d, p.lane, position)
+		}
+		if known && d.Redelivered {
+			l.again++
+		} else {
+			l.turned, l.again = 0, 0
+		}
+	case kind == parkNew, kind == parkReplace, kind == parkWithdraw:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.open++
+		p.commands = append(p.commands, *d)
+	case kind == parkMarker, kind == parkProbe: // a probe of an owner before
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.open++
+		if p.ownMarker(d) || kind == parkProbe {
+			p.ackLocked(d.DeliveryTag)
+		} else {
+			l.markers = append(l.markers, d.DeliveryTag)
+		}
+	default:
+		p.hold(d)
+	}
+}
+
+// makeRoom gives some records back when the broker will not deliver more before. They come again behind the others, unless the
+// queue has a delivery limit; then makeRoom returns false.
+func (p *parking) makeRoom(l *loading) bool {
+	p.mu.Lock()
+	full := p.open >= p.bounds.window
+	p.mu.Unlock()
+	if !full {
+		return true
+	}
+	if l.turned > 0 && l.again >= l.turned {
+		return false
+	}
+	n := p.turn(true)
+	l.turned += n
+	return n > 0
+}
+
+// copyNow writes copies of what was given back too often: in portions, and with last the rest. Nothing is handled before. What cannot be
+// written now is written when it is next given back.
+func (p *parking) copyNow(ctx context.Context, l *loading, last bool) {
+	p.mu.Lock()
+	if n := len(p.copies); n == 0 || !last && n < maxCopies/2 && p.copyBytes < maxCopyBytes/2 {
+		p.mu.Unlock()
+		return
+	}
+	copies := p.takeCopies()
+	p.mu.Unlock()
+	if l.failed = l.failed || p.source.d.pub.link.blocked(); l.failed {
+		p.dropCopies(copies)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*p.bounds.marker)
+	defer cancel()
+	l.failed = !p.writeCopies(ctx, copies)
+}
+
+// finishLoad returns what the router is to be told. The commands that wait are carried out after that, by write.
+func (p *parking) finishLoad(ctx context.Context, l *loading) []bus.Parked {
+	p.copyNow(ctx, l, true)
+	told := make([]bus.Parked, 0, len(l.told))
+	for _, t := range l.told {
+		told = append(told, t)
+	}
+	slices.SortFunc(told, func(a, b bus.Parked) int { return cmp.Compare(a.Position, b.Position) })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, tag := range l.markers {
+		p.ackLocked(tag)
+	}
+	if len(told) > 0 {
+		p.last = max(p.last, told[len(told)-1].Position)
+	}
+	waiting := p.commands
+	p.commands = nil
+	for i := range waiting {
+		p.command(&waiting[i])
+	}
+	p.loaded = time.Now()
+	p.wake()
+	return told
+}

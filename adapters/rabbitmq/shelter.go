@@ -1,0 +1,30 @@
+package rabbitmq
+
+import (
+	"context"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// maxLaneReturns is from how many returns on a message is not left in its lane's queue: see maxReturns. There it is often enough that an
+// owner gives messages back, and a copy would come behind later messages of its key.
+const maxLaneReturns = 10
+
+// shelter parks a message that its lane's queue would drop some time, without a delay: its key waits for it, and what is parked is never given
+// back too often. It returns false if that cannot be done now; then the message is delivered as it is.
+func (c *consumer) shelter(ctx context.Context, m *bus.Message, tag int64) bool {
+	s, p := c.lane.source, c.parking
+	if p == nil || s.d.pub.link.blocked() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.bounds.marker)
+	defer cancel()
+	ps := []bus.Parking{{Delivery: bus.Delivery{
+		Message: m, Token: bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag}, Topic: s.sub.Topic, Group: s.sub.Group,
+	}}}
+	if s.Park(ctx, ps) != nil {
+		return false
+	}
+	p.tell([]bus.Parked{{Token: ps[0].Token, Key: m.Key}})
+	return true
+}
