@@ -28,6 +28,13 @@ func (b *budget) fits(size int) bool {
 
 func (b *budget) take(size int) { b.items, b.bytes = b.items-1, b.bytes-size }
 
+// idle says whether nothing is under way.
+func (b *budget) idle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.items == b.allItems
+}
+
 // try takes size if that needs no waiting.
 func (b *budget) try(size int) bool {
 	b.mu.Lock()

@@ -119,7 +119,7 @@ func TestFramesOfPublish(t *testing.T) {
 	p, c := newProxy(t)
 	topic := newTopic(t)
 	d := openDriver(t, c)
-	publish(t, d, topic, guardMessage()) // declares the topic
+	publish(t, d, topic, messages(0, 10, 10)...) // declares the topic, and opens its pipelines
 	p.count()
 	publish(t, d, topic, messages(0, total, 10)...)
 	if sent := p.count(); len(sent) != 1 || sent[method{60, 40}] != total {

@@ -10,10 +10,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Bounds of what a pipeline has under way.
+// Bounds of what a pipeline has under way. When a queue does not confirm, its channel at the broker soon takes no more; and when that
+// has 200 to 400 more before it, the broker reads no more from the whole connection. So a pipeline has fewer.
 const (
-	pipelineMessages = 1024
-	pipelineBytes    = 32 << 20
+	pipelineMessages = 224
+	pipelineBytes    = 8 << 20
 )
 
 // pipeline is a channel in confirm mode. Whoever publishes sends all that it has, within the pipeline's budget, and
@@ -26,8 +27,8 @@ type pipeline struct {
 
 	mu       sync.Mutex
 	returns  chan amqp.Return
-	returned map[string]int // returned and not yet asked for, by exchange and message id
-	some     atomic.Bool    // returned is not empty
+	returned map[route]int // returned and not yet asked for
+	some     atomic.Bool   // returned is not empty
 }
 
 func newPipeline(conn *amqp.Connection) (*pipeline, error) {
@@ -44,7 +45,7 @@ func newPipeline(conn *amqp.Connection) (*pipeline, error) {
 		closed: make(chan struct{}),
 		// Room for a return of everything under way, so that the reader of the connection never waits here.
 		returns:  ch.NotifyReturn(make(chan amqp.Return, pipelineMessages)),
-		returned: map[string]int{},
+		returned: map[route]int{},
 	}
 	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
@@ -67,17 +68,21 @@ func (x *parcel) size() int { return len(x.Body) + 512 }
 
 // pending is a parcel that was sent.
 type pending struct {
-	confirm  *amqp.DeferredConfirmation
-	size     int
-	exchange string
-	id       string
+	confirm *amqp.DeferredConfirmation
+	size    int
+	route   route
 }
+
+// route is what the broker's return tells of a parcel.
+type route struct{ exchange, key, id string }
 
 // refusal is why a parcel is not known to be stored.
 type refusal struct {
 	err error
 	// definite: it was not stored.
 	definite bool
+	// final: it cannot be published later either.
+	final bool
 	// nack: the broker refused it, because a queue is full or failed.
 	nack bool
 }
@@ -168,7 +173,7 @@ func (p *pipeline) publish(ctx context.Context, n int, fill func(i int, x *parce
 			stopped = true
 			continue
 		}
-		sent = append(sent, pending{confirm, size, x.exchange, x.MessageId})
+		sent = append(sent, pending{confirm, size, route{x.exchange, x.key, x.MessageId}})
 		if index != nil {
 			index = append(index, i)
 		}
@@ -273,14 +278,14 @@ func (p *pipeline) wasReturned(x *pending) bool {
 		select {
 		case r, ok := <-p.returns:
 			if ok {
-				p.returned[r.Exchange+"\x00"+r.MessageId]++
+				p.returned[route{r.Exchange, r.RoutingKey, r.MessageId}]++
 				continue
 			}
 		default:
 		}
 		break
 	}
-	name := x.exchange + "\x00" + x.id
+	name := x.route
 	n := p.returned[name]
 	if n == 1 {
 		delete(p.returned, name)

@@ -23,6 +23,8 @@ type proxy struct {
 	flow    *sync.Cond
 	unseen  string // of this queue, the broker's next answers say
 	answers int    // that it is empty, so many of them
+	muted   string // what is published to this exchange, or to this queue, is not confirmed
+	quiet   map[client]bool
 	workers sync.WaitGroup
 }
 
@@ -107,16 +109,16 @@ func (p *proxy) accept() {
 		}
 		p.conns[in], p.conns[out] = true, false
 		p.mu.Unlock()
-		p.workers.Go(func() { p.forward(out, in, true) })
-		p.workers.Go(func() { p.forward(in, out, false) })
+		p.workers.Go(func() { p.forward(out, in, in, true) })
+		p.workers.Go(func() { p.forward(in, out, in, false) })
 	}
 }
 
-func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
+func (p *proxy) forward(dst, src, in net.Conn, toBroker bool) {
 	defer dst.Close()
 	defer src.Close()
 	buf := make([]byte, 4096)
-	var stream []byte
+	var stream, held []byte
 	for {
 		n, err := src.Read(buf)
 		if err != nil {
@@ -124,6 +126,7 @@ func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
 		}
 		p.mu.Lock()
 		if toBroker {
+			p.listen(in, append(stream, buf[:n]...))
 			stream = note(p.sent, append(stream, buf[:n]...))
 		} else {
 			stream = note(p.told, append(stream, buf[:n]...))
@@ -132,8 +135,12 @@ func (p *proxy) forward(dst, src net.Conn, toBroker bool) {
 		for p.stalled && toBroker {
 			p.flow.Wait()
 		}
+		out := buf[:n]
+		if !toBroker && p.muted != "" {
+			held, out = p.silence(in, append(held, out...))
+		}
 		p.mu.Unlock()
-		if _, err := dst.Write(buf[:n]); err != nil && err != io.EOF {
+		if _, err := dst.Write(out); err != nil && err != io.EOF {
 			return
 		}
 	}
@@ -202,4 +209,57 @@ func (p *proxy) hide(frames []byte) {
 		clear(frames[:8])
 		p.answers--
 	}
+}
+
+// client is a channel of a client's connection.
+type client struct {
+	conn    net.Conn
+	channel uint16
+}
+
+// mute has the broker confirm nothing more on the channels on which something is published to this exchange or queue. It is called
+// before anything is.
+func (p *proxy) mute(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.muted, p.quiet = name, map[client]bool{}
+}
+
+// eachFrame yields the whole frames of a stream, and returns the rest.
+func eachFrame(stream []byte, f func(frame []byte)) []byte {
+	for len(stream) >= frameHead && stream[0] != 'A' {
+		n := frameLength(stream)
+		if len(stream) < n {
+			break
+		}
+		f(stream[:n])
+		stream = stream[n:]
+	}
+	return stream
+}
+
+func isMethod(frame []byte, class, number byte) bool {
+	return frame[0] == 1 && bytes.HasPrefix(frame[frameHead:], []byte{0, class, 0, number})
+}
+
+// listen notes the channels that publish to what is muted.
+func (p *proxy) listen(in net.Conn, stream []byte) {
+	if p.muted == "" {
+		return
+	}
+	eachFrame(stream, func(frame []byte) {
+		if isMethod(frame, 60, 40) && bytes.Contains(frame, append([]byte{byte(len(p.muted))}, p.muted...)) {
+			p.quiet[client{in, binary.BigEndian.Uint16(frame[1:])}] = true
+		}
+	})
+}
+
+// silence leaves out the confirms of muted channels. It returns the beginning of a frame, and what is to be forwarded.
+func (p *proxy) silence(in net.Conn, stream []byte) (rest, out []byte) {
+	rest = eachFrame(stream, func(frame []byte) {
+		if !isMethod(frame, 60, 80) || !p.quiet[client{in, binary.BigEndian.Uint16(frame[1:])}] {
+			out = append(out, frame...)
+		}
+	})
+	return bytes.Clone(rest), out
 }

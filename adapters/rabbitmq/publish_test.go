@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -166,5 +167,65 @@ func TestPublishLeavesMessages(t *testing.T) {
 			t.Errorf("%d: %v %v", i, got[0].Message, got[0].Headers)
 		}
 		settle(t, s, got)
+	}
+}
+
+// A queue does not confirm: nobody can publish to its topic any more, and to all others as before. So it is with the queues that the
+// driver itself writes to.
+func TestOneQueueDoesNotConfirm(t *testing.T) {
+	sick, well := newTopic(t), newTopic(t)
+	p, c := newProxy(t)
+	p.mute(sick)
+	d := openDriver(t, c)
+	publishFor := func(topic string, n int) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		defer cancel()
+		return d.Publish(ctx, topic, messages(0, n, 10))
+	}
+	for range 3 {
+		if err := publishFor(sick, strands*pipelineMessages); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	err := publishFor(sick, 10)
+	if !bus.IsDefinite(err) || !bus.IsRetryable(err) {
+		t.Errorf("beyond the bound: %v", err)
+	}
+	for range 3 {
+		publish(t, d, well, messages(0, 4*pipelineMessages, 10)...)
+	}
+	errs := d.pub.sendEach(testContext(t), 4, func(i int, x *parcel) error {
+		x.key, x.Publishing = unroutedName(well), marker(markWake)
+		if i == 2 {
+			return bus.ErrInvalid
+		}
+		return nil
+	})
+	if len(errs) != 4 || errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], bus.ErrInvalid) || errs[3] != nil {
+		t.Error(errs)
+	}
+}
+
+// Pipelines of topics that nobody publishes to any more are closed.
+func TestManyTopics(t *testing.T) {
+	ctx := testContext(t)
+	d := openDriver(t, brokerConfig(t))
+	q, err := d.pub.open(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxPipelines + 20 {
+		p, done, err := q.pipeline(ctx, fmt.Sprint(i%(maxPipelines+10)))
+		if err != nil || p.ch.IsClosed() {
+			t.Fatal(i, err)
+		}
+		if i > 0 { // the first is in use
+			done()
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if n := len(q.pipelines); n != maxPipelines || q.pipelines["0"].users == 0 {
+		t.Errorf("%d pipelines", n)
 	}
 }

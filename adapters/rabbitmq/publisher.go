@@ -4,14 +4,16 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// publisher publishes through one pipeline. With two, 16 goroutines that publish one by one were as fast, with four
-// and eight 10 to 20 % slower: each of the broker's confirms and writes had fewer messages to share its cost.
+// publisher publishes through one pipeline for each topic, and for each queue that this driver itself writes to: a queue that does
+// not confirm takes the room of its own. More of them are no quicker: with four and eight, 16 goroutines that publish one by one were
+// 10 to 20 % slower than with one, because each of the broker's confirms and writes had fewer messages to share its cost.
 type publisher struct {
 	cfg  Config
 	link *link
@@ -30,10 +32,21 @@ func newPublisher(c Config, l *link) *publisher {
 type publishing struct {
 	session *session
 
-	mu     sync.Mutex
-	opened *attempt[*pipeline]
-	topics map[string]*attempt[struct{}]
+	mu        sync.Mutex
+	topics    map[string]*attempt[struct{}]
+	pipelines map[string]*opened // by topic or queue
+	uses      int                // of pipelines, so far
 }
+
+// opened is a pipeline that is open, or being opened.
+type opened struct {
+	*attempt[*pipeline]
+	users int // publish with it now
+	last  int // the number of its last use
+}
+
+// maxPipelines is how many pipelines are kept open. Beyond it, the one that nobody has used for longest is closed.
+const maxPipelines = 128
 
 // attempt is something that several callers wait for, each within its own context.
 type attempt[T any] struct {
@@ -82,23 +95,57 @@ func (p *publisher) open(ctx context.Context) (*publishing, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.now == nil || p.now.session != s {
-		p.now = &publishing{session: s, topics: map[string]*attempt[struct{}]{}}
+		p.now = &publishing{session: s, topics: map[string]*attempt[struct{}]{}, pipelines: map[string]*opened{}}
 	}
 	return p.now, nil
 }
 
-// pipeline returns the pipeline. One that has ended is replaced.
-func (q *publishing) pipeline(ctx context.Context) (*pipeline, error) {
+// pipeline returns the pipeline of a topic or queue, until done is called. One that has ended is replaced.
+func (q *publishing) pipeline(ctx context.Context, name string) (p *pipeline, done func(), err error) {
 	q.mu.Lock()
-	a := q.opened
-	if a == nil || a.ended() && (a.err != nil || a.v.ch.IsClosed()) {
-		// What closed the channel may be that an exchange is gone: declare again.
-		clear(q.topics)
-		a = start(func() (*pipeline, error) { return newPipeline(q.session.conn) })
-		q.opened = a
+	o := q.pipelines[name]
+	if o == nil || o.ended() && (o.err != nil || o.v.ch.IsClosed()) {
+		if o == nil {
+			q.tidy()
+		} else { // what closed the channel may be that an exchange is gone: declare again
+			delete(q.topics, strings.TrimSuffix(name, strandNames[1]))
+		}
+		o = &opened{attempt: start(func() (*pipeline, error) { return newPipeline(q.session.conn) })}
+		q.pipelines[name] = o
 	}
+	o.users++
+	q.uses++
+	o.last = q.uses
 	q.mu.Unlock()
-	return a.wait(ctx)
+	done = func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		o.users--
+	}
+	if p, err = o.wait(ctx); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return p, done, nil
+}
+
+// tidy closes a pipeline if there are many. The caller has mu.
+func (q *publishing) tidy() {
+	if len(q.pipelines) < maxPipelines {
+		return
+	}
+	oldest := ""
+	for name, o := range q.pipelines {
+		if o.users == 0 && o.ended() && (oldest == "" || o.last < q.pipelines[oldest].last) && (o.err != nil || o.v.budget.idle()) {
+			oldest = name
+		}
+	}
+	if o := q.pipelines[oldest]; o != nil {
+		delete(q.pipelines, oldest)
+		if o.err == nil {
+			go o.v.ch.Close()
+		}
+	}
 }
 
 // declare declares the topic, once in a session.
@@ -118,23 +165,68 @@ func (q *publishing) declare(ctx context.Context, cfg Config, topic string) erro
 	return err
 }
 
-func (q *publishing) forget(topic string) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.topics, topic)
-}
+// strands is how many pipelines a topic has. Messages of equal keys go through the same one. Both together have room enough for
+// large batches, and each little enough under way: see pipelineMessages.
+const strands = 2
+
+// strandNames are what the pipelines of a topic are called, behind its name.
+var strandNames = [strands]string{"", "::1"}
 
 // publish publishes the messages of one call.
 func (p *publisher) publish(ctx context.Context, topic string, msgs []*bus.Message) error {
-	q, pipe, err := p.ready(ctx, topic)
-	if err != nil {
-		return bus.FailAll(len(msgs), &bus.Error{
-			Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: retryable(err),
-		})
+	if len(msgs) == 1 {
+		slot := p.slotFor(msgs[0])
+		return p.explain(ctx, topic, p.strand(ctx, topic, slot%strands, 1, func(int) (*bus.Message, int) { return msgs[0], slot }))
 	}
+	var index, slots [strands][]int
+	for i, m := range msgs {
+		slot := p.slotFor(m)
+		index[slot%strands] = append(index[slot%strands], i)
+		slots[slot%strands] = append(slots[slot%strands], slot)
+	}
+	var all sync.WaitGroup
+	var outcomes [strands][]error
+	for s := range strands {
+		run := func() {
+			outcomes[s] = p.strand(ctx, topic, s, len(index[s]), func(k int) (*bus.Message, int) { return msgs[index[s][k]], slots[s][k] })
+		}
+		if s < strands-1 && len(index[s]) > 0 {
+			all.Go(run)
+		} else if len(index[s]) > 0 {
+			run()
+		}
+	}
+	all.Wait()
+	var errs []error
+	for s := range strands {
+		for k, err := range outcomes[s] {
+			if errs == nil {
+				errs = make([]error, len(msgs))
+			}
+			errs[index[s][k]] = err
+		}
+	}
+	return p.explain(ctx, topic, errs)
+}
+
+// slotFor is the slot of a message. Those without a key take turns.
+func (p *publisher) slotFor(m *bus.Message) int {
+	if m.Key == "" {
+		return int(p.turn.Add(1) % slots)
+	}
+	return slot(m.Key)
+}
+
+// strand publishes n messages through one of the topic's pipelines. The result is like that of pipeline.publish.
+func (p *publisher) strand(ctx context.Context, topic string, strand, n int, message func(k int) (*bus.Message, int)) []error {
+	q, pipe, done, err := p.ready(ctx, topic, strand)
+	if err != nil {
+		return slices.Repeat([]error{&refusal{err: err, definite: true, final: !retryable(err)}}, n)
+	}
+	defer done()
 	frame := max(0, q.session.conn.Config.FrameSize-8)
-	errs := pipe.publish(ctx, len(msgs), func(i int, x *parcel) error {
-		m := msgs[i]
+	errs := pipe.publish(ctx, n, func(k int, x *parcel) error {
+		m, slot := message(k)
 		if m.Size() > p.cfg.MaxMessage {
 			return bus.ErrTooLarge
 		}
@@ -142,39 +234,32 @@ func (p *publisher) publish(ctx context.Context, topic string, msgs []*bus.Messa
 			return err
 		}
 		pub, err := encode(m, frame)
-		if err != nil {
-			return err
+		if err == nil {
+			*x = parcel{topic, routingKeys[slot], pub}
 		}
-		s := slot(m.Key)
-		if m.Key == "" {
-			s = int(p.turn.Add(1) % slots)
-		}
-		*x = parcel{topic, routingKeys[s], pub}
-		return nil
+		return err
 	})
-	if errs == nil {
-		return nil
-	}
 	p.size.learn(errs)
-	return p.explain(ctx, q, topic, errs)
+	return errs
 }
 
 // ready prepares a session for publishing to topic. While nothing has been sent, a session that breaks is no reason
 // to fail: the next one is waited for.
-func (p *publisher) ready(ctx context.Context, topic string) (*publishing, *pipeline, error) {
+func (p *publisher) ready(ctx context.Context, topic string, strand int) (*publishing, *pipeline, func(), error) {
 	for n := 0; ; n++ {
 		q, err := p.open(ctx)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
-		var pipe *pipeline
-		if pipe, err = q.pipeline(ctx); err == nil {
+		pipe, done, err := q.pipeline(ctx, topic+strandNames[strand])
+		if err == nil {
 			if err = q.declare(ctx, p.cfg, topic); err == nil {
-				return q, pipe, nil
+				return q, pipe, done, nil
 			}
+			done()
 		}
 		if !q.session.conn.IsClosed() || ctx.Err() != nil || !pause(ctx, backoff(n)) {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
 }
@@ -184,27 +269,51 @@ func (p *publisher) send(ctx context.Context, n int, fill func(i int, x *parcel)
 	return errors.Join(slices.Compact(p.sendEach(ctx, n, fill))...) // without a connection, all have one reason
 }
 
-// sendEach is send that tells each parcel's fate: the result is nil if all are stored, and else index-aligned.
+// sendEach is send that tells each parcel's fate: the result is nil if all are stored, and else index-aligned. Those of one queue are
+// stored in their order.
 func (p *publisher) sendEach(ctx context.Context, n int, fill func(i int, x *parcel) error) []error {
 	q, err := p.open(ctx)
-	var pipe *pipeline
-	if err == nil {
-		pipe, err = q.pipeline(ctx)
-	}
 	if err != nil {
 		return slices.Repeat([]error{&refusal{err: err, definite: true}}, n)
 	}
-	errs := pipe.publish(ctx, n, func(i int, x *parcel) error {
-		err := fill(i, x)
-		if err == nil {
-			if err = p.size.check(len(x.Body)); err != nil {
-				recycle(x.Headers)
-			}
+	parcels, errs := make([]parcel, n), make([]error, n)
+	queues := map[string][]int{}
+	for i := range n {
+		if errs[i] = fill(i, &parcels[i]); errs[i] != nil {
+			continue
 		}
-		return err
-	})
+		if errs[i] = p.size.check(len(parcels[i].Body)); errs[i] != nil {
+			recycle(parcels[i].Headers)
+		} else {
+			name := parcels[i].exchange + parcels[i].key // one of them is empty
+			queues[name] = append(queues[name], i)
+		}
+	}
+	var all sync.WaitGroup
+	for name, index := range queues {
+		all.Go(func() {
+			pipe, done, err := q.pipeline(ctx, name)
+			if err != nil {
+				for _, i := range index {
+					errs[i] = &refusal{err: err, definite: true}
+				}
+				return
+			}
+			defer done()
+			for k, err := range pipe.publish(ctx, len(index), func(k int, x *parcel) error {
+				*x = parcels[index[k]]
+				return nil
+			}) {
+				errs[index[k]] = err
+			}
+		})
+	}
+	all.Wait()
 	p.size.learn(errs)
-	return errs
+	if slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+		return errs
+	}
+	return nil
 }
 
 // wake publishes a wake marker to a lane's queue.
@@ -215,41 +324,60 @@ func (p *publisher) wake(ctx context.Context, queue string) error {
 	})
 }
 
-// explain turns refusals into the contract's errors.
-func (p *publisher) explain(ctx context.Context, q *publishing, topic string, errs []error) error {
+// explain turns what a publish returned into the contract's error.
+func (p *publisher) explain(ctx context.Context, topic string, errs []error) error {
 	full := false
 	for _, err := range errs {
 		if r, ok := errors.AsType[*refusal](err); ok && r.nack {
-			full = p.unroutedFull(ctx, q, topic)
+			full = p.unroutedFull(ctx, topic)
 			break
 		}
 	}
+	failed := false
 	for i, err := range errs {
 		if err == nil {
 			continue
 		}
+		failed = true
 		e := &bus.Error{Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true}
 		if r, ok := errors.AsType[*refusal](err); ok {
 			// Whatever ended a channel or connection, it is opened again, and the topic declared.
-			e.Err, e.Definite, e.Retryable = r.err, r.definite, true
+			e.Err, e.Definite, e.Retryable = r.err, r.definite, !r.final
 			if r.nack && full {
 				e.Err, e.Definite = errUnroutedFull, true
 			}
 			if errors.Is(r.err, errReturned) {
-				q.forget(topic)
+				p.forget(topic)
 			}
 		}
 		errs[i] = e
 	}
+	if !failed {
+		return nil
+	}
 	return &bus.PublishError{Errs: errs}
+}
+
+// forget has the topic declared again.
+func (p *publisher) forget(topic string) {
+	p.mu.Lock()
+	q := p.now
+	p.mu.Unlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.topics, topic)
 }
 
 var errUnroutedFull = errors.New("the topic has no group yet, and the queue that keeps its messages is full")
 
 // unroutedFull says whether the topic's unrouted queue is full, which is why the broker refuses messages of a topic
 // without groups. (When a group's queue refuses a message, another group's may have taken it: its fate is unknown.)
-func (p *publisher) unroutedFull(ctx context.Context, q *publishing, topic string) bool {
-	full, err := call(ctx, q.session, func(_ context.Context, t *topology) (bool, error) {
+func (p *publisher) unroutedFull(ctx context.Context, topic string) bool {
+	s, err := p.link.get(ctx)
+	if err != nil {
+		return false
+	}
+	full, err := call(ctx, s, func(_ context.Context, t *topology) (bool, error) {
 		u, ok, err := t.queue(unroutedName(topic))
 		return ok && u.Messages >= p.cfg.Unrouted, err
 	})
