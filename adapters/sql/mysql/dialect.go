@@ -11,15 +11,17 @@ import (
 
 func dialect(prefix string) *sqllog.Dialect {
 	// The server's locks are not of a database, and their names are short.
-	lock := "SHA1(CONCAT('millrace ', DATABASE(), ' " + prefix + "'))"
+	lock := "SHA2(CONCAT('millrace ', DATABASE(), ' " + prefix + "'), 256)"
 	return &sqllog.Dialect{
-		Name:   "mysql",
-		Prefix: prefix,
+		Name:    "mysql",
+		Prefix:  prefix,
+		Integer: "SIGNED",
 		// UTC, because an hour of local time comes twice a year.
 		Now:         now,
 		Insert:      "INSERT IGNORE INTO",
 		Upsert:      "ON DUPLICATE KEY UPDATE entry = VALUES(entry)",
 		ForUpdate:   " FOR UPDATE",
+		SkipLocked:  " FOR UPDATE SKIP LOCKED",
 		Isolation:   sql.LevelReadCommitted,
 		Log:         func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
 		TableExists: "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '" + prefix + "meta'",

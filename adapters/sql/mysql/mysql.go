@@ -50,6 +50,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"strings"
 	"time"
@@ -146,7 +147,7 @@ func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bu
 	if err != nil {
 		return nil, err
 	}
-	d, err := newDriver(ctx, &store{db: db}, c, common)
+	d, err := newDriver(ctx, &store{db: db, keeper: db}, c, common)
 	if err != nil {
 		return nil, err
 	}
@@ -186,16 +187,36 @@ func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqll
 	mc.InterpolateParams = true // one round trip a statement
 	mc.MaxAllowedPacket = 0     // as the server says
 	mc.Logger = &mysql.NopLogger{}
+	mc.Params = maps.Clone(mc.Params)
+	if mc.Params == nil {
+		mc.Params = map[string]string{}
+	}
+	for name, value := range session {
+		mc.Params[name] = value
+	}
 	connector, err := mysql.NewConnector(mc)
 	if err != nil {
 		return nil, fmt.Errorf("mysql: open: %w", err)
 	}
-	db := sql.OpenDB(connector)
-	db.SetMaxOpenConns(size)
-	db.SetMaxIdleConns(size)
-	db.SetConnMaxLifetime(maxLifetime)
-	return newDriver(ctx, &store{db: db, owned: true}, c, common)
+	s := &store{db: sql.OpenDB(connector), keeper: sql.OpenDB(connector), owned: true}
+	for db, n := range map[*sql.DB]int{s.db: size, s.keeper: keeperConns} {
+		db.SetMaxOpenConns(n)
+		db.SetMaxIdleConns(n)
+		db.SetConnMaxLifetime(maxLifetime)
+		db.SetConnMaxIdleTime(maxIdle)
+	}
+	return newDriver(ctx, s, c, common)
 }
+
+// keeperConns is how many connections keep leases, beside those of max_conns: one that hangs must not hold up the other.
+const keeperConns = 2
+
+// session is how each connection is set up. A transaction whose process stands still, or has vanished, is ended by the
+// server, for others wait for its locks; and a statement that was given up does not wait for its lock for long.
+var session = map[string]string{"autocommit": "1", "wait_timeout": "10", "innodb_lock_wait_timeout": "5"}
+
+// maxIdle is shorter than wait_timeout.
+const maxIdle = 6 * time.Second
 
 func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*sqllog.Driver, error) {
 	s.dialect = dialect(c.Prefix)
@@ -204,8 +225,16 @@ func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*
 		err := fmt.Errorf("mysql: %w: the pool has one connection: want at least 2, or publishing and reading wait for each other", bus.ErrInvalid)
 		return nil, errors.Join(err, s.Close())
 	}
-	var err error
-	if s.dialect.MaxMessage, err = maxMessage(ctx, s.db); err != nil {
+	var autocommit bool
+	err := s.db.QueryRowContext(ctx, "SELECT @@autocommit").Scan(&autocommit)
+	if err == nil && !autocommit {
+		err = fmt.Errorf("mysql: %w: the pool's sessions have autocommit = 0, so nothing that the bus writes would be committed: set it to 1 in the DSN", bus.ErrInvalid)
+		return nil, errors.Join(err, s.Close())
+	}
+	if err == nil {
+		s.dialect.MaxMessage, err = maxMessage(ctx, s.db)
+	}
+	if err != nil {
 		err = &bus.Error{Op: "open", Broker: "mysql", Err: err, Definite: true, Retryable: s.Fault(err).Retryable}
 		return nil, errors.Join(err, s.Close())
 	}

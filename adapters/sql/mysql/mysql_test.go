@@ -57,6 +57,8 @@ func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 func TestOlder(t *testing.T)     { sqltest.Older(t, database(t)) }
 
+func TestStandsStill(t *testing.T) { sqltest.StandsStill(t, database(t)) }
+
 func TestRoundTrips(t *testing.T)  { sqltest.RoundTrips(t, database(t)) }
 func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 8, 40, 20) }
 

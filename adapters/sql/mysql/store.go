@@ -20,20 +20,26 @@ import (
 // store implements sqllog.Store.
 type store struct {
 	db      *sql.DB
+	keeper  *sql.DB // the same, if it is the caller's
 	owned   bool
 	dialect *sqllog.Dialect
 
-	head    string
-	inserts inserts
+	head, commit string
+	inserts      inserts
 }
 
 func (s *store) init() {
 	s.head = s.dialect.SQL("SELECT COALESCE(MAX(last), 0) FROM (SELECT MAX(seq) AS last FROM {log} WHERE topic = ? GROUP BY shard) lasts")
+	s.commit = s.dialect.SQL(`{lane} l ON l.grp = ? AND l.shard = c.shard SET l.win = c.win, l.pos = c.pos
+WHERE l.owner = ? AND l.epoch = c.epoch AND l.pos <= c.pos AND l.pos >= c.base
+AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = c.shard AND m.seq = c.top) = c.id)
+AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = c.shard AND p.pos = 0) >= c.chg)`)
 	s.inserts.init(s.db, s.dialect)
 }
 
 func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
 func (s *store) DB() *sql.DB              { return s.db }
+func (s *store) KeeperDB() *sql.DB        { return s.keeper }
 
 func (s *store) As(target any) bool {
 	if db, ok := target.(**sql.DB); ok {
@@ -46,7 +52,7 @@ func (s *store) As(target any) bool {
 func (s *store) Close() error {
 	s.inserts.close()
 	if s.owned {
-		return s.db.Close()
+		return errors.Join(s.keeper.Close(), s.db.Close())
 	}
 	return nil
 }
@@ -59,7 +65,10 @@ func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 }
 
 // Last implements sqllog.Store.
-func (s *store) Last(ctx context.Context, topic int64) (int64, error) { return s.Head(ctx, topic) }
+func (s *store) Last(ctx context.Context, db *sql.DB, topic int64) (last int64, err error) {
+	err = db.QueryRowContext(ctx, s.head, topic).Scan(&last)
+	return last, err
+}
 
 // Append implements sqllog.Store: one statement if it can be, which is a transaction of its own.
 func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
@@ -184,58 +193,26 @@ func finish(err error) error {
 	return &sqllog.Uncertain{Err: err}
 }
 
-// Commit implements sqllog.Store. The rows are named by the columns of the primary key: of a list of tuples, MariaDB makes a
-// scan that locks the rows of all groups.
+// Commit implements sqllog.Store. The rows are looked up one by one, by the whole primary key: a condition on all of them may become
+// a scan of the index, which locks the rows of other groups too.
 func (s *store) Commit(ctx context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
-	var win, pos, epoch, stored, top, changes cases
-	shards := make([]any, len(lanes))
-	for i, l := range lanes {
-		shards[i] = l.Shard
-		var w any
+	const row = "SELECT ? AS shard, ? AS epoch, ? AS pos, CAST(? AS BINARY) AS win, ? AS base, ? AS top, ? AS id, ? AS chg"
+	args := make([]any, 0, 8*len(lanes)+4)
+	for _, l := range lanes {
+		var win any
 		if len(l.Window) > 0 {
-			w = l.Window
+			win = l.Window
 		}
-		win.add("?", l.Shard, w)
-		pos.add("?", l.Shard, l.Position)
-		epoch.add("?", l.Shard, l.Epoch)
-		stored.add("?", l.Shard, l.Basis.Stored)
-		if b := &l.Basis; b.Top > 0 {
-			top.add("(SELECT id FROM {log} WHERE topic = ? AND shard = ? AND seq = ?) = ?", l.Shard, b.Topic, l.Shard, b.Top, b.ID)
-		}
-		if b := &l.Basis; b.Changes > 0 {
-			changes.add("(SELECT chg FROM {parked} WHERE grp = ? AND shard = ? AND pos = 0) >= ?", l.Shard, group, l.Shard, b.Changes)
-		}
+		b := &l.Basis
+		args = append(args, l.Shard, l.Epoch, l.Position, win, b.Stored, b.Top, b.ID, b.Changes)
 	}
-	query := "UPDATE {lane} SET win = " + win.end("NULL") + ", pos = " + pos.end("pos") + " WHERE grp = ? AND shard IN (" + strings.Repeat("?, ", len(lanes)-1) + "?) AND owner = ? AND epoch = " +
-		epoch.end("-1") + " AND pos <= " + pos.end("-1") + " AND pos >= " + stored.end("-1") + " AND " + top.end("TRUE") + " AND " + changes.end("TRUE")
-	args := slices.Concat(win.args, pos.args, []any{group}, shards, []any{member}, epoch.args, pos.args, stored.args, top.args, changes.args)
-	r, err := s.db.ExecContext(ctx, strings.NewReplacer("{", s.dialect.Prefix, "}", "").Replace(query), args...)
+	query := "UPDATE (" + row + strings.Repeat(" UNION ALL "+row, len(lanes)-1) + ") c STRAIGHT_JOIN " + s.commit
+	r, err := s.db.ExecContext(ctx, query, append(args, group, member, lanes[0].Basis.Topic, group)...)
 	if err != nil {
 		return 0, err
 	}
 	n, err := r.RowsAffected()
 	return int(n), err
-}
-
-// cases is an expression that differs from shard to shard.
-type cases struct {
-	text strings.Builder
-	args []any
-}
-
-// add says that the expression is then in a shard.
-func (c *cases) add(then string, args ...any) {
-	c.text.WriteString(" WHEN ? THEN ")
-	c.text.WriteString(then)
-	c.args = append(c.args, args...)
-}
-
-// end returns the expression; in other shards it is other.
-func (c *cases) end(other string) string {
-	if len(c.args) == 0 {
-		return other
-	}
-	return "CASE shard" + c.text.String() + " ELSE " + other + " END"
 }
 
 // Errors of the server.

@@ -14,15 +14,18 @@ const maxMessage = 256 << 20
 func dialect(schema string) *sqllog.Dialect {
 	prefix := schema + "."
 	return &sqllog.Dialect{
-		Name:      "postgres",
-		Prefix:    prefix,
-		Numbered:  true,
-		Now:       now,
-		Insert:    "INSERT INTO",
-		Ignore:    "ON CONFLICT DO NOTHING",
-		Upsert:    "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
-		ForUpdate: " FOR UPDATE",
-		Isolation: sql.LevelReadCommitted,
+		Name:       "postgres",
+		Prefix:     prefix,
+		Numbered:   true,
+		Integer:    "int8",
+		Now:        now,
+		Insert:     "INSERT INTO",
+		Ignore:     "ON CONFLICT DO NOTHING",
+		Upsert:     "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
+		ForUpdate:  " FOR UPDATE",
+		SkipLocked: " FOR UPDATE SKIP LOCKED",
+		Guard:      "SELECT set_config('idle_in_transaction_session_timeout', '10000', TRUE), set_config('lock_timeout', '5000', TRUE)",
+		Isolation:  sql.LevelReadCommitted,
 		// With another level, each settlement in a lane would refuse those that began before it.
 		JoinCondition: "current_setting('transaction_isolation') = 'read committed'",
 		JoinHint:      "its isolation level must be read committed",

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -283,10 +284,9 @@ func (s *store) Head(ctx context.Context, topic int64) (int64, error) {
 }
 
 // Last implements sqllog.Store.
-func (s *store) Last(ctx context.Context, topic int64) (int64, error) {
-	r := &reader{store: s, topic: topic}
-	_, err := r.lookOnce(ctx)
-	return r.fence.head, err
+func (s *store) Last(ctx context.Context, db *sql.DB, _ int64) (last int64, err error) {
+	err = db.QueryRowContext(ctx, s.dialect.SQL("SELECT last_value FROM {log_seq}")).Scan(&last)
+	return last, err
 }
 
 func (r *reader) lookOnce(ctx context.Context) (head int64, err error) {

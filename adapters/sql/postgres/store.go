@@ -19,6 +19,7 @@ type store struct {
 	pool    *pgxpool.Pool
 	owned   bool
 	db      *sql.DB // over the pool, for what is rare
+	keeper  *sql.DB // with connections of its own
 	dialect *sqllog.Dialect
 	class   int32 // of the advisory locks
 	channel string
@@ -53,7 +54,7 @@ const (
 func newStore(pool *pgxpool.Pool, owned bool, schema string) *store {
 	d := dialect(schema)
 	return &store{
-		pool: pool, owned: owned, db: stdlib.OpenDBFromPool(pool), dialect: d,
+		pool: pool, owned: owned, db: stdlib.OpenDBFromPool(pool), keeper: keeperDB(pool.Config()), dialect: d,
 		class: lockClass(schema), channel: "millrace_" + schema,
 		prepare: pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement,
 		insert: statement{
@@ -102,6 +103,26 @@ AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = $1 AND p.shard = c
 
 func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
 func (s *store) DB() *sql.DB              { return s.db }
+func (s *store) KeeperDB() *sql.DB        { return s.keeper }
+
+// keeperConns is how many connections keep leases: one that hangs must not hold up the other.
+const keeperConns = 2
+
+// keeperDB makes a pool like another.
+func keeperDB(c *pgxpool.Config) *sql.DB {
+	var opts []stdlib.OptionOpenDB
+	if c.BeforeConnect != nil { // it may bring a password that changes
+		opts = append(opts, stdlib.OptionBeforeConnect(c.BeforeConnect))
+	}
+	if c.AfterConnect != nil {
+		opts = append(opts, stdlib.OptionAfterConnect(c.AfterConnect))
+	}
+	db := stdlib.OpenDB(*c.ConnConfig, opts...)
+	db.SetMaxOpenConns(keeperConns)
+	db.SetMaxIdleConns(keeperConns)
+	db.SetConnMaxLifetime(c.MaxConnLifetime)
+	return db
+}
 
 func (s *store) As(target any) bool {
 	if pool, ok := target.(**pgxpool.Pool); ok {
@@ -112,7 +133,7 @@ func (s *store) As(target any) bool {
 }
 
 func (s *store) Close() error {
-	err := s.db.Close()
+	err := errors.Join(s.keeper.Close(), s.db.Close())
 	if s.owned {
 		s.pool.Close()
 	}

@@ -8,16 +8,20 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 )
 
+const writeLock = "UPDATE {meta} SET swept = swept WHERE FALSE"
+
 func dialect(prefix string) *sqllog.Dialect {
 	log := func(topic int64) string { return prefix + "log_" + strconv.FormatInt(topic, 10) }
 	return &sqllog.Dialect{
 		Name:        "sqlite",
 		Prefix:      prefix,
+		Integer:     "INTEGER",
 		Now:         "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
 		Insert:      "INSERT INTO",
 		Ignore:      "ON CONFLICT DO NOTHING",
 		Upsert:      "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
-		WriteLock:   "UPDATE {meta} SET swept = swept WHERE FALSE",
+		Guard:       writeLock,
+		WriteLock:   writeLock,
 		Log:         func(topic int64) (string, string) { return log(topic), "TRUE" },
 		TableExists: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + prefix + "meta'",
 		CreateTopic: func(ctx context.Context, tx *sql.Tx, topic int64) error {

@@ -94,6 +94,7 @@ func (s *store) topic(id int64) *statements {
 
 func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
 func (s *store) DB() *sql.DB              { return s.write }
+func (s *store) KeeperDB() *sql.DB        { return s.write }
 
 func (s *store) As(target any) bool {
 	if db, ok := target.(**sql.DB); ok {
@@ -130,7 +131,9 @@ func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 }
 
 // Last implements sqllog.Store.
-func (s *store) Last(ctx context.Context, topic int64) (int64, error) { return s.Head(ctx, topic) }
+func (s *store) Last(ctx context.Context, _ *sql.DB, topic int64) (int64, error) {
+	return s.Head(ctx, topic)
+}
 
 // Append implements sqllog.Store. Its statements are short and wait for other processes at most for the busy timeout,
 // so they do without the context, whose watching costs this library a goroutine a statement.

@@ -17,14 +17,20 @@ type Dialect struct {
 	Prefix string
 	// Numbered: parameters are $1, $2 and not ?.
 	Numbered bool
+	// Integer is the name, in a cast, of the type of 64-bit integers.
+	Integer string
 	// Now is an expression for the database's time in microseconds.
 	Now string
 	// Insert and Ignore enclose an insert that does nothing if the row exists.
 	Insert, Ignore string
 	// Upsert ends an insert into the poison table that replaces the entry if the row exists.
 	Upsert string
-	// ForUpdate, behind a SELECT, locks the rows; "" where a transaction is alone anyway.
-	ForUpdate string
+	// ForUpdate, behind a SELECT, locks the rows; SkipLocked leaves out those that others have locked. "" where a transaction is
+	// alone anyway.
+	ForUpdate, SkipLocked string
+	// Guard begins a transaction: it has the server end one that stands still, or that waits for a lock for too long, or it takes
+	// the lock of all writers. "" if the connections see to that.
+	Guard string
 	// WriteLock is a statement that takes the lock of all writers, where there is one and a transaction can be without it.
 	WriteLock string
 	// JoinCondition holds in transactions that a settlement can be a part of; JoinHint says what to do where it does not. "": in all.

@@ -163,12 +163,17 @@ type querier interface {
 func (d *Dialect) txOptions() *sql.TxOptions { return &sql.TxOptions{Isolation: d.Isolation} }
 
 // transact runs do in a transaction. On an error, do may or may not have taken effect if it can be repeated.
-func (d *Driver) transact(ctx context.Context, do func(tx *sql.Tx) error) error {
-	tx, err := d.store.DB().BeginTx(ctx, d.dialect.txOptions())
+func (d *Driver) transact(ctx context.Context, db *sql.DB, do func(tx *sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, d.dialect.txOptions())
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
+	if guard := d.dialect.Guard; guard != "" {
+		if _, err := tx.ExecContext(ctx, d.dialect.SQL(guard)); err != nil {
+			return err
+		}
+	}
 	if err := do(tx); err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ func (d *Driver) group(ctx context.Context, t topic, name string, start bus.Star
 	if err != nil {
 		return 0, err
 	}
-	err = d.transact(ctx, func(tx *sql.Tx) error {
+	err = d.transact(ctx, d.store.DB(), func(tx *sql.Tx) error {
 		n, err := affected(ctx, tx, d.dialect.SQL("{insert} {grp} (topic, name, moves) VALUES (?, ?, 0) {ignore}"), t.id, name)
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@ package sqllog
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -59,41 +60,37 @@ func (s *Source) tick() (pause time.Duration, err error) {
 	if s.member.joined && !now.Before(s.member.deadline) {
 		s.evicted(errNotRenewed)
 	}
-	limit := now.Add(callTimeout)
-	if s.member.joined && s.member.deadline.Before(limit) {
-		limit = s.member.deadline // a call that takes longer is of no use
-	}
-	ctx, cancel := context.WithDeadline(s.io, limit)
+	// A third of the lease, so that a renewal that hangs leaves time for the next one.
+	ctx, cancel := context.WithTimeout(s.io, min(lease/3, callTimeout))
 	defer cancel()
 	if !s.member.joined {
-		return s.claim(ctx)
+		sent := time.Now()
+		if err := d.join(ctx, s.group, s.member); err != nil {
+			return 0, err
+		}
+		s.renewed(sent)
+		d.hub.moved(s.group) // the others are to give it its share
+		d.announcer.moved(s.group)
+		return s.claim()
 	}
 	if now.Sub(s.member.renewed) >= lease/3 {
 		if alive, err := s.renew(ctx); err != nil || !alive {
 			return 0, err
 		}
 	}
-	bases, witness := s.memories()
-	there, err := s.isThere(ctx, witness)
+	v, isOlder, err := s.survey()
 	if err != nil {
 		return 0, err
 	}
-	v, err := d.look(ctx, d.store.DB(), s.group)
-	if err != nil {
-		return 0, err
-	}
-	if s.isOlder(bases, witness, there, &v) {
+	if isOlder {
 		former := s.member.id
 		s.evicted(errOlder)
 		s.alarm(errOlder)
-		_, err := affected(ctx, d.store.DB(), d.dialect.SQL("DELETE FROM {member} WHERE id = ?"), former) // or it has its share until its lease ends
+		_, err := affected(ctx, d.store.KeeperDB(), d.dialect.SQL("DELETE FROM {member} WHERE id = ?"), former) // or it has its share until its lease ends
 		return 0, err
 	}
 	if !slices.Contains(v.members, s.member.id) {
 		_, err := s.renew(ctx)
-		return 0, err
-	}
-	if err := s.hear(ctx, &v); err != nil {
 		return 0, err
 	}
 	h := s.holdings(&v)
@@ -102,7 +99,7 @@ func (s *Source) tick() (pause time.Duration, err error) {
 	case h.owned > quota:
 		s.part(h.owned - quota)
 	case h.owned < quota && len(h.free) > 0:
-		return s.claim(ctx)
+		return s.claim()
 	case h.owned < quota:
 		return hungryPause, nil
 	case len(h.strays) > 0:
@@ -111,6 +108,25 @@ func (s *Source) tick() (pause time.Duration, err error) {
 		}
 	}
 	return min(lease/10, time.Second), nil
+}
+
+// survey looks at the group and tells the router what others have parked. isOlder: the database lacks something that this member
+// knows of.
+func (s *Source) survey() (v view, isOlder bool, err error) {
+	ctx, end := s.whileRenewing()
+	defer end()
+	bases, witness := s.memories()
+	there, err := s.isThere(ctx, witness)
+	if err != nil {
+		return v, false, err
+	}
+	if v, err = s.driver.look(ctx, s.driver.store.KeeperDB(), s.group); err != nil {
+		return v, false, err
+	}
+	if s.isOlder(bases, witness, there, &v) {
+		return v, true, nil
+	}
+	return v, false, s.hear(ctx, &v)
 }
 
 // quota is how many lanes the member should have: the same for all, and one more for the oldest if it does not work out.
@@ -160,7 +176,7 @@ func (s *Source) holdings(v *view) (h holdings) {
 
 func (s *Source) renew(ctx context.Context) (alive bool, err error) {
 	sent := time.Now()
-	alive, err = s.driver.renew(ctx, s.driver.store.DB(), s.member.id)
+	alive, err = s.driver.renew(ctx, s.driver.store.KeeperDB(), s.member.id)
 	switch {
 	case err != nil:
 	case alive:
@@ -181,38 +197,70 @@ func (s *Source) renewed(sent time.Time) {
 	s.member.renewed, s.member.deadline = sent, sent.Add(lease-lease/10)
 }
 
-// claim joins if need be, and takes free lanes up to this member's share.
-func (s *Source) claim(ctx context.Context) (pause time.Duration, err error) {
-	joining := !s.member.joined
-	var missing int
-	sent := time.Now()
-	taken, alive, err := s.driver.claim(ctx, s.group, s.member, func(v view) []laneRow {
+// whileRenewing renews the lease until end is called, so that what takes long meanwhile does not cost it. ctx ends with the lease.
+func (s *Source) whileRenewing() (ctx context.Context, end func()) {
+	ctx, cancel := context.WithTimeout(s.io, callTimeout)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer cancel()
+		for b := (backoff{}); ; {
+			s.mu.Lock()
+			m := s.member
+			s.mu.Unlock()
+			pause := time.Until(m.renewed.Add(s.driver.config.Lease / 3))
+			if b.limit > 0 {
+				pause = b.next()
+			}
+			if !sleep(min(pause, time.Until(m.deadline)), nil, ctx.Done()) || !time.Now().Before(m.deadline) {
+				return
+			}
+			sent := time.Now()
+			bounded, stop := context.WithDeadline(ctx, m.deadline)
+			alive, err := s.driver.renew(bounded, s.driver.store.KeeperDB(), m.id)
+			stop()
+			switch {
+			case err != nil:
+				b.next()
+			case !alive:
+				return
+			default:
+				b.reset()
+				s.renewed(sent)
+			}
+		}
+	}()
+	return ctx, func() {
+		cancel()
+		<-ended
+	}
+}
+
+// claim takes free lanes up to this member's share.
+func (s *Source) claim() (pause time.Duration, err error) {
+	ctx, end := s.whileRenewing()
+	defer end()
+	var want int
+	taken, busy, err := s.driver.claim(ctx, s.group, s.member.id, func(v view) []laneRow {
 		for i := range v.lanes { // an older state of the database has older epochs
 			v.lanes[i].epoch = max(v.lanes[i].epoch, s.epochs[v.lanes[i].shard])
 		}
 		h := s.holdings(&v)
 		quota := v.quota(s.member.id)
-		take := h.free[:min(len(h.free), max(quota-h.owned, 0))]
-		missing = quota - h.owned - len(take)
-		return take
+		want = max(quota-h.owned, 0)
+		return h.free[:min(len(h.free), want)]
 	})
 	if err != nil {
 		return 0, err
 	}
-	if !alive {
-		s.evicted(errDeleted)
-		return 0, nil
+	if busy { // somebody else gives out lanes at this moment
+		return hungryPause/4 + rand.N(hungryPause/4), nil
 	}
-	s.renewed(sent)
 	if err := s.assign(ctx, taken); err != nil {
 		return 0, err // they count as strays, and are claimed again
 	}
-	if missing <= 0 {
+	if len(taken) == want {
 		return min(s.driver.config.Lease/10, time.Second), nil
-	}
-	if joining { // the others do not know yet
-		s.driver.hub.moved(s.group)
-		s.driver.announcer.moved(s.group)
 	}
 	return hungryPause, nil
 }
@@ -226,7 +274,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		return err
 	}
 	parking, parks := s.observer.(bus.ParkingObserver)
-	var parked, known []bus.Parked
+	var known []bus.Parked
 	lanes := make([]*lane, len(taken))
 	ids := make([]bus.Lane, len(taken))
 	for i, c := range taken {
@@ -235,15 +283,13 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
 		s.epochs[c.shard] = c.epoch
 		lanes[i] = &lane{id: ids[i], window: w, read: c.position, stored: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
-		if !parks {
-			continue
-		}
-		ps, last, err := s.loadParked(ctx, ids[i], 0, true)
-		if err != nil {
+	}
+	var parked []bus.Parked
+	if parks {
+		var err error
+		if parked, err = s.loadLanes(ctx, lanes); err != nil {
 			return err
 		}
-		lanes[i].heard = last
-		parked = append(parked, ps...)
 	}
 	for _, p := range parked {
 		if !p.Withdrawn {

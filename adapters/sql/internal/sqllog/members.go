@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -90,57 +91,90 @@ type claimed struct {
 	window   []byte
 }
 
-// claim joins the group if the member has not, deletes members whose lease has ended, and takes the lanes that choose
-// names. alive is false if the member itself has been deleted.
-func (d *Driver) claim(ctx context.Context, group int64, m member, choose func(view) []laneRow) (taken []claimed, alive bool, err error) {
-	err = d.transact(ctx, func(tx *sql.Tx) error {
-		taken, alive = nil, false
+// join makes m a member. An attempt whose outcome was not known may have done so.
+func (d *Driver) join(ctx context.Context, group int64, m member) error {
+	_, err := d.store.KeeperDB().ExecContext(ctx, d.dialect.SQL("{insert} {member} (id, grp, expires) VALUES (?, ?, {now} + ?) {ignore}"), m.id, group, d.config.Lease.Microseconds())
+	return err
+}
+
+// claim deletes members whose lease has ended, and takes the lanes that choose names. It waits for no lock: a process that stands
+// still in a transaction would stop all others. What is locked is left for the next time; busy says that it is the
+// group itself. It does not count as a renewal, for it may fail where a renewal does not.
+func (d *Driver) claim(ctx context.Context, group int64, m string, choose func(view) []laneRow) (taken []claimed, busy bool, err error) {
+	err = d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {
+		taken, busy = nil, false
 		// The row's lock makes this the only transaction that gives out lanes of the group, until it ends.
-		if _, err := tx.ExecContext(ctx, d.dialect.SQL("UPDATE {grp} SET moves = moves + 1 WHERE id = ?"), group); err != nil {
+		mine, err := exists(ctx, tx, d.dialect.SQL("SELECT 1 FROM {grp} WHERE id = ?"+d.dialect.SkipLocked), group)
+		if err != nil || !mine {
+			busy = !mine
 			return err
 		}
-		if !m.joined { // an attempt whose outcome was not known may have inserted the row
-			_, err := tx.ExecContext(ctx, d.dialect.SQL("{insert} {member} (id, grp, expires) VALUES (?, ?, {now} + ?) {ignore}"), m.id, group, d.config.Lease.Microseconds())
-			if err != nil {
-				return err
-			}
-		}
-		if alive, err = d.renew(ctx, tx, m.id); err != nil || !alive {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, d.dialect.SQL("DELETE FROM {member} WHERE grp = ? AND expires < {now}"), group); err != nil {
+		if err := d.bury(ctx, tx, group); err != nil {
 			return err
 		}
 		v, err := d.look(ctx, tx, group)
-		if err != nil {
+		if err != nil || !slices.Contains(v.members, m) { // that is found out by the next renewal
 			return err
 		}
-		for _, l := range choose(v) {
-			c, err := d.take(ctx, tx, group, m.id, l)
-			if err != nil {
-				return err
-			}
-			taken = append(taken, c)
-		}
-		return nil
+		taken, err = d.take(ctx, tx, group, m, choose(v))
+		return err
 	})
-	return taken, alive, err
+	return taken, busy, err
 }
 
-// take makes the member the owner of a lane, and reads its position after that, when nobody else can move it.
-func (d *Driver) take(ctx context.Context, tx *sql.Tx, group int64, member string, l laneRow) (claimed, error) {
-	c := claimed{shard: l.shard, epoch: l.epoch + 1}
-	_, err := tx.ExecContext(ctx, d.dialect.SQL("UPDATE {lane} SET owner = ?, epoch = ? WHERE grp = ? AND shard = ?"), member, c.epoch, group, l.shard)
-	if err != nil {
-		return c, err
+// bury deletes members whose lease has ended.
+func (d *Driver) bury(ctx context.Context, tx *sql.Tx, group int64) error {
+	var dead []string
+	err := collect(ctx, tx, func(rows *sql.Rows) error {
+		var id string
+		err := rows.Scan(&id)
+		dead = append(dead, id)
+		return err
+	}, d.dialect.SQL("SELECT id FROM {member} WHERE grp = ? AND expires < {now} ORDER BY id"+d.dialect.SkipLocked), group)
+	for _, id := range dead {
+		if err == nil {
+			_, err = tx.ExecContext(ctx, d.dialect.SQL("DELETE FROM {member} WHERE id = ? AND expires < {now}"), id)
+		}
 	}
-	err = tx.QueryRowContext(ctx, d.dialect.SQL("SELECT pos, win FROM {lane} WHERE grp = ? AND shard = ?"), group, l.shard).Scan(&c.position, &c.window)
-	return c, err
+	return err
+}
+
+// take makes the member the owner of lanes, but for those whose rows are locked: a former owner settles or parks there, or stands
+// still while it does. It reads their positions when nobody else can move them. All lanes take two round trips.
+func (d *Driver) take(ctx context.Context, tx *sql.Tx, group int64, member string, lanes []laneRow) (taken []claimed, err error) {
+	if len(lanes) == 0 {
+		return nil, nil
+	}
+	epochs := map[int32]uint64{}
+	shards := []any{group}
+	for _, l := range lanes {
+		epochs[l.shard] = l.epoch + 1
+		shards = append(shards, l.shard)
+	}
+	err = collect(ctx, tx, func(rows *sql.Rows) error {
+		var c claimed
+		err := rows.Scan(&c.shard, &c.position, &c.window)
+		c.epoch = epochs[c.shard]
+		taken = append(taken, c)
+		return err
+	}, d.dialect.compile("SELECT shard, pos, win FROM {lane} WHERE grp = ? AND shard IN ("+marks(len(lanes))+") ORDER BY shard"+d.dialect.SkipLocked), shards...)
+	if err != nil || len(taken) == 0 {
+		return nil, err
+	}
+	args := []any{member}
+	shards = shards[:1]
+	for _, c := range taken {
+		args = append(args, c.shard, c.epoch)
+		shards = append(shards, c.shard)
+	}
+	whens := strings.Repeat(" WHEN ? THEN CAST(? AS "+d.dialect.Integer+")", len(taken))
+	_, err = tx.ExecContext(ctx, d.dialect.compile("UPDATE {lane} SET owner = ?, epoch = CASE shard"+whens+" END WHERE grp = ? AND shard IN ("+marks(len(taken))+")"), append(args, shards...)...)
+	return taken, err
 }
 
 // release makes lanes free that the member owns under these epochs.
 func (d *Driver) release(ctx context.Context, group int64, member string, lanes []laneRow) error {
-	return d.transact(ctx, func(tx *sql.Tx) error {
+	return d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {
 		for _, l := range lanes {
 			_, err := tx.ExecContext(ctx, d.dialect.SQL("UPDATE {lane} SET owner = NULL WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ?"), group, l.shard, member, l.epoch)
 			if err != nil {
@@ -154,7 +188,7 @@ func (d *Driver) release(ctx context.Context, group int64, member string, lanes 
 // depart ends the membership; its lanes are free.
 func (s *Source) depart(ctx context.Context) error {
 	d := s.driver
-	return d.transact(ctx, func(tx *sql.Tx) error {
+	return d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, d.dialect.SQL("UPDATE {lane} SET owner = NULL WHERE grp = ? AND owner = ?"), s.group, s.member.id); err != nil {
 			return err
 		}

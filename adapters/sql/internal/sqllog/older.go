@@ -33,7 +33,7 @@ func (s *Source) isThere(ctx context.Context, w Witness) (bool, error) {
 		return true, nil
 	}
 	d := s.driver
-	return exists(ctx, d.store.DB(), d.dialect.LogSQL(s.topic.id, "SELECT 1 FROM {log} WHERE {of} AND shard = ? AND seq = ? AND id = ?"), w.Shard, w.Seq, w.ID)
+	return exists(ctx, d.store.KeeperDB(), d.dialect.LogSQL(s.topic.id, "SELECT 1 FROM {log} WHERE {of} AND shard = ? AND seq = ? AND id = ?"), w.Shard, w.Seq, w.ID)
 }
 
 // isOlder says whether the database lacks something. It was read in the order of the arguments, so that what has been
@@ -66,7 +66,7 @@ func (s *Source) limit(ctx context.Context, taken []claimed) error {
 		return nil
 	}
 	d := s.driver
-	last, err := d.store.Last(ctx, s.topic.id)
+	last, err := d.store.Last(ctx, d.store.KeeperDB(), s.topic.id)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (s *Source) limit(ctx context.Context, taken []claimed) error {
 		if c.position <= last+1 {
 			continue
 		}
-		n, err := affected(ctx, d.store.DB(), d.dialect.SQL("UPDATE {lane} SET pos = ?, win = NULL WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos = ?"),
+		n, err := affected(ctx, d.store.KeeperDB(), d.dialect.SQL("UPDATE {lane} SET pos = ?, win = NULL WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos = ?"),
 			last+1, s.group, c.shard, s.member.id, c.epoch, c.position)
 		if err != nil {
 			return err

@@ -142,7 +142,7 @@ func (s *Source) Park(ctx context.Context, ps []bus.Parking) error {
 	if s.transactional {
 		err = s.parkExactly(ctx, ps, park)
 	} else {
-		err = s.driver.transact(ctx, func(tx *sql.Tx) error { return park(ctx, tx, nil) })
+		err = s.driver.transact(ctx, s.driver.store.DB(), func(tx *sql.Tx) error { return park(ctx, tx, nil) })
 	}
 	if err != nil {
 		return s.driver.fail("park", s.topic.name, err)
@@ -355,29 +355,57 @@ func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane)
 	return nil
 }
 
-// loadParked reads what is parked in a lane: all, or what others have changed after a number. last is the number up to
-// which that is.
-func (s *Source) loadParked(ctx context.Context, id bus.Lane, after int64, all bool) (ps []bus.Parked, last int64, err error) {
+// loadLanes reads all that is parked in lanes that were just taken.
+func (s *Source) loadLanes(ctx context.Context, lanes []*lane) ([]bus.Parked, error) {
 	d := s.driver
-	err = d.store.DB().QueryRowContext(ctx, d.dialect.SQL("SELECT COALESCE(MAX(chg), 0) FROM {parked} WHERE grp = ? AND shard = ? AND pos = 0"), s.group, id.ID).Scan(&last)
+	byShard := map[int32]*lane{}
+	args := []any{s.group}
+	for _, l := range lanes {
+		byShard[l.id.ID] = l
+		args = append(args, l.id.ID)
+	}
+	in := " FROM {parked} WHERE grp = ? AND shard IN (" + marks(len(lanes)) + ")"
+	found := false
+	err := collect(ctx, d.store.KeeperDB(), func(rows *sql.Rows) error {
+		var shard int32
+		var last int64
+		err := rows.Scan(&shard, &last)
+		byShard[shard].heard, found = last, true
+		return err
+	}, d.dialect.compile("SELECT shard, chg"+in+" AND pos = 0"), args...)
+	if err != nil || !found {
+		return nil, err
+	}
+	return s.collectParked(ctx, func(shard int32) bus.Lane { return byShard[shard].id }, d.dialect.compile(parkedSelect+in+" AND pos > 0 ORDER BY shard, pos"), args...)
+}
+
+const parkedSelect = "SELECT shard, pos, due, free, msg_key, CASE WHEN doc IS NULL THEN 1 ELSE 0 END"
+
+func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lane, query string, args ...any) (ps []bus.Parked, err error) {
+	err = collect(ctx, s.driver.store.KeeperDB(), func(rows *sql.Rows) error {
+		p := bus.Parked{Token: bus.Token{Parked: true}}
+		var due int64
+		var key []byte
+		if err := rows.Scan(&p.Lane, &p.Position, &due, &p.Free, &key, &p.Withdrawn); err != nil {
+			return err
+		}
+		p.Epoch, p.Due, p.Key = of(p.Lane).Epoch, dueOf(due), string(key)
+		ps = append(ps, p)
+		return nil
+	}, query, args...)
+	return ps, err
+}
+
+// loadChanges reads what others have parked, changed or withdrawn in a lane after a number. last is the number up to which
+// that is.
+func (s *Source) loadChanges(ctx context.Context, id bus.Lane, after int64) (ps []bus.Parked, last int64, err error) {
+	d := s.driver
+	err = d.store.KeeperDB().QueryRowContext(ctx, d.dialect.SQL("SELECT COALESCE(MAX(chg), 0) FROM {parked} WHERE grp = ? AND shard = ? AND pos = 0"), s.group, id.ID).Scan(&last)
 	if err != nil || last == 0 {
 		return nil, last, err
 	}
-	query := "SELECT pos, due, free, msg_key, CASE WHEN doc IS NULL THEN 1 ELSE 0 END FROM {parked} WHERE grp = ? AND shard = ? AND pos > 0 AND chg > ? ORDER BY pos"
-	if all {
-		after = -1
-	}
-	err = collect(ctx, d.store.DB(), func(rows *sql.Rows) error {
-		p := bus.Parked{Token: bus.Token{Lane: id.ID, Epoch: id.Epoch, Parked: true}}
-		var due int64
-		var key []byte
-		if err := rows.Scan(&p.Position, &due, &p.Free, &key, &p.Withdrawn); err != nil {
-			return err
-		}
-		p.Due, p.Key = dueOf(due), string(key)
-		ps = append(ps, p)
-		return nil
-	}, d.dialect.SQL(query), s.group, id.ID, after)
+	ps, err = s.collectParked(ctx, func(int32) bus.Lane { return id },
+		d.dialect.SQL(parkedSelect+" FROM {parked} WHERE grp = ? AND shard = ? AND pos > 0 AND chg > ? ORDER BY pos"), s.group, id.ID, after)
 	return ps, last, err
 }
 
@@ -387,7 +415,7 @@ func (s *Source) forgetWithdrawn(ctx context.Context, ps []bus.Parked) error {
 		if !p.Withdrawn {
 			continue
 		}
-		_, err := s.driver.store.DB().ExecContext(ctx, s.driver.dialect.SQL("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos = ? AND doc IS NULL"), s.group, p.Lane, p.Position)
+		_, err := s.driver.store.KeeperDB().ExecContext(ctx, s.driver.dialect.SQL("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos = ? AND doc IS NULL"), s.group, p.Lane, p.Position)
 		if err != nil {
 			return err
 		}
@@ -412,7 +440,7 @@ func (s *Source) hear(ctx context.Context, v *view) error {
 		if l == nil || row.changes <= after {
 			continue
 		}
-		ps, last, err := s.loadParked(ctx, l.id, after, false)
+		ps, last, err := s.loadChanges(ctx, l.id, after)
 		if err != nil {
 			return err
 		}
@@ -456,7 +484,7 @@ func (d *Driver) Inject(ctx context.Context, name, group string, ps []bus.Parkin
 		byShard[shard] = append(byShard[shard], p)
 	}
 	err = d.persist(ctx, func(ctx context.Context) error {
-		return d.transact(ctx, func(tx *sql.Tx) error {
+		return d.transact(ctx, d.store.DB(), func(tx *sql.Tx) error {
 			for shard := range int32(t.shards) { // in order, as everybody locks
 				if err := d.injectLane(ctx, tx, id, shard, byShard[shard]); err != nil {
 					return err

@@ -41,7 +41,7 @@ func (s *poisonStore) do(ctx context.Context, op string, do func(ctx context.Con
 func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
 	put := s.driver.dialect.SQL("INSERT INTO {poison} (grp, id, entry) VALUES (?, ?, ?) {upsert}")
 	return s.do(ctx, "poison put", func(ctx context.Context) error {
-		return s.driver.transact(ctx, func(tx *sql.Tx) error {
+		return s.driver.transact(ctx, s.driver.store.DB(), func(tx *sql.Tx) error {
 			for i := range entries {
 				doc, err := encodeEntry(&entries[i])
 				if err != nil {
@@ -104,7 +104,7 @@ func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	remove := s.driver.dialect.SQL("DELETE FROM {poison} WHERE grp = ? AND id = ?")
 	return s.do(ctx, "poison remove", func(ctx context.Context) error {
-		return s.driver.transact(ctx, func(tx *sql.Tx) error {
+		return s.driver.transact(ctx, s.driver.store.DB(), func(tx *sql.Tx) error {
 			for _, id := range ids {
 				if _, err := tx.ExecContext(ctx, remove, s.group, id); err != nil {
 					return err

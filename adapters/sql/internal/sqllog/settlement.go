@@ -294,7 +294,7 @@ func (st *settlement) giveUp() {
 func (st *settlement) lookBehind(ctx context.Context) (committed, known bool, err error) {
 	s := st.source
 	d := s.driver
-	err = d.transact(ctx, func(tx *sql.Tx) error {
+	err = d.transact(ctx, d.store.DB(), func(tx *sql.Tx) error {
 		committed, known = false, false
 		for _, l := range st.lanes {
 			var pos int64

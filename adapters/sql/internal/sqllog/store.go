@@ -14,6 +14,8 @@ type Store interface {
 	Dialect() *Dialect
 	// DB runs the engine's own statements, all of them rare.
 	DB() *sql.DB
+	// KeeperDB runs those that keep leases. They must not wait for connections that handlers hold.
+	KeeperDB() *sql.DB
 	// Append inserts records in their order, all or nothing. An error whose outcome is not known is an [Uncertain].
 	Append(ctx context.Context, batch []Record) error
 	// Reader returns a reader of one topic.
@@ -33,7 +35,7 @@ type Store interface {
 	Head(ctx context.Context, topic int64) (int64, error)
 	// Last returns the last position of the topic that was given out, or a later one that no message has. It waits for
 	// nobody.
-	Last(ctx context.Context, topic int64) (int64, error)
+	Last(ctx context.Context, db *sql.DB, topic int64) (int64, error)
 	// Fault judges an error.
 	Fault(err error) Fault
 	// As finds a native client.
