@@ -2,6 +2,7 @@ package watermill
 
 import (
 	"context"
+	"reflect"
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
@@ -14,73 +15,154 @@ import (
 //	b, err := kafka.Open(ctx, config)
 //	b = bus.New(watermill.Shared(b.Driver()))
 //
+// It has the abilities of d, transactions, parking and replays included.
 // It need not stay: a service that reads through d alone sees the same messages, and Watermill's UUID as a header.
 func Shared(d bus.Driver) bus.Driver { return &shared{d} }
 
 type shared struct{ bus.Driver }
 
-// As looks for target in the driver, for [bus.As].
+// As finds target in the driver, for [bus.As]: an ability of the driver itself, or what it has inside.
 func (d *shared) As(target any) bool {
+	if v := reflect.ValueOf(target).Elem(); reflect.TypeOf(d.Driver).AssignableTo(v.Type()) {
+		v.Set(reflect.ValueOf(d.Driver))
+		return true
+	}
 	a, ok := d.Driver.(interface{ As(target any) bool })
 	return ok && a.As(target)
 }
 
 // Publish implements bus.Driver.
 func (d *shared) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
-	nullable := d.Capabilities().Broker == "kafka" // elsewhere Millrace marks a tombstone with a header that is no text
-	slab := make([]bus.Message, len(msgs))
 	readable := make([]*bus.Message, len(msgs))
 	for i, m := range msgs {
-		slab[i] = *m
-		headers, x := plain(m.Headers)
-		headers = append(slices.Clip(headers), bus.Header{Name: UUIDHeader, Value: m.ID})
-		if m.Payload == nil && !nullable {
-			slab[i].Payload = []byte{}
-			headers = append(headers, bus.Header{Name: tombstoneMetadata, Value: "true"})
-		}
-		if value := x.String(); value != "" {
-			headers = append(headers, bus.Header{Name: exactMetadata, Value: value})
-		}
-		sortHeaders(headers) // RabbitMQ's driver notes another order in a list
-		slab[i].Headers = headers
-		readable[i] = &slab[i]
+		readable[i] = d.readable(m)
 	}
 	return d.Driver.Publish(ctx, topic, readable)
 }
 
-// Subscribe implements bus.Driver.
+// readable is m as Watermill services can read it.
+func (d *shared) readable(m *bus.Message) *bus.Message {
+	nullable := d.Capabilities().Broker == "kafka" // elsewhere Millrace marks a tombstone with a header that is no text
+	changed := *m
+	headers, x := plain(m.Headers)
+	headers = append(slices.Clip(headers), bus.Header{Name: UUIDHeader, Value: m.ID})
+	if m.Payload == nil && !nullable {
+		changed.Payload = []byte{}
+		headers = append(headers, bus.Header{Name: tombstoneMetadata, Value: "true"})
+	}
+	if value := x.String(); value != "" {
+		headers = append(headers, bus.Header{Name: exactMetadata, Value: value})
+	}
+	sortHeaders(headers) // RabbitMQ's driver notes another order in a list
+	changed.Headers = headers
+	return &changed
+}
+
+// outputs are what a handler emits, as Watermill services can read it.
+func (d *shared) outputs(outputs []bus.Output) []bus.Output {
+	readable := make([]bus.Output, len(outputs))
+	for i, o := range outputs {
+		readable[i] = o
+		readable[i].Message = d.readable(o.Message)
+	}
+	return readable
+}
+
+// Subscribe implements bus.Driver. The source has the abilities of the driver's: routers look for them in it.
 func (d *shared) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	src, err := d.Driver.Subscribe(ctx, s, o)
 	if err != nil {
 		return nil, err
 	}
-	if p, ok := src.(bus.ParkingSource); ok {
-		return &sharedParking{ParkingSource: p}, nil
+	base := &sharedSource{src}
+	parks, canPark := src.(parking)
+	switch t := src.(type) {
+	case bus.JoiningSource:
+		transacts, joins := transacting{t, d}, joining{t, d}
+		if canPark {
+			return struct {
+				*sharedSource
+				parking
+				transacting
+				joining
+			}{base, parks, transacts, joins}, nil
+		}
+		return struct {
+			*sharedSource
+			transacting
+			joining
+		}{base, transacts, joins}, nil
+	case bus.TransactionalSource:
+		if canPark {
+			return struct {
+				*sharedSource
+				parking
+				transacting
+			}{base, parks, transacting{t, d}}, nil
+		}
+		return struct {
+			*sharedSource
+			transacting
+		}{base, transacting{t, d}}, nil
 	}
-	return &sharedSource{src}, nil
+	if canPark {
+		return struct {
+			*sharedSource
+			parking
+		}{base, parks}, nil
+	}
+	return base, nil
 }
 
 type sharedSource struct{ bus.Source }
 
 // Receive implements bus.Source.
 func (s *sharedSource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
-	return receiveShared(ctx, s.Source, dst, maxBytes)
-}
-
-// sharedParking leaves what was parked as it is: it was read by Receive before.
-type sharedParking struct{ bus.ParkingSource }
-
-// Receive implements bus.Source.
-func (s *sharedParking) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
-	return receiveShared(ctx, s.ParkingSource, dst, maxBytes)
-}
-
-func receiveShared(ctx context.Context, s bus.Source, dst []bus.Delivery, maxBytes int) (int, error) {
-	n, err := s.Receive(ctx, dst, maxBytes)
+	n, err := s.Source.Receive(ctx, dst, maxBytes)
 	for i := range n {
 		if m := dst[i].Message; slices.ContainsFunc(m.Headers, func(h bus.Header) bool { return h.Name == UUIDHeader }) {
 			absorb(m)
 		}
 	}
 	return n, err
+}
+
+// Commit implements bus.Committer. Where the driver's source is none, settlements are durable already.
+func (s *sharedSource) Commit(ctx context.Context) error {
+	if c, ok := s.Source.(bus.Committer); ok {
+		return c.Commit(ctx)
+	}
+	return nil
+}
+
+// parking is what bus.ParkingSource adds. What was parked stays as it is: it was read by Receive before.
+type parking interface {
+	Park(ctx context.Context, ps []bus.Parking) error
+	Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error)
+}
+
+// transacting is what bus.TransactionalSource adds.
+type transacting struct {
+	source bus.TransactionalSource
+	driver *shared
+}
+
+// SettleWith implements bus.TransactionalSource.
+func (t transacting) SettleWith(ctx context.Context, ss []bus.Settlement) error {
+	readable := make([]bus.Settlement, len(ss))
+	for i, s := range ss {
+		readable[i] = bus.Settlement{Token: s.Token, Outputs: t.driver.outputs(s.Outputs)}
+	}
+	return t.source.SettleWith(ctx, readable)
+}
+
+// joining is what bus.JoiningSource adds to that.
+type joining struct {
+	joins  bus.JoiningSource
+	shares *shared
+}
+
+// SettleIn implements bus.JoiningSource.
+func (j joining) SettleIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, outputs []bus.Output) (end func(err error) error, err error) {
+	return j.joins.SettleIn(ctx, tx, tokens, j.shares.outputs(outputs))
 }
