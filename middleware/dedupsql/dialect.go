@@ -39,7 +39,7 @@ func statementsOf(d Dialect, table string) (statements, error) {
 	case Postgres:
 		s.create = []string{fmt.Sprintf(create+")", table, "bytea"), index}
 		s.upsert = " ON CONFLICT (scope, id) DO UPDATE SET until = excluded.until"
-		s.sweep = fmt.Sprintf("DELETE FROM %[1]s WHERE (scope, id) IN (SELECT scope, id FROM %[1]s WHERE until <= $1 LIMIT %[2]d)", table, sweepRows)
+		s.sweep = fmt.Sprintf("DELETE FROM %[1]s WHERE (scope, id) IN (SELECT scope, id FROM %[1]s WHERE until <= $1 LIMIT %[2]d) AND until <= $1", table, sweepRows)
 		s.dollar = true
 	case MySQL:
 		s.create = []string{fmt.Sprintf(create+", KEY (until))", table, "VARBINARY(255)")}
