@@ -18,6 +18,24 @@ const PoisonGroup = "outbox"
 // maxRefusals is how often a message is refused before it is believed: a topic may be about to be created.
 const maxRefusals = 5
 
+// doubt is how long a final answer that does not speak of the message must last before it is taken for the message's fault.
+const doubt = 10 * time.Minute
+
+// final says whether the same call cannot succeed later. That time ran out says nothing about it.
+func final(err error) bool {
+	return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
+}
+
+// ofMessage says whether an error speaks of the message or its topic, not of the connection or the program.
+func ofMessage(err error) bool {
+	for _, fault := range []error{bus.ErrTooLarge, bus.ErrInvalid, bus.ErrNotFound, bus.ErrUnsupported} {
+		if errors.Is(err, fault) {
+			return true
+		}
+	}
+	return bus.IsPermanent(err)
+}
+
 // putPoison puts a row into the poison store of the bus.
 func (p *pump) putPoison(ctx context.Context, c *call, r row) error {
 	store, err := p.bus.Driver().Poison(ctx, PoisonGroup)
@@ -43,7 +61,7 @@ func (p *pump) finishPoison(c *call) {
 	case err == nil:
 		p.nowPoisoned(c)
 		p.done(l)
-	case !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled):
+	case final(err) && ofMessage(err):
 		if perr := p.park(l.rows[0], c.cause); perr != nil {
 			p.failed(perr)
 			p.wait(l, c.block)

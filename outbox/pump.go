@@ -53,6 +53,7 @@ type block struct {
 	tries    int // of the row
 	until    time.Time
 	first    time.Time
+	sent     int64 // what the relay had published then
 	refusals int
 }
 
@@ -274,11 +275,11 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	now := time.Now()
 	b := p.blocked[l.id]
 	if first := l.rows[0]; b == nil || b.row != first.rowID {
-		b = &block{row: first.rowID, topic: first.topic, first: now}
+		b = &block{row: first.rowID, topic: first.topic, first: now, sent: p.Relay.sent.Load()}
 		p.blocked[l.id] = b
 	}
 	b.tries++
-	if refused(err) {
+	if p.refused(b, err) {
 		if b.refusals++; b.refusals >= maxRefusals {
 			p.drop(l, 1)
 			p.start(ctx, &call{topic: b.topic, lanes: []*laneRows{l}, poison: true, cause: err, block: b})
@@ -291,9 +292,10 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	p.wait(l, b)
 }
 
-// refused says whether the broker will never take the message. That time ran out says nothing about it.
-func refused(err error) bool {
-	return !bus.IsRetryable(err) && bus.IsDefinite(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
+// refused says whether the broker will never take the message. An answer that does not speak of the message is final as well: a login that
+// fails, a privilege that is missing. It is the message's only if it has lasted, and the broker has taken others meanwhile.
+func (p *pump) refused(b *block, err error) bool {
+	return final(err) && bus.IsDefinite(err) && (ofMessage(err) || time.Since(b.first) > doubt && p.Relay.sent.Load() > b.sent)
 }
 
 // wait blocks a lane, and gives its rows back.

@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -66,7 +67,9 @@ func TestParkedWithAnyReason(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)
 		cause := errors.New("bad \x00 and \xff " + strings.Repeat("é", 100_000))
-		f.judge = func(string, *bus.Message) error { return &bus.Error{Op: "publish", Err: cause, Definite: true} }
+		f.judge = func(string, *bus.Message) error {
+			return &bus.Error{Op: "publish", Err: fmt.Errorf("%w: %w", cause, bus.ErrInvalid), Definite: true}
+		}
 		f.put = func(bus.PoisonEntry) error { return errRefused }
 		s.publish(t, "t", numbered("a", 1)...)
 		r, _ := s.runRelay(t, silent(f), outbox.RelayConfig{Poll: 10 * time.Millisecond})

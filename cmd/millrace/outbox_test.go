@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -94,7 +93,7 @@ func TestRelayAndOutbox(t *testing.T) {
 type refusing struct{ bus.Driver }
 
 func (refusing) Publish(context.Context, string, []*bus.Message) error {
-	return &bus.Error{Op: "publish", Err: errors.New("too large"), Definite: true}
+	return &bus.Error{Op: "publish", Err: bus.ErrTooLarge, Definite: true}
 }
 
 func init() {
