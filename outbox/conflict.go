@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,13 +54,15 @@ func conflict(err error) bool {
 		error
 		SQLState() string
 	}](err); ok {
-		return e.SQLState() == "40001" || e.SQLState() == "40P01"
+		return slices.Contains(conflictStates, e.SQLState())
 	}
 	text := err.Error()
-	for _, s := range [...]string{"Error 1213 (", "Error 1205 (", "database is locked", "database table is locked"} {
-		if strings.Contains(text, s) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(conflictTexts, func(s string) bool { return strings.Contains(text, s) })
 }
+
+var (
+	// A serialization failure, a deadlock, a lock that could not be had in time.
+	conflictStates = []string{"40001", "40P01", "55P03"}
+	// The same of MySQL; 1020 is a row that has changed since the transaction looked, 3572 a lock that could not be had at once.
+	conflictTexts = []string{"Error 1213 (", "Error 1205 (", "Error 1020 (", "Error 3572 (", "database is locked", "database table is locked"}
+)

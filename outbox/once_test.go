@@ -281,6 +281,9 @@ func TestConflictsAreRunAgain(t *testing.T) {
 		{fmt.Errorf("update: %w", sqlStateError("40P01")), 1, 2},
 		{errors.New("Error 1213 (40001): Deadlock found when trying to get lock; try restarting transaction"), 1, 2},
 		{errors.New("Error 1205 (HY000): Lock wait timeout exceeded; try restarting transaction"), 1, 2},
+		{errors.New("Error 1020 (HY000): Record has changed since last read in table 'account'; try restarting transaction"), 1, 2},
+		{errors.New("Error 3572 (HY000): Statement aborted because lock(s) could not be acquired immediately and NOWAIT is set."), 1, 2},
+		{sqlStateError("55P03"), 1, 2},
 		{errors.New("database is locked (5) (SQLITE_BUSY)"), 1, 2},
 		{sqlStateError("40001"), 1000, 6},
 		{sqlStateError("23505"), 1000, 1},
@@ -342,7 +345,35 @@ func TestConflictsInTheBusAreRunAgain(t *testing.T) {
 // TestConflictsOfDatabases: of two transactions at once, one must wait for the other's commit and then cannot go on. It is run again, and
 // costs no try.
 func TestConflictsOfDatabases(t *testing.T) {
-	s := newStore(t, outbox.Postgres)
+	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
+		t.Run(d.String(), func(t *testing.T) {
+			s := newStore(t, d)
+			if d == outbox.MySQL {
+				s.snapshotIsolation(t)
+			}
+			testConflicts(t, s)
+		})
+	}
+}
+
+// snapshotIsolation switches on what is the default of MariaDB from 11.6 on: what was changed since a transaction's first look cannot be
+// changed by it.
+func (s *store) snapshotIsolation(t *testing.T) {
+	t.Helper()
+	const variable = "innodb_snapshot_isolation"
+	var name, value string
+	if err := s.db.QueryRowContext(t.Context(), "SHOW VARIABLES LIKE '"+variable+"'").Scan(&name, &value); err != nil {
+		t.Skip("only MariaDB has it:", err)
+	}
+	db, err := sql.Open(s.driver, s.dsn+"&"+variable+"=ON")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.db.Close()
+	s.db = db
+}
+
+func testConflicts(t *testing.T, s *store) {
 	begin := outbox.SQL(s.db, &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
 	account := s.own(t, "account", "(id INT NOT NULL PRIMARY KEY, n BIGINT NOT NULL)")
 	s.exec(t, "INSERT INTO "+account+" VALUES (1, 0)")
