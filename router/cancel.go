@@ -13,12 +13,21 @@ import (
 // named is what a cancellation names: delayed messages with this key and id.
 type named struct{ key, id string }
 
+// cancellations are names, and the position in the lane of the last cancellation of each.
+type cancellations map[named]int64
+
+// of says whether a parked message, or one that is to be parked, is cancelled: only what came before is.
+func (n cancellations) of(e *parkedMessage, id string) bool {
+	position, ok := n[named{e.Key, id}]
+	return ok && e.came <= position
+}
+
 func (t *task) named() named {
 	return named{t.h.Delivery.Key, t.h.Delivery.Headers.Get(bus.HeaderCancels)}
 }
 
-// cancelDelayed takes a cancellation in. What it names came before it, and is held, or parked, or on its way to be parked. So the
-// cancellation goes that way, too, and is seen to when all before it is stored. Called with the lock held.
+// cancelDelayed takes a cancellation in. What it names came before it, and is held, or parked, or waits to be parked; or it is being stored in
+// this moment, and the cancellation waits until that is known. Called with the lock held.
 func (c *consumer) cancelDelayed(t *task) {
 	t.lane.busy++
 	what := t.named()
@@ -32,9 +41,8 @@ func (c *consumer) cancelDelayed(t *task) {
 		c.settleTask(t)
 		return
 	}
-	t.cancels = true
-	c.toPark = append(c.toPark, t)
-	c.parks.Signal()
+	c.cancels = append(c.cancels, t)
+	c.cancelling.Signal()
 }
 
 // cancelHeld settles what is held in memory, before the cancellation.
@@ -55,27 +63,115 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 	heap.Init(&c.held)
 }
 
-// cancelParked sees to cancellations, on the parker's goroutine.
-func (c *consumer) cancelParked(batch []*task) {
-	byLane := map[*lane][]*task{}
-	for _, t := range batch {
-		byLane[t.lane] = append(byLane[t.lane], t)
-	}
-	for l, tasks := range byLane {
-		names := map[named]bool{}
-		for _, t := range tasks {
-			names[t.named()] = true
+// canceller sees to cancellations. What cannot be looked at now is tried again behind the others.
+func (c *consumer) canceller() {
+	for b := (backoff{}); ; {
+		batch := c.nextToCancel()
+		if batch == nil {
+			return
 		}
-		delayed := c.takeDelayed(l, names)
-		done := c.withdraw(l, delayed, names)
-		c.cancelled(tasks, delayed, names, done)
+		byLane := map[*lane][]*task{}
+		for _, t := range batch {
+			byLane[t.lane] = append(byLane[t.lane], t)
+		}
+		failed := false
+		for l, tasks := range byLane {
+			names := cancellations{}
+			for _, t := range tasks {
+				names[t.named()] = max(names[t.named()], t.h.Delivery.Position)
+			}
+			delayed := c.takeDelayed(l, names)
+			f := c.withdraw(l, delayed, names)
+			c.cancelled(tasks, delayed, names, f)
+			failed = failed || f == cancelAgain
+		}
+		if failed {
+			b.wait(c.intake)
+		} else {
+			b = backoff{}
+		}
+	}
+}
+
+// nextToCancel waits for cancellations of what is not being stored in this moment; nil is the end.
+func (c *consumer) nextToCancel() []*task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		if c.draining {
+			for _, t := range c.cancels { // they come again
+				t.lane.release()
+				c.recycle(t)
+			}
+			c.cancels = nil
+			return nil
+		}
+		being := map[named]bool{}
+		for _, t := range c.parking {
+			if t.place.Free {
+				being[named{t.key, t.h.Delivery.ID}] = true
+			}
+		}
+		var batch, rest []*task
+		for _, t := range c.cancels {
+			if len(batch) < maxReceive && !being[t.named()] {
+				batch = append(batch, t)
+			} else {
+				rest = append(rest, t)
+			}
+		}
+		if c.cancels = rest; len(batch) > 0 {
+			return batch
+		}
+		c.cancelling.Wait()
+	}
+}
+
+// cancelWaiting settles what is named and not stored: it waits to be parked, or is kept in memory. Called with the lock held.
+func (c *consumer) cancelWaiting(l *lane, names cancellations) {
+	meant := func(t *task) bool {
+		return t.lane == l && !t.marking && t.place.Free && names.of(t.place, t.h.Delivery.ID)
+	}
+	var cancelled []*task
+	for _, t := range c.toPark {
+		if meant(t) {
+			cancelled = append(cancelled, t)
+		}
+	}
+	for _, s := range c.stuck {
+		for _, t := range s.tasks {
+			if !t.parking && meant(t) {
+				cancelled = append(cancelled, t)
+			}
+		}
+	}
+	for _, t := range cancelled {
+		if t.stuck != nil {
+			t.lane.busy++
+		}
+		c.unqueue(t)
+	}
+	for n := range names {
+		for _, e := range c.lot.delayed[n.key] {
+			if t := e.kept; t != nil && meant(t) {
+				e.kept = nil
+				t.lane.busy++
+				cancelled = append(cancelled, t)
+			}
+		}
+	}
+	for _, t := range cancelled {
+		c.unpark(t.place)
+		c.settleTask(t)
+		c.log.Debug("a delayed message is cancelled", "id", t.h.Delivery.ID)
 	}
 }
 
 // takeDelayed takes the delayed messages that may be meant, as if they were being fetched.
-func (c *consumer) takeDelayed(l *lane, names map[named]bool) []*parkedMessage {
+func (c *consumer) takeDelayed(l *lane, names cancellations) []*parkedMessage {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.cancelWaiting(l, names)
 	var taken []*parkedMessage
 	now := time.Now()
 	seen := map[string]bool{}
@@ -85,7 +181,7 @@ func (c *consumer) takeDelayed(l *lane, names map[named]bool) []*parkedMessage {
 		}
 		seen[n.key] = true
 		for _, e := range c.lot.delayed[n.key] {
-			if e.lane != l || e.away || !e.Due.After(now) || e.id != "" && !names[named{n.key, e.id}] {
+			if e.lane != l || e.away || !e.Due.After(now) || e.id != "" && !names.of(e, e.id) {
 				continue
 			}
 			if e.away = true; e.at >= 0 {
@@ -97,9 +193,17 @@ func (c *consumer) takeDelayed(l *lane, names map[named]bool) []*parkedMessage {
 	return taken
 }
 
-// withdraw settles those of delayed that are named: durably, because a crash must not leave one whose cancellation is settled. It
-// returns false if the lane is not ours any more: its next owner is given the cancellations again.
-func (c *consumer) withdraw(l *lane, delayed []*parkedMessage, names map[named]bool) bool {
+// cancelFate is what became of cancellations.
+type cancelFate int8
+
+const (
+	cancelDone  cancelFate = iota
+	cancelLost             // the lane is not ours any more: its next owner is given them again
+	cancelAgain            // the broker could not be asked
+)
+
+// withdraw settles those of delayed that are named: durably, because a crash must not leave one whose cancellation is settled.
+func (c *consumer) withdraw(l *lane, delayed []*parkedMessage, names cancellations) cancelFate {
 	var unknown []*parkedMessage
 	for _, e := range delayed {
 		if e.id == "" {
@@ -107,73 +211,83 @@ func (c *consumer) withdraw(l *lane, delayed []*parkedMessage, names map[named]b
 		}
 	}
 	for chunk := range slices.Chunk(unknown, maxFetched) {
-		if !c.identify(l, chunk) {
-			return false
+		if err := c.identify(l, chunk); err != nil {
+			if l.ctx.Err() != nil {
+				return cancelLost
+			}
+			c.log.Warn("fetching delayed messages, of which some are cancelled, failed; trying again", "messages", len(chunk), "err", err)
+			return cancelAgain
 		}
 	}
 	var tokens []bus.Token
 	for _, e := range delayed {
-		if names[named{e.Key, e.id}] {
+		if names.of(e, e.id) {
 			tokens = append(tokens, e.Token)
 		}
 	}
-	return len(tokens) == 0 || c.settleDurably(tokens)
+	if len(tokens) > 0 && !c.settleDurably(tokens) {
+		return cancelLost
+	}
+	return cancelDone
 }
 
-// identify fetches messages to learn their ids, however often it takes.
-func (c *consumer) identify(l *lane, es []*parkedMessage) bool {
+// identify fetches messages to learn their ids.
+func (c *consumer) identify(l *lane, es []*parkedMessage) error {
 	tokens := make([]bus.Token, len(es))
 	for i, e := range es {
 		tokens[i] = e.Token
 	}
 	dst := make([]bus.Delivery, len(es))
-	for b := (backoff{}); l.ctx.Err() == nil; b.wait(l.ctx) {
-		n, err := c.fetch(l.ctx, tokens, dst)
-		if err != nil {
-			c.log.Warn("fetching delayed messages, of which some are cancelled, failed; trying again", "messages", len(es), "err", err)
-			continue
-		}
-		for _, e := range es { // some may be missing; the others are in order
-			if n > 0 && dst[0].Token == e.Token {
-				e.id = strings.Clone(dst[0].ID)
-				dst, n = dst[1:], n-1
-			}
-		}
-		return true
+	n, err := c.fetch(l.ctx, tokens, dst)
+	if err != nil {
+		return err
 	}
-	return false
+	for _, e := range es { // some may be missing; the others are in order
+		if n > 0 && dst[0].Token == e.Token {
+			e.id = strings.Clone(dst[0].ID)
+			dst, n = dst[1:], n-1
+		}
+	}
+	return nil
 }
 
 // cancelled lets go of cancellations, and of what was taken for them.
-func (c *consumer) cancelled(tasks []*task, delayed []*parkedMessage, names map[named]bool, done bool) {
+func (c *consumer) cancelled(tasks []*task, delayed []*parkedMessage, names cancellations, f cancelFate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range delayed {
-		e.away = false
-		meant := names[named{e.Key, e.id}]
-		if done && meant && !e.gone {
-			c.log.Debug("a delayed message is cancelled", "id", e.id)
+		if e.gone {
+			continue
 		}
-		if done && meant || e.lane.gone {
-			c.lot.remove(e)
+		e.away = false
+		if f == cancelDone && names.of(e, e.id) {
+			c.log.Debug("a delayed message is cancelled", "id", e.id)
+			c.unpark(e)
 		} else {
 			c.await(e)
 		}
 	}
 	for _, t := range tasks {
-		if done {
+		switch {
+		case f == cancelDone:
 			c.settleTask(t)
-			continue
+		case f == cancelAgain && !t.lane.gone:
+			c.cancels = append(c.cancels, t)
+		default:
+			t.lane.release()
+			c.recycle(t)
 		}
-		t.lane.release()
-		c.recycle(t)
 	}
 	c.wakeFetcher()
 }
 
 // fetch is ParkingSource.Fetch, with one caller at a time.
 func (c *consumer) fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
-	c.fetching.Lock()
-	defer c.fetching.Unlock()
+	select {
+	case c.fetching <- struct{}{}:
+		defer func() { <-c.fetching }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 	return c.source.(bus.ParkingSource).Fetch(ctx, tokens, dst)
 }

@@ -233,6 +233,7 @@ func TestWithdrawnBeforeTheCancellationIsSettled(t *testing.T) {
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
 		run(t, r)
 		delay(t, b, "a", "b")
+		synctest.Wait()
 		cancelDelayed(t, b, "a")
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
@@ -254,6 +255,7 @@ func TestNotWithdrawnNotSettled(t *testing.T) {
 		r.HandleFunc("t", nop)
 		run(t, r)
 		delay(t, memoryBus, "a")
+		synctest.Wait()
 		cancelDelayed(t, memoryBus, "a")
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -301,6 +303,9 @@ func TestLaneGoesWhileItIsCancelled(t *testing.T) {
 					}
 					stop = start(bus.New(faultyDriver{memoryBus.Driver(), f}))
 					delay(t, memoryBus, "a", "b")
+					if at != "park" {
+						synctest.Wait() // it is parked: else nothing needs to be committed
+					}
 					cancelDelayed(t, memoryBus, "a")
 					<-stopped
 					start(memoryBus)

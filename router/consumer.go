@@ -68,14 +68,29 @@ type consumer struct {
 	reliefFrom      time.Time // when relieve began to watch
 	reliefEnded     uint64    // ended at that time
 	toPark          []*task
+	parking         []*task    // that the driver parks in this moment
+	parks           *sync.Cond // there is something to park, or room for it, or the end has come
+	parksEnded      bool       // nothing more will be parked
+	overfull        bool       // too much is parked
+	parked          chan struct{}
+	stuck           []*stuckTasks
+	stuckByKey      map[string]*stuckTasks
+	stuckDue        time.Time // when they are tried again
+	stuckTimer      *time.Timer
+	stuckBackoff    backoff
+	stuckTries      int            // since the drain began
+	unparkable      map[string]int // messages in flight that the broker never parks, by key
+	cancels         []*task
+	cancelling      *sync.Cond // there are cancellations, or the parker has ended a call, or draining
 	fetchedMessages int
 	fetchedBytes    int
-	fetching        sync.Mutex // held while the driver fetches
-	parks           *sync.Cond // toPark is not empty, or finished
-	fetches         *sync.Cond // parked messages are due, or draining
-	parksEnded      bool       // nothing more will be parked
-	parked          chan struct{}
-	poisoning       sync.WaitGroup // parked messages whose poison entries are being written
+	fetching        chan struct{} // full while the driver fetches
+	fetches         *sync.Cond    // parked messages are due, or draining
+
+	// Poisoning.
+	toPoison  list
+	poisoners int
+	trouble   poisonTrouble
 
 	// Settling.
 	done      []*task
@@ -86,6 +101,8 @@ type consumer struct {
 	settled   chan struct{}
 
 	stopping sync.Once
+	patience context.Context // of the drain
+	hurry    context.CancelFunc
 	stopped  chan struct{}
 	skipped  uint64
 }
@@ -103,18 +120,20 @@ type consumerConfig struct {
 func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *routeTable) *consumer {
 	k := &consumer{
 		core: c, sub: sub, cfg: cfg, table: table,
-		log:     c.log.With("topic", sub.Topic, "group", sub.Group),
-		lanes:   map[int32]*lane{},
-		keys:    newKeyTable(cfg.inFlight.messages),
-		lot:     newParkingLot(cfg.unordered),
+		log:        c.log.With("topic", sub.Topic, "group", sub.Group),
+		lanes:      map[int32]*lane{},
+		keys:       newKeyTable(cfg.inFlight.messages),
+		lot:        newParkingLot(cfg.unordered),
+		stuckByKey: map[string]*stuckTasks{}, unparkable: map[string]int{},
 		parked:  make(chan struct{}),
 		settled: make(chan struct{}),
-		stopped: make(chan struct{}),
+		stopped: make(chan struct{}), fetching: make(chan struct{}, 1),
 	}
 	k.work, k.room, k.settling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
-	k.parks, k.fetches = sync.NewCond(&k.mu), sync.NewCond(&k.mu)
+	k.parks, k.fetches, k.cancelling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
 	k.ctx, k.cancel = context.WithCancelCause(context.Background())
 	k.intake, k.close = context.WithCancel(k.ctx)
+	k.patience, k.hurry = context.WithCancel(context.Background())
 	for _, r := range table.routes {
 		if r.batch != nil {
 			k.batches = append(k.batches, r.queue)
@@ -142,7 +161,13 @@ func (c *consumer) start() error {
 		go c.settler()
 		go c.pump()
 		if c.canFetch {
-			go c.parker()
+			var parking sync.WaitGroup
+			parking.Go(c.parker)
+			parking.Go(c.canceller)
+			go func() {
+				parking.Wait()
+				close(c.parked)
+			}()
 			go c.fetcher()
 		} else {
 			close(c.parked)
@@ -190,15 +215,25 @@ func (c *consumer) setState(s State, err error) {
 // errDrained is the cause with which handlers are cancelled that outlast the drain.
 var errDrained = errors.New("the drain timeout has passed")
 
-// stop drains: no new message, running handlers to their end within ctx, then all settlements, then the source is
-// closed. It is idempotent; each call waits for the end.
+// stop drains: no new message, running handlers to their end, then all settlements, then the source is closed. The drain has the router's
+// drain timeout; the context of each caller shortens it. It is idempotent; each call waits for the end.
 func (c *consumer) stop(ctx context.Context) error {
-	c.stopping.Do(func() { go c.drain(ctx) })
+	c.stopping.Do(func() {
+		ctx, cancel := context.WithTimeout(c.patience, c.core.drainTimeout)
+		go func() {
+			defer cancel()
+			c.drain(ctx)
+		}()
+	})
+	defer context.AfterFunc(ctx, c.hurry)()
 	<-c.stopped
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
+
+// lastMoment is what handlers have to heed that their contexts have ended.
+const lastMoment = time.Second
 
 func (c *consumer) drain(ctx context.Context) {
 	c.close()
@@ -215,17 +250,28 @@ func (c *consumer) drain(ctx context.Context) {
 	c.work.Broadcast()
 	c.room.Broadcast()
 	c.fetches.Broadcast()
-	patience := context.AfterFunc(ctx, func() {
-		c.cancel(errDrained)
+	c.cancelling.Broadcast()
+	wake := func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.work.Broadcast()
-	})
-	defer patience()
+		c.parks.Broadcast()
+	}
+	defer context.AfterFunc(ctx, func() {
+		c.cancel(errDrained)
+		wake()
+		time.AfterFunc(lastMoment, wake)
+	})()
 	var err error
+	var over time.Time
 	for c.running > 0 {
-		if ctx.Err() != nil { // handlers that do not heed their context are left behind
+		switch {
+		case ctx.Err() == nil:
+		case over.IsZero():
+			over = time.Now()
 			err = fmt.Errorf("topic %q: %d handlers of group %q still ran when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group)
+		}
+		if !over.IsZero() && time.Since(over) >= lastMoment { // those that do not heed their context are left behind
 			break
 		}
 		c.work.Wait()
@@ -255,8 +301,10 @@ func (c *consumer) drain(ctx context.Context) {
 	c.cancel(bus.ErrClosed)
 	c.mu.Lock()
 	c.watchdog.Stop()
-	if c.timer != nil {
-		c.timer.Stop()
+	for _, t := range []*time.Timer{c.timer, c.stuckTimer} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	if !failed {
 		c.state, c.err = StateStopped, err
@@ -271,6 +319,13 @@ func (c *consumer) awaitEnd(ctx context.Context, ended <-chan struct{}) error {
 	case <-ended:
 		return nil
 	case <-ctx.Done():
+	}
+	last := time.NewTimer(lastMoment) // it ends by the context, too
+	defer last.Stop()
+	select {
+	case <-ended:
+		return nil
+	case <-last.C:
 		return fmt.Errorf("topic %q: settling of group %q did not end in time: %w", c.sub.Topic, c.sub.Group, ctx.Err())
 	}
 }
@@ -283,5 +338,6 @@ func (c *consumer) pause(on bool) {
 	defer c.mu.Unlock()
 	c.paused = on
 	c.room.Broadcast()
+	c.fetches.Broadcast()
 	c.wakeWorkers()
 }

@@ -85,7 +85,7 @@ func (c *consumer) rule(t *task, err error) {
 			t.outcome, t.due, t.blocks = park, now.Add(blockedFor), true
 			return
 		}
-		c.poisonOrHold(t)
+		t.outcome = poison
 	}
 }
 
@@ -109,7 +109,11 @@ func (t *task) failed(err error, now time.Time) {
 // textOf is an error's text, within bounds: it travels with the message, for which brokers have a limit.
 func textOf(err error) string {
 	const most = 16 << 10 // bytes
-	text := err.Error()
+	return cut(err.Error(), most)
+}
+
+// cut cuts a text off after so many bytes.
+func cut(text string, most int) string {
 	if len(text) > most {
 		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
@@ -121,6 +125,7 @@ const staleDelay = 10 * time.Millisecond
 
 // halt stops consuming because a policy says so; the router's other handlers go on.
 func (c *consumer) halt(err error) {
+	c.close() // before the worker lets go of the message: the later ones of its key must not be handled
 	c.mu.Lock()
 	c.state, c.err = StateFailed, err
 	c.mu.Unlock()

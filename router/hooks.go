@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -45,4 +46,14 @@ func (h *hooks) add(values []any) {
 			h.errs = append(h.errs, fmt.Errorf("Hooks: %T implements neither HandledHook nor PoisonedHook", v))
 		}
 	}
+}
+
+// guarded calls a function of the user's that nothing depends on: if it panics, that is logged.
+func (c *consumer) guarded(name string, f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.log.Error("a hook panicked", "hook", name, "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	f()
 }

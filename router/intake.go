@@ -184,6 +184,9 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	case t.route == nil:
 		c.skipped++
 		t.lane.busy++
+		if line := c.lot.lines[t.h.Delivery.Key]; t.fetched && line != nil {
+			c.await(line.messages[0]) // nothing of the key is in flight
+		}
 		c.settleTask(t)
 		return
 	default:
@@ -249,9 +252,23 @@ func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
 	return t
 }
 
+// countInFlight has a message that came back from the broker count as in flight, if there is room: it may stay for long, and others
+// are to come back meanwhile.
+func (c *consumer) countInFlight(t *task) {
+	if !t.beside || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes {
+		return
+	}
+	t.beside = false
+	c.fetchedMessages--
+	c.fetchedBytes -= t.size
+	c.inFlight++
+	c.bytes += t.size
+	c.fetches.Signal()
+}
+
 // recycle forgets a task whose message is out of flight.
 func (c *consumer) recycle(t *task) {
-	if t.fetched {
+	if t.beside {
 		c.fetchedMessages--
 		c.fetchedBytes -= t.size
 		c.fetches.Signal()
@@ -259,9 +276,26 @@ func (c *consumer) recycle(t *task) {
 		c.inFlight--
 		c.bytes -= t.size
 	}
+	if e := t.place; e != nil && e.inFlight {
+		c.lot.remove(e)
+	}
+	if t.bars {
+		c.unbar(t.key)
+	}
 	*t = task{next: c.free}
 	c.free = t
 	if c.hasRoom() {
 		c.room.Signal()
+	}
+}
+
+// unbar notes that one message less of the key is in flight that cannot be parked.
+func (c *consumer) unbar(key string) {
+	if c.unparkable[key]--; c.unparkable[key] > 0 {
+		return
+	}
+	delete(c.unparkable, key)
+	if s := c.stuckByKey[key]; s != nil && !s.tasks[0].parking {
+		c.freeStuck(s)
 	}
 }

@@ -16,7 +16,7 @@ func (c *consumer) Assigned(lanes []bus.Lane) {
 		l.ctx, l.cancel = context.WithCancelCause(c.ctx)
 		if old := c.lanes[id.ID]; old != nil {
 			c.lose(old, bus.ErrLaneLost)
-			c.lot.dropGone()
+			c.forgetGone()
 		}
 		c.lanes[id.ID] = l
 	}
@@ -40,7 +40,7 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 	}
 	c.parkHeld(func(t *task) bool { return t.lane.gone && !t.lane.lost })
 	c.dropHeld()
-	c.lot.dropGone()
+	c.forgetGone()
 	for _, l := range leaving {
 		if l.busy > 0 {
 			if l.idle == nil {
@@ -75,7 +75,7 @@ func (c *consumer) Lost(lanes []bus.Lane, cause error) {
 		}
 	}
 	c.dropHeld()
-	c.lot.dropGone()
+	c.forgetGone()
 	c.log.Info("lanes lost", "lanes", len(lanes), "owned", len(c.lanes), "cause", cause)
 }
 

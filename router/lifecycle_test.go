@@ -188,7 +188,7 @@ func TestDrainTimeoutCancelsHandlers(t *testing.T) {
 			defer close(ended)
 			<-ctx.Done()
 			cause = context.Cause(ctx)
-			time.Sleep(time.Second)
+			time.Sleep(time.Minute)
 			return ctx.Err()
 		})
 		stop := run(t, r)
@@ -196,7 +196,7 @@ func TestDrainTimeoutCancelsHandlers(t *testing.T) {
 		synctest.Wait()
 		start := time.Now()
 		err := stop()
-		if err == nil || !strings.Contains(err.Error(), "1 handlers of group") || time.Since(start) != 5*time.Second {
+		if err == nil || !strings.Contains(err.Error(), "1 handlers of group") || time.Since(start) != 6*time.Second {
 			t.Errorf("stop: %v after %v", err, time.Since(start))
 		}
 		<-ended

@@ -2,6 +2,7 @@ package router
 
 import (
 	"container/heap"
+	"maps"
 	"slices"
 	"time"
 
@@ -9,20 +10,29 @@ import (
 )
 
 // parkedMessage is what a consumer keeps in memory of a message that is parked at the broker, or on the way there.
+//
+// It is in the lot until it is fetched; then only its place is known, until the task that has it is recycled.
 type parkedMessage struct {
 	bus.Parked
 	lane *lane
 	line *parkedLine // of its key; nil: nobody waits for it
-	// away: on its way to the broker, or being fetched.
+	// away: on its way to the broker, being fetched, or its poison entry is being written.
 	away bool
+	// inFlight: it was fetched, and a task has it.
+	inFlight bool
+	// gone: neither in the lot nor in flight any more.
 	gone bool
+	// changed and withdrawn are what an injector did to it since it was asked for.
+	changed, withdrawn bool
+	// came is one more than its position in the lane when it came, 0 if another owner parked it.
+	came int64
+	kept *task  // that waits in memory, because the broker does not take it
 	at   int    // place among the waiting, or -1
-	id   string // of the message, if a cancellation had it looked at; the parker's
+	id   string // of the message, if a cancellation had it looked at; the canceller's
 }
 
 // parkedLine is the parked messages of one key, in order. While it exists, later messages of the key go behind it.
 type parkedLine struct {
-	lane     *lane
 	messages []*parkedMessage
 }
 
@@ -34,9 +44,9 @@ type parkingLot struct {
 	lines     map[string]*parkedLine
 	delayed   map[string][]*parkedMessage // by key: those that nobody waits for
 	waiting   waitingMessages
-	stored    map[parkingPlace]*parkedMessage // that are at the broker
-	n         int
-	unordered bool // there are no lines
+	stored    map[parkingPlace]*parkedMessage // that are at the broker, those in flight included
+	n         int                             // without those in flight
+	unordered bool                            // there are no lines
 }
 
 // parkingPlace is what a token of a parked message says in every ownership.
@@ -51,12 +61,23 @@ func newParkingLot(unordered bool) parkingLot {
 	return parkingLot{lines: map[string]*parkedLine{}, delayed: map[string][]*parkedMessage{}, stored: map[parkingPlace]*parkedMessage{}, unordered: unordered}
 }
 
-// add puts a message behind the others of its line.
-func (p *parkingLot) add(e *parkedMessage) { p.insert(e, -1) }
+// add takes in a message that is stored at the broker, by its position: before the later ones of its line, and before what has no
+// position yet, because that gets a later one.
+func (p *parkingLot) add(e *parkedMessage) {
+	i := -1
+	if l := p.lines[e.Key]; l != nil && !e.Free {
+		for i = len(l.messages); i > 0; i-- {
+			if m := l.messages[i-1]; m.Token.Parked && m.Token.Position < e.Token.Position {
+				break
+			}
+		}
+	}
+	p.insert(e, i)
+}
 
 // insert puts a message at place i of its key's line, or behind it if i is -1. Free ones have no line.
 func (p *parkingLot) insert(e *parkedMessage, i int) {
-	e.at, e.gone, e.line = -1, false, nil
+	e.at, e.gone, e.inFlight, e.changed, e.line = -1, false, false, false, nil
 	p.n++
 	p.place(e)
 	if e.Key == "" || p.unordered && !e.Free {
@@ -68,11 +89,11 @@ func (p *parkingLot) insert(e *parkedMessage, i int) {
 	}
 	l := p.lines[e.Key]
 	if l == nil {
-		l = &parkedLine{lane: e.lane}
+		l = &parkedLine{}
 		p.lines[e.Key] = l
 	}
 	e.line = l
-	if i < 0 {
+	if i < 0 || i > len(l.messages) {
 		i = len(l.messages)
 	}
 	l.messages = slices.Insert(l.messages, i, e)
@@ -85,16 +106,30 @@ func (p *parkingLot) place(e *parkedMessage) {
 	}
 }
 
-// remove takes a message out.
+// takeOut leaves of a message that was fetched only its place.
+func (p *parkingLot) takeOut(e *parkedMessage) {
+	p.unlink(e)
+	e.inFlight = true
+}
+
+// remove forgets a message.
 func (p *parkingLot) remove(e *parkedMessage) {
 	if e.gone {
 		return
 	}
-	e.gone = true
-	p.n--
-	if e.Token.Parked {
+	if e.gone = true; e.Token.Parked && p.stored[placeOf(e.Token)] == e {
 		delete(p.stored, placeOf(e.Token))
 	}
+	if e.inFlight {
+		e.inFlight = false
+		return
+	}
+	p.unlink(e)
+}
+
+// unlink takes a message out of its line and from the waiting.
+func (p *parkingLot) unlink(e *parkedMessage) {
+	p.n--
 	if e.at >= 0 {
 		heap.Remove(&p.waiting, e.at)
 	}
@@ -103,6 +138,7 @@ func (p *parkingLot) remove(e *parkedMessage) {
 		p.removeDelayed(e)
 		return
 	}
+	e.line = nil
 	if l.messages[0] == e { // nearly always
 		l.messages[0] = nil
 		l.messages = l.messages[1:]
@@ -127,28 +163,56 @@ func (p *parkingLot) removeDelayed(e *parkedMessage) {
 
 // wait has a message handled when it is due, if it is the first of its line.
 func (p *parkingLot) wait(e *parkedMessage) {
-	if e.away || e.gone || e.at >= 0 || (e.line != nil && e.line.messages[0] != e) {
+	if e.away || e.gone || e.inFlight || e.at >= 0 || (e.line != nil && e.line.messages[0] != e) {
 		return
 	}
 	heap.Push(&p.waiting, e)
 }
 
-// dropGone forgets what is parked in lanes that are gone.
-func (p *parkingLot) dropGone() {
-	var gone []*parkedMessage
-	for _, e := range p.stored { // also those that are being fetched: the lane may come back before they do
-		if e.lane.gone {
-			gone = append(gone, e)
+// dropGone forgets all that is parked in lanes that are gone, also what is being fetched: the lane may come back before that does. It
+// returns the tasks that were kept for it in memory, and the messages that are first in their line now.
+func (p *parkingLot) dropGone() (kept []*task, first []*parkedMessage) {
+	forget := func(e *parkedMessage) bool {
+		if !e.lane.gone {
+			return false
+		}
+		if !e.gone && !e.inFlight {
+			p.n--
+		}
+		if e.gone, e.inFlight, e.line = true, false, nil; e.kept != nil {
+			kept = append(kept, e.kept)
+			e.kept = nil
+		}
+		return true
+	}
+	maps.DeleteFunc(p.stored, func(_ parkingPlace, e *parkedMessage) bool { return forget(e) })
+	for key, l := range p.lines {
+		head := l.messages[0]
+		if l.messages = slices.DeleteFunc(l.messages, forget); len(l.messages) == 0 {
+			delete(p.lines, key)
+		} else if l.messages[0] != head {
+			first = append(first, l.messages[0])
 		}
 	}
-	for _, l := range p.lines {
-		if l.lane.gone {
-			gone = append(gone, l.messages...)
+	for key, es := range p.delayed {
+		if es = slices.DeleteFunc(es, forget); len(es) == 0 {
+			delete(p.delayed, key)
+		} else {
+			p.delayed[key] = es
 		}
 	}
-	for _, e := range gone {
-		p.remove(e)
+	p.waiting = slices.DeleteFunc(p.waiting, func(e *parkedMessage) bool {
+		if !forget(e) {
+			return false
+		}
+		e.at = -1
+		return true
+	})
+	for i, e := range p.waiting {
+		e.at = i
 	}
+	heap.Init(&p.waiting)
+	return kept, first
 }
 
 // nextDue is when the next message is due.
@@ -159,25 +223,32 @@ func (p *parkingLot) nextDue() (time.Time, bool) {
 	return p.waiting[0].Due, true
 }
 
-// due takes up to n messages that are due: the first of each line brings followers with it. They are away then.
-func (p *parkingLot) due(now time.Time, n int) []*parkedMessage {
-	var due []*parkedMessage
-	for len(due) < n && len(p.waiting) > 0 && !p.waiting[0].Due.After(now) {
+// due takes up to n messages that are due: the first of each line brings followers with it. They are away then. Those that were kept in
+// memory need not be fetched, and do not count.
+func (p *parkingLot) due(now time.Time, n int) (stored, kept []*parkedMessage) {
+	for len(p.waiting) > 0 && !p.waiting[0].Due.After(now) {
+		if p.waiting[0].kept != nil {
+			kept = append(kept, heap.Pop(&p.waiting).(*parkedMessage))
+			continue
+		}
+		if len(stored) >= n {
+			break
+		}
 		e := heap.Pop(&p.waiting).(*parkedMessage)
-		e.away = true
-		due = append(due, e)
+		e.away, e.changed = true, false
+		stored = append(stored, e)
 		if e.line == nil {
 			continue
 		}
 		for _, f := range e.line.messages[1:min(len(e.line.messages), followers)] {
-			if f.away || f.Due.After(now) || len(due) == n {
+			if f.away || f.kept != nil || f.Due.After(now) || len(stored) >= n {
 				break
 			}
-			f.away = true
-			due = append(due, f)
+			f.away, f.changed = true, false
+			stored = append(stored, f)
 		}
 	}
-	return due
+	return stored, kept
 }
 
 // followers is how many messages of one line are fetched at once.

@@ -2,7 +2,6 @@ package router
 
 import (
 	"container/heap"
-	"errors"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -22,39 +21,77 @@ const (
 )
 
 // park sends t to the broker until it is due, and with it what waits behind it. t is counted in its lane's busy until
-// it is stored. Called with the lock held, as all of this file but the goroutines.
+// it is stored. Called with the lock held, as all of this file.
 func (c *consumer) park(t *task) {
+	if t.blocks && t.unparkable { // its key cannot wait for its replay, because that needs its place
+		t.blocks = false
+		c.poisonLater(t)
+		return
+	}
+	e := t.place
+	if e != nil && e.inFlight && e.withdrawn { // nothing is left of it at the broker
+		t.lane.release()
+		c.drop(t)
+		return
+	}
 	var behind []*task
 	if t.keyed {
 		behind = c.keys.detach(t)
 		c.keys.leave(t)
 		t.keyed = false
 	}
-	c.parkAt(t, 0, t.due)
+	if e != nil && e.inFlight && e.changed { // a replay has its place: it goes on from there
+		c.lot.insert(e, 0)
+		e.away = false
+		t.lane.release()
+		c.recycle(t)
+		c.await(e)
+	} else {
+		t.head = true
+		c.parkAt(t, 0, t.due)
+	}
 	c.parkFollowers(behind, 1)
+	c.wakeFetcher()
 }
 
 // mark parks a message whose handler runs, because its followers are about to be: if it fails, it has its place before
 // them. If it succeeds, it is settled there.
 func (c *consumer) mark(t *task) {
-	if t.place != nil {
+	if t.place != nil || t.unparkable {
 		return // it has come from there
 	}
-	t.place = &parkedMessage{Parked: bus.Parked{Key: t.key}, lane: t.lane, at: -1}
+	t.place = &parkedMessage{Parked: bus.Parked{Key: t.key}, lane: t.lane, at: -1, gone: true}
 	t.marking = true
-	c.toPark = append(c.toPark, t)
-	c.parks.Signal()
+	c.queueToPark(t)
+}
+
+// unmark gives up the parking of a message whose handler has ended before it began. If it is to be parked all the same, it goes on at its
+// place before its followers.
+func (c *consumer) unmark(t *task) {
+	t.marking = false
+	switch {
+	case t.outcome != park:
+		c.unqueue(t)
+		t.place = nil
+	case t.stuck != nil:
+		t.lane.release() // what is stuck is not counted
+	}
 }
 
 // parkFollowers parks tasks that have not begun, in order, from place i of their line on.
 func (c *consumer) parkFollowers(tasks []*task, i int) {
 	for _, f := range tasks {
 		f.keyed = false
-		if f.place != nil && !f.place.Free { // still stored there, where it was
+		stored := f.place != nil && f.place.Token.Parked
+		switch {
+		case stored && (f.lane.gone || f.place.withdrawn): // the lane's next owner is told of it, or nothing is left of it
+			c.recycle(f)
+			continue
+		case stored && !f.place.Free: // it is still where it was
 			c.lot.insert(f.place, i)
 			f.place.away = false
 			c.recycle(f)
-		} else {
+		default:
 			f.lane.busy++
 			c.parkAt(f, i, time.Time{})
 		}
@@ -62,20 +99,71 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 	}
 }
 
-// parkAt sends one task to the broker; i is its place in the line of its key, -1 the end.
+// parkAt sends one task to the broker; i is its place in the line of its key, -1 the end. What goes to a lane that is gone has no line
+// here: the lane may come back at any time, and its next owner is told of all that is stored.
 func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	if t.place == nil {
-		t.place = &parkedMessage{Parked: bus.Parked{Key: t.h.Delivery.Key}, lane: t.lane}
+		t.place = &parkedMessage{Parked: bus.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
 	}
-	t.place.Due, t.place.Free, t.place.away = due, t.free, true
-	c.lot.insert(t.place, i)
-	c.toPark = append(c.toPark, t)
-	c.parks.Signal()
+	e := t.place
+	e.Due, e.Free, e.away = due, t.free, true
+	switch {
+	case t.lane.gone && t.unparkable:
+		t.lane.release()
+		c.recycle(t)
+		return
+	case t.lane.gone:
+		c.lot.remove(e)
+	default:
+		c.lot.insert(e, i)
+	}
+	switch {
+	case t.unparkable:
+		c.keep(t)
+	case !t.queued: // else it was marked, and is on its way
+		c.queueToPark(t)
+	}
+}
+
+// keep has a message that the broker does not take wait in this process. It counts as in flight.
+func (c *consumer) keep(t *task) {
+	e := t.place
+	e.away, e.kept = false, t
+	t.lane.release()
+	c.countInFlight(t)
+	c.await(e)
+	c.wakeFetcher()
 }
 
 // isParked says whether the task's key has a line.
 func (c *consumer) isParked(t *task) bool {
 	return len(c.lot.lines) > 0 && t.keyed && c.lot.lines[t.key] != nil
+}
+
+// unpark forgets a parked message. The next of its line goes on.
+func (c *consumer) unpark(e *parkedMessage) {
+	line := e.line
+	c.lot.remove(e)
+	if line != nil && len(line.messages) > 0 {
+		c.await(line.messages[0])
+	}
+	if c.lot.n <= maxParked {
+		c.parks.Signal()
+	}
+}
+
+// forgetGone forgets what is parked, or waits to be parked, in lanes that are gone. Their next owners are told, or given it again.
+func (c *consumer) forgetGone() {
+	c.dropStuck(func(t *task) bool { return t.lane.gone })
+	kept, first := c.lot.dropGone()
+	for _, t := range kept {
+		c.recycle(t)
+	}
+	for _, e := range first {
+		c.await(e)
+	}
+	c.parks.Signal()
+	c.wakeFetcher()
 }
 
 // reliefWindow is how long what is in flight is watched before some of it is moved to the broker.
@@ -100,13 +188,19 @@ func (c *consumer) relieve() {
 		return
 	}
 	held := len(c.held)
-	if c.parkHeld(func(*task) bool { return true }); len(c.held) < held {
+	if c.parkHeld(func(t *task) bool { return !t.unparkable }); len(c.held) < held || c.forceStuck() {
 		return
 	}
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
+			if head.lane.gone { // what comes before them may have been dropped, and comes again behind what is parked
+				continue
+			}
 			if behind := c.keys.detach(head); len(behind) > 0 {
 				c.mark(head)
+				for _, t := range behind {
+					t.forced = head.unparkable
+				}
 				c.parkFollowers(behind, 0)
 			}
 		}
@@ -136,115 +230,6 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 	}
 }
 
-// parker stores messages at the broker, in batches, one call at a time.
-func (c *consumer) parker() {
-	defer close(c.parked)
-	defer c.poisoning.Wait()
-	for {
-		batch := c.nextToPark()
-		if batch == nil {
-			return
-		}
-		if batch[0].cancels {
-			c.cancelParked(batch)
-			continue
-		}
-		ps := make([]bus.Parking, len(batch))
-		for i, t := range batch {
-			ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
-			ps[i].Token = t.token()
-			if !t.marking && t.failure != nil { // its worker may be at it
-				f := *t.failure
-				ps[i].Failure = &f
-			}
-		}
-		c.store(ps)
-		c.stored(batch, ps)
-	}
-}
-
-// nextToPark waits for what is to be parked, or for cancellations of it.
-func (c *consumer) nextToPark() []*task {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.toPark) == 0 || c.lot.n > maxParked && !c.draining {
-		if c.parksEnded {
-			return nil
-		}
-		c.parks.Wait()
-	}
-	n, most := 1, min(len(c.toPark), maxReceive)
-	for n < most && c.toPark[n].cancels == c.toPark[0].cancels {
-		n++
-	}
-	batch := c.toPark[:n:n]
-	c.toPark = c.toPark[n:]
-	return batch
-}
-
-// store parks, however often it takes, until the drain's patience ends. Those that are not parked then, or are stale,
-// come again to the lane's owner.
-func (c *consumer) store(ps []bus.Parking) {
-	source := c.source.(bus.ParkingSource)
-	for b := (backoff{}); ; {
-		err := source.Park(c.ctx, ps)
-		if err == nil {
-			return
-		}
-		if errors.Is(err, bus.ErrStale) {
-			c.log.Debug("some messages were to be parked, but their lane has another owner; they come again", "err", err)
-			return
-		}
-		if c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
-			c.log.Warn("messages could not be parked; they come again", "messages", len(ps), "err", err)
-			return
-		}
-		c.log.Warn("parking failed; trying again", "messages", len(ps), "err", err)
-		b.wait(c.ctx)
-	}
-}
-
-// stored notes which tasks are parked now, and lets go of them.
-func (c *consumer) stored(batch []*task, ps []bus.Parking) {
-	if blocked := c.place(batch, ps); len(blocked) > 0 {
-		c.poisoning.Add(1)
-		go c.poisonStored(blocked) // others need not wait for the poison queue
-	}
-}
-
-// place puts tasks where they are parked. It returns those that are to be poisoned, too.
-func (c *consumer) place(batch []*task, ps []bus.Parking) (blocked []*task) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, t := range batch {
-		e := t.place
-		e.away = false
-		if t.marking {
-			e.Token = ps[i].Token
-			if t.marking = false; t.ended {
-				t.ended = false
-				c.finish(t)
-			}
-			continue
-		}
-		if ps[i].Token.Parked && !e.lane.gone {
-			e.Token = ps[i].Token
-			c.lot.place(e)
-			c.await(e)
-		} else {
-			c.lot.remove(e)
-		}
-		if t.blocks && ps[i].Token.Parked {
-			blocked = append(blocked, t)
-			continue
-		}
-		t.lane.release()
-		c.recycle(t)
-	}
-	c.wakeFetcher()
-	return blocked
-}
-
 // await has the first of a message's line handled when it is due, unless messages of its key are in flight.
 func (c *consumer) await(e *parkedMessage) {
 	if e.line == nil {
@@ -252,112 +237,6 @@ func (c *consumer) await(e *parkedMessage) {
 	} else if !c.keys.has(e.Key) {
 		c.lot.wait(e.line.messages[0])
 	}
-}
-
-// wakeFetcher has due messages fetched, now or when the next is due.
-func (c *consumer) wakeFetcher() {
-	due, ok := c.lot.nextDue()
-	switch {
-	case !ok:
-	case due.After(time.Now()):
-		c.wakeAt(due)
-	default:
-		c.fetches.Signal()
-	}
-}
-
-// fetcher brings back what is due.
-func (c *consumer) fetcher() {
-	dst := make([]bus.Delivery, maxFetched)
-	var tokens []bus.Token
-	for b := (backoff{}); ; {
-		batch := c.nextToFetch()
-		if batch == nil {
-			return
-		}
-		tokens = tokens[:0]
-		for _, e := range batch {
-			tokens = append(tokens, e.Token)
-		}
-		n, err := c.fetch(c.intake, tokens, dst)
-		if err == nil {
-			b = backoff{}
-			c.admitFetched(batch, dst[:n])
-			clear(dst)
-			continue
-		}
-		c.refetch(batch)
-		if c.intake.Err() == nil {
-			c.log.Warn("fetching parked messages failed; trying again", "messages", len(batch), "err", err)
-		}
-		b.wait(c.intake)
-	}
-}
-
-func (c *consumer) nextToFetch() []*parkedMessage {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for !c.draining {
-		if !c.paused && !c.suspended() && c.fetchedBytes < c.cfg.inFlight.bytes {
-			if due := c.lot.due(time.Now(), min(maxFetched, c.cfg.inFlight.messages)-c.fetchedMessages); len(due) > 0 {
-				return due
-			}
-		}
-		c.wakeFetcher()
-		c.fetches.Wait()
-	}
-	return nil
-}
-
-// refetch takes back messages that could not be fetched.
-func (c *consumer) refetch(batch []*parkedMessage) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, e := range batch {
-		if e.away = false; !e.gone {
-			c.await(e)
-		}
-	}
-}
-
-// admitFetched takes parked messages into the scheduler that are due.
-func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) {
-	unwrapped := unwrap(fetched)
-	now := time.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.draining {
-		return
-	}
-	for _, e := range batch {
-		var d *bus.Delivery
-		var err error
-		if len(fetched) > 0 && fetched[0].Token == e.Token { // some may be missing; the others are in order
-			d, err = &fetched[0], unwrapped.at(0)
-			fetched, unwrapped = fetched[1:], unwrapped.from(1)
-		}
-		line := e.line
-		gone := e.gone || e.lane.gone
-		c.lot.remove(e)
-		e.away = false
-		if d == nil || gone {
-			if line != nil && len(line.messages) > 0 && !line.lane.gone {
-				c.await(line.messages[0])
-			}
-			continue
-		}
-		c.complete(d, now)
-		t := c.newTask(bus.NewHandling(e.lane.ctx, c.core.bus, *d), e.lane)
-		t.place, t.fetched = e, true
-		if d.Failure != nil {
-			f := *d.Failure
-			t.failure = &f
-		}
-		c.fetchedMessages++
-		c.fetchedBytes += t.size
-		c.admitTask(t, err)
-	}
-	c.wakeWorkers()
 }
 
 // Parked implements bus.ParkingObserver.
@@ -371,7 +250,7 @@ func (c *consumer) Parked(ps []bus.Parked) {
 		}
 		old := c.lot.stored[placeOf(p.Token)]
 		if old != nil && old.lane != l { // of an earlier ownership
-			c.lot.remove(old)
+			c.unpark(old)
 			old = nil
 		}
 		switch {
@@ -380,17 +259,21 @@ func (c *consumer) Parked(ps []bus.Parked) {
 			e := &parkedMessage{Parked: p, lane: l}
 			c.lot.add(e)
 			c.await(e)
+		case old.inFlight: // what has it in flight goes on; see park
+			if old.withdrawn = p.Withdrawn; !p.Withdrawn {
+				old.changed, old.Due, old.Free = true, p.Due, p.Free
+			}
 		case p.Withdrawn:
-			line := old.line
-			c.lot.remove(old)
-			if line != nil && len(line.messages) > 0 {
-				c.await(line.messages[0])
+			c.unpark(old)
+			if t := old.kept; t != nil {
+				old.kept = nil
+				c.recycle(t)
 			}
 		default:
 			if old.at >= 0 {
 				heap.Remove(&c.lot.waiting, old.at)
 			}
-			old.Due = p.Due
+			old.Due, old.changed = p.Due, true
 			c.await(old)
 		}
 	}

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -28,90 +29,197 @@ var hostname = sync.OnceValue(func() string {
 	return name
 })
 
-// poisonOrHold puts the task's message into the group's poison queue. While that is not reachable the message stays
-// held and is put again with back-off; the in-flight bound then slows the intake down.
-func (c *consumer) poisonOrHold(t *task) {
+const (
+	// poisonTimeout bounds one call of the poison store. What is not known to be stored then is put again, under the same id.
+	poisonTimeout = 10 * time.Second
+	// refusedFor is when a message is tried again that the poison store has refused.
+	refusedFor = time.Hour
+	// refusedText is what is left of a failure's text in a second attempt, without the stack, to store an entry that was refused.
+	refusedText = 1 << 10
+)
+
+// poisonLater has a message put into the group's poison queue, beside the workers: a store that does not answer keeps none of them, and no
+// other message. Called with the lock held.
+func (c *consumer) poisonLater(t *task) {
+	c.toPoison.push(t)
+	if c.poisoners < c.cfg.workers {
+		c.poisoners++
+		c.running++ // the drain waits for it
+		go c.poisoner()
+	}
+}
+
+// poisoner puts what is to be poisoned.
+func (c *consumer) poisoner() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		t := c.toPoison.pop()
+		if t == nil {
+			break
+		}
+		var err error
+		if !(t.blocks && t.place.gone) { // else it was withdrawn, or its lane's next owner tries it
+			c.mu.Unlock()
+			err = c.poison(t)
+			c.mu.Lock()
+		}
+		c.afterPoison(t, err)
+		c.wakeWorkers()
+	}
+	c.poisoners--
+	c.running--
+	c.work.Broadcast()
+	c.settling.Signal()
+}
+
+// afterPoison goes on with a message that is in the poison queue, or could not be put there.
+func (c *consumer) afterPoison(t *task, err error) {
+	c.trouble.note(t, err)
+	isRefused := err != nil && t.lane.ctx.Err() == nil && isRefusal(err)
 	switch {
-	case c.poison(t) == nil:
+	case t.blocks && (err == nil || t.lane.gone || isRefused):
+		e := t.place
+		if e.away = false; isRefused && !e.changed {
+			e.Due = time.Now().Add(refusedFor)
+		}
+		if !e.gone {
+			c.await(e)
+			c.wakeFetcher()
+		}
+		t.lane.release()
+		c.recycle(t)
+		return
+	case err == nil:
 		t.outcome = settle
 	case t.lane.ctx.Err() != nil:
 		t.outcome = abandon
+	case isRefused && c.canPark && !t.unparkable:
+		t.outcome, t.due, t.entry = park, time.Now().Add(refusedFor), nil
 	default:
 		b := backoff{next: backoffFirst << min(t.putFails, 6)}
 		t.putFails++
 		t.outcome, t.due = hold, time.Now().Add(b.delay())
 	}
+	c.finish(t)
 }
 
+// isRefusal says whether the poison store will never take an entry.
+func isRefusal(err error) bool { return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) }
+
+// poison puts the task's entry. The message of an entry that is refused is never lost: it stays at the broker, parked if that can be, and is
+// tried again in an hour; its key waits.
 func (c *consumer) poison(t *task) error {
-	err := c.core.putPoison(t.lane.ctx, c.sub.Group, *t.entry)
-	if err == nil {
+	err := c.put(t.lane.ctx, t.entry)
+	if err != nil && isRefusal(err) { // the failure may be what makes it too large
+		t.entry.Failure.Stack = ""
+		t.entry.Failure.Text = cut(t.entry.Failure.Text, refusedText)
+		err = c.put(t.lane.ctx, t.entry)
+	}
+	switch {
+	case err == nil:
 		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
 		if t.route != nil {
 			t.route.poisoned.Add(1)
 		}
 		for _, hook := range c.core.hooks.poisoned {
-			hook.Poisoned(t.lane.ctx, *t.entry)
+			c.guarded("Poisoned", func() { hook.Poisoned(t.lane.ctx, *t.entry) })
 		}
-		return nil
-	}
-	if t.lane.ctx.Err() == nil {
+	case t.lane.ctx.Err() != nil:
+	case isRefusal(err):
+		c.log.Error("the poison queue refuses a message; it stays, and is tried again later", "id", t.h.Delivery.ID, "lane", t.h.Delivery.Lane, "position", t.h.Delivery.Position, "in", refusedFor, "err", err)
+	default:
 		c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.h.Delivery.ID, "err", err)
 	}
 	return err
 }
 
-// putPoison stores an entry.
-func (c *core) putPoison(ctx context.Context, group string, e bus.PoisonEntry) error {
-	store, err := c.poisonStore(ctx, group)
+// put stores an entry.
+func (c *consumer) put(ctx context.Context, e *bus.PoisonEntry) error {
+	ctx, cancel := context.WithTimeout(ctx, poisonTimeout)
+	defer cancel()
+	store, err := c.core.poisonStore(ctx, c.sub.Group)
 	if err != nil {
 		return err
 	}
-	return store.Put(ctx, e)
+	return store.Put(ctx, *e)
 }
 
-// poisonStore is a group's; it is opened at its first use.
+// poisonTrouble is what is wrong with the poison queue, for health.
+type poisonTrouble struct {
+	err     error            // of the last call, nil if it succeeded
+	refused map[string]error // by message
+}
+
+// note notes how putting a message went.
+func (p *poisonTrouble) note(t *task, err error) {
+	id := t.h.Delivery.ID
+	switch {
+	case err == nil:
+		p.err = nil
+		delete(p.refused, id)
+	case t.lane.ctx.Err() != nil:
+	case !isRefusal(err):
+		p.err = fmt.Errorf("the poison queue cannot be written to: %w", err)
+	case len(p.refused) < maxRefused:
+		if p.refused == nil {
+			p.refused = map[string]error{}
+		}
+		p.refused[id] = fmt.Errorf("the poison queue refuses message %q: %w", id, err)
+	}
+}
+
+// maxRefused bounds how many refused messages health knows of.
+const maxRefused = 1000
+
+// over notes that a message is done with.
+func (p *poisonTrouble) over(t *task) {
+	if len(p.refused) > 0 {
+		delete(p.refused, t.h.Delivery.ID)
+	}
+}
+
+// all is everything that is wrong; nil if nothing is.
+func (p *poisonTrouble) all() error {
+	err := p.err
+	for _, refused := range p.refused {
+		if err = errors.Join(p.err, refused); len(p.refused) > 1 {
+			err = fmt.Errorf("%w (and %d more messages)", err, len(p.refused)-1)
+		}
+		break
+	}
+	return err
+}
+
+// groupPoison is a group's poison store, opened at its first use.
+type groupPoison struct {
+	opening chan struct{} // has room for who opens it
+	store   bus.PoisonStore
+}
+
+// poisonStore returns a group's poison store.
 func (c *core) poisonStore(ctx context.Context, group string) (bus.PoisonStore, error) {
 	c.poisonMu.Lock()
-	defer c.poisonMu.Unlock()
-	if store := c.poison[group]; store != nil {
-		return store, nil
+	g := c.poison[group]
+	if g == nil {
+		g = &groupPoison{opening: make(chan struct{}, 1)}
+		c.poison[group] = g
 	}
-	store, err := c.bus.Driver().Poison(ctx, group)
-	if err != nil {
-		return nil, err
+	c.poisonMu.Unlock()
+	select {
+	case g.opening <- struct{}{}:
+		defer func() { <-g.opening }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("open the poison queue of group %q: %w", group, ctx.Err())
 	}
-	c.poison[group] = store
-	return store, nil
-}
-
-// poisonStored poisons messages whose key is to wait for somebody to replay or drop them. They are parked by now, because
-// a poison entry says where. If the consumer ends before it is written, they are tried again at once by whoever comes next.
-func (c *consumer) poisonStored(tasks []*task) {
-	defer c.poisoning.Done()
-	var not []bus.Parking
-	for _, t := range tasks {
-		e, token := t.entry, t.token()
-		e.Lane, e.Position, e.Waits = token.Lane, token.Position, true
-		e.ID = t.waitingID()
-		b := backoff{}
-		for c.poison(t) != nil && t.lane.ctx.Err() == nil {
-			if b.wait(c.intake); c.intake.Err() != nil {
-				not = append(not, bus.Parking{Delivery: t.h.Delivery, Due: time.Now()})
-				not[len(not)-1].Token, not[len(not)-1].Failure = token, t.failure
-				break
-			}
+	if g.store == nil {
+		store, err := c.bus.Driver().Poison(ctx, group)
+		if err != nil {
+			return nil, err
 		}
+		g.store = store
 	}
-	if len(not) > 0 {
-		c.store(not)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, t := range tasks {
-		t.lane.release()
-		c.recycle(t)
-	}
+	return g.store, nil
 }
 
 // waitingID is the id of the entry of a message whose key waits: so that a later failure replaces it, but not one after a replay, which is
@@ -126,9 +234,11 @@ func (c *consumer) unpoison(t *task) {
 	if !t.fetched || t.failure == nil || t.failure.Class == "" { // only what was poisoned has a class
 		return
 	}
-	store, err := c.core.poisonStore(t.lane.ctx, c.sub.Group)
+	ctx, cancel := context.WithTimeout(t.lane.ctx, poisonTimeout)
+	defer cancel()
+	store, err := c.core.poisonStore(ctx, c.sub.Group)
 	if err == nil {
-		err = store.Remove(t.lane.ctx, t.waitingID())
+		err = store.Remove(ctx, t.waitingID())
 	}
 	if err != nil {
 		c.log.Warn("a message was handled, but its entry is still in the poison queue: drop it there", "id", t.h.Delivery.ID, "entry", t.waitingID(), "err", err)

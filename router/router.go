@@ -27,7 +27,7 @@ type core struct {
 	hooks        hooks
 
 	poisonMu sync.Mutex
-	poison   map[string]bus.PoisonStore
+	poison   map[string]*groupPoison
 
 	mu        sync.Mutex
 	routes    []*Route
@@ -64,7 +64,7 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 	c := &core{
 		bus:          b,
 		drainTimeout: DefaultDrainTimeout,
-		poison:       map[string]bus.PoisonStore{},
+		poison:       map[string]*groupPoison{},
 		ending:       make(chan struct{}),
 		hurry:        make(chan struct{}),
 		ready:        make(chan struct{}),

@@ -218,7 +218,7 @@ func (c *consumer) steal(w *worker) bool {
 
 // finish takes a task back from a worker.
 func (c *consumer) finish(t *task) {
-	if t.marking {
+	if t.parking {
 		t.ended = true // and goes on when it is parked
 		return
 	}
@@ -227,6 +227,9 @@ func (c *consumer) finish(t *task) {
 	}
 	if t.lane.lost && t.outcome == settle && t.told == nil { // the settler tells that it is stale
 		t.outcome = abandon // its result does not count any more
+	}
+	if t.marking {
+		c.unmark(t)
 	}
 	c.judgeProbe(t)
 	switch t.outcome {
@@ -241,8 +244,13 @@ func (c *consumer) finish(t *task) {
 			c.drop(t)
 			return
 		}
+		if t.entry != nil {
+			c.countInFlight(t)
+		}
 		heap.Push(&c.held, t)
 		c.wakeAt(t.due)
+	case poison:
+		c.poisonLater(t)
 	default:
 		t.lane.release()
 		c.drop(t)
@@ -259,6 +267,7 @@ func (c *consumer) leaveKey(t *task) {
 	if !t.keyed {
 		return
 	}
+	t.keyed = false
 	if next := c.keys.leave(t); next != nil {
 		c.makeReady(next)
 	} else if line := c.lot.lines[t.key]; line != nil {

@@ -9,6 +9,7 @@ import (
 // settleTask hands a task over to the settler. Called with the lock held.
 func (c *consumer) settleTask(t *task) {
 	c.ended++
+	c.trouble.over(t)
 	if t.settled || t.joined {
 		t.lane.release()
 		c.recycle(t)
@@ -113,7 +114,7 @@ func (c *consumer) nextDone() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.done) == 0 {
-		if c.finished {
+		if c.finished && c.poisoners == 0 {
 			return nil
 		}
 		c.settling.Wait()

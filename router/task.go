@@ -25,23 +25,30 @@ type task struct {
 	last   *task
 
 	// What has happened so far, and what is to happen next.
-	tries    int
-	settled  bool           // before it was handled: at most once
-	joined   bool           // settled in its handler's transaction
-	stale    bool           // not settled there, for reasons that are not its handler's
-	free     bool           // delayed: its key does not wait for it
-	place    *parkedMessage // where it is parked, or is to be
-	fetched  bool           // it was parked, and has come back
-	marking  bool           // it is being parked while its handler runs, to keep its place before its followers
-	ended    bool           // its handler has ended meanwhile
-	cancels  bool           // it is a cancellation, on its way behind what is being parked
-	failure  *bus.Failure   // nil: no try has failed
-	due      time.Time
-	outputs  []bus.Output                       // to be published with the settlement
-	told     func(context.Context, error) error // of the settlement; nil: nobody waits for it
-	entry    *bus.PoisonEntry                   // to be put into the poison queue; no handler is called any more
-	blocks   bool                               // it is parked, too, and its key waits until somebody replays or drops it
-	putFails int
+	tries   int
+	settled bool           // before it was handled: at most once
+	joined  bool           // settled in its handler's transaction
+	stale   bool           // not settled there, for reasons that are not its handler's
+	free    bool           // delayed: its key does not wait for it
+	place   *parkedMessage // where it is parked, or is to be
+	fetched bool           // it was parked, and has come back
+	beside  bool           // it counts beside the in-flight bound
+	marking bool           // it is to be parked while its handler runs, to keep its place before its followers
+	queued  bool           // it waits to be parked
+	parking bool           // the driver parks it in this moment
+	ended   bool           // its handler has ended meanwhile
+	stuck   *stuckTasks    // with which it is tried again
+	// unparkable: the broker never parks it, so it waits in memory. bars: the later ones of its key are not parked either, unless they
+	// are forced, to make room.
+	unparkable, bars, forced bool
+	head                     bool         // no other of its key is before it
+	failure                  *bus.Failure // nil: no try has failed
+	due                      time.Time
+	outputs                  []bus.Output                       // to be published with the settlement
+	told                     func(context.Context, error) error // of the settlement; nil: nobody waits for it
+	entry                    *bus.PoisonEntry                   // to be put into the poison queue; no handler is called any more
+	blocks                   bool                               // it is parked, too, and its key waits until somebody replays or drops it
+	putFails                 int
 	// unavailable is for how long a handler said that what it needs is away.
 	unavailable time.Duration
 	outcome     outcome
@@ -62,6 +69,7 @@ const (
 	settle  outcome = iota // done with: settle it
 	hold                   // run it again when it is due
 	park                   // the same, but at the broker
+	poison                 // put it into the poison queue
 	abandon                // give it back to the broker unsettled
 )
 

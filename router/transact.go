@@ -8,11 +8,10 @@ import (
 )
 
 // transact settles tasks, and publishes what they emitted, in transactions, however often it takes, until the drain's
-// patience ends. What finishes while one fails joins the next. It returns all that it took.
-func (c *consumer) transact(batch []*task) []*task {
+// patience ends. What finishes while one fails joins the next. It returns what it took and did not pass on to be poisoned.
+func (c *consumer) transact(todo []*task) []*task {
 	source := c.source.(bus.TransactionalSource)
-	todo := append([]*task(nil), batch...)
-	for b := (backoff{}); len(todo) > 0; {
+	for b := (backoff{}); ; {
 		ss := make([]bus.Settlement, len(todo))
 		for i, t := range todo {
 			ss[i] = bus.Settlement{Token: t.token(), Outputs: t.outputs}
@@ -21,29 +20,29 @@ func (c *consumer) transact(batch []*task) []*task {
 		_, each := errors.AsType[*bus.BatchError](err)
 		switch {
 		case err == nil || each:
-			todo = c.settledEach(todo, bus.Outcomes(err, len(todo)))
+			return c.settledEach(todo, bus.Outcomes(err, len(todo)))
 		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
 			c.log.Warn("handled messages could not be settled, and what they led to is not published; they come again", "messages", len(todo), "err", err)
 			for _, t := range todo {
 				c.tell(t, err)
 			}
-			return batch
+			return todo
 		default:
 			c.log.Warn("settling failed; trying again", "messages", len(todo), "err", err)
 			b.wait(c.ctx)
-			more := c.moreDone()
-			batch, todo = append(batch, more...), append(todo, more...)
+			todo = append(todo, c.moreDone()...)
 		}
 	}
-	return batch
 }
 
-// settledEach goes on with what became of each task, and returns those that are still to be settled.
-func (c *consumer) settledEach(tasks []*task, errs []error) (left []*task) {
+// settledEach goes on with what became of each task, and returns those that are done with.
+func (c *consumer) settledEach(tasks []*task, errs []error) (over []*task) {
+	over = tasks[:0]
 	for i, t := range tasks {
 		err := errs[i]
 		c.tell(t, err)
 		if err == nil || errors.Is(err, bus.ErrStale) {
+			over = append(over, t)
 			continue
 		}
 		// The broker will never take what the handler emitted. Later messages of the key may have been handled since.
@@ -52,14 +51,11 @@ func (c *consumer) settledEach(tasks []*task, errs []error) (left []*task) {
 		t.failed(err, now)
 		t.failure.Class = "outputs refused"
 		t.entry = t.poisonEntry(now)
-		for b := (backoff{}); c.poison(t) != nil && t.lane.ctx.Err() == nil; {
-			b.wait(t.lane.ctx)
-		}
-		if t.lane.ctx.Err() == nil {
-			left = append(left, t)
-		}
+		c.mu.Lock()
+		c.poisonLater(t)
+		c.mu.Unlock()
 	}
-	return left
+	return over
 }
 
 // tell tells those who wait for the end of the task's call.

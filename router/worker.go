@@ -154,7 +154,7 @@ func (w *worker) handle(t *task) {
 		return
 	}
 	if t.entry != nil {
-		c.poisonOrHold(t)
+		t.outcome = poison
 		return
 	}
 	if c.cfg.guarantee == AtMostOnce && !c.settleFirst(t) {

@@ -62,6 +62,8 @@ func (s *source) Park(_ context.Context, ps []bus.Parking) error {
 		}
 		if !ps[i].Token.Parked {
 			l.window.Done(ps[i].Position)
+		} else if _, ok := l.parked.byPosition[ps[i].Position]; !ok {
+			continue // it was withdrawn
 		}
 		l.parked.put(&ps[i], ps[i].Lane, l.epoch)
 	}
@@ -125,8 +127,8 @@ func (d *driver) Inject(_ context.Context, topic, group string, ps []bus.Parking
 		l := &g.lanes[id]
 		change := bus.Parked{Token: p.Token}
 		if p.Token.Parked {
-			if _, ok := l.parked.byPosition[p.Position]; !ok {
-				continue // gone
+			if old, ok := l.parked.byPosition[p.Position]; !ok || old.ID != p.Message.ID {
+				continue // it is gone, or another one has its place
 			}
 		}
 		if p.Withdraw {

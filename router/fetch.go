@@ -1,0 +1,145 @@
+package router
+
+import (
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// wakeFetcher has due messages fetched, now or when the next is due.
+func (c *consumer) wakeFetcher() {
+	if c.wakeFetcherAt() {
+		c.fetches.Signal()
+	}
+}
+
+// wakeFetcherAt sets the timer for the next message that is not due yet; it says whether one is due now.
+func (c *consumer) wakeFetcherAt() bool {
+	due, ok := c.lot.nextDue()
+	if !ok || !due.After(time.Now()) {
+		return ok
+	}
+	c.wakeAt(due)
+	return false
+}
+
+// fetcher brings back what is due.
+func (c *consumer) fetcher() {
+	dst := make([]bus.Delivery, maxFetched)
+	var tokens []bus.Token
+	for b := (backoff{}); ; {
+		batch := c.nextToFetch()
+		if batch == nil {
+			return
+		}
+		tokens = tokens[:0]
+		for _, e := range batch {
+			tokens = append(tokens, e.Token)
+		}
+		n, err := c.fetch(c.intake, tokens, dst)
+		if err == nil {
+			b = backoff{}
+			c.admitFetched(batch, dst[:n])
+			clear(dst)
+			continue
+		}
+		c.refetch(batch)
+		if c.intake.Err() == nil {
+			c.log.Warn("fetching parked messages failed; trying again", "messages", len(batch), "err", err)
+		}
+		b.wait(c.intake)
+	}
+}
+
+func (c *consumer) nextToFetch() []*parkedMessage {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.draining {
+		if !c.paused && !c.suspended() {
+			room := min(maxFetched, c.cfg.inFlight.messages) - c.fetchedMessages
+			if c.fetchedBytes >= c.cfg.inFlight.bytes {
+				room = 0
+			}
+			due, kept := c.lot.due(time.Now(), room)
+			for _, e := range kept {
+				c.goOnWith(e)
+			}
+			if len(due) > 0 {
+				return due
+			}
+		}
+		c.wakeFetcherAt()
+		c.fetches.Wait()
+	}
+	return nil
+}
+
+// goOnWith takes a message into the scheduler that is due and was kept in memory.
+func (c *consumer) goOnWith(e *parkedMessage) {
+	t := e.kept
+	e.kept = nil
+	if e.Token.Parked { // what was parked before is still there
+		c.lot.takeOut(e)
+	} else {
+		c.lot.remove(e)
+		t.place = nil
+	}
+	free := t.free
+	t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
+	switch {
+	case free:
+		c.enter(t)
+	case !t.keyed || c.keys.enter(t):
+		c.makeReady(t)
+	}
+	c.wakeWorkers()
+}
+
+// refetch takes back messages that could not be fetched.
+func (c *consumer) refetch(batch []*parkedMessage) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range batch {
+		if e.away = false; !e.gone {
+			c.await(e)
+		}
+	}
+}
+
+// admitFetched takes parked messages into the scheduler that are due.
+func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) {
+	unwrapped := unwrap(fetched)
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.draining {
+		return
+	}
+	for _, e := range batch {
+		var d *bus.Delivery
+		var err error
+		if len(fetched) > 0 && fetched[0].Token == e.Token { // some may be missing; the others are in order
+			d, err = &fetched[0], unwrapped.at(0)
+			fetched, unwrapped = fetched[1:], unwrapped.from(1)
+		}
+		if e.gone || e.lane.gone { // or withdrawn
+			continue
+		}
+		if e.away = false; d == nil {
+			c.unpark(e)
+			continue
+		}
+		c.lot.takeOut(e)
+		c.complete(d, now)
+		t := c.newTask(bus.NewHandling(e.lane.ctx, c.core.bus, *d), e.lane)
+		t.place, t.fetched, t.beside = e, true, true
+		if d.Failure != nil {
+			f := *d.Failure
+			t.failure = &f
+		}
+		c.fetchedMessages++
+		c.fetchedBytes += t.size
+		c.admitTask(t, err)
+	}
+	c.wakeWorkers()
+}

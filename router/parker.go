@@ -1,0 +1,418 @@
+package router
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// stuckTasks could not be parked, and are tried again. Of those of one key the first alone is tried: the others must not get a position
+// before it. Tasks whose order does not matter are alone.
+type stuckTasks struct {
+	tasks []*task
+}
+
+// stuckAtDrain is how often what is stuck is tried again at a drain.
+const stuckAtDrain = 3
+
+// fate is what became of a task that was to be parked.
+type fate int8
+
+const (
+	parkStored  fate = iota // or stale: its lane's owner is told of it, or given it again
+	parkLost                // the end has come: it is given to the next owner
+	parkRefused             // it can never be parked
+	parkAgain               // later, perhaps
+)
+
+// parker stores messages at the broker, in batches, one call at a time. What the broker does not take now is tried again beside the others.
+func (c *consumer) parker() {
+	for {
+		batch, ps := c.nextToPark()
+		if batch == nil {
+			return
+		}
+		err := c.source.(bus.ParkingSource).Park(c.ctx, ps)
+		fates, failed := c.fatesOf(ps, err)
+		c.afterParking(batch, ps, fates, failed)
+	}
+}
+
+// fatesOf says what became of each delivery, and gives one of the errors for which some are tried again.
+func (c *consumer) fatesOf(ps []bus.Parking, err error) (fates []fate, failed error) {
+	fates = make([]fate, len(ps))
+	if err == nil {
+		return fates, nil
+	}
+	each, byDelivery := errors.AsType[*bus.PublishError](err)
+	byDelivery = byDelivery && len(each.Errs) == len(ps)
+	lost := 0
+	for i := range ps {
+		if byDelivery {
+			err = each.Errs[i]
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, bus.ErrStale):
+			c.log.Debug("a message was to be parked, but its lane has another owner; it comes again", "id", ps[i].ID, "err", err)
+		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
+			fates[i] = parkLost
+			lost++
+		case byDelivery && !bus.IsRetryable(err):
+			fates[i] = parkRefused
+			c.log.Warn("the broker does not park a message; it waits in this process, and counts as in flight", "id", ps[i].ID, "key", ps[i].Key, "until", ps[i].Due, "err", err)
+		default:
+			fates[i], failed = parkAgain, err
+		}
+	}
+	if lost > 0 {
+		c.log.Warn("messages could not be parked; they come again", "messages", lost, "err", err)
+	}
+	return fates, failed
+}
+
+// nextToPark waits for what is to be parked; nil is the end.
+func (c *consumer) nextToPark() ([]*task, []bus.Parking) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		batch := c.takeStuck(time.Now())
+		if len(batch) == 0 {
+			batch = c.takeToPark()
+		}
+		if len(batch) > 0 {
+			c.parking = batch
+			return batch, parkingsOf(batch)
+		}
+		if c.parksEnded && (len(c.stuck) == 0 || c.stuckTries >= stuckAtDrain || c.ctx.Err() != nil) {
+			return nil, nil
+		}
+		c.parks.Wait()
+	}
+}
+
+// parkingsOf is what the driver is given of tasks.
+func parkingsOf(batch []*task) []bus.Parking {
+	ps := make([]bus.Parking, len(batch))
+	for i, t := range batch {
+		t.queued, t.parking = false, true
+		ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
+		ps[i].Token = t.token()
+		if t.blocks { // until its poison entry is written, it waits in this process alone: who comes next tries it again at once
+			ps[i].Due = time.Now()
+		}
+		if !t.marking && t.failure != nil { // its worker may be at it
+			f := *t.failure
+			ps[i].Failure = &f
+		}
+	}
+	return ps
+}
+
+func (c *consumer) queueToPark(t *task) {
+	t.queued = true
+	c.toPark = append(c.toPark, t)
+	c.parks.Signal()
+}
+
+// unqueue takes a task back before it was parked. Called with the lock held, as all that follows.
+func (c *consumer) unqueue(t *task) {
+	if t.queued = false; t.stuck != nil {
+		c.unstick(t)
+	} else if i := slices.Index(c.toPark, t); i >= 0 {
+		c.toPark = slices.Delete(c.toPark, i, i+1)
+	}
+}
+
+// takeToPark takes tasks that may be parked now.
+func (c *consumer) takeToPark() []*task {
+	queue := c.toPark
+	c.toPark = nil
+	full := c.lot.n > maxParked && !c.draining
+	var batch, rest []*task
+	waiting := false
+	for _, t := range queue {
+		e := t.place
+		switch {
+		case len(batch) == maxReceive:
+			rest = append(rest, t)
+		case t.lane.lost && t.marking:
+			t.queued, t.marking, t.place = false, false, nil
+		case t.lane.lost, e.gone && !t.lane.gone && !t.marking: // or it was withdrawn
+			t.queued = false
+			c.letGo(t)
+		case full && !t.lane.gone && !e.Token.Parked:
+			waiting = true
+			rest = append(rest, t)
+		case c.mustWait(t):
+			c.stick(t)
+		default:
+			batch = append(batch, t)
+		}
+	}
+	c.toPark = append(rest, c.toPark...)
+	if waiting && !c.overfull {
+		c.log.Warn("as many messages are parked as may be; what is to be parked stays in flight until there is room", "parked", c.lot.n)
+	}
+	if waiting || !full {
+		c.overfull = waiting
+	}
+	return batch
+}
+
+// inLine says whether the order of the task matters.
+func (c *consumer) inLine(t *task) bool { return t.key != "" && !c.cfg.unordered && !t.free }
+
+// mustWait says whether another of the task's key must be parked, or done with, before it.
+func (c *consumer) mustWait(t *task) bool {
+	return c.inLine(t) && !t.head && (c.stuckByKey[t.key] != nil || c.unparkable[t.key] > 0 && !t.forced)
+}
+
+// takeStuck takes the first of each line that is to be tried again.
+func (c *consumer) takeStuck(now time.Time) []*task {
+	if len(c.stuck) == 0 || now.Before(c.stuckDue) {
+		return nil
+	}
+	var batch []*task
+	var tried, rest []*stuckTasks
+	for _, s := range c.stuck {
+		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.unparkable[t.key] == 0 || t.head || t.forced) {
+			if !t.marking {
+				t.lane.busy++
+			}
+			batch = append(batch, t)
+			tried = append(tried, s)
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	c.stuck = append(rest, tried...)
+	return batch
+}
+
+// stick has a task tried again later: behind those of its key, unless it was the one that may run.
+func (c *consumer) stick(t *task) {
+	t.queued = true
+	if !t.marking {
+		t.lane.release()
+	}
+	if t.stuck != nil {
+		return // it is the first
+	}
+	s := c.stuckByKey[t.key]
+	if s == nil || !c.inLine(t) {
+		s = &stuckTasks{}
+		c.stuck = append(c.stuck, s)
+		if c.inLine(t) {
+			c.stuckByKey[t.key] = s
+		}
+	}
+	if t.stuck = s; t.head {
+		s.tasks = slices.Insert(s.tasks, 0, t)
+	} else {
+		s.tasks = append(s.tasks, t)
+	}
+}
+
+// unstick takes a task out of those that are tried again.
+func (c *consumer) unstick(t *task) {
+	s := t.stuck
+	t.stuck = nil
+	if i := slices.Index(s.tasks, t); i >= 0 {
+		s.tasks = slices.Delete(s.tasks, i, i+1)
+	}
+	if len(s.tasks) == 0 {
+		c.endStuck(s, t)
+	}
+}
+
+func (c *consumer) endStuck(s *stuckTasks, of *task) {
+	if i := slices.Index(c.stuck, s); i >= 0 {
+		c.stuck = slices.Delete(c.stuck, i, i+1)
+	}
+	if c.stuckByKey[of.key] == s {
+		delete(c.stuckByKey, of.key)
+	}
+}
+
+// freeStuck has tasks that were stuck parked like others again.
+func (c *consumer) freeStuck(s *stuckTasks) {
+	if len(s.tasks) == 0 {
+		return
+	}
+	c.endStuck(s, s.tasks[0])
+	for _, t := range s.tasks {
+		if t.stuck = nil; !t.marking {
+			t.lane.busy++
+		}
+	}
+	c.toPark = append(s.tasks, c.toPark...)
+	c.parks.Signal()
+}
+
+// forceStuck makes room: what waits only so that it does not get a position before a message that cannot be parked is parked all the
+// same. If the lane goes now, its next owner has them in the wrong order. It says whether there was something.
+func (c *consumer) forceStuck() bool {
+	var forced []*stuckTasks
+	for key := range c.unparkable {
+		if s := c.stuckByKey[key]; s != nil && !s.tasks[0].parking {
+			forced = append(forced, s)
+		}
+	}
+	for _, s := range forced {
+		for _, t := range s.tasks {
+			t.forced = true
+		}
+		c.freeStuck(s)
+	}
+	return len(forced) > 0
+}
+
+// dropStuck lets go of what is stuck, unsettled.
+func (c *consumer) dropStuck(of func(*task) bool) {
+	for _, s := range slices.Clone(c.stuck) {
+		for _, t := range slices.Clone(s.tasks) {
+			if !of(t) || t.parking {
+				continue
+			}
+			if c.unqueue(t); t.marking {
+				t.marking, t.place = false, nil // a worker has it
+				continue
+			}
+			t.lane.busy++
+			c.letGo(t)
+		}
+	}
+}
+
+// letGo lets go of a task that was to be parked, unsettled.
+func (c *consumer) letGo(t *task) {
+	if !t.place.gone {
+		c.unpark(t.place)
+	}
+	t.lane.release()
+	c.recycle(t)
+}
+
+// afterParking notes what became of tasks.
+func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, failed error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.parking = nil
+	retried, stuck := false, 0
+	for i, t := range batch {
+		t.parking = false
+		retried = retried || t.stuck != nil
+		f := fates[i]
+		if f == parkAgain && t.lane.gone && !t.marking {
+			f = parkLost
+		}
+		if f == parkAgain {
+			stuck++
+			if c.stick(t); t.ended {
+				t.ended = false
+				c.finish(t)
+			}
+			continue
+		}
+		if s := t.stuck; s != nil {
+			if c.unstick(t); f != parkRefused {
+				c.freeStuck(s)
+			}
+		}
+		c.afterPark(t, f, ps[i].Token)
+	}
+	c.delayStuck(retried, stuck, failed)
+	c.cancelling.Signal()
+	c.wakeFetcher()
+	c.wakeWorkers()
+}
+
+// delayStuck says when what is stuck is tried again.
+func (c *consumer) delayStuck(retried bool, n int, err error) {
+	if len(c.stuck) == 0 {
+		c.stuckBackoff = backoff{}
+	}
+	now := time.Now()
+	if n == 0 || !retried && now.Before(c.stuckDue) { // a time is set
+		return
+	}
+	c.log.Warn("parking failed; trying again", "messages", n, "err", err)
+	if c.draining {
+		c.stuckTries++
+	}
+	d := c.stuckBackoff.delay()
+	c.stuckDue = now.Add(d)
+	if c.stuckTimer == nil {
+		c.stuckTimer = time.AfterFunc(d, c.retryStuck)
+	} else {
+		c.stuckTimer.Reset(d)
+	}
+}
+
+func (c *consumer) retryStuck() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.parks.Signal()
+}
+
+// afterPark goes on with a task that is parked, or is not and will not be.
+func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
+	e := t.place
+	isStored := f == parkStored && token.Parked
+	if f == parkRefused {
+		if t.unparkable = true; c.inLine(t) {
+			t.bars = true
+			c.unparkable[t.key]++
+		}
+	}
+	if t.marking {
+		if t.marking = false; isStored {
+			if e.Token = token; !t.lane.gone {
+				e.gone, e.inFlight = false, true
+				c.lot.place(e)
+			}
+		} else {
+			t.place = nil
+		}
+		if t.ended {
+			t.ended = false
+			c.finish(t)
+		}
+		return
+	}
+	switch {
+	case f == parkRefused && t.blocks: // as in park
+		t.blocks = false
+		c.unpark(e)
+		c.poisonLater(t)
+		return
+	case f == parkRefused && !t.lane.gone && !e.gone:
+		c.keep(t)
+		return
+	case isStored:
+		e.Token = token // also of a lane that is gone: the poison entry says where it is
+	}
+	withdrawn := e.gone && !t.lane.gone
+	switch {
+	case e.gone:
+	case isStored:
+		c.lot.place(e)
+	default:
+		c.unpark(e)
+	}
+	if t.blocks && isStored && !withdrawn {
+		t.entry.Lane, t.entry.Position, t.entry.Waits = token.Lane, token.Position, true
+		t.entry.ID = t.waitingID()
+		c.poisonLater(t) // beside the others, who need not wait for the poison queue
+		return
+	}
+	e.away = false
+	if !e.gone {
+		c.await(e)
+	}
+	t.lane.release()
+	c.recycle(t)
+}
