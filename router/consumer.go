@@ -265,13 +265,12 @@ func (c *consumer) drain(ctx context.Context) {
 	var err error
 	var over time.Time
 	for c.running > 0 {
-		switch {
-		case ctx.Err() == nil:
-		case over.IsZero():
+		if ctx.Err() != nil && over.IsZero() {
 			over = time.Now()
-			err = fmt.Errorf("topic %q: %d handlers of group %q still ran when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group)
+			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.running)
 		}
 		if !over.IsZero() && time.Since(over) >= lastMoment { // those that do not heed their context are left behind
+			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group, lastMoment)
 			break
 		}
 		c.work.Wait()

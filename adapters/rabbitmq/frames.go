@@ -147,7 +147,7 @@ func readTable(b []byte, depth int) bool {
 			return false
 		}
 		var ok bool
-		if b, ok = readValue(b[1+b[0]:], depth); !ok {
+		if b, ok = readValue(b[1+int(b[0]):], depth); !ok {
 			return false
 		}
 	}
