@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -31,8 +32,14 @@ func (s *source) SettleWith(ctx context.Context, ss []bus.Settlement) error {
 		case err == nil:
 			return bus.Each(errs)
 		case errors.Is(err, bus.ErrStale): // which, is seen the next time
-		case !refusedOf(err, outputs, errs):
+		case refusedOf(err, outputs, errs):
+		case !isRefused(err):
 			return err
+		default: // one topic's or record's trouble, which the client reports of all
+			found, err2 := s.rehearseEach(ctx, outputsOf(ss, errs), errs)
+			if err2 != nil || !found {
+				return cmp.Or(err2, err)
+			}
 		}
 	}
 }
@@ -108,7 +115,10 @@ func (s *source) removals(tokens []bus.Token) []*writes {
 }
 
 // refusal is the error of a transaction that was aborted because of single records.
-type refusal struct{ errs map[*writes][]error }
+type refusal struct {
+	errs  map[*writes][]error
+	exact bool // they are about these writes, for sure
+}
 
 func (r *refusal) first() error {
 	for w := range r.errs {
@@ -132,7 +142,7 @@ func refusedOf(err error, outputs []*writes, errs []error) (found bool) {
 	}
 	for _, w := range outputs {
 		for i, err := range r.errs[w] {
-			if errors.Is(err, bus.ErrTooLarge) || errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrNotFound) {
+			if errors.Is(err, bus.ErrTooLarge) || errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrNotFound) || r.exact && isRefused(err) {
 				errs[w.of[i]] = err
 				found = true
 			}
