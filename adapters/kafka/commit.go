@@ -24,6 +24,7 @@ func (s *source) committer() {
 	defer timer.Stop()
 	<-timer.C
 	b := backoff{}
+	var failing time.Time // since when commits fail; zero: they do not
 	for {
 		select {
 		case <-s.dirty:
@@ -44,15 +45,30 @@ func (s *source) committer() {
 			cancel()
 			s.wakeRemover()
 			if err == nil {
-				b = backoff{}
+				b, failing = backoff{}, time.Time{}
 				break
 			}
 			if s.ctx.Err() != nil {
 				return
 			}
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			if time.Since(failing) >= silence(err) {
+				s.tell(fail("commit", s.sub.Topic, fmt.Errorf("nothing is committed for %v, and would be delivered again: %w", time.Since(failing).Round(time.Second), err)))
+			}
 			wait = max(b.delay(), s.driver.config.CommitInterval)
 		}
 	}
+}
+
+// silence is for how long commits may fail with an error before it is told. While a group rebalances, it is in order.
+func silence(err error) time.Duration {
+	switch {
+	case errors.Is(err, kerr.RebalanceInProgress), errors.Is(err, kerr.IllegalGeneration), errors.Is(err, kerr.UnknownMemberID):
+		return rebalanceTimeout
+	}
+	return commitSilence
 }
 
 // Commit implements bus.Committer.
