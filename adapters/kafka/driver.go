@@ -24,6 +24,7 @@ type driver struct {
 	adm      *kadm.Client
 	topics   *topics
 	buffer   *budget
+	wire     wire
 	patience patience
 	pool     fetchPool
 	parker   parker
@@ -75,6 +76,7 @@ func (d *driver) producerOptions() []kgo.Opt {
 		// The budget bounds what is buffered, in bytes. The client's own bound would need the callers' contexts, and
 		// when one of them ends the client fails other callers' messages, too: a partition's buffer fails as a whole.
 		kgo.MaxBufferedRecords(math.MaxInt32),
+		kgo.WithHooks(&d.wire),
 	}
 }
 

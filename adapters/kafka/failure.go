@@ -5,9 +5,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -18,8 +21,8 @@ func fail(op, topic string, err error) error {
 }
 
 // publishFailure makes the error of one message, from what the client says of its record.
-func publishFailure(topic string, err error) error {
-	return &bus.Error{Op: "publish", Broker: "kafka", Topic: topic, Err: translate(err), Definite: definite(err), Retryable: retryable(err)}
+func publishFailure(topic string, err error, isDefinite bool) error {
+	return &bus.Error{Op: "publish", Broker: "kafka", Topic: topic, Err: translate(err), Definite: isDefinite, Retryable: retryable(err)}
 }
 
 // translate adds the bus's own errors to the native ones.
@@ -44,14 +47,15 @@ func isMissing(err error) bool {
 	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID)
 }
 
-// definite says whether err means that the record is not in the log. The client is idempotent and does not cancel what
-// is in flight: it gives a record up only before it was sent, or after the broker has refused it. What is left
-// open are the broker's answers that say nothing about the log.
-func definite(err error) bool {
+// definite says whether err means that the record is not in the log; before and now are the traffic when it was handed to the client, and since.
+// What the client gives up itself it may have written before, if it has written anything. An answer of the broker speaks of the last try: if the
+// answer to an earlier one was lost with its connection, the record may be in the log.
+func definite(err error, before, now traffic) bool {
 	switch {
-	case errors.Is(err, kgo.ErrRecordTimeout), errors.Is(err, kgo.ErrRecordRetries), errors.Is(err, kgo.ErrAborting),
-		errors.Is(err, kgo.ErrMaxBuffered), errors.Is(err, bus.ErrNotFound), errors.Is(err, bus.ErrTooLarge), errors.Is(err, errNotSent):
+	case errors.Is(err, bus.ErrNotFound), errors.Is(err, kgo.ErrMaxBuffered), errors.Is(err, errNotSent):
 		return true
+	case errors.Is(err, kgo.ErrRecordTimeout), errors.Is(err, kgo.ErrRecordRetries), errors.Is(err, kgo.ErrAborting):
+		return now.written == before.written
 	case errors.Is(err, kgo.ErrClientClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return false
 	}
@@ -59,10 +63,34 @@ func definite(err error) bool {
 		switch ke {
 		case kerr.RequestTimedOut, kerr.NotEnoughReplicasAfterAppend, kerr.UnknownServerError:
 			return false
+		case kerr.OutOfOrderSequenceNumber, kerr.InvalidProducerEpoch, kerr.UnknownProducerID, kerr.InvalidProducerIDMapping, kerr.ProducerFenced:
+			return false // the broker has lost track of what it has written
 		}
-		return true
+		return now.lost == before.lost
 	}
 	return false
+}
+
+// wire counts what goes to the brokers to be published. It is a hook of the native clients.
+type wire struct{ written, lost atomic.Int64 }
+
+// traffic is how many produce requests have been written, and how many answers were lost.
+type traffic struct{ written, lost int64 }
+
+func (w *wire) traffic() traffic { return traffic{w.written.Load(), w.lost.Load()} }
+
+// OnBrokerWrite implements kgo.HookBrokerWrite.
+func (w *wire) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, n int, _, _ time.Duration, _ error) {
+	if key == int16(kmsg.Produce) && n > 0 {
+		w.written.Add(1)
+	}
+}
+
+// OnBrokerE2E implements kgo.HookBrokerE2E.
+func (w *wire) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e kgo.BrokerE2E) {
+	if key == int16(kmsg.Produce) && e.Err() != nil {
+		w.lost.Add(1)
+	}
 }
 
 // errNotSent marks failures from before a record was handed to the client.

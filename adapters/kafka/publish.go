@@ -17,7 +17,7 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 		return nil
 	}
 	refuse := func(err error) error {
-		return bus.FailAll(len(msgs), publishFailure(topic, fmt.Errorf("%w: %w", errNotSent, err)))
+		return bus.FailAll(len(msgs), publishFailure(topic, fmt.Errorf("%w: %w", errNotSent, err), true))
 	}
 	if d.isClosed() {
 		return refuse(bus.ErrClosed)
@@ -46,6 +46,7 @@ type call struct {
 	size    int
 	records []kgo.Record
 	done    chan struct{} // closed when all records are finished
+	began   traffic
 
 	mu   sync.Mutex
 	left int
@@ -55,7 +56,7 @@ type call struct {
 // produce hands the records to the client, which keeps their order. They are sent even if ctx ends: the client cannot
 // cancel a record without failing its neighbours, which may be other callers'.
 func (d *driver) produce(ctx context.Context, client *kgo.Client, records []kgo.Record, size int) *call {
-	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records)}
+	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records), began: d.wire.traffic()}
 	detached := context.WithoutCancel(ctx) // for hooks that look into it
 	promise := c.finish
 	for i := range records {
@@ -125,7 +126,7 @@ func (c *call) outcome(topic string, cause error) error {
 			}
 		}
 		if err != nil {
-			errs[i] = publishFailure(topic, err)
+			errs[i] = publishFailure(topic, err, definite(err, c.began, c.driver.wire.traffic()))
 			failed, missing = true, missing || isMissing(err)
 		}
 	}

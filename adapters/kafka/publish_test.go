@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -225,6 +226,32 @@ func TestPublishWithoutBrokers(t *testing.T) {
 		t.Error(err)
 	}
 	_ = b.Shutdown(within(t)) // the close that Close did not wait for any longer; the error is the same
+}
+
+// TestAnswerLost: what was written and not answered may be in the log, whatever the broker says to a later try.
+func TestAnswerLost(t *testing.T) {
+	for _, err := range []*kerr.Error{kerr.NotLeaderForPartition, kerr.TopicAuthorizationFailed} {
+		c := fakeCluster(t, kfake.SeedTopics(1, "t"))
+		n := &network{conns: map[net.Conn]struct{}{}}
+		config := fakeConfig(c)
+		config.PublishTimeout = time.Second
+		config.Client = []kgo.Opt{kgo.Dialer(n.dial)}
+		b := open(t, config)
+		tries := 0
+		c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+			if tries++; tries == 1 {
+				c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: err, Count: -1, When: func(kmsg.Request) bool { return tries > 1 }})
+				n.cut(false) // it is written, and no answer gets through
+			}
+			c.KeepControl()
+			return nil, nil, false
+		})
+		failed := outcomes(t, within(t), b, "t", texts("a"))[0]
+		info := c.PartitionInfo("t", 0)
+		if failed == nil || bus.IsDefinite(failed) || info.HighWatermark != 1 {
+			t.Errorf("%v: definite %v, and %d messages are in the log", failed, bus.IsDefinite(failed), info.HighWatermark)
+		}
+	}
 }
 
 // TestPublishIsBounded: a broker that does not answer costs the buffer's memory, then publishers wait.

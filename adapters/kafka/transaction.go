@@ -131,7 +131,7 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 	var calls []*call
 	for _, w := range all {
 		if err := s.ensureFor(ctx, client, w); err != nil {
-			refused.errs[w], refused.exact = bus.FailAll(len(w.records), publishFailure(w.topic, err)).Errs, true
+			refused.errs[w], refused.exact = bus.FailAll(len(w.records), publishFailure(w.topic, err, true)).Errs, true
 			return refused
 		}
 	}
