@@ -109,7 +109,7 @@ func (o *Outbox) migrationLock() (lock, unlock string) {
 	case Postgres:
 		return fmt.Sprintf("SELECT pg_advisory_lock(%d, 1)", o.lockClass()), fmt.Sprintf("SELECT pg_advisory_unlock(%d, 1)", o.lockClass())
 	case MySQL: // the server's locks are not of a database, and their names are short
-		name := "SHA1(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'))"
+		name := "SHA2(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'), 256)"
 		return "SELECT GET_LOCK(" + name + ", 60)", "DO RELEASE_LOCK(" + name + ")"
 	default: // the statements of SQLite may be repeated, and their transaction has the only write lock
 		return "", ""
