@@ -113,7 +113,7 @@ func (s *source) parkWithin(ctx context.Context, batch []parkee) {
 				return // everybody is told when Close begins
 			}
 		case !errors.Is(err, bus.ErrTooLarge):
-			s.parked(batch, records, bus.FailAll(len(batch), storeFailure("park", s.parking, err)).Errs)
+			s.parked(batch, records, bus.FailAll(len(batch), storeFailure("park", s.parking, err, false)).Errs)
 			return
 		case !roomy && s.driver.makeRoom(ctx, s.parking, largest) == nil:
 			roomy = true
@@ -132,7 +132,7 @@ func (s *source) parkWithin(ctx context.Context, batch []parkee) {
 func (s *source) refuse(p parkee, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	*p.outcome = storeFailure("park", s.parking, err)
+	*p.outcome = storeFailure("park", s.parking, err, true)
 	if l := s.owned(p.Token); l != nil && !p.Token.Parked {
 		l.parking.abandon(p.Token.Position)
 	}
@@ -183,7 +183,7 @@ func (s *source) fates(outcomes []error) error {
 	case first != nil && single:
 		for i, err := range outcomes {
 			if errors.Is(err, bus.ErrStale) { // the next call says so
-				outcomes[i] = storeFailure("park", s.sub.Topic, errors.New("the lane has another owner"))
+				outcomes[i] = storeFailure("park", s.sub.Topic, errors.New("the lane has another owner"), false)
 			}
 		}
 		return &bus.PublishError{Errs: outcomes}

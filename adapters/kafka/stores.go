@@ -143,7 +143,7 @@ func (d *driver) write(ctx context.Context, client *kgo.Client, op, topic string
 		if again := d.writeOnce(ctx, client, op, topic, records[i:i+1]); again != nil {
 			errs[i] = again[0]
 			if refused != nil && errors.Is(errs[i], bus.ErrTooLarge) {
-				errs[i] = storeFailure(op, topic, fmt.Errorf("%w, and room could not be made: %w", kerr.MessageTooLarge, refused))
+				errs[i] = storeFailure(op, topic, fmt.Errorf("%w, and room could not be made: %w", kerr.MessageTooLarge, refused), true)
 			}
 			continue
 		}
@@ -169,7 +169,8 @@ func (d *driver) writeOnce(ctx context.Context, client *kgo.Client, op, topic st
 	errs := err.(*bus.PublishError).Errs //nolint:errorlint // made by wait
 	for i, err := range errs {
 		if err != nil {
-			errs[i] = storeFailure(op, topic, err.(*bus.Error).Err) //nolint:errorlint // as before
+			e := err.(*bus.Error) //nolint:errorlint // as before
+			errs[i] = storeFailure(op, topic, e.Err, e.Definite)
 		}
 	}
 	return errs
@@ -177,9 +178,9 @@ func (d *driver) writeOnce(ctx context.Context, client *kgo.Client, op, topic st
 
 // storeFailure makes the error of one record. Only what is wrong with the record itself is final: a topic that is missing is made
 // again, and a right that is missing may be given.
-func storeFailure(op, topic string, err error) error {
+func storeFailure(op, topic string, err error, isDefinite bool) error {
 	e := fail(op, topic, err).(*bus.Error) //nolint:errorlint // made by fail
-	e.Definite = definite(err)
+	e.Definite = isDefinite
 	e.Retryable = !errors.Is(e.Err, bus.ErrTooLarge) && !errors.Is(e.Err, bus.ErrInvalid) && !errors.Is(e.Err, bus.ErrClosed) && !errors.Is(e.Err, kerr.InvalidRecord)
 	if missing, ok := errors.AsType[*kerr.Error](err); ok && isMissing(err) {
 		e.Err = fmt.Errorf("the topic is missing: %w", missing) // without bus.ErrNotFound, which is final
@@ -189,7 +190,7 @@ func storeFailure(op, topic string, err error) error {
 
 // failAll is the outcome of records of which none was handed to the client.
 func failAll(op, topic string, n int, err error) []error {
-	return bus.FailAll(n, storeFailure(op, topic, fmt.Errorf("%w: %w", errNotSent, err))).Errs
+	return bus.FailAll(n, storeFailure(op, topic, fmt.Errorf("%w: %w", errNotSent, err), true)).Errs
 }
 
 // firstError is the first failure among outcomes.
