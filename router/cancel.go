@@ -80,8 +80,11 @@ func (c *consumer) canceller() {
 			for _, t := range tasks {
 				names[t.named()] = max(names[t.named()], t.h.Delivery.Position)
 			}
-			delayed := c.takeDelayed(l, names)
-			f := c.withdraw(l, delayed, names)
+			f := cancelLost
+			delayed, ours := c.takeDelayed(l, names)
+			if ours {
+				f = c.withdraw(l, delayed, names)
+			}
 			c.cancelled(tasks, delayed, names, f)
 			failed = failed || f == cancelAgain
 		}
@@ -112,11 +115,20 @@ func (c *consumer) nextToCancel() []*task {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
+		for _, s := range c.stuck {
+			if t := s.tasks[0]; t.unknown && t.place.Free {
+				being[named{t.key, t.h.Delivery.ID}] = true
+			}
+		}
 		var batch, rest []*task
 		for _, t := range c.cancels {
-			if len(batch) < maxReceive && !being[t.named()] {
+			switch {
+			case t.lane.gone: // what it names is forgotten here: the lane's next owner is told of that, and given the cancellation
+				t.lane.release()
+				c.recycle(t)
+			case len(batch) < maxReceive && !being[t.named()]:
 				batch = append(batch, t)
-			} else {
+			default:
 				rest = append(rest, t)
 			}
 		}
@@ -140,7 +152,7 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	}
 	for _, s := range c.stuck {
 		for _, t := range s.tasks {
-			if !t.parking && meant(t) {
+			if !t.parking && !t.unknown && meant(t) {
 				cancelled = append(cancelled, t)
 			}
 		}
@@ -167,12 +179,14 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	}
 }
 
-// takeDelayed takes the delayed messages that may be meant, as if they were being fetched.
-func (c *consumer) takeDelayed(l *lane, names cancellations) []*parkedMessage {
+// takeDelayed takes the delayed messages that may be meant, as if they were being fetched. Of a lane that is gone nothing is known any more.
+func (c *consumer) takeDelayed(l *lane, names cancellations) (taken []*parkedMessage, ours bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if l.gone {
+		return nil, false
+	}
 	c.cancelWaiting(l, names)
-	var taken []*parkedMessage
 	now := time.Now()
 	seen := map[string]bool{}
 	for n := range names {
@@ -190,7 +204,7 @@ func (c *consumer) takeDelayed(l *lane, names cancellations) []*parkedMessage {
 			taken = append(taken, e)
 		}
 	}
-	return taken
+	return taken, true
 }
 
 // cancelFate is what became of cancellations.
@@ -218,6 +232,9 @@ func (c *consumer) withdraw(l *lane, delayed []*parkedMessage, names cancellatio
 			c.log.Warn("fetching delayed messages, of which some are cancelled, failed; trying again", "messages", len(chunk), "err", err)
 			return cancelAgain
 		}
+	}
+	if l.ctx.Err() != nil { // what is missing may have been left out for that
+		return cancelLost
 	}
 	var tokens []bus.Token
 	for _, e := range delayed {

@@ -68,6 +68,7 @@ type consumer struct {
 	reliefFrom      time.Time // when relieve began to watch
 	reliefEnded     uint64    // ended at that time
 	toPark          []*task
+	parkOrder       uint64
 	parking         []*task    // that the driver parks in this moment
 	parks           *sync.Cond // there is something to park, or room for it, or the end has come
 	parksEnded      bool       // nothing more will be parked

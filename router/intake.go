@@ -282,6 +282,9 @@ func (c *consumer) recycle(t *task) {
 	if t.bars {
 		c.unbar(t.key)
 	}
+	if t.putFails > 0 {
+		c.trouble.recycled()
+	}
 	*t = task{next: c.free}
 	c.free = t
 	if c.hasRoom() {

@@ -25,6 +25,7 @@ const (
 	parkLost                // the end has come: it is given to the next owner
 	parkRefused             // it can never be parked
 	parkAgain               // later, perhaps
+	parkUnknown             // the same, but it may be parked already
 )
 
 // parker stores messages at the broker, in batches, one call at a time. What the broker does not take now is tried again beside the others.
@@ -63,8 +64,10 @@ func (c *consumer) fatesOf(ps []bus.Parking, err error) (fates []fate, failed er
 		case byDelivery && !bus.IsRetryable(err):
 			fates[i] = parkRefused
 			c.log.Warn("the broker does not park a message; it waits in this process, and counts as in flight", "id", ps[i].ID, "key", ps[i].Key, "until", ps[i].Due, "err", err)
-		default:
+		case byDelivery && bus.IsDefinite(err):
 			fates[i], failed = parkAgain, err
+		default:
+			fates[i], failed = parkUnknown, err
 		}
 	}
 	if lost > 0 {
@@ -113,6 +116,9 @@ func parkingsOf(batch []*task) []bus.Parking {
 
 func (c *consumer) queueToPark(t *task) {
 	t.queued = true
+	if c.parkOrder++; !t.head {
+		t.parkOrder = c.parkOrder
+	}
 	c.toPark = append(c.toPark, t)
 	c.parks.Signal()
 }
@@ -192,7 +198,7 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 	return batch
 }
 
-// stick has a task tried again later: behind those of its key, unless it was the one that may run.
+// stick has a task tried again later, in its turn among those of its key.
 func (c *consumer) stick(t *task) {
 	t.queued = true
 	if !t.marking {
@@ -209,11 +215,12 @@ func (c *consumer) stick(t *task) {
 			c.stuckByKey[t.key] = s
 		}
 	}
-	if t.stuck = s; t.head {
-		s.tasks = slices.Insert(s.tasks, 0, t)
-	} else {
-		s.tasks = append(s.tasks, t)
+	i := len(s.tasks)
+	for i > 0 && s.tasks[i-1].parkOrder > t.parkOrder {
+		i--
 	}
+	s.tasks = slices.Insert(s.tasks, i, t)
+	t.stuck = s
 }
 
 // unstick takes a task out of those that are tried again.
@@ -278,7 +285,8 @@ func (c *consumer) dropStuck(of func(*task) bool) {
 				continue
 			}
 			if c.unqueue(t); t.marking {
-				t.marking, t.place = false, nil // a worker has it
+				t.marking, t.place = false, nil // a worker has it, or had it
+				c.goOnEnded(t)
 				continue
 			}
 			t.lane.busy++
@@ -306,15 +314,15 @@ func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, f
 		t.parking = false
 		retried = retried || t.stuck != nil
 		f := fates[i]
-		if f == parkAgain && t.lane.gone && !t.marking {
+		t.unknown = f == parkUnknown || f == parkAgain && t.unknown
+		switch {
+		case f != parkAgain && f != parkUnknown:
+		case t.lane.gone && !t.marking:
 			f = parkLost
-		}
-		if f == parkAgain {
+		default:
 			stuck++
-			if c.stick(t); t.ended {
-				t.ended = false
-				c.finish(t)
-			}
+			c.stick(t)
+			c.goOnEnded(t)
 			continue
 		}
 		if s := t.stuck; s != nil {
@@ -328,6 +336,14 @@ func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, f
 	c.cancelling.Signal()
 	c.wakeFetcher()
 	c.wakeWorkers()
+}
+
+// goOnEnded goes on with a task whose handler ended while it was being parked.
+func (c *consumer) goOnEnded(t *task) {
+	if t.ended && !(t.marking && t.unknown) {
+		t.ended = false
+		c.finish(t)
+	}
 }
 
 // delayStuck says when what is stuck is tried again.
@@ -367,6 +383,11 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 			t.bars = true
 			c.unparkable[t.key]++
 		}
+		if s := c.stuckByKey[t.key]; s != nil && t.bars && !t.head {
+			for _, other := range s.tasks {
+				other.forced = other.forced || other.parkOrder < t.parkOrder
+			}
+		}
 	}
 	if t.marking {
 		if t.marking = false; isStored {
@@ -377,10 +398,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		} else {
 			t.place = nil
 		}
-		if t.ended {
-			t.ended = false
-			c.finish(t)
-		}
+		c.goOnEnded(t)
 		return
 	}
 	switch {

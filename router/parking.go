@@ -163,6 +163,7 @@ func (c *consumer) forgetGone() {
 		c.await(e)
 	}
 	c.parks.Signal()
+	c.cancelling.Signal()
 	c.wakeFetcher()
 }
 

@@ -98,7 +98,9 @@ func (c *consumer) afterPoison(t *task, err error) {
 		t.outcome, t.due, t.entry = park, time.Now().Add(refusedFor), nil
 	default:
 		b := backoff{next: backoffFirst << min(t.putFails, 6)}
-		t.putFails++
+		if t.putFails++; t.putFails == 1 {
+			c.trouble.waiting++
+		}
 		t.outcome, t.due = hold, time.Now().Add(b.delay())
 	}
 	c.finish(t)
@@ -147,7 +149,8 @@ func (c *consumer) put(ctx context.Context, e *bus.PoisonEntry) error {
 
 // poisonTrouble is what is wrong with the poison queue, for health.
 type poisonTrouble struct {
-	err     error            // of the last call, nil if it succeeded
+	err     error            // of the last call that failed, nil if one succeeded since
+	waiting int              // tasks whose entry could not be put yet
 	refused map[string]error // by message
 }
 
@@ -171,6 +174,13 @@ func (p *poisonTrouble) note(t *task, err error) {
 
 // maxRefused bounds how many refused messages health knows of.
 const maxRefused = 1000
+
+// recycled notes that a task is no more whose entry could not be put.
+func (p *poisonTrouble) recycled() {
+	if p.waiting--; p.waiting == 0 {
+		p.err = nil
+	}
+}
 
 // over notes that a message is done with.
 func (p *poisonTrouble) over(t *task) {

@@ -20,7 +20,7 @@ type shaky struct {
 var errShaky = errors.New("the broker is shaky")
 
 func (d *shaky) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
-	src := &shakySource{d: d, sub: s, o: o, lanes: map[int32]bus.Lane{}}
+	src := &shakySource{d: d, sub: s, o: o, lanes: map[int32]bus.Lane{}, parked: map[bus.Token]bus.Token{}}
 	inner, err := d.Driver.Subscribe(ctx, s, src)
 	if err != nil {
 		return nil, err
@@ -74,6 +74,7 @@ type shakySource struct {
 	inner  bus.ParkingSource
 	lanes  map[int32]bus.Lane
 	closed bool
+	parked map[bus.Token]bus.Token // what was parked by a call that failed all the same
 }
 
 func (s *shakySource) current() bus.ParkingSource {
@@ -147,7 +148,9 @@ func (s *shakySource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes 
 }
 
 func (s *shakySource) Settle(ctx context.Context, tokens []bus.Token) error {
-	return s.change(func(inner bus.ParkingSource) error { return inner.Settle(ctx, tokens) })
+	err := s.change(func(inner bus.ParkingSource) error { return inner.Settle(ctx, tokens) })
+	s.d.w.note("settle %+v: %v", tokens, err)
+	return err
 }
 
 // change is a call that fails before or after it has taken effect.
@@ -170,14 +173,28 @@ func (s *shakySource) change(call func(inner bus.ParkingSource) error) error {
 func (s *shakySource) Park(ctx context.Context, ps []bus.Parking) error {
 	refused := make([]error, len(ps))
 	var taken []bus.Parking
+	s.mu.Lock()
 	for i, p := range ps {
 		if refused[i] = s.d.w.refusal(p.ID); refused[i] == nil {
+			if again, ok := s.parked[p.Token]; ok { // twice is once
+				p.Token = again
+			}
 			taken = append(taken, p)
 		}
 	}
+	s.mu.Unlock()
+	before := slices.Clone(taken)
 	err := s.change(func(inner bus.ParkingSource) error { return inner.Park(ctx, taken) })
-	if errors.Is(err, errShaky) && !errors.Is(err, bus.ErrStale) {
-		return err // nothing is known
+	for i := range taken {
+		s.d.w.note("park %s: %+v becomes %+v: %v", taken[i].ID, before[i].Token, taken[i].Token, err)
+	}
+	if errors.Is(err, errShaky) && !errors.Is(err, bus.ErrStale) { // nothing is known
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i := range taken {
+			s.parked[before[i].Token] = taken[i].Token
+		}
+		return err
 	}
 	for i := range ps {
 		if refused[i] == nil {
@@ -234,4 +251,10 @@ func (w *world) refusal(id string) error {
 		return &bus.Error{Op: "park", Broker: "shaky", Err: errShaky, Retryable: true}
 	}
 	return nil
+}
+
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.say(format, args...)
 }

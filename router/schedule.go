@@ -218,7 +218,7 @@ func (c *consumer) steal(w *worker) bool {
 
 // finish takes a task back from a worker.
 func (c *consumer) finish(t *task) {
-	if t.parking {
+	if t.parking || t.marking && t.unknown {
 		t.ended = true // and goes on when it is parked
 		return
 	}

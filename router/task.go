@@ -38,10 +38,12 @@ type task struct {
 	parking bool           // the driver parks it in this moment
 	ended   bool           // its handler has ended meanwhile
 	stuck   *stuckTasks    // with which it is tried again
+	unknown bool           // it may be parked: a call failed, and did not say
 	// unparkable: the broker never parks it, so it waits in memory. bars: the later ones of its key are not parked either, unless they
 	// are forced, to make room.
 	unparkable, bars, forced bool
 	head                     bool         // no other of its key is before it
+	parkOrder                uint64       // its turn among those of its key
 	failure                  *bus.Failure // nil: no try has failed
 	due                      time.Time
 	outputs                  []bus.Output                       // to be published with the settlement
