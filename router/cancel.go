@@ -63,29 +63,25 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 	heap.Init(&c.held)
 }
 
+// laneCancellations are cancellations of one lane, and the delayed messages that may be meant.
+type laneCancellations struct {
+	lane    *lane
+	tasks   []*task
+	names   cancellations
+	delayed []*parkedMessage
+}
+
 // canceller sees to cancellations. What cannot be looked at now is tried again behind the others.
 func (c *consumer) canceller() {
 	for b := (backoff{}); ; {
-		batch := c.nextToCancel()
-		if batch == nil {
+		lanes := c.nextToCancel()
+		if lanes == nil {
 			return
 		}
-		byLane := map[*lane][]*task{}
-		for _, t := range batch {
-			byLane[t.lane] = append(byLane[t.lane], t)
-		}
 		failed := false
-		for l, tasks := range byLane {
-			names := cancellations{}
-			for _, t := range tasks {
-				names[t.named()] = max(names[t.named()], t.h.Delivery.Position)
-			}
-			f := cancelLost
-			delayed, ours := c.takeDelayed(l, names)
-			if ours {
-				f = c.withdraw(l, delayed, names)
-			}
-			c.cancelled(tasks, delayed, names, f)
+		for _, l := range lanes {
+			f := c.withdraw(l)
+			c.cancelled(l, f)
 			failed = failed || f == cancelAgain
 		}
 		if failed {
@@ -97,7 +93,7 @@ func (c *consumer) canceller() {
 }
 
 // nextToCancel waits for cancellations of what is not being stored in this moment; nil is the end.
-func (c *consumer) nextToCancel() []*task {
+func (c *consumer) nextToCancel() []*laneCancellations {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -133,10 +129,30 @@ func (c *consumer) nextToCancel() []*task {
 			}
 		}
 		if c.cancels = rest; len(batch) > 0 {
-			return batch
+			return c.takeDelayed(batch) // under the same lock: nothing of it begins to be stored in between
 		}
 		c.cancelling.Wait()
 	}
+}
+
+// takeDelayed takes the delayed messages that may be meant, as if they were being fetched, and settles those that are not stored.
+func (c *consumer) takeDelayed(batch []*task) (lanes []*laneCancellations) {
+	byLane := map[*lane]*laneCancellations{}
+	for _, t := range batch {
+		l := byLane[t.lane]
+		if l == nil {
+			l = &laneCancellations{lane: t.lane, names: cancellations{}}
+			byLane[t.lane] = l
+			lanes = append(lanes, l)
+		}
+		l.tasks = append(l.tasks, t)
+		l.names[t.named()] = max(l.names[t.named()], t.h.Delivery.Position)
+	}
+	for _, l := range lanes {
+		c.cancelWaiting(l.lane, l.names)
+		l.delayed = c.delayedOf(l.lane, l.names)
+	}
+	return lanes
 }
 
 // cancelWaiting settles what is named and not stored: it waits to be parked, or is kept in memory. Called with the lock held.
@@ -179,14 +195,8 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	}
 }
 
-// takeDelayed takes the delayed messages that may be meant, as if they were being fetched. Of a lane that is gone nothing is known any more.
-func (c *consumer) takeDelayed(l *lane, names cancellations) (taken []*parkedMessage, ours bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if l.gone {
-		return nil, false
-	}
-	c.cancelWaiting(l, names)
+// delayedOf takes the stored messages that may be meant.
+func (c *consumer) delayedOf(l *lane, names cancellations) (taken []*parkedMessage) {
 	now := time.Now()
 	seen := map[string]bool{}
 	for n := range names {
@@ -204,7 +214,7 @@ func (c *consumer) takeDelayed(l *lane, names cancellations) (taken []*parkedMes
 			taken = append(taken, e)
 		}
 	}
-	return taken, true
+	return taken
 }
 
 // cancelFate is what became of cancellations.
@@ -217,28 +227,28 @@ const (
 )
 
 // withdraw settles those of delayed that are named: durably, because a crash must not leave one whose cancellation is settled.
-func (c *consumer) withdraw(l *lane, delayed []*parkedMessage, names cancellations) cancelFate {
+func (c *consumer) withdraw(l *laneCancellations) cancelFate {
 	var unknown []*parkedMessage
-	for _, e := range delayed {
+	for _, e := range l.delayed {
 		if e.id == "" {
 			unknown = append(unknown, e)
 		}
 	}
 	for chunk := range slices.Chunk(unknown, maxFetched) {
-		if err := c.identify(l, chunk); err != nil {
-			if l.ctx.Err() != nil {
+		if err := c.identify(l.lane, chunk); err != nil {
+			if l.lane.ctx.Err() != nil {
 				return cancelLost
 			}
 			c.log.Warn("fetching delayed messages, of which some are cancelled, failed; trying again", "messages", len(chunk), "err", err)
 			return cancelAgain
 		}
 	}
-	if l.ctx.Err() != nil { // what is missing may have been left out for that
+	if l.lane.ctx.Err() != nil { // what is missing may have been left out for that
 		return cancelLost
 	}
 	var tokens []bus.Token
-	for _, e := range delayed {
-		if names.of(e, e.id) {
+	for _, e := range l.delayed {
+		if l.names.of(e, e.id) {
 			tokens = append(tokens, e.Token)
 		}
 	}
@@ -269,22 +279,22 @@ func (c *consumer) identify(l *lane, es []*parkedMessage) error {
 }
 
 // cancelled lets go of cancellations, and of what was taken for them.
-func (c *consumer) cancelled(tasks []*task, delayed []*parkedMessage, names cancellations, f cancelFate) {
+func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, e := range delayed {
+	for _, e := range l.delayed {
 		if e.gone {
 			continue
 		}
 		e.away = false
-		if f == cancelDone && names.of(e, e.id) {
+		if f == cancelDone && l.names.of(e, e.id) {
 			c.log.Debug("a delayed message is cancelled", "id", e.id)
 			c.unpark(e)
 		} else {
 			c.await(e)
 		}
 	}
-	for _, t := range tasks {
+	for _, t := range l.tasks {
 		switch {
 		case f == cancelDone:
 			c.settleTask(t)
