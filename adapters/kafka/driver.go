@@ -228,7 +228,9 @@ func (d *driver) Close(ctx context.Context) error {
 	})
 	wg.Wait()
 	d.client.Close()
-	d.parker.close()
+	if err := d.parker.close(ctx); err != nil {
+		errs = append(errs, fail("close", "", fmt.Errorf("what was being parked or poisoned was not confirmed in time: %w", err)))
+	}
 	d.err = errors.Join(errs...)
 	return d.err
 }

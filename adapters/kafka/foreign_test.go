@@ -227,7 +227,7 @@ func TestCommandsOfBefore(t *testing.T) {
 	c := fakeConfig(fakeCluster(t))
 	b := open(t, c)
 	publish(t, b, "t", texts("x")...)
-	s, o := parking(t, b, "t", "g")
+	s, _ := parking(t, b, "t", "g")
 	ps := parkAll(receive(t, s, 1))
 	if err := s.Park(within(t), ps); err != nil {
 		t.Fatal(err)
@@ -236,9 +236,13 @@ func TestCommandsOfBefore(t *testing.T) {
 		return &kgo.Record{
 			Topic: parkingTopic("t", "g"), Partition: ps[0].Lane, Key: []byte(key), Value: []byte(id),
 			Headers: append([]kgo.RecordHeader{
-				{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte(id)}, {Key: "ce_source", Value: []byte("/s")}, {Key: "ce_time", Value: []byte("2026-01-02T03:04:05Z")},
+				{Key: "ce_specversion", Value: []byte("1.0")},
+				{Key: "ce_id", Value: []byte(id)},
+				{Key: "ce_source", Value: []byte("/s")},
+				{Key: "ce_time", Value: []byte("2026-01-02T03:04:05Z")},
 				{Key: "millrace-facts", Value: []byte(`{"attempt":3,"firstseen":"2026-01-02T03:04:05Z","failure":{"class":"","text":"failed","attempts":2,"first":"2026-01-02T03:04:05Z","last":"2026-01-02T03:04:06Z"}}`)},
-				{Key: "millrace-key", Value: []byte("k")}, {Key: "millrace-due", Value: []byte("4102444800000000")},
+				{Key: "millrace-key", Value: []byte("k")},
+				{Key: "millrace-due", Value: []byte("4102444800000000")},
 			}, more...),
 		}
 	}
@@ -250,7 +254,7 @@ func TestCommandsOfBefore(t *testing.T) {
 		stored("inject-2", "replaced", kgo.RecordHeader{Key: "millrace-park", Value: []byte("replace " + position)}),
 		&kgo.Record{Topic: parkingTopic("t", "g"), Partition: ps[0].Lane, Key: []byte("inject-3"), Value: []byte{}, Headers: []kgo.RecordHeader{{Key: "millrace-park", Value: []byte("withdraw " + position)}}},
 	)
-	s, o = parking(t, b, "t", "g")
+	s, o := parking(t, b, "t", "g")
 	told := o.told(t, 4) // two that are there, a new one, one withdrawn; the replaced one is not the message that is there
 	if !told[3].Withdrawn || told[3].Token.Position != ps[0].Token.Position {
 		t.Errorf("told of %+v", told)

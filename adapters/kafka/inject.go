@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -14,64 +13,25 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// parker writes to parking topics. It has a client of its own, which is made when it is needed: its records say themselves
-// which partition they belong to, and they do not wait behind those of publishers.
-type parker struct {
-	mu     sync.Mutex
-	client *kgo.Client
-	closed bool
-	known  sync.Map // parking topic -> int32, how many partitions it has
-}
-
-func (d *driver) parkerClient() (*kgo.Client, error) {
-	d.parker.mu.Lock()
-	defer d.parker.mu.Unlock()
-	if d.parker.closed {
-		return nil, bus.ErrClosed
-	}
-	if d.parker.client != nil {
-		return d.parker.client, nil
-	}
-	opts := append(d.options(d.producerOptions()...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", bus.ErrInvalid, err)
-	}
-	d.parker.client = client
-	return client, nil
-}
-
-// close is called when nothing is written any more.
-func (p *parker) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	if p.client != nil {
-		p.client.Close()
-	}
-}
-
 // park writes records to a parking topic, and returns what became of each; nil if all are durable.
 func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.Record) []error {
-	client, err := d.parkerClient()
-	if err == nil {
-		err = d.ensureParking(ctx, client, parking, topic, lastPartition(records))
+	if len(records) == 0 {
+		return nil
 	}
-	if err != nil {
+	if err := d.ensureParking(ctx, parking, topic, lastPartition(records)); err != nil {
 		return failAll("park", parking, len(records), err)
 	}
-	errs := d.write(ctx, client, "park", parking, records)
-	if slices.ContainsFunc(errs, isMissing) { // deleted since it was looked up
-		d.forgetParking(client, parking)
+	errs := d.write(ctx, "park", parking, records)
+	if slices.ContainsFunc(errs, isMissing) {
+		d.forgetParking(parking)
 	}
 	return errs
 }
 
 // forgetParking has a parking topic looked up again, which was deleted.
-func (d *driver) forgetParking(client *kgo.Client, parking string) {
+func (d *driver) forgetParking(parking string) {
 	d.parker.known.Delete(parking)
 	d.topics.forget(parking)
-	client.PurgeTopicsFromProducing(parking)
 }
 
 func lastPartition(records []kgo.Record) int32 {
@@ -90,7 +50,7 @@ func sizeOf(records []kgo.Record) (size int) {
 }
 
 // ensureParking creates a parking topic, whatever the bus does with others, and lets it grow with its topic.
-func (d *driver) ensureParking(ctx context.Context, client *kgo.Client, parking, topic string, partition int32) error {
+func (d *driver) ensureParking(ctx context.Context, parking, topic string, partition int32) error {
 	if n, ok := d.parker.known.Load(parking); ok && partition < n.(int32) {
 		return nil
 	}
@@ -108,7 +68,7 @@ func (d *driver) ensureParking(ctx context.Context, client *kgo.Client, parking,
 		return err
 	}
 	if knew, had := d.parker.known.Swap(parking, int32(n)); had && knew.(int32) < int32(n) {
-		client.PurgeTopicsFromProducing(parking) // it knows of fewer partitions
+		d.parker.renew(d) // the client knows of fewer partitions
 	}
 	return nil
 }

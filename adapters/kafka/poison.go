@@ -77,7 +77,7 @@ func (s *poisonStore) write(ctx context.Context, records []kgo.Record) error {
 	if err := s.ensure(ctx); err != nil {
 		return fail("poison", s.topic, err)
 	}
-	return firstError(d.write(ctx, d.client, "poison", s.topic, records))
+	return firstError(d.write(ctx, "poison", s.topic, records))
 }
 
 // ensure creates the topic.

@@ -121,8 +121,8 @@ func (d *driver) makeRoom(ctx context.Context, name string, size int) error {
 
 // write appends records to a store's topic, which exists, and returns what became of each; nil if all are durable. A record that is
 // too large is refused alone: of those in a batch that was too large, each is written again by itself.
-func (d *driver) write(ctx context.Context, client *kgo.Client, op, topic string, records []kgo.Record) []error {
-	errs := d.writeOnce(ctx, client, op, topic, records)
+func (d *driver) write(ctx context.Context, op, topic string, records []kgo.Record) []error {
+	errs := d.writeOnce(ctx, op, topic, records)
 	largest := 0
 	for i := range errs {
 		if errors.Is(errs[i], bus.ErrTooLarge) {
@@ -133,14 +133,14 @@ func (d *driver) write(ctx context.Context, client *kgo.Client, op, topic string
 		return errs
 	}
 	refused := d.makeRoom(ctx, topic, largest)
-	client.PurgeTopicsFromProducing(topic) // so that it asks for the limit again
+	d.parker.renew(d) // the client knows another limit
 	for i := range errs {
 		if !errors.Is(errs[i], bus.ErrTooLarge) {
 			continue
 		}
 		r := &records[i]
 		*r = kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value, Headers: r.Headers}
-		if again := d.writeOnce(ctx, client, op, topic, records[i:i+1]); again != nil {
+		if again := d.writeOnce(ctx, op, topic, records[i:i+1]); again != nil {
 			errs[i] = again[0]
 			if refused != nil && errors.Is(errs[i], bus.ErrTooLarge) {
 				errs[i] = storeFailure(op, topic, fmt.Errorf("%w, and room could not be made: %w", kerr.MessageTooLarge, refused), true)
@@ -155,14 +155,19 @@ func (d *driver) write(ctx context.Context, client *kgo.Client, op, topic string
 	return errs
 }
 
-func (d *driver) writeOnce(ctx context.Context, client *kgo.Client, op, topic string, records []kgo.Record) []error {
+func (d *driver) writeOnce(ctx context.Context, op, topic string, records []kgo.Record) []error {
+	client, err := d.parker.take(d)
+	if err != nil {
+		return failAll(op, topic, len(records), err)
+	}
+	defer client.users.Done()
 	size := sizeOf(records)
 	if !d.buffer.tryTake(size) {
 		if err := d.buffer.take(ctx, size); err != nil {
 			return failAll(op, topic, len(records), err)
 		}
 	}
-	err := d.produce(ctx, client, records, size).wait(ctx, topic)
+	err = d.produce(ctx, client.Client, records, size).wait(ctx, topic)
 	if err == nil {
 		return nil
 	}
@@ -172,6 +177,9 @@ func (d *driver) writeOnce(ctx context.Context, client *kgo.Client, op, topic st
 			e := err.(*bus.Error) //nolint:errorlint // as before
 			errs[i] = storeFailure(op, topic, e.Err, e.Definite)
 		}
+	}
+	if slices.ContainsFunc(errs, isMissing) { // deleted since it was looked up: the client would go on with its id
+		d.parker.renew(d)
 	}
 	return errs
 }

@@ -130,7 +130,7 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 	refused := &refusal{errs: map[*writes][]error{}}
 	var calls []*call
 	for _, w := range all {
-		if err := s.ensureFor(ctx, client, w); err != nil {
+		if err := s.ensureFor(ctx, w); err != nil {
 			refused.errs[w], refused.exact = bus.FailAll(len(w.records), publishFailure(w.topic, err, true)).Errs, true
 			return refused
 		}
@@ -147,7 +147,7 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 		if pe, ok := errors.AsType[*bus.PublishError](calls[i].wait(ctx, w.topic)); ok {
 			refused.errs[w] = pe.Errs
 			if w.topic == s.parking && slices.ContainsFunc(pe.Errs, isMissing) {
-				d.forgetParking(client, s.parking)
+				d.forgetParking(s.parking)
 			}
 		}
 	}
@@ -158,10 +158,10 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 }
 
 // ensureFor sees to it that the topic exists.
-func (s *source) ensureFor(ctx context.Context, client *kgo.Client, w *writes) error {
+func (s *source) ensureFor(ctx context.Context, w *writes) error {
 	d := s.driver
 	if w.topic == s.parking {
-		return d.ensureParking(ctx, client, s.parking, s.sub.Topic, lastPartition(w.records))
+		return d.ensureParking(ctx, s.parking, s.sub.Topic, lastPartition(w.records))
 	}
 	if d.topics.has(w.topic) {
 		return nil
