@@ -10,8 +10,8 @@ import (
 
 // A queue drops a message that it has taken back more often than its delivery limit says: RabbitMQ 4 has one of 20 for queues that say
 // nothing, an operator may have set another by a policy, and whatever ends a channel counts. So a record that comes back for the third
-// time is written anew, as a copy, before it is needed: a copy begins at 0. While the first is not known to be stored the second is held;
-// an owner that dies in between leaves both, and the higher copy counts.
+// time is written anew, as a copy, before it is needed: a copy begins at 0. The record is held until the copy is known to be stored; an
+// owner that dies in between leaves both, and the higher copy counts.
 
 const (
 	// maxReturns is from how many returns on a record is copied.
@@ -25,7 +25,9 @@ const (
 type parkedCopy struct {
 	amqp.Publishing
 	position int64 // 0 for one that is no parked message
-	tag      uint64
+	revision int64
+	copied   int64
+	tag      uint64 // of the one that it replaces
 }
 
 // copyRecord has the record of a parked message written anew, or, at position 0, one of which nothing is known. It returns false if there
@@ -34,10 +36,10 @@ func (p *parking) copyRecord(d *amqp.Delivery, position int64) bool {
 	if len(p.copies) >= maxCopies || p.copyBytes >= maxCopyBytes {
 		return false
 	}
-	c := parkedCopy{republish(d), position, d.DeliveryTag}
+	c := parkedCopy{republish(d), position, number(d, revisionHeader), number(d, copyHeader) + 1, d.DeliveryTag}
 	c.Headers = maps.Clone(c.Headers) // the delivery's are changed when it is decoded
 	if position > 0 {
-		c.Headers[copyHeader] = number(d, copyHeader) + 1
+		c.Headers[copyHeader] = c.copied
 	}
 	p.copies = append(p.copies, c)
 	p.copyBytes += len(c.Body)
@@ -99,8 +101,12 @@ func (p *parking) writeCopies(ctx context.Context, copies []parkedCopy) bool {
 		switch e, settled := p.entries[c.position], p.settled[c.position]; {
 		case e != nil:
 			e.copying = false
-			if !stored {
+			switch {
+			case !stored:
 				e.coming = max(0, e.coming-1)
+			case e.tag == c.tag:
+				p.ackLocked(e.tag)
+				e.tag, e.copied = 0, c.copied
 			}
 		case settled != nil && !stored:
 			p.cameSettled(c.position, settled)

@@ -178,7 +178,7 @@ func TestDurability(t *testing.T) {
 			for _, name := range []string{unroutedName(topic), laneName(group, 0), laneName(group, 1), parkedName(group, 0), parkedName(group, 1)} {
 				args := func(queue string) amqp.Table {
 					if name == unroutedName(topic) {
-						return unroutedArgs(Config{Queue: queue, Unrouted: DefaultUnrouted})
+						return unroutedArgs(Config{Queue: queue, Unrouted: DefaultUnrouted}, session.conn.Properties)
 					}
 					return laneArgs(queue, session.conn.Properties)
 				}

@@ -68,9 +68,10 @@ func (p *parking) take(d *amqp.Delivery) (counts, known bool) {
 	e.tag, e.revision, e.copied, e.since, e.size = d.DeliveryTag, revision, copied, time.Now(), len(d.Body)
 	e.stored, e.given = max(e.stored, revision), max(e.given, revision)
 	e.id = maphash.String(idSeed, d.MessageId)
-	if returns(d) >= maxReturns && !e.copying {
+	if (returns(d) >= maxReturns || e.turned) && !e.copying {
 		e.copying = p.copyRecord(d, position)
 	}
+	e.turned = false
 	if w := e.wanted; w != nil && e.revision >= e.stored {
 		e.wanted = nil
 		w.found(d)
@@ -161,8 +162,9 @@ func (p *parking) stopRenewing(e *parkedEntry) {
 	}
 }
 
-// turn gives a part of what is held back if the broker delivers no more before, and more is waited for: it comes behind the rest.
-// always is set if more is waited for in any case. It returns how many records that was.
+// turn gives a part of what is held back if the broker delivers no more before, and more is waited for: it comes behind the rest, or, of
+// a queue with a delivery limit, before it; then a copy of it comes behind the rest. always is set if more is there in any case. It
+// returns how many records that was.
 func (p *parking) turn(always bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,8 +181,30 @@ func (p *parking) turn(always bool) int {
 	held = held[:min(len(held), max(1, p.bounds.window/4))]
 	for _, e := range held {
 		p.giveBackEntry(e)
+		e.turned = true
 	}
 	return len(held)
+}
+
+// lookBehind turns the queue if the broker delivers no more, and more is there: commands, perhaps.
+func (p *parking) lookBehind() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open < p.bounds.window || p.looking || p.ended {
+		return
+	}
+	p.looking = true
+	p.workers.Go(func() {
+		p.rpc.Lock()
+		q, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil)
+		p.rpc.Unlock()
+		if err == nil && q.Messages > 0 {
+			p.turn(true)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.looking = false
+	})
 }
 
 // waiting says whether somebody waits for a record that is on the way.

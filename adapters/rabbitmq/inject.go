@@ -46,7 +46,9 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 			queues[parkedName(name, lane)] = true
 		}
 	}
-	_, err = call(ctx, q.session, func(_ context.Context, t *topology) (struct{}, error) { return struct{}{}, t.haveRoom(queues) })
+	_, err = call(ctx, q.session, func(_ context.Context, t *topology) (struct{}, error) {
+		return struct{}{}, t.haveRoom(queues, maxWaiting)
+	})
 	if err == nil {
 		err = d.pub.send(ctx, len(commands), func(i int, x *parcel) error { return inject(commands[i], name, lanes, x) })
 	}
@@ -68,14 +70,14 @@ func laneFor(p *bus.Parking, lanes int) int {
 	}
 }
 
-// haveRoom says whether parking queues take commands.
-func (t *topology) haveRoom(queues map[string]bool) error {
+// haveRoom says whether parking queues take commands: those in which fewer than most records wait.
+func (t *topology) haveRoom(queues map[string]bool, most int) error {
 	for name := range queues {
 		q, _, err := t.queue(name)
 		if err != nil {
 			return err
 		}
-		if q.Messages >= maxWaiting {
+		if q.Messages >= most {
 			return fmt.Errorf("%d records wait in queue %q: there is no room until some of them are handled", q.Messages, name)
 		}
 	}

@@ -130,7 +130,7 @@ func TestLimitTooLow(t *testing.T) {
 		cfg := brokerConfig(t)
 		cfg.Lanes = 1
 		d := openDriver(t, cfg)
-		d.parking.probe = 10 * time.Millisecond
+		d.parking.probe, d.parking.tick = 100*time.Millisecond, 10*time.Millisecond
 		limitQueue(t, d, parkedName(groupName(topic, "g"), 0), c.limit)
 		s, o := parkingSource(t, d, topic)
 		o.waitLanes(t, ctx, 1)
@@ -157,6 +157,24 @@ func TestLimitTooLow(t *testing.T) {
 		}
 		if _, err := s.Receive(ctx, make([]bus.Delivery, 1), 1); !errors.Is(err, bus.ErrUnsupported) || bus.IsRetryable(err) {
 			t.Errorf("limit %d: %v", c.limit, err)
+		}
+	}
+}
+
+// Queues are made without a limit where the server has one for those that say nothing, and where it understands that.
+func TestUnlimited(t *testing.T) {
+	for version, want := range map[string]any{"3.10.8": nil, "3.13.7": nil, "4.0.5": int64(-1), "4.3.6": int64(-1), "10.0.0": int64(-1), "": nil} {
+		server := amqp.Table{"version": version}
+		for _, queue := range []string{Quorum, Classic} {
+			want := want
+			if queue == Classic {
+				want = nil
+			}
+			for _, args := range []amqp.Table{laneArgs(queue, server), unroutedArgs(Config{Queue: queue, Unrouted: 1}, server)} {
+				if got := args["x-delivery-limit"]; got != want {
+					t.Errorf("RabbitMQ %s: %v", version, args)
+				}
+			}
 		}
 	}
 }

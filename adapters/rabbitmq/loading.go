@@ -34,8 +34,8 @@ type loading struct {
 // Patience begins anew with every record.
 //
 // While the broker blocks publishers, no marker can be sent, but who wants to make room by handling messages must be able
-// to begin. Then it reads until nothing more comes. It also stops where the queue holds more than the broker delivers,
-// and gives back first what it was given last. What comes later is adopted: at worst it is handled out of its key's order, or twice.
+// to begin. Then it reads until nothing more comes, or as much as the broker delivers. What comes later is adopted: at worst it is handled
+// out of its key's order, or twice.
 func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]bus.Parked, error) {
 	marker := p.id + "/first"
 	active := false // the first delivery says so
@@ -51,7 +51,7 @@ func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]bus.Par
 			}
 			last := active && text(d.Headers[parkHeader]) == parkMarker && d.MessageId == marker
 			p.loadRecord(&d, &l)
-			if last || !p.makeRoom(&l) {
+			if last || !p.makeRoom(ctx, &l) {
 				return p.finishLoad(ctx, &l), nil
 			}
 			p.copyNow(ctx, &l, false)
@@ -121,21 +121,26 @@ func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
 	}
 }
 
-// makeRoom gives some records back when the broker will not deliver more before. They come again behind the others, unless the
-// queue has a delivery limit; then makeRoom returns false.
-func (p *parking) makeRoom(l *loading) bool {
-	p.mu.Lock()
-	full := p.open >= p.bounds.window
-	p.mu.Unlock()
-	if !full {
+// makeRoom gives some records back when the broker will not deliver more before. They come again behind the others; of a queue with a
+// delivery limit they come again at once, and are copied. makeRoom returns false if neither helps.
+func (p *parking) makeRoom(ctx context.Context, l *loading) bool {
+	if !p.full() {
 		return true
 	}
 	if l.turned > 0 && l.again >= l.turned {
-		return false
+		p.copyNow(ctx, l, true)
+		l.turned, l.again = 0, 0
+		return !p.full()
 	}
 	n := p.turn(true)
 	l.turned += n
 	return n > 0
+}
+
+func (p *parking) full() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open >= p.bounds.window
 }
 
 // copyNow writes copies of what was given back too often: in portions, and with last the rest. Nothing is handled before. What cannot be

@@ -27,9 +27,11 @@ type parkingBounds struct {
 	marker time.Duration
 	// probe is how long an owner waits for its probe.
 	probe time.Duration
+	// tick is how often an owner looks for what is to be refreshed, or does not come.
+	tick time.Duration
 }
 
-var defaultParkingBounds = parkingBounds{window: 1<<16 - 1, refresh: 10 * time.Minute, marker: 5 * time.Second, probe: 5 * time.Second}
+var defaultParkingBounds = parkingBounds{window: 1<<16 - 1, refresh: 10 * time.Minute, marker: 5 * time.Second, probe: 5 * time.Second, tick: time.Second}
 
 // parking is what the owner of a lane knows of the lane's parking queue. All that is parked there is delivered to it and
 // held unsettled, on a channel of its own; of bodies nothing is kept. To fetch one, it is given back: it comes again
@@ -79,6 +81,7 @@ type parking struct {
 	due       []int64       // to be given back by refresh
 	acks      uint64        // how many were sent
 	applied   uint64        // up to which of these the queue has them
+	looking   bool          // lookBehind is at it
 	probing   probing
 
 	rpc sync.Mutex // held for each request on the channel that is answered
@@ -104,6 +107,7 @@ type parkedEntry struct {
 	unknown  bool   // nobody knows whether it is parked
 	copying  bool   // a copy is being written
 	renewing bool   // given back by refresh
+	turned   bool   // given back by turn
 	wanted   *wanted
 	since    time.Time // when it was delivered
 }
@@ -182,7 +186,7 @@ func (p *parking) mark(ctx context.Context, kind, name string) error {
 
 // read follows the deliveries until the channel ends.
 func (p *parking) read() {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(p.bounds.tick)
 	defer tick.Stop()
 	silent := false
 	for {
@@ -197,8 +201,8 @@ func (p *parking) read() {
 			p.arrive(&d)
 		case now := <-tick.C:
 			p.refresh(now)
-			if silent {
-				p.turn(false)
+			if silent && p.turn(false) == 0 {
+				p.lookBehind()
 			}
 			silent = true
 			p.checkProbe(now)

@@ -18,12 +18,27 @@ import (
 // parkingObserver records what it is told of parked messages, too.
 type parkingObserver struct {
 	*observer
-	parked []bus.Parked
+	assigned map[bus.Lane]bool
+	parked   []bus.Parked
+}
+
+func (o *parkingObserver) Assigned(lanes []bus.Lane) {
+	o.observer.Assigned(lanes)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range lanes {
+		o.assigned[l] = true
+	}
 }
 
 func (o *parkingObserver) Parked(ps []bus.Parked) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for _, p := range ps {
+		if !o.assigned[bus.Lane{ID: p.Lane, Epoch: p.Epoch}] {
+			o.faults = append(o.faults, fmt.Sprintf("told of what is parked in lane %d, which was not assigned", p.Lane))
+		}
+	}
 	o.parked = append(o.parked, ps...)
 	o.note()
 }
@@ -41,7 +56,14 @@ func (o *parkingObserver) told(t testing.TB, ctx context.Context, n int) []bus.P
 
 func parkingSource(t testing.TB, d *driver, topic string) (*source, *parkingObserver) {
 	t.Helper()
-	o := &parkingObserver{observer: newObserver()}
+	o := &parkingObserver{observer: newObserver(), assigned: map[bus.Lane]bool{}}
+	t.Cleanup(func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for _, f := range o.faults {
+			t.Error(f)
+		}
+	})
 	return subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o).(*source), o
 }
 

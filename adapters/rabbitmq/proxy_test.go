@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy is a TCP proxy in front of the broker that breaks connections.
@@ -18,6 +19,7 @@ type proxy struct {
 	conns   map[net.Conn]bool // true: the client's side
 	refuse  bool
 	stalled bool           // nothing is forwarded to the broker
+	pace    time.Duration  // how long 4 KiB from the broker take
 	sent    map[method]int // to the broker
 	told    map[method]int // by the broker
 	flow    *sync.Cond
@@ -139,7 +141,11 @@ func (p *proxy) forward(dst, src, in net.Conn, toBroker bool) {
 		if !toBroker && p.muted != "" {
 			held, out = p.silence(in, append(held, out...))
 		}
+		pace := p.pace
 		p.mu.Unlock()
+		if pace > 0 && !toBroker {
+			<-time.After(pace)
+		}
 		if _, err := dst.Write(out); err != nil && err != io.EOF {
 			return
 		}
@@ -172,6 +178,17 @@ func (p *proxy) stall(on bool) {
 	defer p.mu.Unlock()
 	p.stalled = on
 	p.flow.Broadcast()
+}
+
+// unblock ends a blocking that inject began.
+func (p *proxy) unblock(s *session) {
+	p.inject(10, 61)
+	s.mu.Lock()
+	flowing := s.flowing
+	s.mu.Unlock()
+	if flowing != nil {
+		<-flowing
+	}
 }
 
 // inject sends a method frame of channel 0 to the clients as if it came from the broker. The connections must be idle.

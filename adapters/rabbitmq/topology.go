@@ -100,7 +100,7 @@ func (t *topology) declareExchange(name, kind, alternate string) error {
 // declareTopic makes the topic's exchange, and behind it, for messages that no group takes yet, the unrouted queue.
 func (t *topology) declareTopic(cfg Config, topic string) error {
 	unrouted := unroutedName(topic)
-	err := t.declareQueue(unrouted, unroutedArgs(cfg))
+	err := t.declareQueue(unrouted, unroutedArgs(cfg, t.session.conn.Properties))
 	if err == nil {
 		err = t.declareExchange(unrouted, amqp.ExchangeFanout, "")
 	}
@@ -116,12 +116,12 @@ func (t *topology) declareTopic(cfg Config, topic string) error {
 	return nil
 }
 
-func unroutedArgs(cfg Config) amqp.Table {
-	return amqp.Table{
+func unroutedArgs(cfg Config, server amqp.Table) amqp.Table {
+	return unlimited(server, amqp.Table{
 		amqp.QueueTypeArg:     cfg.Queue,
 		amqp.QueueMaxLenArg:   int64(cfg.Unrouted),
 		amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
-	}
+	})
 }
 
 // declareGroup makes the group's exchange, lanes and bindings, and returns the number of lanes. The group is not
@@ -171,12 +171,17 @@ func (t *topology) declareLane(cfg Config, group string, lanes, lane int) error 
 
 // laneArgs are the arguments of a lane's queues.
 func laneArgs(queue string, server amqp.Table) amqp.Table {
-	args := amqp.Table{amqp.QueueTypeArg: queue, amqp.SingleActiveConsumerArg: true}
-	// RabbitMQ 4 drops what a quorum queue delivered 20 times. -1 is no limit there; before, it is a limit that drops
-	// a message the first time it is given back (seen on 3.10.8).
+	return unlimited(server, amqp.Table{amqp.QueueTypeArg: queue, amqp.SingleActiveConsumerArg: true})
+}
+
+// unlimited adds to a queue's arguments that it drops nothing, however often it delivers it. RabbitMQ 4 drops what a quorum queue took back
+// 20 times. -1 is no limit there; before, it is a limit that drops a message the first time it is given back (seen on 3.10.8).
+//
+// A queue that exists keeps what it was made with, and a policy wins over it: see maxReturns, maxLaneReturns and minLimit.
+func unlimited(server, args amqp.Table) amqp.Table {
 	version, _ := server["version"].(string)
 	major, _, _ := strings.Cut(version, ".")
-	if n, err := strconv.Atoi(major); err == nil && n >= 4 && queue == Quorum {
+	if n, err := strconv.Atoi(major); err == nil && n >= 4 && args[amqp.QueueTypeArg] == Quorum {
 		args["x-delivery-limit"] = int64(-1)
 	}
 	return args

@@ -1,0 +1,167 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+func injectAll(t testing.TB, d *driver, topic string, ms ...*bus.Message) {
+	t.Helper()
+	var ps []bus.Parking
+	for _, m := range ms {
+		ps = append(ps, bus.Parking{Free: true, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m}})
+	}
+	if err := d.Inject(testContext(t), topic, "g", ps); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// More records than the broker delivers at a time can be fetched, each of them, and go to the next owner.
+func TestMoreThanTheWindow(t *testing.T) {
+	for _, limit := range []int64{0, 20} {
+		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
+			ctx := testContext(t)
+			topic := newTopic(t, "g")
+			c := brokerConfig(t)
+			c.Lanes = 1
+			d := openDriver(t, c)
+			d.parking.window, d.parking.tick = 40, 5*time.Millisecond
+			if limit > 0 {
+				limitQueue(t, d, parkedName(groupName(topic, "g"), 0), limit)
+			}
+			s, o := parkingSource(t, d, topic)
+			o.waitLanes(t, ctx, 1)
+			const total = 90
+			injectAll(t, d, topic, messages(0, total, total)...)
+			if got := fetchIDs(t, ctx, s, o.told(t, ctx, total)); !slices.Equal(got, wantIDs(0, total)) {
+				t.Errorf("fetched %v", got)
+			}
+			if err := s.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			s, o = parkingSource(t, d, topic)
+			var got []string
+			for seen := 0; seen < total; {
+				o.wait(t, ctx, fmt.Sprintf("more than %d", seen), func() bool { return len(o.parked) > seen })
+				o.mu.Lock()
+				told := slices.Clone(o.parked[seen:])
+				o.mu.Unlock()
+				seen += len(told)
+				got = append(got, fetchIDs(t, ctx, s, told)...)
+				var ts []bus.Token
+				for _, p := range told {
+					ts = append(ts, p.Token)
+				}
+				if err := s.Settle(ctx, ts); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if slices.Sort(got); !slices.Equal(got, wantIDs(0, total)) {
+				t.Errorf("the next owner fetched %v", got)
+			}
+		})
+	}
+}
+
+// However slowly what is parked comes, the lane starts when all of it has come.
+func TestSlowLoad(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	cfg := brokerConfig(t)
+	cfg.Lanes = 1
+	direct := openDriver(t, cfg)
+	s, _ := parkingSource(t, direct, topic)
+	ms := messages(0, 100, 100)
+	for _, m := range ms {
+		m.Payload = make([]byte, 8<<10)
+	}
+	publish(t, direct, topic, ms...)
+	if err := s.Park(ctx, parkAll(receive(t, ctx, s, 100))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p, c := newProxy(t)
+	d := openDriver(t, c)
+	d.parking.marker = 100 * time.Millisecond
+	p.mu.Lock()
+	p.pace = 10 * time.Millisecond // 2 s in all
+	p.mu.Unlock()
+	next, o := parkingSource(t, d, topic)
+	o.waitLanes(t, ctx, 1)
+	p.mu.Lock()
+	p.pace = 0
+	p.mu.Unlock()
+	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 100)); !slices.Equal(got, wantIDs(0, 100)) {
+		t.Errorf("fetched %v", got)
+	}
+}
+
+// While the broker blocks publishers, commands that wait keep no lane from starting; they are carried out when it is over.
+func TestCommandsWhileBlocked(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	direct := openDriver(t, brokerConfig(t))
+	s, o := parkingSource(t, direct, topic)
+	o.waitLanes(t, ctx, DefaultLanes)
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	injectAll(t, direct, topic, messages(0, 20, 20)...)
+	publish(t, direct, topic, ends("")...)
+	p, c := newProxy(t)
+	d := openDriver(t, c)
+	session := d.pub.link.current()
+	p.inject(10, 60, append([]byte{byte(len("low on memory"))}, "low on memory"...)...)
+	for !d.pub.link.blocked() {
+		select {
+		case <-session.done:
+			t.Fatal("the connection ended")
+		case <-time.After(time.Millisecond):
+		}
+	}
+	next, o := parkingSource(t, d, topic)
+	receive(t, ctx, next, slots)
+	o.mu.Lock()
+	if len(o.parked) > 0 {
+		t.Errorf("told of %d parked messages that are not stored", len(o.parked))
+	}
+	o.mu.Unlock()
+	p.unblock(session)
+	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 20)); !slices.Equal(got, wantIDs(0, 20)) {
+		t.Errorf("fetched %v", got)
+	}
+}
+
+// A queue in which very much waits takes no commands.
+func TestInjectIntoAFullQueue(t *testing.T) {
+	topic := newTopic(t, "g")
+	d := openDriver(t, brokerConfig(t))
+	s, _ := parkingSource(t, d, topic)
+	if err := s.Close(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	name := parkedName(groupName(topic, "g"), 0)
+	if err := d.pub.send(testContext(t), 3, func(_ int, x *parcel) error {
+		x.key, x.Publishing = name, amqp.Publishing{Headers: amqp.Table{parkHeader: "x"}}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for most, want := range map[int]bool{3: false, 4: true} {
+		_, err := call(testContext(t), d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+			return struct{}{}, tp.haveRoom(map[string]bool{name: true, parkedName(groupName(topic, "g"), 1): true}, most)
+		})
+		if got := err == nil; got != want || err != nil && !retryable(err) {
+			t.Errorf("at most %d: %v", most, err)
+		}
+	}
+}
