@@ -20,6 +20,7 @@ func dialect(prefix string) *sqllog.Dialect {
 		Now:         now,
 		Insert:      "INSERT IGNORE INTO",
 		Upsert:      "ON DUPLICATE KEY UPDATE entry = VALUES(entry)",
+		Draw:        "INSERT INTO {parked} (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON DUPLICATE KEY UPDATE chg = chg + VALUES(chg)",
 		ForUpdate:   " FOR UPDATE",
 		SkipLocked:  " FOR UPDATE SKIP LOCKED",
 		Isolation:   sql.LevelReadCommitted,

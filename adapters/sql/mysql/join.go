@@ -9,9 +9,9 @@ import (
 
 // settleText has the epoch come back as the last id: it is told whether or not the row has changed, and by connections
 // that count changed rows only.
-const settleText = `UPDATE {lane} SET win = ?, pos = ?, epoch = LAST_INSERT_ID(epoch) WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
-AND (? = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
-AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)`
+const settleText = `UPDATE {lane} l SET win = ?, pos = ?, epoch = LAST_INSERT_ID(epoch) WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
+AND (? = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = ?) = ?)
+AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= ?)`
 
 // Settle implements sqllog.Store.
 func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
@@ -21,7 +21,7 @@ func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member st
 		win = p.Window
 	}
 	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), win, p.Position, group, p.Shard, member, p.Epoch, p.Position, b.Stored,
-		b.Top, b.Topic, p.Shard, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes)
+		b.Top, b.Topic, b.Top, b.ID, b.Changes, b.Changes)
 	if err != nil {
 		return false, err
 	}

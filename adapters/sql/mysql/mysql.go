@@ -48,6 +48,7 @@ package mysql
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
@@ -141,7 +142,10 @@ func Open(ctx context.Context, mc *mysql.Config, c Config, opts ...bus.Option) (
 
 // New opens a bus over a pool that the caller keeps, and closes after the bus. It needs two connections at least.
 // MaxAllowedPacket should be 0, which asks the server, or the server's value; clientFoundRows and interpolateParams
-// save round trips.
+// save round trips. The pool's sessions must have autocommit. Give them wait_timeout=10 (with a shorter ConnMaxIdleTime) and
+// innodb_lock_wait_timeout=5, so that the server ends a transaction whose process stands still, and the isolation level READ
+// COMMITTED, so that statements do not lock rows that they only read. Leases are kept on the same pool: give it more connections
+// than handlers hold at a time.
 func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	common, err := c.complete()
 	if err != nil {
@@ -194,10 +198,11 @@ func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqll
 	for name, value := range session {
 		mc.Params[name] = value
 	}
-	connector, err := mysql.NewConnector(mc)
+	plain, err := mysql.NewConnector(mc)
 	if err != nil {
 		return nil, fmt.Errorf("mysql: open: %w", err)
 	}
+	connector := connector{plain}
 	s := &store{db: sql.OpenDB(connector), keeper: sql.OpenDB(connector), owned: true}
 	for db, n := range map[*sql.DB]int{s.db: size, s.keeper: keeperConns} {
 		db.SetMaxOpenConns(n)
@@ -206,6 +211,24 @@ func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqll
 		db.SetConnMaxIdleTime(maxIdle)
 	}
 	return newDriver(ctx, s, c, common)
+}
+
+// connector makes sessions in which a statement locks what it changes, and not what it only looks at.
+type connector struct{ driver.Connector }
+
+// Connect implements driver.Connector.
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if x, ok := conn.(driver.ExecerContext); ok { // the names of the variable differ
+		_, err = x.ExecContext(ctx, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", nil)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 // keeperConns is how many connections keep leases, beside those of max_conns: one that hangs must not hold up the other.

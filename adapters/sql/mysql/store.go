@@ -32,8 +32,8 @@ func (s *store) init() {
 	s.head = s.dialect.SQL("SELECT COALESCE(MAX(last), 0) FROM (SELECT MAX(seq) AS last FROM {log} WHERE topic = ? GROUP BY shard) lasts")
 	s.commit = s.dialect.SQL(`{lane} l ON l.grp = ? AND l.shard = c.shard SET l.win = c.win, l.pos = c.pos
 WHERE l.owner = ? AND l.epoch = c.epoch AND l.pos <= c.pos AND l.pos >= c.base
-AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = c.shard AND m.seq = c.top) = c.id)
-AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = c.shard AND p.pos = 0) >= c.chg)`)
+AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = c.top) = c.id)
+AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= c.chg)`)
 	s.inserts.init(s.db, s.dialect)
 }
 
@@ -194,7 +194,8 @@ func finish(err error) error {
 }
 
 // Commit implements sqllog.Store. The rows are looked up one by one, by the whole primary key: a condition on all of them may become
-// a scan of the index, which locks the rows of other groups too.
+// a scan of the index, which locks the rows of other groups too. The subqueries name the lane's row, so that it is locked before theirs,
+// as everybody does.
 func (s *store) Commit(ctx context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
 	const row = "SELECT ? AS shard, ? AS epoch, ? AS pos, CAST(? AS BINARY) AS win, ? AS base, ? AS top, ? AS id, ? AS chg"
 	args := make([]any, 0, 8*len(lanes)+4)
@@ -207,7 +208,7 @@ func (s *store) Commit(ctx context.Context, group int64, member string, lanes []
 		args = append(args, l.Shard, l.Epoch, l.Position, win, b.Stored, b.Top, b.ID, b.Changes)
 	}
 	query := "UPDATE (" + row + strings.Repeat(" UNION ALL "+row, len(lanes)-1) + ") c STRAIGHT_JOIN " + s.commit
-	r, err := s.db.ExecContext(ctx, query, append(args, group, member, lanes[0].Basis.Topic, group)...)
+	r, err := s.db.ExecContext(ctx, query, append(args, group, member, lanes[0].Basis.Topic)...)
 	if err != nil {
 		return 0, err
 	}
@@ -222,6 +223,8 @@ const (
 	errNull            = 1048
 	errTableAccess     = 1142
 	errPacketTooLarge  = 1153
+	errTooLongData     = 1301 // a result of a function
+	errUnknown         = 1105
 	errIncorrectString = 1366
 	errTooLong         = 1406
 	errNoTable         = 1146
@@ -252,8 +255,12 @@ func (s *store) Fault(err error) sqllog.Fault {
 		return sqllog.Fault{Retryable: !strings.Contains(err.Error(), "sql: database is closed")} // the network, or a context
 	}
 	switch e.Number {
-	case errPacketTooLarge:
+	case errPacketTooLarge, errTooLongData:
 		return sqllog.Fault{OfMessage: true, TooLarge: true}
+	case errUnknown: // of a parameter that was sent in parts; MariaDB and MySQL have no number for it
+		if strings.Contains(e.Message, "max_allowed_packet") {
+			return sqllog.Fault{OfMessage: true, TooLarge: true}
+		}
 	case errTooLong, errIncorrectString, errNull:
 		return sqllog.Fault{OfMessage: true}
 	case errAccessDatabase, errAccess, errTableAccess, errUnknownDatabase, errNoTable, errSyntax, errUnknownColumn, errNoDefault:

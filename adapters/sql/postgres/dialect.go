@@ -22,6 +22,7 @@ func dialect(schema string) *sqllog.Dialect {
 		Insert:     "INSERT INTO",
 		Ignore:     "ON CONFLICT DO NOTHING",
 		Upsert:     "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
+		Draw:       "INSERT INTO {parked} AS p (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON CONFLICT (grp, shard, pos) DO UPDATE SET chg = p.chg + excluded.chg",
 		ForUpdate:  " FOR UPDATE",
 		SkipLocked: " FOR UPDATE SKIP LOCKED",
 		Guard:      "SELECT set_config('idle_in_transaction_session_timeout', '10000', TRUE), set_config('lock_timeout', '5000', TRUE)",

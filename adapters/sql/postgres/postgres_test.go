@@ -60,6 +60,7 @@ func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 func TestOlder(t *testing.T)     { sqltest.Older(t, database(t)) }
 
 func TestStandsStill(t *testing.T) { sqltest.StandsStill(t, database(t)) }
+func TestParksOnce(t *testing.T)   { sqltest.ParksOnce(t, database(t)) }
 
 func TestRoundTrips(t *testing.T)  { sqltest.RoundTrips(t, database(t), "listen=false") }
 func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 1, 28, 5) }

@@ -21,6 +21,7 @@ func dialect(prefix string) *sqllog.Dialect {
 		Ignore:      "ON CONFLICT DO NOTHING",
 		Upsert:      "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
 		Guard:       writeLock,
+		Draw:        "INSERT INTO {parked} AS p (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON CONFLICT (grp, shard, pos) DO UPDATE SET chg = p.chg + excluded.chg",
 		WriteLock:   writeLock,
 		Log:         func(topic int64) (string, string) { return log(topic), "TRUE" },
 		TableExists: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + prefix + "meta'",

@@ -25,6 +25,8 @@ type Dialect struct {
 	Insert, Ignore string
 	// Upsert ends an insert into the poison table that replaces the entry if the row exists.
 	Upsert string
+	// Draw adds to a lane's counter in the table parked, which it makes if need be: group, shard, number, an empty key.
+	Draw string
 	// ForUpdate, behind a SELECT, locks the rows; SkipLocked leaves out those that others have locked. "" where a transaction is
 	// alone anyway.
 	ForUpdate, SkipLocked string

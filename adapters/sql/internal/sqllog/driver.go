@@ -177,8 +177,17 @@ func (d *Driver) transact(ctx context.Context, db *sql.DB, do func(tx *sql.Tx) e
 	if err := do(tx); err != nil {
 		return err
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return &uncertainCommit{err}
+	}
+	return nil
 }
+
+// uncertainCommit is the error of a commit: it may have been carried out.
+type uncertainCommit struct{ error } //nolint:errname // it says what the outcome is
+
+// Unwrap returns the client library's error.
+func (e *uncertainCommit) Unwrap() error { return e.error }
 
 // affected runs a statement and returns how many rows it affected.
 func affected(ctx context.Context, q bus.Execer, query string, args ...any) (int64, error) {

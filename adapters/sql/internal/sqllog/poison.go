@@ -61,20 +61,24 @@ const listPage = 100
 
 // List implements bus.PoisonStore.
 func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
-	page := s.driver.dialect.SQL("SELECT ord, entry FROM {poison} WHERE grp = ? AND ord > ? ORDER BY ord LIMIT ?")
+	page := s.driver.dialect.SQL("SELECT ord, id, entry FROM {poison} WHERE grp = ? AND ord > ? ORDER BY ord LIMIT ?")
 	return func(yield func(bus.PoisonEntry, error) bool) {
 		last := int64(-1)
 		for {
-			var docs [][]byte
+			type row struct {
+				id  string
+				doc []byte
+			}
+			var docs []row
 			next := last
 			err := s.do(ctx, "poison list", func(ctx context.Context) error {
 				docs, next = docs[:0], last
 				return collect(ctx, s.driver.store.DB(), func(rows *sql.Rows) error {
-					var doc []byte
-					if err := rows.Scan(&next, &doc); err != nil {
+					var r row
+					if err := rows.Scan(&next, &r.id, &r.doc); err != nil {
 						return err
 					}
-					docs = append(docs, doc)
+					docs = append(docs, r)
 					return nil
 				}, page, s.group, last, listPage)
 			})
@@ -82,12 +86,12 @@ func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 				yield(bus.PoisonEntry{}, err)
 				return
 			}
-			for _, doc := range docs {
-				entry, err := decodeEntry(doc)
+			for _, r := range docs {
+				entry, err := decodeEntry(r.doc)
 				if err != nil {
-					yield(bus.PoisonEntry{}, s.driver.fail("poison list", "", err))
-					return
+					entry = unreadable(r.id, r.doc, err)
 				}
+				entry.ID, entry.Group = r.id, s.group // by which it is removed
 				if !yield(entry, nil) {
 					return
 				}
@@ -183,8 +187,19 @@ func decodeEntry(doc []byte) (bus.PoisonEntry, error) {
 	if err := json.Unmarshal(doc, &d); err != nil {
 		return bus.PoisonEntry{}, err
 	}
+	if d.Message == nil {
+		return bus.PoisonEntry{}, errNoMessage
+	}
 	return bus.PoisonEntry{
 		ID: d.ID, Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
 		Waits: d.Waits, Failure: d.Failure, Host: d.Host, Time: d.Time, Message: d.Message.message(),
 	}, nil
+}
+
+// unreadable is the entry of a row that cannot be read: its own bytes, and why.
+func unreadable(id string, doc []byte, why error) bus.PoisonEntry {
+	return bus.PoisonEntry{
+		ID: id, Message: &bus.Message{ID: id, Payload: doc},
+		Failure: bus.Failure{Class: bus.Unreadable, Text: "the row cannot be read: " + why.Error()},
+	}
 }

@@ -14,10 +14,12 @@ import (
 // Source implements bus.Source: one member of a group on a topic. Its reader (reader.go) reads ahead of Receive, its
 // committer (committer.go) stores what Settle marks, its keeper (keeper.go) holds its lanes.
 type Source struct {
-	driver   *Driver
-	topic    topic
-	group    int64
-	observer bus.LaneObserver
+	driver *Driver
+	topic  topic
+	group  int64
+	// groupName is the group's name.
+	groupName string
+	observer  bus.LaneObserver
 	// transactional: everything is settled in transactions, as they come, and nothing is left to the committer.
 	transactional bool
 
@@ -68,6 +70,8 @@ type lane struct {
 	// is parked that the router knows of.
 	unparked []int64
 	heard    int64
+	// doubtful are the positions, by that at the origin, at which messages may have been parked by a call without an answer.
+	doubtful map[int64]int64
 	// turn is held by the transaction that settles in the lane, if the source is transactional. doubt: it is not known yet whether
 	// the last one was committed.
 	turn  chan struct{}
@@ -142,7 +146,7 @@ func (d *Driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.Lane
 		return nil, d.fail("subscribe", sub.Topic, err)
 	}
 	s := &Source{
-		driver: d, topic: t, group: group, observer: o, transactional: sub.Transactional,
+		driver: d, topic: t, group: group, groupName: sub.Group, observer: o, transactional: sub.Transactional,
 		ahead: min(max(sub.InFlight, 1), maxAhead), aheadBytes: min(max(sub.Bytes, 1), maxAheadBytes),
 		closing: make(chan struct{}), lanes: make([]*lane, t.shards), epochs: make([]uint64, t.shards), member: newMember(),
 		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), moved: make(chan struct{}, 1),

@@ -1,6 +1,7 @@
 package sqltest
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"sync"
@@ -17,6 +18,7 @@ type Proxy struct {
 	mu     sync.Mutex
 	moving *sync.Cond // hangs has changed
 	hangs  bool
+	trap   bool // set by CutAtCommit
 	conns  map[net.Conn]struct{}
 	closed bool
 	work   sync.WaitGroup
@@ -58,6 +60,28 @@ func (p *Proxy) Hang(on bool) {
 	p.moving.Broadcast()
 }
 
+// CutAtCommit cuts the next connection on which a client commits, when the server has answered: the answer is lost.
+func (p *Proxy) CutAtCommit() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trap = true
+}
+
+// trapped says whether a client commits on a connection that is to be cut then.
+func (p *Proxy) trapped(said []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	said = bytes.ToUpper(said)
+	for _, other := range []string{"COMMITTED", "AUTOCOMMIT"} { // settings
+		said = bytes.ReplaceAll(said, []byte(other), nil)
+	}
+	if !p.trap || !bytes.Contains(said, []byte("COMMIT")) {
+		return false
+	}
+	p.trap = false
+	return true
+}
+
 // Trips returns how many round trips there were: how often a client has spoken after the server had.
 func (p *Proxy) Trips() int { return int(p.trips.Load()) }
 
@@ -92,20 +116,29 @@ func (p *Proxy) accept() {
 			server.Close()
 		}
 		p.mu.Unlock()
-		var answered atomic.Bool // by the server, since the client spoke
+		var answered, ends atomic.Bool // answered by the server, since the client spoke
 		answered.Store(true)
 		p.work.Go(func() {
-			p.pass(client, server, func() {
+			p.pass(client, server, func(said []byte) bool {
 				if answered.Swap(false) {
 					p.trips.Add(1)
 				}
+				if p.trapped(said) {
+					ends.Store(true)
+				}
+				return true
 			})
 		})
-		p.work.Go(func() { p.pass(server, client, func() { answered.Store(true) }) })
+		p.work.Go(func() {
+			p.pass(server, client, func([]byte) bool {
+				answered.Store(true)
+				return !ends.Load()
+			})
+		})
 	}
 }
 
-func (p *Proxy) pass(from, to net.Conn, seen func()) {
+func (p *Proxy) pass(from, to net.Conn, seen func([]byte) bool) {
 	defer func() {
 		from.Close()
 		to.Close()
@@ -124,7 +157,9 @@ func (p *Proxy) pass(from, to net.Conn, seen func()) {
 			p.moving.Wait()
 		}
 		p.mu.Unlock()
-		seen()
+		if !seen(buf[:n]) {
+			return
+		}
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}

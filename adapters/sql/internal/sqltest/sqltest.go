@@ -61,6 +61,11 @@ func Run(t *testing.T, db Database) {
 		"ChecksTransactions":        checksTransactions,
 		"FetchesAtOnce":             fetchesAtOnce,
 		"Ways":                      ways,
+		"ParksEach":                 parksEach,
+		"InjectsByID":               injectsByID,
+		"ParksBehindChange":         parksBehindChange,
+		"ParksWhileInjecting":       parksWhileInjecting,
+		"Unreadable":                unreadable,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
