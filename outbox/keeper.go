@@ -4,8 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"math/bits"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +27,7 @@ type keeper struct {
 	held     uint64    // buckets whose row names this relay: mine, and those on their way to others
 	deadline time.Time // when the lease ends at the earliest; a share is worth nothing after it
 	term     uint64    // grows whenever buckets come
+	unmoved  bool      // another relay was moving buckets when this one wanted to
 	losses   int
 	changed  chan struct{} // has a value when using has shrunk
 	arrived  func()        // called when buckets have come
@@ -95,45 +94,80 @@ func (k *keeper) run(ctx context.Context, failed func(error)) {
 func (k *keeper) wanting() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.held != k.mine
+	return k.held != k.mine || k.unmoved
 }
 
-// step renews the lease, buries relays that are dead, and moves buckets towards a fair share, in one transaction, of which
-// there is one at a time.
+// step renews the lease and, if something is to be moved, buckets. Renewing waits for nobody: a relay keeps its share whatever becomes of
+// another that moves buckets.
 func (k *keeper) step(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, max(k.lease/3, time.Second))
+	ctx, cancel := context.WithTimeout(ctx, k.patience())
 	defer cancel()
 	k.mu.Lock()
 	joined := k.joined
 	free := k.held &^ k.mine &^ k.using // what is not mine does not come into use again
 	k.mu.Unlock()
 	sent := time.Now()
-	var alive bool
-	var target, owned uint64
-	err := k.transact(ctx, func(tx *sql.Tx) (err error) {
-		if alive, err = k.renew(ctx, tx, joined); err != nil || !alive {
-			return err
-		}
-		target, owned, err = k.share(ctx, tx, free)
-		return err
-	})
+	alive, err := k.renew(ctx, joined)
 	if err != nil {
-		return fmt.Errorf("outbox: keep the relay's share: %w", err)
+		return fmt.Errorf("outbox: renew the relay's lease: %w", err)
+	}
+	if alive {
+		k.mu.Lock()
+		k.joined, k.deadline = true, sent.Add(k.lease)
+		k.mu.Unlock()
+		if alive, err = k.share(ctx, free); err != nil {
+			return fmt.Errorf("outbox: keep the relay's share: %w", err)
+		}
+	}
+	if alive {
+		return nil
 	}
 	k.mu.Lock()
-	if !alive {
-		if k.held != 0 {
-			k.losses++
-		}
-		k.id, k.joined, k.mine, k.held = bus.NewID(), false, 0, 0
-		k.term++
-		k.mu.Unlock()
-		return k.step(ctx) // as a new relay
+	if k.held != 0 {
+		k.losses++
 	}
-	k.joined, k.deadline = true, sent.Add(k.lease)
+	k.id, k.joined, k.mine, k.held = bus.NewID(), false, 0, 0
+	k.term++
+	k.mu.Unlock()
+	return k.step(ctx) // as a new relay
+}
+
+// patience bounds a step, and how long the server lets a transaction stand still that moves buckets.
+func (k *keeper) patience() time.Duration { return max(k.lease/3, time.Second) }
+
+// renew prolongs the relay's lease, or begins it. alive is false if it had ended and another relay has buried it.
+func (k *keeper) renew(ctx context.Context, joined bool) (alive bool, err error) {
+	o, lease := k.outbox, k.lease.Microseconds()
+	if !joined { // an attempt whose outcome was not known may have inserted the row
+		_, err := k.db.ExecContext(ctx, o.sql("{insert} {outbox_relay} (id, expires) VALUES (?, {now} + ?) {ifnew}"), k.id, lease)
+		if err != nil {
+			return false, err
+		}
+	}
+	if _, err := k.db.ExecContext(ctx, o.sql("UPDATE {outbox_relay} SET expires = {now} + ? WHERE id = ?"), lease, k.id); err != nil {
+		return false, err
+	}
+	var n int // asked for, because some databases do not count a row that had the value already
+	err = k.db.QueryRowContext(ctx, o.sql("SELECT COUNT(*) FROM {outbox_relay} WHERE id = ?"), k.id).Scan(&n)
+	return n > 0, err
+}
+
+// share looks who has which bucket, and moves buckets if that is not fair. free are buckets that the relay can give up now.
+func (k *keeper) share(ctx context.Context, free uint64) (alive bool, err error) {
+	v, err := k.look(ctx, k.db)
+	if err != nil || !v.alive {
+		return v.alive, err
+	}
+	moved := true
+	if v.dead || v.vacant != 0 || free&v.owned&^v.target != 0 {
+		if moved, err = k.move(ctx, &v, free); err != nil || !v.alive {
+			return v.alive, err
+		}
+	}
+	k.mu.Lock()
 	// A bucket that was on its way to another relay, and stays after all, was not read meanwhile: it comes like any other.
-	came := owned&^k.held | owned&target&^k.mine
-	k.held, k.mine = owned, owned&target
+	came := v.owned&^k.held | v.owned&v.target&^k.mine
+	k.held, k.mine, k.unmoved = v.owned, v.owned&v.target, !moved
 	if came != 0 {
 		k.term++
 	}
@@ -141,111 +175,15 @@ func (k *keeper) step(ctx context.Context) error {
 	if came != 0 {
 		k.arrived()
 	}
-	return nil
-}
-
-// transact runs f while no other relay moves buckets: they all lock one row first.
-func (k *keeper) transact(ctx context.Context, f func(tx *sql.Tx) error) error {
-	var opts *sql.TxOptions
-	if k.outbox.dialect != SQLite { // each statement must see what was committed while the first one waited
-		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
-	}
-	return SQL(k.db, opts)(ctx, func(tx *sql.Tx, _ Execer) error {
-		if _, err := tx.ExecContext(ctx, k.outbox.sql("UPDATE {outbox_meta} SET moves = moves + 1")); err != nil {
-			return err
-		}
-		return f(tx)
-	})
-}
-
-// renew prolongs the relay's lease, or begins it. alive is false if it had ended and another relay has buried it.
-func (k *keeper) renew(ctx context.Context, tx *sql.Tx, joined bool) (alive bool, err error) {
-	o, lease := k.outbox, k.lease.Microseconds()
-	if !joined { // an attempt whose outcome was not known may have inserted the row
-		_, err := tx.ExecContext(ctx, o.sql("{insert} {outbox_relay} (id, expires) VALUES (?, {now} + ?) {ifnew}"), k.id, lease)
-		if err != nil {
-			return false, err
-		}
-	}
-	if _, err := tx.ExecContext(ctx, o.sql("UPDATE {outbox_relay} SET expires = {now} + ? WHERE id = ?"), lease, k.id); err != nil {
-		return false, err
-	}
-	var n int // asked for, because some databases do not count a row that had the value already
-	err = tx.QueryRowContext(ctx, o.sql("SELECT COUNT(*) FROM {outbox_relay} WHERE id = ?"), k.id).Scan(&n)
-	return n > 0, err
-}
-
-// share gives up the buckets in free, and takes those of the relay's part that nobody has who is alive. It returns the part
-// and what the relay owns now.
-func (k *keeper) share(ctx context.Context, tx *sql.Tx, free uint64) (target, owned uint64, err error) {
-	o := k.outbox
-	if _, err := tx.ExecContext(ctx, o.sql("DELETE FROM {outbox_relay} WHERE expires < {now}")); err != nil {
-		return 0, 0, err
-	}
-	var relays []string
-	if err := each(ctx, tx, o.sql("SELECT id FROM {outbox_relay} ORDER BY id"), func(rows *sql.Rows) error {
-		var id string
-		err := rows.Scan(&id)
-		relays = append(relays, id)
-		return err
-	}); err != nil {
-		return 0, 0, err
-	}
-	rank := slices.Index(relays, k.id)
-	for b := range buckets {
-		if b*len(relays)/buckets == rank {
-			target |= 1 << b
-		}
-	}
-	var taken uint64
-	if err := each(ctx, tx, o.sql("SELECT bucket, owner FROM {outbox_bucket}"), func(rows *sql.Rows) error {
-		var b int
-		var owner sql.NullString
-		if err := rows.Scan(&b, &owner); err != nil {
-			return err
-		}
-		switch bit := uint64(1) << b; {
-		case owner.String == k.id:
-			owned |= bit
-		case target&bit != 0 && !slices.Contains(relays, owner.String):
-			taken |= bit
-		}
-		return nil
-	}); err != nil {
-		return 0, 0, err
-	}
-	if err := k.assign(ctx, tx, taken, &k.id); err != nil {
-		return 0, 0, err
-	}
-	free &= owned &^ target
-	return target, owned&^free | taken, k.assign(ctx, tx, free, nil)
-}
-
-// assign writes an owner, or nobody, into buckets.
-func (k *keeper) assign(ctx context.Context, tx *sql.Tx, set uint64, owner *string) error {
-	if set == 0 {
-		return nil
-	}
-	var list []int64
-	for ; set != 0; set &= set - 1 {
-		list = append(list, int64(bits.TrailingZeros64(set)))
-	}
-	text, args := k.outbox.integers(list)
-	_, err := tx.ExecContext(ctx, k.outbox.sql("UPDATE {outbox_bucket} SET owner = ? WHERE bucket IN "+text), append([]any{owner}, args...)...)
-	return err
+	return true, nil
 }
 
 // leave gives everything up at once, which the relay no longer uses.
 func (k *keeper) leave(ctx context.Context) error {
-	err := k.transact(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, k.outbox.sql("UPDATE {outbox_bucket} SET owner = NULL WHERE owner = ?"), k.id); err != nil {
-			return err
+	for _, text := range []string{"UPDATE {outbox_bucket} SET owner = NULL WHERE owner = ?", "DELETE FROM {outbox_relay} WHERE id = ?"} {
+		if _, err := k.db.ExecContext(ctx, k.outbox.sql(text), k.id); err != nil {
+			return fmt.Errorf("outbox: give up the relay's share: %w", err)
 		}
-		_, err := tx.ExecContext(ctx, k.outbox.sql("DELETE FROM {outbox_relay} WHERE id = ?"), k.id)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("outbox: give up the relay's share: %w", err)
 	}
 	return nil
 }

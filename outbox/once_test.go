@@ -282,7 +282,7 @@ func TestConflictsAreRunAgain(t *testing.T) {
 		{errors.New("Error 1213 (40001): Deadlock found when trying to get lock; try restarting transaction"), 1, 2},
 		{errors.New("Error 1205 (HY000): Lock wait timeout exceeded; try restarting transaction"), 1, 2},
 		{errors.New("Error 1020 (HY000): Record has changed since last read in table 'account'; try restarting transaction"), 1, 2},
-		{errors.New("Error 3572 (HY000): Statement aborted because lock(s) could not be acquired immediately and NOWAIT is set."), 1, 2},
+		{errors.New("Error 3572 (HY000): Statement aborted because lock(s) could not be acquired immediately and NOWAIT is set"), 1, 2},
 		{sqlStateError("55P03"), 1, 2},
 		{errors.New("database is locked (5) (SQLITE_BUSY)"), 1, 2},
 		{sqlStateError("40001"), 1000, 6},
