@@ -214,6 +214,9 @@ func parkingInject(e *env) {
 			e.errorf("at place %d is %s", i, d.ID)
 		}
 	}
+	another, gone := parking("another"), parking("another")
+	another.Token, gone.Token, gone.Withdraw = told[1].Token, told[0].Token, true
+	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{another, gone}), "change and withdraw messages that have another's place")
 	changed := parking("2")
 	changed.Token, changed.Due = told[1].Token, time.Now().Add(time.Hour)
 	withdrawn := parking("1")
