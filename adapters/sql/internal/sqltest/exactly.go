@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -93,7 +94,8 @@ func (s *shop) run(ctx context.Context, told func(n int)) error {
 	defer db.Close()
 	db.SetMaxOpenConns(12)
 	db.SetMaxIdleConns(12)
-	b, err := bus.Open(ctx, s.URL, bus.WithLogger(slog.New(slog.DiscardHandler)))
+	var log errorLog
+	b, err := bus.Open(ctx, s.URL, bus.WithLogger(slog.New(&log)))
 	if err != nil {
 		return err
 	}
@@ -110,8 +112,44 @@ func (s *shop) run(ctx context.Context, told func(n int)) error {
 		}
 		return c.Next(ctx)
 	})), router.Fill(20, 0))
-	return errors.Join(r.Run(ctx), b.Close())
+	return errors.Join(r.Run(ctx), b.Close(), log.first())
 }
+
+// errorLog keeps the first record of level ERROR. Sums may be right although each call has failed; the log says so.
+type errorLog struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (l *errorLog) first() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// Enabled implements slog.Handler.
+func (l *errorLog) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError }
+
+// Handle implements slog.Handler.
+func (l *errorLog) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		text += " " + a.String()
+		return true
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err = fmt.Errorf("the log has an error: %s", text)
+	}
+	return nil
+}
+
+// WithAttrs implements slog.Handler.
+func (l *errorLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+
+// WithGroup implements slog.Handler.
+func (l *errorLog) WithGroup(string) slog.Handler { return l }
 
 // ExactlyOnce has messages handled exactly once, in each way, while handlers fail at random, members come and go, connections
 // are cut, if there are any, and processes are killed.
