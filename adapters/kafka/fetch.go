@@ -82,7 +82,7 @@ func (s *source) doubt(t bus.Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l := s.owned(t); l != nil {
-		l.parking.short = shortLooks
+		l.parking.odd = true
 	}
 }
 

@@ -118,8 +118,8 @@ func (p *parkingLog) compare(e extent, topic [16]byte) {
 	if p.short++; e.end >= max(p.heard, p.top) {
 		p.short = 0
 	}
-	if another || p.short >= shortLooks {
-		p.anew, p.short, p.top, p.heard = true, 0, e.end, e.start
+	if another || p.odd || p.short >= shortLooks {
+		p.anew, p.odd, p.short, p.top, p.heard = true, false, 0, e.end, e.start
 		p.orders = nil
 		for position, offset := range p.offsets {
 			if offset != onTheWay {

@@ -42,6 +42,25 @@ func (d *driver) ensureStore(ctx context.Context, name, origin string, partition
 	return nil
 }
 
+// checkStores is an error, in the broker's words, if the topics in which the group keeps poisoned and parked messages cannot have their
+// names: Kafka takes names for the same that differ in dots and underscores only. Everything else that may be in their way passes,
+// or is told when they are needed.
+func (d *driver) checkStores(ctx context.Context, s bus.Subscription) error {
+	ctx, cancel := context.WithTimeout(ctx, subscribePatience)
+	defer cancel()
+	names := []string{poisonTopic(s.Group), parkingTopic(s.Group, s.Topic)}
+	answers, err := d.adm.ValidateCreateTopics(ctx, 1, int16(d.config.Replication), nil, names...)
+	if err != nil {
+		return nil //nolint:nilerr // the broker is not to be reached, or too old
+	}
+	for _, a := range answers.Sorted() {
+		if errors.Is(a.Err, kerr.InvalidTopicException) {
+			return fmt.Errorf("%w: the group %q needs a topic %q, which cannot be made: %s: %w", bus.ErrInvalid, s.Group, a.Topic, a.ErrMessage, a.Err)
+		}
+	}
+	return nil
+}
+
 // expires says by which settings a topic deletes records that nobody removed; "" if there are none.
 func expires(configs map[string]string) string {
 	policies := strings.Split(configs["cleanup.policy"], ",")

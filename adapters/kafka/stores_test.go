@@ -202,3 +202,28 @@ func TestStoreThatExpires(t *testing.T) {
 		}
 	})
 }
+
+// TestGroupsWhoseStoresCollide: a group whose poison queue or parking topic cannot be made, because its name differs from another
+// group's in dots and underscores only, is refused at the start in words that say so. The other one is not.
+func TestGroupsWhoseStoresCollide(t *testing.T) {
+	eachBroker(t, func(t *testing.T, c kafka.Config) {
+		b := open(t, c)
+		topic, id := name("t"), bus.NewID()
+		publish(t, b, topic, texts("a")...)
+		if err := poisonStore(t, b, "a.b-"+id).Put(within(t), entry("1", &bus.Message{ID: "1", Source: "/s"})); err != nil {
+			t.Fatal(err)
+		}
+		s := bus.Subscription{Topic: topic, Group: "a_b-" + id, InFlight: 1, Bytes: 1}
+		source, err := b.Driver().Subscribe(within(t), s, newObserver())
+		if !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), "millrace.poison.a_b-") {
+			t.Errorf("got %v", err)
+		}
+		if strings.HasSuffix(t.Name(), "/real") && !strings.Contains(err.Error(), "millrace.poison.a.b-"+id) { // the fake has no words
+			t.Errorf("got %v", err)
+		}
+		if source != nil {
+			closeSource(t, source)
+		}
+		subscribe(t, b, topic, "a.b-"+id, bus.Earliest, newObserver())
+	})
+}

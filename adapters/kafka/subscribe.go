@@ -69,6 +69,9 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	if err != nil {
 		return nil, fail("subscribe", s.Topic, err)
 	}
+	if err := d.checkStores(ctx, s); err != nil {
+		return nil, fail("subscribe", s.Topic, err)
+	}
 	src := newSource(d, s, o, begin)
 	src.topicID = id
 	if err := src.join(); err != nil {

@@ -155,9 +155,12 @@ func (t *topics) create(ctx context.Context, name string, partitions int, config
 	if configs == nil {
 		configs = t.sized(0)
 	}
-	_, err := t.adm.CreateTopic(ctx, int32(partitions), int16(t.config.Replication), configs, name)
+	answer, err := t.adm.CreateTopic(ctx, int32(partitions), int16(t.config.Replication), configs, name)
 	if err == nil || errors.Is(err, kerr.TopicAlreadyExists) { // another process was quicker
 		return nil
+	}
+	if answer.ErrMessage != "" {
+		err = fmt.Errorf("%w (%s)", err, answer.ErrMessage)
 	}
 	return fmt.Errorf("create the topic with %d partitions: %w", partitions, err)
 }
