@@ -29,7 +29,8 @@
 // publish whose context ends while its batch is under way reports "not known"; the message may still be written.
 //
 // Messages of equal keys go to one partition (murmur2, as with Kafka's own clients) and are read in the order in
-// which they were written. Adding partitions to a topic moves keys, so that their order is lost at that moment.
+// which they were written. Adding partitions to a topic moves keys, so that their order is lost at that moment. New partitions are
+// read within 30 s, from their beginning.
 //
 // What is committed of a partition is the first unfinished offset, and with it, in the commit's metadata, what is
 // finished beyond, so that a restart or a new owner is not given it again. Settlements are committed every commit

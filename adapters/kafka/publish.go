@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
@@ -37,7 +38,11 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 			return refuse(fmt.Errorf("%d MiB of messages wait for the brokers already: %w", publishBuffer>>20, err))
 		}
 	}
-	return d.produce(ctx, d.client, records, size).wait(ctx, topic)
+	err := d.produce(ctx, d.client, records, size).wait(ctx, topic)
+	if pe, ok := errors.AsType[*bus.PublishError](err); ok && d.mayRepeat(records, pe.Errs) {
+		return d.repeat(ctx, topic, msgs, pe.Errs)
+	}
+	return err
 }
 
 // call is the records of one publish on their way.
@@ -47,6 +52,8 @@ type call struct {
 	records []kgo.Record
 	done    chan struct{} // closed when all records are finished
 	began   traffic
+	client  *kgo.Client
+	limit   int32 // of a batch, when the call began
 
 	mu   sync.Mutex
 	left int
@@ -56,7 +63,10 @@ type call struct {
 // produce hands the records to the client, which keeps their order. They are sent even if ctx ends: the client cannot
 // cancel a record without failing its neighbours, which may be other callers'.
 func (d *driver) produce(ctx context.Context, client *kgo.Client, records []kgo.Record, size int) *call {
-	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records), began: d.wire.traffic()}
+	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records), began: d.wire.traffic(), client: client}
+	if len(records) > 0 {
+		c.limit = d.topics.limit(records[0].Topic)
+	}
 	detached := context.WithoutCancel(ctx) // for hooks that look into it
 	promise := c.finish
 	for i := range records {
@@ -109,13 +119,13 @@ func (c *call) wait(ctx context.Context, topic string) error {
 	case <-c.driver.patience.begin():
 		cause = fmt.Errorf("not confirmed within %v: %w", c.driver.config.PublishTimeout, context.DeadlineExceeded)
 	}
-	return c.outcome(topic, cause)
+	return c.outcome(ctx, topic, cause)
 }
 
 // outcome says of each record what became of it; cause is why those that are still under way are not waited for.
-func (c *call) outcome(topic string, cause error) error {
+func (c *call) outcome(ctx context.Context, topic string, cause error) error {
 	errs := make([]error, len(c.records))
-	failed, missing := false, false
+	failed, missing, large := false, false, 0
 	c.mu.Lock()
 	for i := range c.records {
 		err := cause
@@ -128,6 +138,9 @@ func (c *call) outcome(topic string, cause error) error {
 		if err != nil {
 			errs[i] = publishFailure(topic, err, definite(err, c.began, c.driver.wire.traffic()))
 			failed, missing = true, missing || isMissing(err)
+			if errors.Is(err, kerr.MessageTooLarge) {
+				large = max(large, recordSize(&c.records[i]))
+			}
 		}
 	}
 	c.mu.Unlock()
@@ -136,6 +149,9 @@ func (c *call) outcome(topic string, cause error) error {
 	}
 	if !failed {
 		return nil
+	}
+	if large > 0 {
+		c.blameBatches(ctx, topic, large, errs)
 	}
 	return &bus.PublishError{Errs: errs}
 }

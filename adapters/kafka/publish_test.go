@@ -1,14 +1,17 @@
 package kafka_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -159,6 +162,79 @@ func TestPublishTooLarge(t *testing.T) {
 	if errs := outcomes(t, within(t), b, "large", []*bus.Message{{Payload: make([]byte, kafka.DefaultMaxMessage+1000)}}); !errors.Is(errs[0], bus.ErrTooLarge) {
 		t.Error(errs)
 	}
+}
+
+// TestLimitIsLowered: what a topic still takes one by one is published, in its order, in smaller batches.
+func TestLimitIsLowered(t *testing.T) {
+	eachBroker(t, func(t *testing.T, c kafka.Config) {
+		b, f := open(t, c), newForeigner(t, c)
+		topic, in := name("t"), name("in")
+		onePartition(t, b, topic)
+		onePartition(t, b, in)
+		rnd := rand.NewChaCha8([32]byte{1})
+		random := func(n int) []*bus.Message {
+			ms := make([]*bus.Message, n)
+			for i := range ms {
+				ms[i] = &bus.Message{Key: "k", Payload: make([]byte, 1000)}
+				_, _ = rnd.Read(ms[i].Payload)
+			}
+			return ms
+		}
+		publish(t, b, topic, random(100)...)
+		publish(t, b, in, texts("a")...)
+		s, _ := transactional(t, b, in, name("g"))
+		ds := receive(t, s, 1)
+		limit := func(n string) {
+			t.Helper()
+			rs, err := f.adm.AlterTopicConfigs(within(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &n}}, topic)
+			if err == nil {
+				err = rs[0].Err
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		limit("10000")
+		ms := random(100)
+		ms = append(ms, &bus.Message{Key: "k", Payload: make([]byte, 20_000)})
+		_, _ = rnd.Read(ms[100].Payload)
+		for i, err := range outcomes(t, within(t), b, topic, ms) {
+			if i < 100 && err != nil || i == 100 && !errors.Is(err, bus.ErrTooLarge) {
+				t.Errorf("message %d: %v", i, err)
+			}
+		}
+		got := receive(t, subscribe(t, b, topic, name("g"), bus.Earliest, newObserver()), 200)[100:]
+		for i := range got {
+			if !bytes.Equal(got[i].Payload, ms[i].Payload) {
+				t.Fatalf("message %d is another", i)
+			}
+		}
+		// Outputs of transactions, too.
+		if err := s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: outputs(topic, random(9)...)}}); err != nil {
+			t.Error(err)
+		}
+		publish(t, b, in, texts("b")...)
+		ds = receive(t, s, 1)
+		limit("5000")
+		for tries := 0; ; tries++ {
+			err := bus.Outcomes(s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: outputs(topic, random(9)...)}}), 1)[0]
+			if err == nil {
+				break
+			}
+			if !bus.IsRetryable(err) || tries > 5 {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func outputs(topic string, ms ...*bus.Message) []bus.Output {
+	out := make([]bus.Output, len(ms))
+	for i, m := range ms {
+		m.ID, m.Source, m.Time = bus.NewID(), "/s", time.Now()
+		out[i] = bus.Output{Topic: topic, Message: m}
+	}
+	return out
 }
 
 func TestPublishToMissingTopic(t *testing.T) {

@@ -188,3 +188,31 @@ func TestTopicMadeAgain(t *testing.T) {
 		})
 	})
 }
+
+// TestPartitionsAreAdded: they are read soon, from their beginning.
+func TestPartitionsAreAdded(t *testing.T) {
+	eachBroker(t, func(t *testing.T, c kafka.Config) {
+		b, f := open(t, c), newForeigner(t, c)
+		topic := name("t")
+		f.create(t, topic)
+		f.fill(t, topic, "old ", 1)
+		s := subscribe(t, b, topic, name("g"), bus.Latest, newObserver())
+		if _, err := f.adm.CreatePartitions(within(t), 2, topic); err != nil {
+			t.Fatal(err)
+		}
+		ctx := within(t)
+		for {
+			f.client.PurgeTopicsFromProducing(topic) // it knows of one partition
+			err := f.client.ProduceSync(ctx, &kgo.Record{Topic: topic, Partition: 2, Value: []byte("new")}).FirstErr()
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+		}
+		if ds, _ := insistently(t, s, 1); string(ds[0].Payload) != "new" || ds[0].Lane != 2 {
+			t.Errorf("got %q", payloads(ds))
+		}
+	})
+}

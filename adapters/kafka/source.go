@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -36,7 +37,8 @@ type source struct {
 	decoder decoder    // Receive's
 	batch   []accepted // Receive's: what it is about to return
 
-	partitions int // the watcher's: how many the topic has
+	partitions int       // the watcher's: how many the topic has
+	grown      time.Time // and when it saw the last ones come
 
 	writer  writer
 	telling sync.Mutex // held while the observer is told of lanes that come, or of what others have parked

@@ -51,7 +51,7 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	if at, ok := s.Start.Time(); ok && at.IsZero() {
 		return nil, fail("subscribe", s.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
 	}
-	var id [16]byte
+	var topic kmsg.MetadataResponseTopic
 	var begin start
 	if s.Transactional {
 		if err := d.fencesTransactions(ctx); err != nil {
@@ -61,8 +61,8 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	patience, cancel := context.WithTimeout(ctx, subscribePatience)
 	defer cancel()
 	err := persist(patience, func() (err error) {
-		if id, err = d.topics.check(patience, s.Topic); err == nil {
-			begin, err = d.start(patience, s, id)
+		if topic, err = d.topics.check(patience, s.Topic); err == nil {
+			begin, err = d.start(patience, s, topic.TopicID)
 		}
 		return err
 	})
@@ -73,7 +73,7 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 		return nil, fail("subscribe", s.Topic, err)
 	}
 	src := newSource(d, s, o, begin)
-	src.topicID = id
+	src.topicID, src.partitions = topic.TopicID, len(topic.Partitions)
 	if err := src.join(); err != nil {
 		return nil, fail("subscribe", s.Topic, err)
 	}

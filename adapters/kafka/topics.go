@@ -26,9 +26,11 @@ type topics struct {
 	adm    *kadm.Client
 	config *Config
 
-	limits  sync.Map      // topic name -> int32, the largest batch it takes
-	cluster atomic.Value  // string: the cluster's id, as of the last answer
-	turn    chan struct{} // holds one value: look-ups are made one at a time, so that 64 first publishes ask once
+	limits   sync.Map     // topic name -> int32, the largest batch it takes
+	cluster  atomic.Value // string: the cluster's id, as of the last answer
+	lowering sync.Mutex   // held while a limit is read again
+
+	turn chan struct{} // holds one value: look-ups are made one at a time, so that 64 first publishes ask once
 }
 
 func newTopics(c *Config) *topics {
@@ -67,21 +69,21 @@ func (t *topics) ensure(ctx context.Context, name string) error {
 	return t.look(ctx, name, t.config.Partitions, nil)
 }
 
-// check is ensure for a topic that may have been deleted since it was looked up. It returns the topic's id, which
-// tells it from others of that name before and after; zero where the broker has none.
-func (t *topics) check(ctx context.Context, name string) ([16]byte, error) {
+// check is ensure for a topic that may have been deleted since it was looked up. It returns what is known of the topic; its id
+// tells it from others of that name before and after, and is zero where the broker has none.
+func (t *topics) check(ctx context.Context, name string) (kmsg.MetadataResponseTopic, error) {
 	found, err := t.find(ctx, name)
 	if isMissing(err) {
 		t.forget(name)
 		if err := t.ensure(ctx, name); err != nil {
-			return [16]byte{}, err
+			return found, err
 		}
 		found, err = t.find(ctx, name)
 	}
 	if err != nil && len(found.Partitions) == 0 {
-		return [16]byte{}, err
+		return found, err
 	}
-	return found.TopicID, nil
+	return found, nil
 }
 
 // look finds a topic, or creates it with these partitions unless they are 0.

@@ -14,6 +14,9 @@ import (
 // watchInterval is how often a source looks after lanes of which nothing comes.
 var watchInterval = 5 * time.Second
 
+// growthPatience is for how long the client looks again at a topic that has more partitions: the broker that it asks may know of them late.
+const growthPatience = 20 * time.Second
+
 // watcher sees what no poll brings: that the topic was deleted, that it was created anew, that it has more partitions, and that the rest of
 // a partition is no records but what compaction or transactions have left, so that the position may go to the end.
 func (s *source) watcher() {
@@ -85,10 +88,10 @@ func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 		return errMadeAgain
 	}
 	if n := len(topic.Partitions); n > s.partitions {
-		if s.partitions > 0 { // the group's leader sees them, and shares them out
-			s.client.ForceMetadataRefresh()
-		}
-		s.partitions = n
+		s.partitions, s.grown = n, time.Now()
+	}
+	if time.Since(s.grown) < growthPatience {
+		s.client.ForceMetadataRefresh() // the group's leader sees them, and shares them out
 	}
 	if len(quiet) == 0 {
 		return nil

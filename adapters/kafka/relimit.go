@@ -1,0 +1,88 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-go/millrace/bus"
+)
+
+// errBatchTooLarge is the failure of a record that the topic would take in a smaller batch.
+var errBatchTooLarge = errors.New("its batch was larger than the topic takes since its limit was lowered")
+
+// blameBatches finds records that were refused only for the batch that they were in, after a topic's max.message.bytes was lowered: their
+// failure is one that passes. From then on batches are smaller.
+func (c *call) blameBatches(ctx context.Context, topic string, largest int, errs []error) {
+	c.driver.topics.lower(ctx, c.client, topic, c.limit, largest)
+	limit := int(c.driver.topics.limit(topic))
+	if limit >= int(c.limit) {
+		return
+	}
+	for i, err := range errs {
+		if errors.Is(err, kerr.MessageTooLarge) && recordSize(&c.records[i])+batchOverhead <= limit {
+			errs[i] = &bus.Error{
+				Op: "publish", Broker: "kafka", Topic: topic, Definite: bus.IsDefinite(err), Retryable: true,
+				Err: fmt.Errorf("%w (to %d bytes)", errBatchTooLarge, limit),
+			}
+		}
+	}
+}
+
+// lower reads a topic's limit again, of which was is too large. Where it may not be read, it is halved, down to what the largest record needs.
+func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was int32, largest int) {
+	t.lowering.Lock()
+	defer t.lowering.Unlock()
+	if t.limit(name) < was {
+		return // another call has done it
+	}
+	limit := t.readLimit(ctx, name)
+	if limit >= was {
+		limit = max(was/2, int32(largest+batchOverhead))
+	}
+	if limit < was {
+		t.limits.Store(name, limit)
+		client.PurgeTopicsFromProducing(name) // it asks for the limit once
+	}
+}
+
+// mayRepeat says whether records were refused for their batches, and none of their partitions may have taken later ones of the call: then they can
+// be sent again in their order.
+func (d *driver) mayRepeat(records []kgo.Record, errs []error) bool {
+	repeat := map[int32]bool{}
+	for i, err := range errs {
+		p := records[i].Partition
+		if errors.Is(err, errBatchTooLarge) {
+			repeat[p] = true
+		} else if repeat[p] && !bus.IsDefinite(err) {
+			return false
+		}
+	}
+	return len(repeat) > 0
+}
+
+// repeat publishes those messages again that were refused for their batches.
+func (d *driver) repeat(ctx context.Context, topic string, msgs []*bus.Message, errs []error) error {
+	var again []*bus.Message
+	var of []int
+	for i, err := range errs {
+		if errors.Is(err, errBatchTooLarge) {
+			again, of = append(again, msgs[i]), append(of, i)
+		}
+	}
+	outcomes := bus.Outcomes(d.Publish(ctx, topic, again), len(again))
+	failed := false
+	for i, err := range outcomes {
+		errs[of[i]] = err
+	}
+	for _, err := range errs {
+		failed = failed || err != nil
+	}
+	if !failed {
+		return nil
+	}
+	return &bus.PublishError{Errs: errs}
+}
