@@ -26,7 +26,7 @@ const (
 	DefaultLanes      = 8
 	DefaultHeartbeat  = 10 * time.Second
 	DefaultUnrouted   = 100_000
-	DefaultMaxMessage = 16 << 20
+	DefaultMaxMessage = 16<<20 - storedRoom
 )
 
 // Queue types of [Config].
@@ -64,8 +64,9 @@ type Config struct {
 	// Unrouted is how many messages are kept of a topic that has no group yet, when this process creates the topic.
 	// Further ones are refused. Defaults to 100,000.
 	Unrouted int
-	// MaxMessage is the largest message by [bus.Message.Size], in bytes. Defaults to 16 MiB, the server's own
-	// default limit since RabbitMQ 4. The server's limit must not be lower.
+	// MaxMessage is the largest message by [bus.Message.Size], in bytes. The server's limit must be 256 KiB higher: a message that is
+	// parked or poisoned is stored with its headers and failure in the body. Defaults to 16,515,072, which is that much
+	// below the server's own default since RabbitMQ 4, 16 MiB.
 	MaxMessage int
 }
 

@@ -17,7 +17,7 @@ import (
 
 func TestParseURL(t *testing.T) {
 	base := Config{
-		Hosts: []string{"h"}, VHost: "", Queue: Quorum, Lanes: 8, Heartbeat: 10 * time.Second, Unrouted: 100_000, MaxMessage: 16 << 20,
+		Hosts: []string{"h"}, VHost: "", Queue: Quorum, Lanes: 8, Heartbeat: 10 * time.Second, Unrouted: 100_000, MaxMessage: 16<<20 - 256<<10,
 	}
 	with := func(f func(*Config)) Config {
 		c := base

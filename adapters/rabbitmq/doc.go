@@ -17,8 +17,8 @@
 //	lanes=8             how many lanes a group has that is created (1 to 64)
 //	heartbeat=10s       interval of signs of life, in whole seconds (2s to 5m); a dead link is noticed after one and a half
 //	unrouted=100000     messages that are kept of a topic that is created, while it has no group (1 to 1,000,000,000)
-//	maxmessage=16777216 the largest message in bytes with its headers (1024 to 536870912); the server's
-//	                    max_message_size must not be lower (128 MiB before RabbitMQ 4, 16 MiB since)
+//	maxmessage=16515072 the largest message in bytes with its headers (1024 to 536870912); the server's
+//	                    max_message_size must be 256 KiB higher (it is 128 MiB before RabbitMQ 4, 16 MiB since)
 //	name=               the connections' name in RabbitMQ's tools; the program's name by default
 //	ca=, cert=, key=    with amqps: PEM files of the authority, the client's certificate and its key; without ca, the
 //	                    system's authorities
@@ -57,10 +57,25 @@
 // bound this by bytes: with large messages, choose a lower bound. A message that is not settled within RabbitMQ's
 // consumer_timeout (30 minutes by default) is delivered again; its lane is lost for a moment.
 //
-// What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, 50,000 messages at most, and all of it is delivered to the lane's owner when
-// it takes the lane, and every ten minutes: so a consumer_timeout of the server must be longer than that. Of it an
-// owner keeps some hundred bytes a message in memory. While an alarm of the broker blocks publishers, nothing can be
-// parked, and a lane that changes its owner then may give what was being parked twice, or out of its key's order.
+// What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, 50,000 messages at most, and replayed ones beside
+// them. All of it is delivered to the lane's owner when it takes the lane, and again after ten minutes; so a consumer_timeout of the server
+// must be longer than that. An owner keeps some two hundred bytes of each message in memory. More than 65,535 records in one such queue
+// slow down all that is parked there; replays are refused from 60,000 on. While an alarm of the broker blocks publishers,
+// nothing can be parked, and a lane that changes its owner then may give what was being parked twice, or out of its key's order.
+//
+// A quorum queue drops a message that it has taken back more often than its delivery limit says. The driver makes its queues without a
+// limit on RabbitMQ 4. Queues that RabbitMQ 3 has made have one of 20 under 4, and a policy can set any; a limit of 12 or more
+// loses nothing:
+//
+//	queue       each of these counts                          nothing is lost unless
+//	a lane's    a lane lost, handed over, or its process dead an owner dies limit − 9 times in a row before it has read the lane's first messages
+//	parking     the same, a fetch, ten minutes                an owner dies limit − 2 times in a row while it reads what is parked
+//	unrouted    a first group that fails to take it over      limit + 1 take-overs fail one after the other
+//
+// A record that was taken back three times is written anew, and a message of a lane that was taken back ten times is parked, with its key behind it. While
+// an alarm blocks publishers neither is possible; a record is then given back once in twenty minutes. Each process asks the parking queues of
+// its lanes for their limit. If one is below 12, Receive fails and says so until it is changed and the process subscribes again: set it with
+// rabbitmqctl set_policy --apply-to quorum_queues NAME PATTERN '{"delivery-limit": 20}' or more, from RabbitMQ 4 on also -1 for none.
 //
 // Poison entries are kept in a stream, whose space is not given back when entries are removed.
 //

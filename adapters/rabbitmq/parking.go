@@ -365,6 +365,9 @@ func (p *parking) end() {
 	defer p.mu.Unlock()
 	p.ended = true
 	p.cancel()
+	if !p.probing.sent.IsZero() {
+		p.of.probed.Store(false) // the next ownership asks again
+	}
 	for _, e := range p.entries {
 		if e.wanted != nil {
 			e.wanted.missing()

@@ -16,12 +16,15 @@ const minLimit = 12
 // probing is what an owner knows of the delivery limit of its parking queue. The broker does not tell a queue's arguments, nor what a
 // policy says of it. So the owner has the queue deliver a record again and again: the queue drops it at its limit.
 type probing struct {
-	sent  time.Time // the probe was sent, or given back
-	count int64     // so often
-	fence bool      // a second one was sent, which comes behind the first
+	sent   time.Time // the probe was sent, or given back
+	times  int64     // it came
+	fenced bool      // a fence was sent: it comes behind the probe, unless that is gone
 }
 
-func (p *parking) probeName(fence bool) string { return fmt.Sprintf("%s/probe-%t", p.id, fence) }
+func (p *parking) probeName() string { return p.id + "/probe" }
+
+// fenceName is void as soon as the probe comes once more: then it is behind the fence.
+func (p *parking) fenceName(times int64) string { return fmt.Sprintf("%s/fence-%d", p.id, times) }
 
 // probe sends the probe, once in the life of a source.
 func (p *parking) probe() {
@@ -37,7 +40,7 @@ func (p *parking) probe() {
 	if known {
 		return
 	}
-	if err := p.mark(p.ctx, parkProbe, p.probeName(false)); err != nil {
+	if err := p.mark(p.ctx, parkProbe, p.probeName()); err != nil {
 		p.endProbing(false)
 	}
 }
@@ -50,13 +53,17 @@ func (p *parking) endProbing(answered bool) {
 	p.of.probed.Store(answered)
 }
 
-// probed takes a probe.
+// probed takes a probe or a fence.
 func (p *parking) probed(d *amqp.Delivery) {
 	p.mu.Lock()
 	p.open++
-	count, again := returns(d), d.MessageId == p.probeName(false) && !p.probing.sent.IsZero()
-	if again = again && count < minLimit && (!d.Redelivered || count > 0); again { // a classic queue has no limit, and counts nothing
-		p.probing.sent, p.probing.count = time.Now(), count
+	x := &p.probing
+	probe := !x.sent.IsZero() && d.MessageId == p.probeName()
+	dropped := x.fenced && d.MessageId == p.fenceName(x.times)
+	again := probe && returns(d) < minLimit && (!d.Redelivered || returns(d) > 0) // a classic queue has no limit, and counts nothing
+	if again {
+		x.sent, x.fenced = time.Now(), false
+		x.times++
 		if !p.ended {
 			_ = p.ch.Reject(d.DeliveryTag, true) // RabbitMQ 4.3 does not count what is nacked
 			p.open--
@@ -64,33 +71,32 @@ func (p *parking) probed(d *amqp.Delivery) {
 	} else {
 		p.ackLocked(d.DeliveryTag)
 	}
-	count = p.probing.count
+	limit := x.times - 1
 	p.mu.Unlock()
-	switch d.MessageId {
-	case p.probeName(false):
-		if !again {
-			p.endProbing(true)
-		}
-	case p.probeName(true): // the first was before it
+	if dropped {
 		err := fmt.Errorf("%w: the broker drops what queue %q takes back more than %d times: "+
-			"set the delivery limit of the group's queues to %d or more, by the policy or the argument that it comes from", bus.ErrUnsupported, p.queue, count, minLimit)
+			"set the delivery limit of the group's queues to %d or more, by the policy or the argument that it comes from", bus.ErrUnsupported, p.queue, limit, minLimit)
 		p.of.limited.Store(&err)
 		p.source.failing(err)
+	}
+	if dropped || probe && !again {
 		p.endProbing(true)
 	}
 }
 
-// checkProbe sends a second probe if the first does not come back.
+// checkProbe sends a fence if the probe does not come back.
 func (p *parking) checkProbe(now time.Time) {
 	p.mu.Lock()
-	late := !p.probing.sent.IsZero() && !p.probing.fence && now.Sub(p.probing.sent) > p.bounds.probe
+	x := &p.probing
+	late := !x.sent.IsZero() && !x.fenced && x.times > 0 && now.Sub(x.sent) > p.bounds.probe
 	if late {
-		p.probing.fence = true
+		x.fenced = true
 	}
+	name := p.fenceName(x.times)
 	p.mu.Unlock()
 	if late {
 		p.workers.Go(func() {
-			if p.mark(p.ctx, parkProbe, p.probeName(true)) != nil {
+			if p.mark(p.ctx, parkProbe, name) != nil {
 				p.endProbing(false)
 			}
 		})
