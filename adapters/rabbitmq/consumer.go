@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// revokeTimeout bounds how long a lane that is given up waits for its handlers.
-const revokeTimeout = time.Minute
+// answerPatience is how long a lane's queue may take to confirm a marker before nobody registers with it.
+const answerPatience = 2 * time.Second
 
 // consumer reads the deliveries of one registration at a lane.
 type consumer struct {
@@ -20,6 +20,8 @@ type consumer struct {
 	ch       *amqp.Channel
 	own      *ownership
 	assigned bool
+	claimed  bool
+	passed   bool          // the lane came to this member just before, and was let go
 	gone     chan struct{} // closed when the channel has ended
 	cause    error         // why, set before
 	cancels  chan string
@@ -52,19 +54,21 @@ func newConsumer(l *lane, session *session) (*consumer, error) {
 }
 
 // begin registers with the broker.
-func (c *consumer) begin(early bool) (err error) {
+func (c *consumer) begin(ctx context.Context, early bool) (err error) {
 	if early {
-		c.early, err = c.consume(c.lane.earlyName())
+		c.early, err = c.consume(ctx, c.lane.earlyName())
 	} else {
-		c.deliveries, err = c.consume(c.lane.name())
+		c.deliveries, err = c.consume(ctx, c.lane.name())
 	}
 	return err
 }
 
-func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
-	// Whoever is active in the lane learns by it that it is, and that there may be a member more. Sent first, so that the queue
-	// stores it while it registers this consumer.
-	c.lane.wake()
+func (c *consumer) consume(ctx context.Context, queue string) (<-chan amqp.Delivery, error) {
+	if !c.passed { // else the next in line is given what came here, and knows by that
+		if err := c.wake(ctx); err != nil {
+			return nil, err
+		}
+	}
 	c.own.rpc.Lock()
 	err := c.ch.Qos(c.lane.source.prefetch, 0, false)
 	c.own.rpc.Unlock()
@@ -80,6 +84,25 @@ func (c *consumer) consume(queue string) (<-chan amqp.Delivery, error) {
 	return deliveries, err
 }
 
+// wake lets whoever is active in the lane know that it is, and that there may be a member more.
+//
+// It waits for the queue to confirm the marker: when a consumer registers with a quorum queue that has no majority, the server ends the
+// whole connection. While the broker blocks publishers, or there is no connection to publish on, nothing is known.
+func (c *consumer) wake(ctx context.Context) error {
+	woken := c.lane.wake()
+	waiting, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	_, _ = woken.wait(waiting) // what it ended with does not matter here
+	link := c.lane.source.d.pub.link
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case woken.ended() || link.current() == nil || link.blocked():
+		return nil
+	}
+	return errSilent
+}
+
 // follow reads until the lane is given up or lost, or ctx ends.
 func (c *consumer) follow(ctx context.Context) error {
 	settled := c.own.early
@@ -90,6 +113,8 @@ func (c *consumer) follow(ctx context.Context) error {
 			<-dropping.done // the lane's end must know whether its early queue is there
 		}
 	}()
+	calm := time.NewTimer(calmAfter)
+	defer calm.Stop()
 	for {
 		var unparked <-chan struct{}
 		if c.parking != nil {
@@ -134,6 +159,8 @@ func (c *consumer) follow(ctx context.Context) error {
 			}
 		case <-c.own.stuck:
 			return errStuck
+		case <-calm.C:
+			c.lane.source.healed(spot(c.lane.id))
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -145,12 +172,15 @@ func (c *consumer) arrive(ctx context.Context, m *amqp.Delivery) error {
 	s, tag := c.lane.source, int64(m.DeliveryTag)
 	c.own.add(tag)
 	if !c.assigned {
+		if c.claimed = s.claim(c.lane); !c.claimed {
+			return errPassed
+		}
 		if err := c.assign(ctx); err != nil {
 			return err
 		}
 	}
 	if kind, ok := m.Headers[markerHeader]; ok {
-		return c.mark(kind, m.MessageId, tag)
+		return c.mark(ctx, kind, m.MessageId, tag)
 	}
 	message := decode(m)
 	identify(message, s.sub.Topic, bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag})
@@ -186,7 +216,7 @@ func (c *consumer) assign(ctx context.Context) error {
 }
 
 // mark takes a marker.
-func (c *consumer) mark(kind any, id string, tag int64) (err error) {
+func (c *consumer) mark(ctx context.Context, kind any, id string, tag int64) (err error) {
 	last := false
 	if kind == markEnd && c.early != nil {
 		t := &topology{session: c.session}
@@ -200,7 +230,7 @@ func (c *consumer) mark(kind any, id string, tag int64) (err error) {
 		// it for ever.
 		c.early, c.end = nil, tag
 		c.own.expectEnd(tag)
-		c.deliveries, err = c.consume(c.lane.name())
+		c.deliveries, err = c.consume(ctx, c.lane.name())
 		return err
 	}
 	c.own.finish(tag)
@@ -253,11 +283,12 @@ func (c *consumer) lockEarly(ctx context.Context) (unlock func(), err error) {
 	})
 }
 
-// giveUp hands the lane to the next member in line, when what was being handled has ended.
+// giveUp hands the lane to the next member in line, when what was being handled has ended. It waits for as long as that takes: the
+// broker's consumer_timeout ends the channel over a message that is not settled for too long.
 func (c *consumer) giveUp(ctx context.Context) error {
 	c.lane.owned.Store(false)
 	c.lane.source.shut(c.own)
-	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan struct{})
 	go func() {

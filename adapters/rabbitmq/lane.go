@@ -25,6 +25,7 @@ type lane struct {
 	revoke  chan struct{} // has a token when the lane is to be given up
 	current atomic.Pointer[ownership]
 	owned   atomic.Bool           // the present ownership is assigned, and not being given up
+	passed  int                   // how often it was let go in a row; guarded by the source's mu
 	probed  atomic.Bool           // the delivery limit of its parking queue is known, or being asked for
 	limited atomic.Pointer[error] // why that limit is too low, if it is
 }
@@ -33,21 +34,28 @@ var (
 	errCancelled = errors.New("the broker ended the consumer")
 	errGivenUp   = errors.New("the lane was handed to another member")
 	errStuck     = errors.New("the broker stopped delivering")
+	errPassed    = errors.New("the lane was let go to a member with fewer")
+	errSilent    = errors.New("the lane's queue does not confirm what is published to it: perhaps it has no majority of its nodes")
 )
 
 // run registers again and again until ctx ends.
 func (l *lane) run(ctx context.Context, session *session) {
+	passed := false
 	for n := 0; ctx.Err() == nil; n++ {
 		since := time.Now()
-		err := l.register(ctx, session)
+		err := l.register(ctx, session, passed)
+		passed = errors.Is(err, errPassed)
 		switch {
-		case errors.Is(err, errGivenUp):
+		case errors.Is(err, errGivenUp), errors.Is(err, errPassed):
 			n = -1 // get in line again at once
 			continue
+		case ctx.Err() != nil || session.conn.IsClosed():
+			return
 		case hasCode(err, amqp.NotFound), errors.Is(err, errCancelled), errors.Is(err, errEnded):
 			l.restore(session)
 		}
-		if time.Since(since) > time.Second {
+		l.source.troubled(spot(l.id), err)
+		if time.Since(since) > answerPatience+time.Second {
 			n = 0
 		}
 		if !pause(ctx, backoff(n)) {
@@ -57,12 +65,13 @@ func (l *lane) run(ctx context.Context, session *session) {
 }
 
 // register waits in line for the lane, and owns it until it is given up or lost, or ctx ends. It always returns an
-// error that says which.
-func (l *lane) register(ctx context.Context, session *session) error {
+// error that says which. passed says that the lane was let go just before.
+func (l *lane) register(ctx context.Context, session *session, passed bool) error {
 	c, err := newConsumer(l, session)
 	if err != nil {
 		return err
 	}
+	c.passed = passed
 	select {
 	case <-l.revoke: // meant for an earlier ownership
 	default:
@@ -87,6 +96,9 @@ func (l *lane) register(ctx context.Context, session *session) error {
 		c.own.rpc.Unlock()
 	}
 	l.current.Store(nil)
+	if c.claimed {
+		l.source.unclaim()
+	}
 	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well
 	if l.source.ctx.Err() == nil && c.assigned && !errors.Is(err, errGivenUp) {
 		if session.conn.IsClosed() {
@@ -107,7 +119,7 @@ func (l *lane) earlyName() string { return earlyName(l.source.group, int(l.id)) 
 // queue that is just being deleted, the server ends the whole connection with an internal error (seen on 3.10.8).
 func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 	if !l.source.early.Load() {
-		return false, c.begin(false)
+		return false, c.begin(ctx, false)
 	}
 	unlock, err := c.lockEarly(ctx)
 	if err != nil {
@@ -119,7 +131,7 @@ func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 	if _, early, err = t.queue(l.earlyName()); err != nil {
 		return false, err
 	}
-	return early, c.begin(early)
+	return early, c.begin(ctx, early)
 }
 
 // restore declares the lane's queue again after it was deleted. What fails here, the next registration meets again.
@@ -151,10 +163,28 @@ func (l *lane) commit() {
 	}
 }
 
-// wake lets the active consumer of the lane's queue know that it is.
-func (l *lane) wake() {
+// wake lets the active consumer of the lane's queue know that it is. It is a hint: nothing is lost with it.
+func (l *lane) wake() *attempt[struct{}] {
 	s := l.source
-	s.workers.Go(func() { _ = s.d.pub.wake(s.ctx, l.name()) }) // a hint: nothing is lost with it
+	done := &attempt[struct{}]{done: make(chan struct{})}
+	s.workers.Go(func() {
+		defer close(done.done)
+		done.err = s.d.pub.wake(s.ctx, l.name())
+		if done.err == nil {
+			s.healed(ownTraffic)
+		} else if !retryable(done.err) && s.ctx.Err() == nil {
+			s.troubled(ownTraffic, done.err)
+		}
+	})
+	return done
+}
+
+// unsettled is how many messages of the lane this member was delivered and has not settled.
+func (l *lane) unsettled() int {
+	if o := l.current.Load(); o != nil {
+		return o.unsettled()
+	}
+	return 0
 }
 
 // giveUp asks for the lane to be handed to another member.

@@ -150,6 +150,13 @@ func (l *link) current() *session {
 	return l.session
 }
 
+// failure is why there is no session, or nil.
+func (l *link) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
 // used says whether the link has ever been asked for a session.
 func (l *link) used() bool {
 	l.mu.Lock()

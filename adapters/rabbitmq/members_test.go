@@ -314,3 +314,38 @@ func TestStaleSettle(t *testing.T) {
 		t.Errorf("receive after close: %d, %v", n, err)
 	}
 }
+
+// A lane that a member gives up goes to one that has fewer, and by those that have their share before anything of it is handled there.
+// So each lane moves once, and a handler that takes long is not interrupted by the sharing.
+func TestLanesDoNotWander(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	d := openDriver(t, brokerConfig(t))
+	sub := bus.Subscription{Topic: topic, Group: "g", InFlight: 100}
+	var mu sync.Mutex
+	revoked := 0
+	member := func() *observer {
+		o := newObserver()
+		o.revoking = func(context.Context, []bus.Lane) {
+			mu.Lock()
+			defer mu.Unlock()
+			revoked++
+		}
+		subscribe(t, d, sub, o)
+		return o
+	}
+	a := member()
+	a.waitLanes(t, ctx, 8)
+	b := member()
+	b.waitLanes(t, ctx, 4)
+	a.waitLanes(t, ctx, 4)
+	c := member()
+	c.waitLanes(t, ctx, 2)
+	a.waitLanes(t, ctx, 3)
+	b.waitLanes(t, ctx, 3)
+	mu.Lock()
+	defer mu.Unlock()
+	if revoked != 6 {
+		t.Errorf("%d lanes were given up, want 4 to the second member and 2 to the third", revoked)
+	}
+}

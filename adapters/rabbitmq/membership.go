@@ -1,8 +1,10 @@
 package rabbitmq
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -13,12 +15,14 @@ const balanceInterval = 3 * time.Second
 
 // membership is what makes a member count: a consumer of the group's members queue, of which the broker tells the
 // number. The queue never holds a message, and goes with its last consumer.
+//
+// It is a classic queue, on one node. While that node is down, the members are not counted: each keeps the lanes that it has or gets.
 type membership struct {
 	source  *source
 	session *session
-	ch      *amqp.Channel
-	members int       // at the last look
-	surplus time.Time // since when this member has had more than its share; zero if it has not
+	ch      *amqp.Channel // nil while this member does not count
+	members int           // at the last look
+	surplus time.Time     // since when this member has had more than its share; zero if it has not
 }
 
 // shareDelay is how long a member has had more than its share before it gives lanes up. A member whose connection ended is
@@ -30,19 +34,21 @@ func (m *membership) join() error {
 	if err != nil {
 		return err
 	}
-	m.ch = ch
 	name := membersName(m.source.group)
 	args := amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic} // a quorum queue counts its active consumer only
 	if _, err := ch.QueueDeclare(name, true, true, false, false, args); err != nil {
 		return err
 	}
-	_, err = ch.Consume(name, "member", true, false, false, false, nil)
+	if _, err = ch.Consume(name, "member", true, false, false, false, nil); err == nil {
+		m.ch = ch
+	}
 	return err
 }
 
 func (m *membership) leave() {
 	if m.ch != nil {
 		_ = m.ch.Close()
+		m.ch = nil
 	}
 }
 
@@ -50,39 +56,64 @@ func (m *membership) leave() {
 func (m *membership) keep(ctx context.Context) {
 	tick := time.NewTicker(balanceInterval + rand.N(balanceInterval/4))
 	defer tick.Stop()
+	var again <-chan time.Time
 	for n, ticks := 0, 0; ; {
-		ticked := false
+		if err := m.look(); err != nil {
+			m.leave()
+			m.source.shares(0, 0)
+			again = time.After(backoff(n))
+			n++
+		} else {
+			again, n = nil, 0
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.session.done:
 			return
-		case <-tick.C:
-			ticked = true
 		case <-m.source.balance:
-		}
-		if err := m.share(); err != nil { // the channel was closed: somebody deleted the queue
-			if !pause(ctx, backoff(n)) {
-				return
+		case <-again:
+		case <-tick.C:
+			if ticks++; ticks%watchTicks == 0 {
+				m.watch()
 			}
-			n++
-			m.leave()
-			_ = m.join()
-			continue
+			m.repair(ctx)
 		}
-		n = 0
-		if !ticked {
-			continue
+	}
+}
+
+// look compares this member's lanes with its share. It joins first, if this member does not count.
+func (m *membership) look() error {
+	if m.ch == nil {
+		if err := m.join(); err != nil {
+			return err
 		}
-		if ticks++; ticks%watchTicks == 0 {
-			m.watch()
+	}
+	return m.share()
+}
+
+// repair attaches the group again, should somebody have deleted an exchange, and looks for kept messages.
+func (m *membership) repair(ctx context.Context) {
+	s := m.source
+	_, err := call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
+		return struct{}{}, t.attach(s.sub.Topic, s.group)
+	})
+	if hasCode(err, amqp.NotFound) {
+		s.troubled(setup, err)
+		err = s.prepare(m.session)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			s.troubled(setup, err)
 		}
-		if m.source.earliest.Load() {
-			// What fails here is tried at the next tick.
-			_, _ = call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
-				return struct{}{}, m.source.d.sweep(ctx, t, m.source.sub.Topic)
-			})
-		}
+		return
+	}
+	s.healed(setup)
+	if s.earliest.Load() {
+		// What fails here is tried at the next tick.
+		_, _ = call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
+			return struct{}{}, s.d.sweep(ctx, t, s.sub.Topic)
+		})
 	}
 }
 
@@ -121,7 +152,9 @@ func (m *membership) share() error {
 		}
 	}
 	m.members = members
-	surplus := -((lanes + members - 1) / members)
+	share := (lanes + members - 1) / members
+	m.source.shares(share, members)
+	surplus := -share
 	for _, l := range m.source.lanes {
 		if l.owned.Load() {
 			surplus++
@@ -138,13 +171,40 @@ func (m *membership) share() error {
 	if time.Since(m.surplus) < shareDelay {
 		return nil
 	}
-	for i := lanes - 1; i >= 0 && surplus > 0; i-- {
-		if l := m.source.lanes[i]; l.owned.Load() {
-			l.giveUp()
-			surplus--
-		}
+	owned := slices.DeleteFunc(slices.Clone(m.source.lanes), func(l *lane) bool { return !l.owned.Load() })
+	slices.SortStableFunc(owned, func(a, b *lane) int { return cmp.Compare(a.unsettled(), b.unsettled()) }) // idle ones first
+	for _, l := range owned[:min(surplus, len(owned))] {
+		l.giveUp()
 	}
 	return nil
+}
+
+// shares notes how many lanes a member may have. 0 is any number.
+func (s *source) shares(share, members int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.share, s.members = share, members
+}
+
+// claim says whether this member takes a lane that has come to it. One that has its share lets it go to the next in line, before
+// anything of it is handled: when a member gives lanes up, the broker gives them to whoever is next. A lane that has come by all
+// members stays.
+func (s *source) claim(l *lane) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.share > 0 && s.claims >= s.share && l.passed < s.members {
+		l.passed++
+		return false
+	}
+	l.passed = 0
+	s.claims++
+	return true
+}
+
+func (s *source) unclaim() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.claims--
 }
 
 // rebalance looks at the shares now.

@@ -175,7 +175,13 @@ func (o *ownership) finish(tag int64) {
 // Registering one more consumer, which waits in line and goes with the channel, is answered by the queue itself once
 // it has applied all that came before, and makes the channel pass on what it held back; the second one answers for
 // that.
+//
+// A queue without a leader says that it has no consumer. Then there is nobody to wait for, and to register would end the whole
+// connection.
 func settleDown(ch *amqp.Channel, queue string) {
+	if q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || q.Consumers == 0 {
+		return
+	}
 	for range 2 {
 		// The library makes up the tag: one that the channel has already would end the whole connection.
 		if _, err := ch.Consume(queue, "", false, false, false, false, nil); err != nil {

@@ -29,7 +29,7 @@ func (p *parking) fenceName(times int64) string { return fmt.Sprintf("%s/fence-%
 // probe sends the probe, once in the life of a source.
 func (p *parking) probe() {
 	if err := p.of.limited.Load(); err != nil {
-		p.source.failing(*err)
+		p.source.troubled(deliveryLimit, *err)
 	}
 	p.mu.Lock()
 	known := p.of.probed.Swap(true)
@@ -77,7 +77,7 @@ func (p *parking) probed(d *amqp.Delivery) {
 		err := fmt.Errorf("%w: the broker drops what queue %q takes back more than %d times: "+
 			"set the delivery limit of the group's queues to %d or more, by the policy or the argument that it comes from", bus.ErrUnsupported, p.queue, limit, minLimit)
 		p.of.limited.Store(&err)
-		p.source.failing(err)
+		p.source.troubled(deliveryLimit, err)
 	}
 	if dropped || probe && !again {
 		p.endProbing(true)

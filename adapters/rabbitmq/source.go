@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,11 +23,10 @@ type source struct {
 	observer bus.LaneObserver
 	prefetch int
 	lanes    []*lane
-	early    atomic.Bool           // early queues may be left
-	lock     sharedLock            // the topic's, while lanes register with early queues, or delete them
-	earliest atomic.Bool           // the group took over what the topic kept
-	fault    atomic.Pointer[error] // why it cannot go on, until it can
-	ctx      context.Context       // ends with Close
+	early    atomic.Bool     // early queues may be left
+	lock     sharedLock      // the topic's, while lanes register with early queues, or delete them
+	earliest atomic.Bool     // the group took over what the topic kept
+	ctx      context.Context // ends with Close
 	cancel   context.CancelFunc
 	workers  sync.WaitGroup
 	ended    chan struct{} // closed when all workers have ended
@@ -35,7 +35,14 @@ type source struct {
 	mu      sync.Mutex
 	ready   []arrival
 	head    int           // ready before it has been taken
-	arrived chan struct{} // has a token when ready may have something
+	arrived chan struct{} // has a token when ready may have something, or there is news
+	// troubles are why lanes cannot be consumed. told says that Receive has returned one, and toldOf where that was (0: a lane).
+	troubles map[spot]trouble
+	told     bool
+	toldOf   spot
+	// claims is how many lanes this member has, or is about to have; share how many it may, 0 if that is not known, of so many
+	// members.
+	claims, share, members int
 }
 
 // arrival is a message that waits for Receive.
@@ -82,6 +89,7 @@ func (d *driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.Lane
 	s := &source{
 		d: d, sub: sub, group: groupName(sub.Topic, sub.Group), observer: o, prefetch: prefetchFor(sub, state.lanes),
 		ended: make(chan struct{}), balance: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
+		troubles: map[spot]trouble{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.note(state)
@@ -112,14 +120,21 @@ func (s *source) supervise(session *session) {
 			if session, err = s.d.consume.get(s.ctx); err != nil {
 				return
 			}
-			if err := s.prepare(session); err != nil {
-				s.failing(err)
+			err = s.prepare(session)
+			s.healed(connection)
+			if err != nil {
+				s.troubled(setup, err)
 				continue
 			}
 		}
+		s.healed(setup)
 		since := time.Now()
 		s.serve(session)
 		prepared = false
+		if s.ctx.Err() == nil {
+			<-session.done // all that ends serving
+			s.troubled(connection, session.failure())
+		}
 		if time.Since(since) > time.Second {
 			n = 0
 		}
@@ -143,30 +158,17 @@ func (s *source) note(state groupState) {
 	s.earliest.Store(state.earliest)
 }
 
-// failing makes Receive return what cannot be repaired without somebody's doing.
-func (s *source) failing(err error) {
-	if !retryable(err) {
-		s.fault.Store(&err)
-		s.wake()
-	}
-}
-
-// serve runs the lanes until the session or the source ends.
+// serve runs the lanes until the session or the source ends. They do not depend on the members' count.
 func (s *source) serve(session *session) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
-	m := &membership{source: s, session: session}
-	defer m.leave()
-	if err := m.join(); err != nil {
-		s.failing(err)
-		return
-	}
-	s.fault.Store(nil)
 	for _, l := range s.lanes {
 		lanes.Go(func() { l.run(ctx, session) })
 	}
+	m := &membership{source: s, session: session}
+	defer m.leave()
 	m.keep(ctx)
 	cancel()
 }
@@ -205,8 +207,10 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 		if n := s.take(dst, maxBytes); n > 0 || len(dst) == 0 {
 			return n, nil
 		}
-		if fault := s.fault.Load(); fault != nil {
-			return 0, fail("receive", s.sub.Topic, *fault)
+		if err, changed := s.news(); err != nil {
+			return 0, fail("receive", s.sub.Topic, err)
+		} else if changed {
+			return 0, nil // the caller learns that all is well
 		}
 		select {
 		case <-s.arrived:
@@ -248,11 +252,14 @@ func (s *source) take(dst []bus.Delivery, maxBytes int) int {
 	return n
 }
 
-// shut stops handing out what is of the ownership: no Receive that begins later returns any of it.
+// shut stops handing out what is of the ownership: no Receive that begins later returns any of it. What waits is dropped at once:
+// whoever calls Receive may be pausing, while lanes come and go.
 func (s *source) shut(o *ownership) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o.open.Store(false)
+	left := slices.DeleteFunc(s.ready[s.head:], func(a arrival) bool { return a.own == o })
+	s.ready = s.ready[:s.head+len(left)]
 }
 
 // Settle implements bus.Source.
