@@ -112,11 +112,12 @@ func (s *source) parkWithin(ctx context.Context, batch []parkee) {
 			if batch, err = s.places(batch); err != nil {
 				return // everybody is told when Close begins
 			}
-		case !errors.Is(err, bus.ErrTooLarge):
+		case !isTooLarge(err):
 			s.parked(batch, records, bus.FailAll(len(batch), storeFailure("park", s.parking, err, false)).Errs)
 			return
 		case !roomy && s.driver.makeRoom(ctx, s.parking, largest) == nil:
 			roomy = true
+		case len(batch) == 1 && errors.Is(err, errBatchTooLarge): // the next answer is about the message itself
 		case len(batch) == 1:
 			s.refuse(batch[0], err)
 			return

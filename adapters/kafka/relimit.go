@@ -73,16 +73,20 @@ func (d *driver) repeat(ctx context.Context, topic string, msgs []*bus.Message, 
 			again, of = append(again, msgs[i]), append(of, i)
 		}
 	}
-	outcomes := bus.Outcomes(d.Publish(ctx, topic, again), len(again))
-	failed := false
+	outcomes := make([]error, len(again))
+	if pe, ok := errors.AsType[*bus.PublishError](d.Publish(ctx, topic, again)); ok {
+		outcomes = pe.Errs
+	}
 	for i, err := range outcomes {
 		errs[of[i]] = err
 	}
-	for _, err := range errs {
-		failed = failed || err != nil
-	}
-	if !failed {
+	if firstError(errs) == nil {
 		return nil
 	}
 	return &bus.PublishError{Errs: errs}
+}
+
+// isTooLarge says whether a record was refused for its size, or for that of its batch.
+func isTooLarge(err error) bool {
+	return errors.Is(err, bus.ErrTooLarge) || errors.Is(err, errBatchTooLarge)
 }

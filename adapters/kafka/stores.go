@@ -144,7 +144,7 @@ func (d *driver) write(ctx context.Context, op, topic string, records []kgo.Reco
 	errs := d.writeOnce(ctx, op, topic, records)
 	largest := 0
 	for i := range errs {
-		if errors.Is(errs[i], bus.ErrTooLarge) {
+		if isTooLarge(errs[i]) {
 			largest = max(largest, recordSize(&records[i])+batchOverhead)
 		}
 	}
@@ -154,7 +154,7 @@ func (d *driver) write(ctx context.Context, op, topic string, records []kgo.Reco
 	refused := d.makeRoom(ctx, topic, largest)
 	d.parker.renew(d) // the client knows another limit
 	for i := range errs {
-		if !errors.Is(errs[i], bus.ErrTooLarge) {
+		if !isTooLarge(errs[i]) {
 			continue
 		}
 		r := &records[i]

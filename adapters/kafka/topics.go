@@ -27,6 +27,7 @@ type topics struct {
 	config *Config
 
 	limits   sync.Map     // topic name -> int32, the largest batch it takes
+	ids      sync.Map     // topic name -> [16]byte, of the one that was found last
 	cluster  atomic.Value // string: the cluster's id, as of the last answer
 	lowering sync.Mutex   // held while a limit is read again
 
@@ -48,9 +49,15 @@ func (t *topics) limit(name string) int32 {
 	return int32(t.config.MaxMessage + batchOverhead)
 }
 
-// forget makes the next ensure look again: the topic was deleted. The client would go on with the id of the old one.
-func (t *topics) forget(name string) {
-	if _, ok := t.limits.LoadAndDelete(name); ok {
+// forget makes the next ensure look again: the topic may have been deleted.
+func (t *topics) forget(name string) { t.limits.Delete(name) }
+
+// met notes a topic's id. The client would go on with the id of a topic that was deleted, so it forgets that one. It must not forget a topic
+// that is still there: it would number its records from 0 again, as the same producer, and the broker would acknowledge
+// them as repeats of the first ones, and drop them.
+func (t *topics) met(name string, id [16]byte) {
+	was, had := t.ids.Swap(name, id)
+	if had && (was != id || id == [16]byte{}) { // brokers before 2.8 have no ids
 		t.client.PurgeTopicsFromProducing(name)
 	}
 }
@@ -102,6 +109,7 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 		detail, err := t.find(ctx, name)
 		switch {
 		case err == nil:
+			t.met(name, detail.TopicID)
 			t.limits.Store(name, t.readLimit(ctx, name))
 			return nil
 		case errors.Is(err, kerr.UnknownTopicOrPartition) && !created:
