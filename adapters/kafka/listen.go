@@ -59,10 +59,10 @@ func (s *source) listener() {
 }
 
 // listenTo begins to listen to lanes that the observer knows.
-func (s *source) listenTo(lanes []*lane) {
+func (s *source) listenTo(changes []change) {
 	s.mu.Lock()
-	for _, l := range lanes {
-		l.parking.ready = true
+	for _, c := range changes {
+		c.now.parking.ready = true
 	}
 	s.mu.Unlock()
 	select {
@@ -147,7 +147,7 @@ func (s *source) hear(o bus.ParkingObserver, n news) error {
 			orders = slices.DeleteFunc(orders, func(c *order) bool { return c.key == string(r.Key) })
 		case r.Value == nil:
 			delete(unknown, position)
-		case !s.placed(l, position, r.Offset) && factsOf(r).Writer != l.writer():
+		case !s.placed(l, position, r.Offset) && factsOf(r).Writer != ownerName(l.Epoch):
 			unknown[position] = late{parkedOf(r, l.Lane, position), r.Offset}
 		}
 		return true, nil

@@ -157,7 +157,7 @@ func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (chan
 		told = bus.Parked{Token: bus.Token{Lane: l.ID, Epoch: l.Epoch, Position: says.position, Parked: true}, Withdrawn: true}
 		return removal(r.Topic, r.Partition, positionKey(says.position)), told, nil
 	default:
-		change, err = moved(r, says.position, l.writer())
+		change, err = moved(r, says.position, ownerName(l.Epoch))
 		return change, parkedOf(r, l.Lane, says.position), err
 	}
 }

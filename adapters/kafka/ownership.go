@@ -154,7 +154,6 @@ func (s *source) own(fresh []*lane, parked []bus.Parked) {
 		}
 		s.mu.Unlock()
 		s.announce(changes, parked)
-		s.listenTo(fresh)
 	})
 	s.wakeCommitter()
 }
@@ -238,7 +237,6 @@ func (s *source) retake(was, l *lane, to int64, parked []bus.Parked) bool {
 	c := s.replace(l)
 	s.mu.Unlock()
 	s.announce([]change{c}, parked)
-	s.listenTo([]*lane{l})
 	return true
 }
 
@@ -279,6 +277,7 @@ func (s *source) announce(changes []change, parked []bus.Parked) {
 	if len(come) > 0 && len(parked) > 0 {
 		s.observer.(bus.ParkingObserver).Parked(parked) // or nothing was loaded
 	}
+	s.listenTo(changes)
 }
 
 var (

@@ -66,7 +66,9 @@ func (s *source) places(batch []parkee) ([]parkee, error) {
 		if !p.Token.Parked {
 			p.position = l.parking.place(p.position)
 		}
-		l.parking.put(p.position, onTheWay)
+		if _, known := l.parking.offsets[p.position]; !known {
+			l.parking.put(p.position, onTheWay) // so that what is written is known to be ours
+		}
 		owned = append(owned, p)
 	}
 	return owned, nil
@@ -78,8 +80,7 @@ func (s *source) recordsOf(batch *[]parkee) []kgo.Record {
 	able := (*batch)[:0:0]
 	for _, p := range *batch {
 		var r kgo.Record
-		writer := (&lane{Lane: bus.Lane{ID: p.Token.Lane, Epoch: p.Token.Epoch}}).writer()
-		if err := encodeParked(&r, s.parking, string(positionKey(p.position)), p.Token.Lane, p.Parking, writer); err != nil {
+		if err := encodeParked(&r, s.parking, string(positionKey(p.position)), p.Token.Lane, p.Parking, ownerName(p.Token.Epoch)); err != nil {
 			s.refuse(p, err)
 			continue
 		}
@@ -184,7 +185,7 @@ func (s *source) fates(outcomes []error) error {
 	case first != nil && single:
 		for i, err := range outcomes {
 			if errors.Is(err, bus.ErrStale) { // the next call says so
-				outcomes[i] = storeFailure("park", s.sub.Topic, errors.New("the lane has another owner"), false)
+				outcomes[i] = storeFailure("park", s.sub.Topic, errors.New("the lane has another owner"), true)
 			}
 		}
 		return &bus.PublishError{Errs: outcomes}

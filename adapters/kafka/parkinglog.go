@@ -20,7 +20,7 @@ type parkingLog struct {
 	drawn   map[int64]place // the places of messages that are being parked, by their positions at the origin
 	orders  []*order        // commands that wait here, in the order in which they came
 	last    int64           // the last position that was given out
-	ready   bool            // all that was parked before is known
+	ready   bool            // the router knows of all that was parked before
 
 	topic [16]byte // the topic's id; zero where the broker has none
 	heard int64    // all below this offset is known
@@ -63,7 +63,6 @@ func (p *parkingLog) place(origin int64) int64 {
 	}
 	d := place{position: p.position()}
 	p.drawn[origin] = d
-	p.put(d.position, onTheWay) // so that nobody takes the record for somebody else's
 	return d.position
 }
 
@@ -162,7 +161,7 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte
 	parked := map[int64]bus.Parked{}
 	commands := map[string]*order{}
 	carriedOut := map[string]int64{} // commands, by the positions where what they say is parked
-	log := parkingLog{heard: e.end, top: e.end, topic: topic, ready: true}
+	log := parkingLog{heard: e.end, top: e.end, topic: topic}
 	s.mu.Lock()
 	if was := s.lanes[l.ID]; was != nil { // of our last ownership: settled, and not deleted yet
 		log.settled = slices.Clone(was.parking.settled)
@@ -211,8 +210,8 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte
 	return told, nil
 }
 
-// writer names the ownership that writes a record, in this process and among others.
-func (l *lane) writer() string { return process + "/" + strconv.FormatUint(l.Epoch, 36) }
+// ownerName names the ownership that writes a record, in this process and among others.
+func ownerName(epoch uint64) string { return process + "/" + strconv.FormatUint(epoch, 36) }
 
 var process = bus.NewID()
 
