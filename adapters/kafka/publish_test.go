@@ -260,6 +260,31 @@ func TestPublishToMissingTopic(t *testing.T) {
 	}
 }
 
+// TestOneTopicIsNotServed: publishing to others does not wait for it.
+func TestOneTopicIsNotServed(t *testing.T) {
+	c := fakeCluster(t, kfake.SeedTopics(1, "good"))
+	b := open(t, fakeConfig(c))
+	asked := make(chan struct{})
+	var once sync.Once
+	c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "slow", Err: kerr.LeaderNotAvailable, Count: -1, When: func(kmsg.Request) bool {
+		once.Do(func() { close(asked) })
+		return true
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- b.PublishMessages(ctx, "slow", texts("x")...) }()
+	<-asked
+	soon, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	defer stop()
+	if err := b.PublishMessages(soon, "good", texts("x")...); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-over; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 func TestPublishToDeletedTopic(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))

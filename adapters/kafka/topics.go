@@ -31,13 +31,11 @@ type topics struct {
 	cluster  atomic.Value // string: the cluster's id, as of the last answer
 	lowering sync.Mutex   // held while a limit is read again
 
-	turn chan struct{} // holds one value: look-ups are made one at a time, so that 64 first publishes ask once
+	turns sync.Map // topic name -> chan struct{}, full while it is looked up: 64 first publishes ask once, and no other topic waits
 }
 
 func newTopics(c *Config) *topics {
-	t := &topics{config: c, turn: make(chan struct{}, 1)}
-	t.turn <- struct{}{}
-	return t
+	return &topics{config: c}
 }
 
 // limit is the largest batch of a topic. The client asks when it first meets one of the topic's partitions, which is
@@ -95,9 +93,11 @@ func (t *topics) check(ctx context.Context, name string) (kmsg.MetadataResponseT
 
 // look finds a topic, or creates it with these partitions unless they are 0.
 func (t *topics) look(ctx context.Context, name string, partitions int, configs map[string]*string) error {
+	value, _ := t.turns.LoadOrStore(name, make(chan struct{}, 1))
+	turn := value.(chan struct{})
 	select {
-	case <-t.turn:
-		defer func() { t.turn <- struct{}{} }()
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
