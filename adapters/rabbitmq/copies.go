@@ -144,7 +144,11 @@ func (p *parking) write() {
 			if len(copies)+len(commands) == 0 {
 				break
 			}
-			p.writeCopies(p.ctx, copies)
+			if p.source.d.pub.link.blocked() {
+				p.dropCopies(copies)
+			} else if len(copies) > 0 {
+				p.writeCopies(p.ctx, copies)
+			}
 			p.carryOut(commands)
 		}
 	}

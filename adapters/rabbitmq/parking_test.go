@@ -209,6 +209,46 @@ func TestParkThroughCuts(t *testing.T) {
 	t.Logf("%d records for %d messages", seen, total)
 }
 
+// A message of which nobody knows whether it was parked is parked at the same position when that is tried again.
+func TestParkOfUnknownFate(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	direct := openDriver(t, brokerConfig(t))
+	s, _ := parkingSource(t, openDriver(t, c), topic)
+	publish(t, direct, topic, messages(0, 1, 1)...)
+	ps := parkAll(receive(t, ctx, s, 1))
+	p.stall(true)
+	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	err := s.Park(soon, ps)
+	cancel()
+	if pe, ok := errors.AsType[*bus.PublishError](err); !ok || bus.IsDefinite(pe.Errs[0]) || !bus.IsRetryable(pe.Errs[0]) || ps[0].Token.Parked {
+		t.Fatalf("park: %v, %v", err, ps[0].Token)
+	}
+	p.stall(false)
+	if err := s.Park(ctx, ps); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	next, o := parkingSource(t, direct, topic)
+	o.waitLanes(t, ctx, DefaultLanes)
+	told := o.told(t, ctx, 1)
+	if told[0].Position != ps[0].Position {
+		t.Errorf("parked at %d, and told of %d", ps[0].Position, told[0].Position)
+	}
+	if err := next.Settle(ctx, []bus.Token{told[0].Token}); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	_, o = parkingSource(t, direct, topic)
+	o.waitLanes(t, ctx, DefaultLanes)
+	o.told(t, ctx, 0)
+}
+
 // While the broker blocks publishers, a new owner cannot have its marker, and begins nonetheless.
 func TestOwnerWhileBlocked(t *testing.T) {
 	ctx := testContext(t)
@@ -406,6 +446,9 @@ func refreshAll(t testing.TB, ctx context.Context, p *parking) {
 	for {
 		p.refresh(since.Add(p.bounds.refresh))
 		p.mu.Lock()
+		if p.renewing > refreshBatch {
+			t.Fatalf("%d records were given back at once", p.renewing)
+		}
 		old := 0
 		for _, e := range p.entries {
 			if e.tag == 0 || !e.since.After(since) || e.copying || e.coming > 0 {
