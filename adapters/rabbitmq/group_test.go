@@ -384,3 +384,33 @@ func TestGroupsComeAtOnce(t *testing.T) {
 		t.Errorf("both groups got what was kept: %v", got)
 	}
 }
+
+// The names of topic and group are so long that the broker's refusal does not quote the number of lanes.
+func TestLanesOfLongNames(t *testing.T) {
+	ctx := testContext(t)
+	const group = "billing-service-in-production-of-the-second-region"
+	topic := newTopic(t, group, "g")
+	c := brokerConfig(t)
+	c.Lanes = 11
+	eleven := openDriver(t, c)
+	c.Lanes = 8
+	eight := openDriver(t, c)
+	sub := bus.Subscription{Topic: topic, Group: group}
+	s := subscribe(t, eleven, sub, newObserver())
+	publish(t, eight, topic, messages(0, 20, 20)...)
+	held := receive(t, ctx, s, 20)
+	o := newObserver()
+	subscribe(t, eight, sub, o)
+	o.waitLanes(t, ctx, 5)
+	for range 2 {
+		if lag, err := eight.Lag(ctx, topic, group); err != nil || lag < 0 {
+			t.Errorf("lag %d, %v", lag, err)
+		}
+	}
+	if err := eight.Inject(ctx, topic, group, []bus.Parking{{Delivery: held[0]}}); err != nil {
+		t.Error(err)
+	}
+	if err := eight.Inject(ctx, topic, "nobody", nil); !errors.Is(err, bus.ErrNotFound) {
+		t.Error(err)
+	}
+}

@@ -35,6 +35,8 @@ type link struct {
 type session struct {
 	conn *amqp.Connection
 	done chan struct{} // closed when the connection has ended
+	// lanes is how many lanes groups had when that was last asked: where to look first.
+	lanes sync.Map
 
 	mu      sync.Mutex
 	cause   error         // why it has ended

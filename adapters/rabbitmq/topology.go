@@ -3,7 +3,6 @@ package rabbitmq
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -127,7 +126,14 @@ func unroutedArgs(cfg Config, server amqp.Table) amqp.Table {
 // declareGroup makes the group's exchange, lanes and bindings, and returns the number of lanes. The group is not
 // attached to the topic yet.
 func (t *topology) declareGroup(cfg Config, group string) (lanes int, err error) {
-	if lanes, err = t.groupLanes(group, cfg.Lanes); err != nil {
+	exists, err := t.exchangeExists(group)
+	if err == nil && !exists { // groupLanes looks for it where there is the group
+		err = t.declareExchange(lanesName(group, cfg.Lanes), amqp.ExchangeFanout, "")
+	}
+	if err == nil {
+		lanes, err = t.groupLanes(group, cfg.Lanes)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("declare the group: %w", err)
 	}
 	// A routing key that is no slot is a foreign publisher's. Its messages all go to one lane, in order.
@@ -187,31 +193,31 @@ func unlimited(server, args amqp.Table) amqp.Table {
 	return args
 }
 
-var currentValue = regexp.MustCompile(`current is (?:the value )?'([^']*)'`)
-
 // groupLanes declares the group's exchange, and returns how many lanes the group has: want, if this makes it.
 //
-// The number is part of the exchange's alternate exchange, which cannot be changed, so the first member decides and
-// a later one is told: by an error that quotes the current value. A record kept in a queue would have no such
-// test-and-set.
+// The number is part of the exchange's alternate exchange, which cannot be changed, so the first member decides. A later one, which wants
+// another number, is refused, and finds which alternate exchange there is. (The refusal quotes it, but is cut off at 255 bytes.)
+// A record kept in a queue would have no such test-and-set.
 func (t *topology) groupLanes(group string, want int) (int, error) {
-	err := t.declareExchange(group, amqp.ExchangeDirect, lanesName(group, want))
-	if err == nil {
+	refused := t.declareExchange(group, amqp.ExchangeDirect, lanesName(group, want))
+	if refused == nil {
 		return want, nil
 	}
-	if !hasCode(err, amqp.PreconditionFailed) {
-		return 0, err
+	if !hasCode(refused, amqp.PreconditionFailed) {
+		return 0, refused
 	}
-	m := currentValue.FindStringSubmatch(err.Error())
-	if m == nil {
-		return 0, err
+	for n := 1; n <= slots; n++ {
+		ok, err := t.exchangeExists(lanesName(group, n))
+		if err == nil && ok {
+			if err = t.declareExchange(group, amqp.ExchangeDirect, lanesName(group, n)); err == nil {
+				return n, nil
+			}
+		}
+		if err != nil && !hasCode(err, amqp.PreconditionFailed) {
+			return 0, err
+		}
 	}
-	number, ok := strings.CutPrefix(m[1], group+lanesMark)
-	lanes, numErr := strconv.Atoi(number)
-	if !ok || numErr != nil || lanes < 1 || lanes > slots {
-		return 0, err // not an exchange of ours
-	}
-	return lanes, nil
+	return 0, refused // not an exchange of ours
 }
 
 // existingLanes is groupLanes for a group that must exist.
@@ -223,7 +229,15 @@ func (t *topology) existingLanes(group string) (int, error) {
 	if !ok {
 		return 0, bus.ErrNotFound
 	}
-	return t.groupLanes(group, DefaultLanes)
+	lanes, ok := t.session.lanes.Load(group)
+	if !ok {
+		lanes = DefaultLanes
+	}
+	n, err := t.groupLanes(group, lanes.(int))
+	if err == nil {
+		t.session.lanes.Store(group, n)
+	}
+	return n, err
 }
 
 // attach makes the topic's messages flow to the group: one binding, so all slots begin at the same message.
