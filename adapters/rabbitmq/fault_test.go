@@ -410,3 +410,70 @@ func TestTopologyComesBack(t *testing.T) {
 		t.Errorf("%d lanes were lost", len(o.lost))
 	}
 }
+
+// Somebody deletes the topic's exchange while groups run. The next publisher makes it again with its groups on it: both get all that
+// is published, in order.
+func TestExchangeOfRunningGroupsIsMadeAgain(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g", "h")
+	c := brokerConfig(t)
+	c.Lanes = 2
+	d, pub := openDriver(t, c), openDriver(t, c)
+	var sources []bus.Source
+	for _, group := range []string{"g", "h"} {
+		sources = append(sources, subscribe(t, d, bus.Subscription{Topic: topic, Group: group}, newObserver()))
+	}
+	publish(t, pub, topic, messages(0, 20, 4)...)
+	for _, s := range sources {
+		settle(t, s, receive(t, ctx, s, 20))
+	}
+	admin(t, d, func(tp *topology) error {
+		ch, err := tp.channel()
+		if err == nil {
+			err = ch.ExchangeDelete(topic, false, false)
+		}
+		return err
+	})
+	for _, m := range messages(20, 60, 4) {
+		for n := 0; ; n++ {
+			err := pub.Publish(ctx, topic, []*bus.Message{m})
+			if err == nil {
+				break
+			} else if !bus.IsRetryable(err) || n > 5 {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, s := range sources {
+		got := receive(t, ctx, s, 40)
+		checkOrder(t, got, 20, 60)
+		settle(t, s, got)
+	}
+}
+
+// Somebody deletes a group's exchange. The group is attached again by itself.
+func TestGroupsExchangeIsMadeAgain(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	c.Lanes = 2
+	d := openDriver(t, c)
+	s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, newObserver())
+	publish(t, d, topic, messages(0, 20, 4)...)
+	settle(t, s, receive(t, ctx, s, 20))
+	admin(t, d, func(tp *topology) error {
+		ch, err := tp.channel()
+		if err == nil {
+			err = ch.ExchangeDelete(groupName(topic, "g"), false, false)
+		}
+		return err
+	})
+	publish(t, d, topic, messages(20, 40, 4)...) // is kept
+	got := receive(t, ctx, s, 20)
+	checkOrder(t, got, 20, 40)
+	settle(t, s, got)
+	publish(t, d, topic, messages(40, 60, 4)...)
+	got = receive(t, ctx, s, 20)
+	checkOrder(t, got, 40, 60)
+	settle(t, s, got)
+}

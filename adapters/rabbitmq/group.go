@@ -193,7 +193,7 @@ func (d *driver) sweep(ctx context.Context, t *topology, topic string) error {
 		return err
 	}
 	return d.withMover(ctx, topic, func(ctx context.Context, m *mover) error {
-		_, err := m.moveKept(ctx, func() error { return nil }, func(d *amqp.Delivery) (exchange, key string) { return topic, d.RoutingKey })
+		_, err := m.moveKept(ctx, func() error { return nil }, func(d *amqp.Delivery) (exchange, key string) { return groupsName(topic), d.RoutingKey })
 		return err
 	})
 }

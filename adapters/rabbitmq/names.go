@@ -42,6 +42,7 @@ func slotOf(routingKey string) (s int, ok bool) {
 // other software finds it.
 
 func unroutedName(topic string) string { return topic + "::unrouted" }
+func groupsName(topic string) string   { return topic + "::groups" }
 func lockName(name string) string      { return name + "::lock" }
 func poisonName(group string) string   { return group + ":poison" }
 

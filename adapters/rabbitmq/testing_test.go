@@ -76,7 +76,7 @@ func deleteTopic(t testing.TB, c Config, topic string, groups []string) {
 	}
 	tp := &topology{session: s}
 	defer tp.close()
-	exchanges, queues := []string{topic, unroutedName(topic)}, []string{unroutedName(topic)}
+	exchanges, queues := []string{topic, unroutedName(topic), groupsName(topic)}, []string{unroutedName(topic)}
 	for _, g := range groups {
 		name := groupName(topic, g)
 		lanes, err := tp.existingLanes(name)

@@ -109,6 +109,12 @@ func (t *topology) declareTopic(cfg Config, topic string) error {
 	if err == nil {
 		err = t.declareExchange(topic, amqp.ExchangeFanout, unrouted)
 	}
+	if err == nil {
+		// Should somebody have deleted the topic's exchange, its groups are on it again before anything is published.
+		if err = t.ch.ExchangeBind(groupsName(topic), "", topic, false, nil); hasCode(err, amqp.NotFound) {
+			err = nil // it has had no group yet
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("declare the topic: %w", err)
 	}
@@ -240,13 +246,17 @@ func (t *topology) existingLanes(group string) (int, error) {
 	return n, err
 }
 
-// attach makes the topic's messages flow to the group: one binding, so all slots begin at the same message.
+// attach makes the topic's messages flow to the group. Groups are bound to an exchange of their own, and that to the topic's. The last
+// binding that is missing lets all slots begin at the same message.
 func (t *topology) attach(topic, group string) error {
-	ch, err := t.channel()
-	if err != nil {
+	groups := groupsName(topic)
+	if err := t.declareExchange(groups, amqp.ExchangeFanout, unroutedName(topic)); err != nil {
 		return err
 	}
-	return ch.ExchangeBind(group, "", topic, false, nil)
+	if err := t.ch.ExchangeBind(group, "", groups, false, nil); err != nil {
+		return err
+	}
+	return t.ch.ExchangeBind(groups, "", topic, false, nil)
 }
 
 // lock takes the lock of a topic or of a poison store, a queue that one connection at a time can have. The broker frees it when the
