@@ -1,6 +1,6 @@
 // Package mysql is a bus in a MySQL or MariaDB database: an insert-only log in tables, for services that have the database
-// anyway. The engine is shared with the other SQL drivers; the library is go-sql-driver/mysql. Tested with MariaDB 10.11;
-// it needs InnoDB, and of MySQL version 8.0.
+// anyway. The engine is shared with the other SQL drivers; the library is go-sql-driver/mysql. Tested with MariaDB 10.11
+// and 11.8 and with MySQL 9.7; it needs InnoDB, and SKIP LOCKED: MySQL 8.0 or MariaDB 10.6.
 //
 // # URLs
 //
@@ -19,7 +19,9 @@
 //	tls=false                   false, true, skip-verify or preferred
 //	socket=                     path of a Unix socket, instead of the host
 //	connect_timeout=10s         for one connection (100ms to 5m)
-//	max_conns=16                connections at the same time (2 to 1000)
+//	max_conns=16                connections at the same time (2 to 1000); two more keep leases
+//
+// The bus sets autocommit=1, wait_timeout=10, innodb_lock_wait_timeout=5 and the isolation level READ COMMITTED in its sessions.
 //
 // # Delivery semantics
 //
@@ -31,6 +33,12 @@
 //
 // Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
 // busy and after the poll interval when idle. A message may be as large as seven tenths of the server's max_allowed_packet.
+//
+// A handler that settles in its own transaction should use READ COMMITTED. With a snapshot of its own (REPEATABLE READ), MariaDB from
+// 11.6 on fails it with error 1020 if another message of its lane was settled since it first read; it is run again then.
+//
+// After a failover to a replica that lacks what was confirmed last, members begin again at the positions that it has, and
+// Receive reports it.
 //
 // The bus must reach the primary, and one of a Galera cluster at a time.
 //
@@ -261,5 +269,12 @@ func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*
 		err = &bus.Error{Op: "open", Broker: "mysql", Err: err, Definite: true, Retryable: s.Fault(err).Retryable}
 		return nil, errors.Join(err, s.Close())
 	}
-	return sqllog.New(ctx, s, common)
+	s.dialect.BatchBytes = min(s.dialect.BatchBytes, s.dialect.MaxMessage/2) // as text, bytes may take twice as many
+	return s.opening(sqllog.New(ctx, s, common))
+}
+
+// opening notes that the driver is open: the user's rights were enough.
+func (s *store) opening(d *sqllog.Driver, err error) (*sqllog.Driver, error) {
+	s.opened.Store(err == nil)
+	return d, err
 }

@@ -59,6 +59,7 @@ func TestOlder(t *testing.T)     { sqltest.Older(t, database(t)) }
 
 func TestStandsStill(t *testing.T) { sqltest.StandsStill(t, database(t)) }
 func TestParksOnce(t *testing.T)   { sqltest.ParksOnce(t, database(t)) }
+func TestDenied(t *testing.T)      { sqltest.Denied(t, database(t)) }
 
 func TestRoundTrips(t *testing.T)  { sqltest.RoundTrips(t, database(t)) }
 func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 8, 40, 20) }

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"testing"
+	"time"
 
 	driver "github.com/go-sql-driver/mysql"
 
@@ -58,4 +59,32 @@ func TestSessions(t *testing.T) {
 	if idle > 10 || lock > 10 {
 		t.Errorf("%d s for a session that stands still, %d s for a lock", idle, lock)
 	}
+}
+
+// TestFullPool: handlers that hold all connections of the pool do not cost their process its lanes.
+func TestFullPool(t *testing.T) {
+	const lease = 600 * time.Millisecond
+	b := database(t).Open(t, "max_conns=2", "lease=600ms")
+	pool, ok := bus.As[*sql.DB](b)
+	if !ok {
+		t.Fatal("As")
+	}
+	o := sqltest.NewObserver()
+	s := sqltest.Subscribe(t, b, sqltest.Topic(), "g", bus.Earliest, o)
+	o.Await(t, 16)
+	var held []*sql.Conn
+	for range 2 {
+		c, err := pool.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	sqltest.Keeps(t, o, lease, 0)
+	for _, c := range held {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	sqltest.Close(t, s)
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/go-sql-driver/mysql"
 
@@ -22,6 +23,7 @@ type store struct {
 	db      *sql.DB
 	keeper  *sql.DB // the same, if it is the caller's
 	owned   bool
+	opened  atomic.Bool
 	dialect *sqllog.Dialect
 
 	head, commit string
@@ -264,7 +266,8 @@ func (s *store) Fault(err error) sqllog.Fault {
 	case errTooLong, errIncorrectString, errNull:
 		return sqllog.Fault{OfMessage: true}
 	case errAccessDatabase, errAccess, errTableAccess, errUnknownDatabase, errNoTable, errSyntax, errUnknownColumn, errNoDefault:
-		return sqllog.Fault{}
+		// That is no message's fault, and while a bus is open it passes.
+		return sqllog.Fault{Retryable: s.opened.Load(), Denied: true}
 	}
 	return sqllog.Fault{Retryable: true}
 }

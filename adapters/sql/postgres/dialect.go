@@ -27,6 +27,7 @@ func dialect(schema string) *sqllog.Dialect {
 		SkipLocked: " FOR UPDATE SKIP LOCKED",
 		Guard:      "SELECT set_config('idle_in_transaction_session_timeout', '10000', TRUE), set_config('lock_timeout', '5000', TRUE)",
 		Isolation:  sql.LevelReadCommitted,
+		Check:      "SET CONSTRAINTS ALL IMMEDIATE",
 		// With another level, each settlement in a lane would refuse those that began before it.
 		JoinCondition: "current_setting('transaction_isolation') = 'read committed'",
 		JoinHint:      "its isolation level must be read committed",

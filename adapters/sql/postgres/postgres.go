@@ -1,5 +1,5 @@
 // Package postgres is a bus in a PostgreSQL database: an insert-only log in tables, for services that have the database
-// anyway. The engine is shared with the other SQL drivers; the library is pgx. Tested with PostgreSQL 15.
+// anyway. The engine is shared with the other SQL drivers; the library is pgx. Tested with PostgreSQL 15, 17 and 18.
 //
 // # URLs
 //
@@ -21,6 +21,9 @@
 // statement_timeout, default_query_exec_mode, pool_max_conns (16 if it is not given), pool_min_conns,
 // pool_max_conn_lifetime, pool_max_conn_idle_time, pool_health_check_period.
 //
+// Two connections more than pool_max_conns keep leases, so that handlers that hold the pool's do not cost their process its lanes;
+// one more listens.
+//
 // Behind PgBouncer in transaction mode: listen=false, and default_query_exec_mode=exec if it is older than 1.21 or has
 // prepared statements switched off.
 //
@@ -30,8 +33,12 @@
 // come in the order of their positions, and nothing is skipped, however the transactions of several writers overlap: a reader
 // waits for the writers that may still bring an earlier position, and for nothing else. Equal keys are handled in the order
 // in which they were published, also across the processes of a group. What was finished before a crash, up to the commit
-// interval, is not delivered again, however far an unfinished message lags behind. Groups may begin at the oldest message,
-// at the newest, or at a time, which is that of insertion by the database's clock.
+// interval, is not delivered again, however far an unfinished message lags behind. The interval is four times as long as a
+// commit takes, up to a second, if that is more. Groups may begin at the oldest message, at the newest, or at a time, which is
+// that of insertion by the database's clock.
+//
+// After a failover to a replica that lacks what was confirmed last, members begin again at the positions that it has, and
+// Receive reports it. Give servers a synchronous replica if nothing may be lost.
 //
 // The bus must reach the primary: on a standby, the locks that the order rests on cannot be seen.
 //
@@ -215,7 +222,13 @@ func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*
 		return nil, errors.Join(err, s.Close())
 	}
 	if c.NoListen {
-		return sqllog.New(ctx, struct{ sqllog.Store }{s}, common) // hides Notify and Listen
+		return s.opening(sqllog.New(ctx, struct{ sqllog.Store }{s}, common)) // hides Notify and Listen
 	}
-	return sqllog.New(ctx, s, common)
+	return s.opening(sqllog.New(ctx, s, common))
+}
+
+// opening notes that the driver is open: the user's rights were enough.
+func (s *store) opening(d *sqllog.Driver, err error) (*sqllog.Driver, error) {
+	s.opened.Store(err == nil)
+	return d, err
 }

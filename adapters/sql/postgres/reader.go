@@ -91,6 +91,14 @@ func (s *store) Reader(topic int64) sqllog.Reader { return &reader{store: s, top
 
 // Read implements sqllog.Reader, in one round trip.
 func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error) {
+	more, err := r.read(ctx, q)
+	if r.store.lacksPrepared(err) { // nothing of it has been read
+		more, err = r.read(ctx, q)
+	}
+	return more, err
+}
+
+func (r *reader) read(ctx context.Context, q *sqllog.Query) (sqllog.More, error) {
 	s := r.store
 	conn, err := s.acquire(ctx, &s.head, &s.holders)
 	if err != nil {
@@ -101,15 +109,15 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 	if r.active == 0 {
 		lane = max(q.Limit/len(q.Cursors), 1)
 	}
-	p := conn.Conn().PgConn().StartPipeline(ctx)
+	p := conn.Conn.Conn().PgConn().StartPipeline(ctx)
 	look := !r.behind
-	s.send(p, &s.head)
+	conn.send(p, &s.head)
 	if look {
-		s.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
+		conn.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
 	}
-	s.send(p, &s.read, raw4(int32(r.topic)), r.shards(q.Cursors), r.positions(q.Cursors), raw8(int64(lane)), raw8(int64(q.Limit)))
+	conn.send(p, &s.read, raw4(int32(r.topic)), r.shards(q.Cursors), r.positions(q.Cursors), raw8(int64(lane)), raw8(int64(q.Limit)))
 	if w := &q.Witness; w.ID != "" { // by a server that was asked for the rows before
-		s.send(p, &s.witness, raw4(int32(r.topic)), raw2(int16(w.Shard)), raw8(w.Seq), []byte(w.ID))
+		conn.send(p, &s.witness, raw4(int32(r.topic)), raw2(int16(w.Shard)), raw8(w.Seq), []byte(w.ID))
 	}
 	if err := p.Flush(); err != nil {
 		return 0, errors.Join(err, p.Close())
@@ -266,6 +274,9 @@ func (s *store) Head(ctx context.Context, topic int64) (int64, error) {
 	var first int64
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		head, err := r.lookOnce(ctx)
+		if s.lacksPrepared(err) {
+			continue
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -296,9 +307,9 @@ func (r *reader) lookOnce(ctx context.Context) (head int64, err error) {
 		return 0, err
 	}
 	defer conn.Release()
-	p := conn.Conn().PgConn().StartPipeline(ctx)
-	s.send(p, &s.head)
-	s.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
+	p := conn.Conn.Conn().PgConn().StartPipeline(ctx)
+	conn.send(p, &s.head)
+	conn.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
 	if err := p.Flush(); err != nil {
 		return 0, errors.Join(err, p.Close())
 	}

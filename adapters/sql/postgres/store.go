@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"strings"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -24,7 +25,9 @@ type store struct {
 	class   int32 // of the advisory locks
 	channel string
 	// prepare: statements may be prepared under a name, as the pool's own are.
-	prepare bool
+	prepare atomic.Bool
+	lost    atomic.Bool // prepared statements have gone
+	opened  atomic.Bool
 
 	insert, head, holders, witness, read statement
 	commit, notify                       string
@@ -53,10 +56,9 @@ const (
 
 func newStore(pool *pgxpool.Pool, owned bool, schema string) *store {
 	d := dialect(schema)
-	return &store{
-		pool: pool, owned: owned, db: stdlib.OpenDBFromPool(pool), keeper: keeperDB(pool.Config()), dialect: d,
+	s := &store{
+		pool: pool, owned: owned, keeper: keeperDB(pool.Config()), dialect: d,
 		class: lockClass(schema), channel: "millrace_" + schema,
-		prepare: pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement,
 		insert: statement{
 			name: "millrace_insert_" + schema,
 			// The locks come before the first number is drawn, because the count needs them all and the numbers are
@@ -99,6 +101,9 @@ AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = $3 AND m.shard = c.s
 AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = $1 AND p.shard = c.shard AND p.pos = 0) >= c.chg)`),
 		notify: "SELECT pg_notify($1, t) FROM unnest($2::text[]) t",
 	}
+	s.db = s.openDB()
+	s.prepare.Store(pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement)
+	return s
 }
 
 func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
@@ -140,14 +145,24 @@ func (s *store) Close() error {
 	return err
 }
 
+// session is a connection on which statements are ready.
+type session struct {
+	*pgxpool.Conn
+	prepared bool
+}
+
 // acquire takes a connection on which the statements are ready.
-func (s *store) acquire(ctx context.Context, statements ...*statement) (*pgxpool.Conn, error) {
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil || !s.prepare {
-		return conn, err
+func (s *store) acquire(ctx context.Context, statements ...*statement) (*session, error) {
+	pooled, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn := &session{pooled, s.prepare.Load()}
+	if !conn.prepared {
+		return conn, nil
 	}
 	for _, st := range statements { // those that have a name
-		if _, err := conn.Conn().Prepare(ctx, st.name, st.text); err != nil { // nothing, if it is prepared already
+		if _, err := conn.Conn.Conn().Prepare(ctx, st.name, st.text); err != nil { // nothing, if it is prepared already
 			conn.Release()
 			return nil, err
 		}
@@ -155,12 +170,24 @@ func (s *store) acquire(ctx context.Context, statements ...*statement) (*pgxpool
 	return conn, nil
 }
 
+// lacksPrepared says whether err is that a prepared statement is not there, because a pooler or a hook has reset the session. From then on
+// none is prepared, as nobody says when it happens again.
+func (s *store) lacksPrepared(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || e.Code != "26000" {
+		return false
+	}
+	s.prepare.Store(false)
+	s.lost.Store(true)
+	return true
+}
+
 // inBinary is the format of all parameters and results.
 var inBinary = []int16{1}
 
 // send sends a statement with a transaction of its own.
-func (s *store) send(p *pgconn.Pipeline, st *statement, params ...[]byte) {
-	if s.prepare && st.name != "" {
+func (c *session) send(p *pgconn.Pipeline, st *statement, params ...[]byte) {
+	if c.prepared && st.name != "" {
 		p.SendQueryPrepared(st.name, params, inBinary, inBinary)
 	} else {
 		p.SendQueryParams(st.text, params, st.params, inBinary, inBinary)
@@ -170,6 +197,14 @@ func (s *store) send(p *pgconn.Pipeline, st *statement, params ...[]byte) {
 
 // Append implements sqllog.Store: one statement, which is a transaction of its own.
 func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
+	err := s.insertBatch(ctx, batch)
+	if s.lacksPrepared(err) {
+		err = s.insertBatch(ctx, batch)
+	}
+	return err
+}
+
+func (s *store) insertBatch(ctx context.Context, batch []sqllog.Record) error {
 	conn, err := s.acquire(ctx, &s.insert)
 	if err != nil {
 		return err
@@ -179,7 +214,7 @@ func (s *store) Append(ctx context.Context, batch []sqllog.Record) error {
 	defer encoders.Put(e)
 	params := e.encode(s.class, batch)
 	var result *pgconn.ResultReader
-	if pg := conn.Conn().PgConn(); s.prepare {
+	if pg := conn.Conn.Conn().PgConn(); conn.prepared {
 		result = pg.ExecPrepared(ctx, s.insert.name, params, inBinary, inBinary)
 	} else {
 		result = pg.ExecParams(ctx, s.insert.text, params, s.insert.params, inBinary, inBinary)
@@ -219,8 +254,6 @@ func (s *store) Fault(err error) sqllog.Fault {
 		return sqllog.Fault{Retryable: !errors.Is(err, sql.ErrConnDone) && !isClosedPool(err)}
 	}
 	switch {
-	case e.Code == "42501" || strings.HasPrefix(e.Code, "28"): // no privilege, wrong password
-		return sqllog.Fault{}
 	case strings.HasPrefix(e.Code, "54"): // a limit of the program
 		return sqllog.Fault{OfMessage: true, TooLarge: true}
 	case strings.HasPrefix(e.Code, "22"), strings.HasPrefix(e.Code, "23"): // data, a constraint
@@ -228,12 +261,13 @@ func (s *store) Fault(err error) sqllog.Fault {
 	case e.Code == "25006": // read only: a standby, until it is promoted or the address leads elsewhere
 		return sqllog.Fault{Retryable: true}
 	}
-	for _, class := range []string{"08", "40", "53", "55", "57", "58", "XX"} {
+	for _, class := range []string{"08", "26", "40", "53", "55", "57", "58", "XX"} {
 		if strings.HasPrefix(e.Code, class) {
 			return sqllog.Fault{Retryable: true}
 		}
 	}
-	return sqllog.Fault{}
+	// No privilege, wrong password, no such table: that is no message's fault, and while a bus is open it passes.
+	return sqllog.Fault{Retryable: s.opened.Load(), Denied: true}
 }
 
 // isClosedPool says whether the pool was closed by its owner. The library has no error value for it that is wrapped.

@@ -32,6 +32,9 @@
 // Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
 // busy and after the poll interval when idle.
 //
+// There is one writer at a time. A handler that settles in its own transaction must not publish by other means than bus.Emit before it
+// ends: publishing would wait for the handler's own transaction.
+//
 // # Topology
 //
 // Tables with the prefix: topic, grp, lane, member, poison, meta, and one for the messages of each topic, log_1 and so

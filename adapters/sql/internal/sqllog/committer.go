@@ -1,28 +1,38 @@
 package sqllog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
+	"time"
 )
 
 // windowBytes bounds the encoding of a window. Beyond it, a crash repeats what was finished out of order.
 const windowBytes = 4096
 
+// commitShare is how many times as long as a commit takes the pause before the next one is, if that is more than the commit interval.
+const commitShare = 4
+
 // commitAlways stores what is settled, a commit interval after the first of it.
 func (s *Source) commitAlways() {
+	var took time.Duration
 	for b := (backoff{}); ; {
 		select {
 		case <-s.dirty:
 		case <-s.closing:
 			return // Close commits what is left
 		}
-		if !sleep(s.driver.config.Commit, s.closing, nil) {
+		// A database in which commits become slow is given more time between them: while somebody has a long snapshot, each
+		// one that updates a row makes the next ones slower.
+		if !sleep(min(max(s.driver.config.Commit, commitShare*took), MaxCommit), s.closing, nil) {
 			return
 		}
+		begun := time.Now()
 		ctx, cancel := context.WithTimeout(s.io, callTimeout)
 		err := s.commit(ctx)
 		cancel()
+		took = time.Since(begun)
 		if err == nil {
 			b.reset()
 			continue
@@ -57,6 +67,7 @@ func (s *Source) commit(ctx context.Context) error {
 		}
 	}
 	held = slices.DeleteFunc(held, func(l *lane) bool { return l == nil })
+	slices.SortStableFunc(held, func(a, b *lane) int { return cmp.Compare(a.id.ID, b.id.ID) }) // as everybody locks them
 	for _, l := range held {
 		if l.window.Version() == l.saved {
 			continue

@@ -35,6 +35,9 @@ type Dialect struct {
 	Guard string
 	// WriteLock is a statement that takes the lock of all writers, where there is one and a transaction can be without it.
 	WriteLock string
+	// Check is a statement that has the database check what it would check in the commit, where it could wait for others who wait
+	// for a turn. "": it checks nothing there.
+	Check string
 	// JoinCondition holds in transactions that a settlement can be a part of; JoinHint says what to do where it does not. "": in all.
 	JoinCondition, JoinHint string
 	// Isolation must let each statement see what was committed before it.

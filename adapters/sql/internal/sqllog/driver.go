@@ -40,6 +40,9 @@ type Driver struct {
 func New(ctx context.Context, s Store, c Config) (*Driver, error) {
 	dialect := s.Dialect()
 	install, err := prepare(ctx, s, !c.NoMigrate)
+	if err != nil && s.Fault(err).Retryable { // a connection that has gone in the pool, say
+		install, err = prepare(ctx, s, !c.NoMigrate)
+	}
 	if err != nil {
 		f := s.Fault(err)
 		err = &bus.Error{Op: "open", Broker: dialect.Name, Err: err, Definite: true, Retryable: f.Retryable}
@@ -102,7 +105,10 @@ func (d *Driver) fail(op, topic string, err error) error {
 func (d *Driver) persist(ctx context.Context, do func(context.Context) error) error {
 	for b := (backoff{}); ; {
 		err := do(ctx)
-		if err == nil || ctx.Err() != nil || !d.store.Fault(err).Retryable {
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if fault := d.store.Fault(err); !fault.Retryable || fault.Denied {
 			return err
 		}
 		if !sleep(b.next(), d.closing, ctx.Done()) {

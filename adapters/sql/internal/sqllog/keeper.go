@@ -1,6 +1,7 @@
 package sqllog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -197,8 +198,9 @@ func (s *Source) renewed(sent time.Time) {
 	s.member.renewed, s.member.deadline = sent, sent.Add(lease-lease/10)
 }
 
-// whileRenewing renews the lease until end is called, so that what takes long meanwhile does not cost it. ctx ends with the lease.
-func (s *Source) whileRenewing() (ctx context.Context, end func()) {
+// whileRenewing renews the lease until end is called, so that what takes long meanwhile does not cost it. The
+// context ends with the lease.
+func (s *Source) whileRenewing() (context.Context, func()) {
 	ctx, cancel := context.WithTimeout(s.io, callTimeout)
 	ended := make(chan struct{})
 	go func() {
@@ -404,6 +406,9 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 		ids[i] = l.id
 		rows[i] = laneRow{shard: l.id.ID, epoch: l.id.Epoch}
 	}
+	slices.SortFunc(rows, func(a, b laneRow) int { return cmp.Compare(a.shard, b.shard) }) // as everybody locks them
+	// Others may be parting by the time: these lanes may be lost and owned anew.
+	of := func(l *lane) bool { return slices.Contains(lanes, l) }
 	s.observer.Revoking(ctx, ids)
 	s.mu.Lock()
 	for _, l := range lanes {
@@ -422,14 +427,14 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 			break
 		}
 		s.mu.Lock()
-		lost := len(s.parting) == 0
+		lost := !slices.ContainsFunc(s.parting, of)
 		s.mu.Unlock()
 		if lost || !sleep(b.next(), s.closing, nil) { // Close does it, or there is nothing left to do
 			return
 		}
 	}
 	s.mu.Lock()
-	s.parting = nil
+	s.parting = slices.DeleteFunc(s.parting, of)
 	s.mu.Unlock()
 	s.driver.hub.moved(s.group)
 	s.driver.announcer.moved(s.group)

@@ -204,7 +204,7 @@ func (p *publisher) send(batch []piece) {
 			p.send(first)
 			p.send(second)
 			return
-		case fault.Retryable:
+		case fault.Retryable && !fault.Denied:
 			p.takeBack(batch)
 			if sleep(b.next(), p.driver.closing, nil) {
 				continue

@@ -12,7 +12,7 @@ func (s *Source) read() {
 	reader := s.driver.store.Reader(s.topic.id)
 	var b backoff
 	var failing time.Time // since when
-	pause := minPause
+	pause, held := minPause, minHeldPause
 	q := Query{}
 	var owners []*lane
 	average := 1 << 10 // bytes of a message, from what was read last
@@ -29,7 +29,9 @@ func (s *Source) read() {
 			if n := len(q.Records); n > 0 {
 				average = (average + bytes/n) / 2
 				turn = int(q.Records[n-1].Shard) + 1
-				pause = minPause
+				pause, held = minPause, minHeldPause
+			} else if more == Held {
+				turn++ // one lane's rows may have filled the read
 			}
 		}
 		clear(q.Records)
@@ -51,11 +53,12 @@ func (s *Source) read() {
 			b, failing = backoff{}, time.Time{}
 		default:
 			b, failing = backoff{}, time.Time{}
-			limit := s.driver.config.Poll
+			next := min(pause, s.driver.config.Poll)
 			if more == Held {
-				limit = maxHeldPause
+				next = min(held, s.driver.config.Poll)
+				held *= 2
 			}
-			woken, ok := s.idle(min(pause, limit))
+			woken, ok := s.idle(next)
 			if !ok {
 				return
 			}
@@ -71,8 +74,9 @@ func (s *Source) read() {
 // minPause is the first pause when nothing is left to read; each is twice the one before, up to the poll interval.
 const minPause = 2 * time.Millisecond
 
-// maxHeldPause bounds the pause while messages are about to become safe to read: as long as a commit takes.
-const maxHeldPause = time.Millisecond
+// minHeldPause is the first pause while messages are about to become safe to read: as long as a commit takes. Each is twice the one
+// before, because a writer may stand still, or be an open transaction of a handler.
+const minHeldPause = time.Millisecond
 
 // idle waits for a message to be published, for lanes to change, or for d. It returns false when the source closes.
 func (s *Source) idle(d time.Duration) (woken, ok bool) {

@@ -2,6 +2,7 @@ package sqllog
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -71,6 +72,21 @@ func readMeta(ctx context.Context, d *Dialect, q querier) (version int, install 
 	return version, install, nil
 }
 
+func lockMigrations(ctx context.Context, d *Dialect, tx *sql.Tx) error {
+	if d.Unlock == "" {
+		_, err := tx.ExecContext(ctx, d.SQL(d.Lock))
+		return err
+	}
+	var got sql.NullInt64 // a lock that is not bound to the transaction says whether it was had in time
+	if err := tx.QueryRowContext(ctx, d.SQL(d.Lock)).Scan(&got); err != nil {
+		return err
+	}
+	if got.Int64 != 1 {
+		return errors.New("another process has held it for a minute")
+	}
+	return nil
+}
+
 // runMigrations applies what is missing, one process at a time.
 func runMigrations(ctx context.Context, s Store) (err error) {
 	d := s.Dialect()
@@ -85,7 +101,7 @@ func runMigrations(ctx context.Context, s Store) (err error) {
 	}
 	defer tx.Rollback()
 	if d.Lock != "" {
-		if _, err := tx.ExecContext(ctx, d.SQL(d.Lock)); err != nil {
+		if err := lockMigrations(ctx, d, tx); err != nil {
 			return fmt.Errorf("lock the migrations: %w", err)
 		}
 	}

@@ -45,6 +45,11 @@ func (s *Source) joinIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, 
 			return nil, err
 		}
 	}
+	if check := s.driver.dialect.Check; check != "" {
+		if _, err := tx.ExecContext(ctx, check); err != nil {
+			return nil, err
+		}
+	}
 	st, err := s.enter(ctx, tokens)
 	if err != nil {
 		return nil, err

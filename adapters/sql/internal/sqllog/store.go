@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"time"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -50,6 +51,12 @@ type Notifier interface {
 	Notify(ctx context.Context, texts []string) error
 	// Listen calls ready once it listens, then heard for each text, until ctx or the connection ends.
 	Listen(ctx context.Context, ready func(), heard func(text string)) error
+}
+
+// Sweeper is a store whose log is not in the order of shards, so that it has a way of its own to delete what is old.
+type Sweeper interface {
+	// Sweep deletes messages that are older than age and below the limit of their shard, until closing is closed.
+	Sweep(ctx context.Context, topic int64, limits []int64, age time.Duration, closing <-chan struct{}) error
 }
 
 // Record is one message in the log.
@@ -134,6 +141,9 @@ type Basis struct {
 type Fault struct {
 	// Retryable: the same may succeed later.
 	Retryable bool
+	// Denied: the server refuses the user, or what it needs is not there. It may come back, as after a rotation of passwords, but
+	// the caller is told at once.
+	Denied bool
 	// OfMessage: one of the messages is to blame, and the others could be stored without it.
 	OfMessage bool
 	// TooLarge: a limit of the database on the size of a message.

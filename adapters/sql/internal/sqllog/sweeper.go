@@ -46,6 +46,13 @@ func (d *Driver) Sweep(ctx context.Context) error {
 }
 
 func (d *Driver) sweepTopic(ctx context.Context, t topic) error {
+	if sweeper, ok := d.store.(Sweeper); ok {
+		limits, err := d.sweepLimits(ctx, t)
+		if err != nil {
+			return err
+		}
+		return sweeper.Sweep(ctx, t.id, limits, d.config.Retention, d.closing)
+	}
 	for {
 		limits, err := d.sweepLimits(ctx, t)
 		if err != nil {

@@ -46,8 +46,9 @@ func (db Database) lock(t *testing.T, rows string) (end func()) {
 	}
 }
 
-// keeps checks that a member keeps all lanes but n for as long as three leases.
-func keeps(t *testing.T, o *Observer, lease time.Duration, but int) {
+// Keeps checks that a member keeps all lanes but n for as long as three leases.
+func Keeps(t *testing.T, o *Observer, lease time.Duration, but int) {
+	t.Helper()
 	t.Helper()
 	for end := time.After(3 * lease); ; {
 		select {
@@ -71,7 +72,7 @@ func lockedLane(t *testing.T, db Database) {
 	db.exec(t, fmt.Sprintf("UPDATE %slane SET owner = 'dead', epoch = epoch + 1 WHERE grp = %d AND shard = 3", db.Prefix, group))
 	end := db.lock(t, fmt.Sprintf("lane WHERE grp = %d AND shard = 3", group))
 	o.Await(t, lanes-1)
-	keeps(t, o, 600*time.Millisecond, 1)
+	Keeps(t, o, 600*time.Millisecond, 1)
 	end()
 	o.Await(t, lanes)
 	Close(t, s)
@@ -87,7 +88,7 @@ func lockedGroup(t *testing.T, db Database) {
 	end := db.lock(t, fmt.Sprintf("grp WHERE id = %d", group))
 	db.exec(t, fmt.Sprintf("UPDATE %slane SET owner = 'dead', epoch = epoch + 1 WHERE grp = %d AND shard = 3", db.Prefix, group))
 	o.Await(t, lanes-1)
-	keeps(t, o, 600*time.Millisecond, 1)
+	Keeps(t, o, 600*time.Millisecond, 1)
 	end()
 	o.Await(t, lanes)
 	Close(t, s)

@@ -368,3 +368,22 @@ func Existing(t *testing.T, b *bus.Bus) {
 		t.Fatal(err)
 	}
 }
+
+// Denied takes away a table that publishing needs while a bus is open, as an administrator takes a right away. That is said at once, it
+// is no message's fault, and it passes. Nothing else may use the tables meanwhile.
+func Denied(t *testing.T, db Database) {
+	b := db.Open(t)
+	topic := Topic()
+	Publish(t, b, topic, Texts("before")...)
+	schema, name := "", db.logOf(t, topic)
+	if i := strings.IndexByte(name, '.'); i > 0 {
+		schema, name = name[:i+1], name[i+1:]
+	}
+	db.exec(t, "ALTER TABLE "+schema+name+" RENAME TO "+name+"_away")
+	err := b.PublishMessages(bounded(t), topic, Texts("refused")...)
+	if err == nil || !bus.IsDefinite(err) || !bus.IsRetryable(err) {
+		t.Errorf("without the table: %v", err)
+	}
+	db.exec(t, "ALTER TABLE "+schema+name+"_away RENAME TO "+name)
+	Publish(t, b, topic, Texts("after")...)
+}
