@@ -191,7 +191,8 @@ type subscription struct {
 // afterPatience is for handing back what is out no more.
 const afterPatience = 10 * time.Second
 
-var errEnding = errors.New("the subscription ends")
+// errEnding gives a message back without counting a try. Nothing more is handed out meanwhile.
+var errEnding = bus.Unavailable(errors.New("the subscription ends, and the message was not acked"), time.Minute)
 
 // handle returns nil when m was acked.
 func (s *subscription) handle(ctx context.Context, m *bus.Message) error {

@@ -3,6 +3,7 @@ package watermill_test
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/router"
 )
 
 type contextKey struct{}
@@ -211,5 +213,46 @@ func publish(t *testing.T, b *bus.Bus, topic string, msgs ...*bus.Message) {
 	t.Helper()
 	if err := b.PublishMessages(t.Context(), topic, msgs...); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStopsAreNoTries: a message that was out when its subscription ended comes again as if it had not been tried.
+func TestStopsAreNoTries(t *testing.T) {
+	for _, url := range []string{"memory:", "sqlite:" + filepath.Join(t.TempDir(), "bus.db")} {
+		t.Run(url[:6], func(t *testing.T) {
+			b := open(t, url)
+			publish(t, b, "t", &bus.Message{ID: "1", Key: "k"}, &bus.Message{ID: "2", Key: "k"})
+			for range 3 {
+				sub := subscriber(t, b, "g", watermill.SubscriberConfig{CloseTimeout: time.Millisecond})
+				messages, err := sub.Subscribe(t.Context(), "t")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if w := receive(t, messages); w.UUID != "1" {
+					t.Errorf("%s came", w.UUID)
+				}
+				if err := sub.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			type try struct {
+				id      string
+				attempt int
+				failure *bus.Failure
+			}
+			tries := make(chan try, 10)
+			r := router.New(b, "g")
+			r.HandleFunc("t", func(ctx context.Context, m *bus.Message) error {
+				d := bus.DeliveryFrom(ctx)
+				tries <- try{m.ID, d.Attempt, d.Failure}
+				return nil
+			})
+			run(t, r)
+			for _, id := range []string{"1", "2"} {
+				if got := <-tries; got != (try{id, 1, nil}) {
+					t.Errorf("%+v", got)
+				}
+			}
+		})
 	}
 }
