@@ -92,6 +92,7 @@ func (c *consumer) goOnWith(e *parkedMessage) {
 	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)
 	}
+	c.parks.Signal()
 	c.wakeWorkers()
 }
 
@@ -141,5 +142,6 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 		c.fetchedBytes += t.size
 		c.admitTask(t, err)
 	}
+	c.parks.Signal() // there may be room for more
 	c.wakeWorkers()
 }

@@ -146,6 +146,7 @@ func (c *consumer) takeToPark() []*task {
 			rest = append(rest, t)
 		case t.lane.lost && t.marking:
 			t.queued, t.marking, t.place = false, false, nil
+			c.goOnEnded(t)
 		case t.lane.lost, e.gone && !t.lane.gone && !t.marking: // or it was withdrawn
 			t.queued = false
 			c.letGo(t)
@@ -340,7 +341,7 @@ func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, f
 
 // goOnEnded goes on with a task whose handler ended while it was being parked.
 func (c *consumer) goOnEnded(t *task) {
-	if t.ended && !(t.marking && t.unknown) {
+	if t.ended && !t.mustBeParked() {
 		t.ended = false
 		c.finish(t)
 	}

@@ -10,15 +10,16 @@ import (
 const (
 	// parkFrom is the delay from which a message waits at the broker. Shorter ones are not worth the writing.
 	parkFrom = time.Second
-	// maxParked bounds what is parked in the lanes that a consumer owns. At the bound, what is to be parked stays in
-	// flight, and the intake stops when the in-flight bound is reached.
-	maxParked = 200_000
 	// maxFetched bounds what has come back from the broker and is in flight, beside the in-flight bound: so that it need not
 	// wait for room while the intake takes all.
 	maxFetched = 64
 	// blockedFor is when a message whose key waits for its replay is tried again by itself.
 	blockedFor = 24 * time.Hour
 )
+
+// maxParked bounds what is parked in the lanes that a consumer owns. At the bound, what is to be parked stays in
+// flight, and the intake stops when the in-flight bound is reached. Tests lower it.
+var maxParked = 200_000
 
 // park sends t to the broker until it is due, and with it what waits behind it. t is counted in its lane's busy until
 // it is stored. Called with the lock held, as all of this file.
@@ -27,6 +28,9 @@ func (c *consumer) park(t *task) {
 		t.blocks = false
 		c.poisonLater(t)
 		return
+	}
+	if t.marking {
+		c.unmark(t)
 	}
 	e := t.place
 	if e != nil && e.inFlight && e.withdrawn { // nothing is left of it at the broker
@@ -65,7 +69,14 @@ func (c *consumer) mark(t *task) {
 	c.queueToPark(t)
 }
 
-// unmark gives up the parking of a message whose handler has ended before it began. If it is to be parked all the same, it goes on at its
+// mustBeParked says whether a task whose handler has ended must be parked before it goes on: the broker may have parked it, or it is about to be
+// dropped, and the lane's next owner must not have its followers first.
+func (t *task) mustBeParked() bool {
+	dropped := t.outcome == abandon || t.lane.gone && (t.outcome == hold || t.outcome == poison)
+	return t.parking || t.marking && (t.unknown || dropped)
+}
+
+// unmark gives up the parking of a message that is done with before it began. If it is to be parked all the same, it goes on at its
 // place before its followers.
 func (c *consumer) unmark(t *task) {
 	t.marking = false
@@ -216,7 +227,8 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 	var parked []*task
 	kept := c.held[:0]
 	for _, t := range c.held {
-		if of(t) && t.entry == nil {
+		if of(t) && t.entry == nil && !t.parking {
+			t.outcome = park
 			parked = append(parked, t)
 		} else {
 			kept = append(kept, t)

@@ -218,7 +218,7 @@ func (c *consumer) steal(w *worker) bool {
 
 // finish takes a task back from a worker.
 func (c *consumer) finish(t *task) {
-	if t.parking || t.marking && t.unknown {
+	if t.mustBeParked() {
 		t.ended = true // and goes on when it is parked
 		return
 	}
@@ -228,7 +228,7 @@ func (c *consumer) finish(t *task) {
 	if t.lane.lost && t.outcome == settle && t.told == nil { // the settler tells that it is stale
 		t.outcome = abandon // its result does not count any more
 	}
-	if t.marking {
+	if t.marking && t.outcome != hold && t.outcome != poison {
 		c.unmark(t)
 	}
 	c.judgeProbe(t)
