@@ -228,6 +228,28 @@ func TestLimitIsLowered(t *testing.T) {
 	})
 }
 
+// TestLimitIsNotReadable: who may not read a topic's limit finds it.
+func TestLimitIsNotReadable(t *testing.T) {
+	c := fakeCluster(t)
+	if err := c.CreateTopic("small", 1, map[string]string{"max.message.bytes": "10000"}); err != nil {
+		t.Fatal(err)
+	}
+	c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+	b := open(t, fakeConfig(c))
+	rnd := rand.NewChaCha8([32]byte{2})
+	ms := make([]*bus.Message, 50)
+	for i := range ms {
+		ms[i] = &bus.Message{Key: "k", Payload: make([]byte, 1000)}
+		_, _ = rnd.Read(ms[i].Payload)
+	}
+	publish(t, b, "small", ms...)
+	for i, d := range receive(t, subscribe(t, b, "small", "g", bus.Earliest, newObserver()), 50) {
+		if !bytes.Equal(d.Payload, ms[i].Payload) {
+			t.Fatalf("message %d is another", i)
+		}
+	}
+}
+
 func outputs(topic string, ms ...*bus.Message) []bus.Output {
 	out := make([]bus.Output, len(ms))
 	for i, m := range ms {

@@ -2,9 +2,12 @@ package kafka_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -79,4 +82,19 @@ func TestCommitsWhileJoining(t *testing.T) {
 	if bounded.Err() != nil {
 		t.Error("it took as long as the slowest member")
 	}
+}
+
+// TestCommitErrorsAreTold: who may not commit hears of it, though messages come and handlers go on.
+func TestCommitErrorsAreTold(t *testing.T) {
+	f := newFake(t)
+	publish(t, f.bus, "t", numbers(0, 10)...)
+	s := subscribe(t, f.bus, "t", "g", bus.Earliest, newObserver())
+	got := receive(t, s, 10)
+	fault := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.GroupAuthorizationFailed, Count: -1})
+	settle(t, s, got...)
+	if n, err := s.Receive(within(t), make([]bus.Delivery, 1), 1000); n != 0 || !errors.Is(err, kerr.GroupAuthorizationFailed) {
+		t.Errorf("received %d: %v", n, err)
+	}
+	fault.Remove()
+	f.committed(t, "g", at(10))
 }

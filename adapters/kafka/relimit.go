@@ -39,8 +39,8 @@ func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was
 	if t.limit(name) < was {
 		return // another call has done it
 	}
-	limit := t.readLimit(ctx, name)
-	if limit >= was {
+	limit, known := t.readLimit(ctx, name)
+	if !known {
 		limit = max(was/2, int32(largest+batchOverhead))
 	}
 	if limit < was {

@@ -263,21 +263,6 @@ func TestCommitIsRepeated(t *testing.T) {
 	}
 }
 
-// TestCommitErrorsAreTold: who may not commit hears of it, though messages come and handlers go on.
-func TestCommitErrorsAreTold(t *testing.T) {
-	f := newFake(t)
-	publish(t, f.bus, "t", numbers(0, 10)...)
-	s := subscribe(t, f.bus, "t", "g", bus.Earliest, newObserver())
-	got := receive(t, s, 10)
-	fault := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.GroupAuthorizationFailed, Count: -1})
-	settle(t, s, got...)
-	if n, err := s.Receive(within(t), make([]bus.Delivery, 1), 1000); n != 0 || !errors.Is(err, kerr.GroupAuthorizationFailed) {
-		t.Errorf("received %d: %v", n, err)
-	}
-	fault.Remove()
-	f.committed(t, "g", at(10))
-}
-
 // TestMetadataRefused: a broker that is configured to take less than the default gets none.
 func TestMetadataRefused(t *testing.T) {
 	f := newFake(t)

@@ -110,7 +110,8 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 		switch {
 		case err == nil:
 			t.met(name, detail.TopicID)
-			t.limits.Store(name, t.readLimit(ctx, name))
+			limit, _ := t.readLimit(ctx, name)
+			t.limits.Store(name, limit)
 			return nil
 		case errors.Is(err, kerr.UnknownTopicOrPartition) && !created:
 			if partitions == 0 {
@@ -181,12 +182,12 @@ func (t *topics) sized(more int) map[string]*string {
 	return map[string]*string{"max.message.bytes": &size}
 }
 
-// readLimit asks for a topic's own limit. Who may not read the topic's configuration finds out by being refused.
-func (t *topics) readLimit(ctx context.Context, name string) int32 {
-	limit := int32(t.config.MaxMessage + batchOverhead)
+// readLimit asks for a topic's own limit, and says whether it is known. Who may not read the topic's configuration finds out by being refused.
+func (t *topics) readLimit(ctx context.Context, name string) (limit int32, known bool) {
+	limit = int32(t.config.MaxMessage + batchOverhead)
 	configs, err := t.adm.DescribeTopicConfigs(ctx, name)
 	if err != nil {
-		return limit
+		return limit, false
 	}
 	for _, c := range configs {
 		for _, kv := range c.Configs {
@@ -194,11 +195,11 @@ func (t *topics) readLimit(ctx context.Context, name string) int32 {
 				continue
 			}
 			if n, err := strconv.Atoi(kv.MaybeValue()); err == nil && n >= 512 { // less, the client does not take
-				limit = min(limit, int32(min(n, 1<<30)))
+				limit, known = min(limit, int32(min(n, 1<<30))), true
 			}
 		}
 	}
-	return limit
+	return limit, known
 }
 
 var errMissing = fmt.Errorf("%w: the topic does not exist, and this bus does not create topics: create it, or open the bus with partitions=N (as in kafka://…?partitions=12): %w",
