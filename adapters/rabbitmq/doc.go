@@ -57,6 +57,11 @@
 // bound this by bytes: with large messages, choose a lower bound. A message that is not settled within RabbitMQ's
 // consumer_timeout (30 minutes by default) is delivered again; its lane is lost for a moment.
 //
+// When nothing can be consumed, or not every lane, Receive says so once, after a second, and the router's Health with it: there is no
+// connection, a permission is missing, a lane's queue belongs to another connection, or does not confirm because it has no
+// majority. The driver goes on trying. While the node is down that has the queue of the members, they cannot be counted, and each
+// keeps the lanes that it has.
+//
 // What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, 50,000 messages at most, and replayed ones beside
 // them. All of it is delivered to the lane's owner when it takes the lane, and again after ten minutes; so a consumer_timeout of the server
 // must be longer than that. An owner keeps some two hundred bytes of each message in memory. More than 65,535 records in one such queue
@@ -106,7 +111,8 @@
 //
 //	exchange T              fanout; alternate exchange T::unrouted
 //	exchange T::unrouted    fanout, to queue T::unrouted: bounded, refuses what is beyond
-//	exchange T:G            direct, bound to T; alternate exchange T:G:lanes=8, fanout to lane 0
+//	exchange T::groups      fanout, bound to T; alternate exchange T::unrouted; there from the first group on
+//	exchange T:G            direct, bound to T::groups; alternate exchange T:G:lanes=8, fanout to lane 0
 //	queue T:G:0 … T:G:7     the lanes; single active consumer; slot s is bound to lane s modulo the number of lanes
 //	queue T:G:0:parked …    what is parked in the lanes; single active consumer
 //	queue T:G:0:early …     what was kept for the group, until it is handled
@@ -114,6 +120,20 @@
 //	queue T::lock           exclusive to the process that attaches a group, while it does
 //	exchange T:G:ready, T:G:moved, T:G:latest   records of how far the group has been set up
 //	queue G:poison          stream of the group's poison entries
+//
+// What somebody deletes is made again: T and its groups by the next publisher, T:G and the rest by members, within seconds. What is
+// published while T:G is gone reaches the group late, or, if the topic has other groups, never.
+//
+// A process has two connections, one that publishes and one that consumes. On the second, a subscription needs two channels for each lane
+// and one more: 17 with 8 lanes. On the first, each topic that is published to has two channels, and each queue that the driver
+// writes to one; 128 are kept open. RabbitMQ allows 2,047 a connection unless it is configured otherwise. A first member that takes over
+// what was kept has a third connection meanwhile.
+//
+// The user needs the permissions to configure, write and read what is named above, and to write to the default exchange, which is
+// called amq.default. For topic orders and group billing:
+//
+//	rabbitmqctl set_permissions USER '^(orders|orders:.*|billing:poison.*)$' \
+//	    '^(orders|orders:.*|billing:poison.*|amq\.default)$' '^(orders|orders:.*|billing:poison.*)$'
 //
 // Very long names are shortened with a hash. To remove a group that is not needed any more, delete its exchanges and
 // queues, T:G first: until then its lanes keep what is published.

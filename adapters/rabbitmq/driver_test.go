@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -51,4 +53,17 @@ func TestUnrouted(t *testing.T) {
 	publish(t, d, topic, messages(1500, 1600, 50)...)
 	got = receive(t, ctx, late, 100)
 	checkOrder(t, got, 1500, 1600)
+}
+
+// A limit of one node is no reason to give up: another node may take the connection. A vhost that does not exist is.
+func TestRetryableRefusals(t *testing.T) {
+	for reason, want := range map[string]bool{
+		"NOT_ALLOWED - vhost nowhere not found":                                                                          false,
+		"NOT_ALLOWED - access to vhost '/' refused for user 'u': node connection limit (5) is reached":                   true,
+		"NOT_ALLOWED - number of channels opened (5) has reached the negotiated channel_max (5), or the limit of a user": true,
+	} {
+		if got := retryable(&amqp.Error{Code: amqp.NotAllowed, Reason: reason}); got != want {
+			t.Errorf("%s: %v", reason, got)
+		}
+	}
 }

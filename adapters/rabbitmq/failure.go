@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -42,9 +43,12 @@ func retryable(err error) bool {
 		return true
 	}
 	switch e.Code {
-	case amqp.ContentTooLarge, amqp.InvalidPath, amqp.AccessRefused, amqp.PreconditionFailed, amqp.NotAllowed,
-		amqp.NotImplemented, amqp.SyntaxError, amqp.CommandInvalid:
+	case amqp.ContentTooLarge, amqp.InvalidPath, amqp.AccessRefused, amqp.PreconditionFailed, amqp.NotImplemented, amqp.SyntaxError,
+		amqp.CommandInvalid:
 		return false
+	case amqp.NotAllowed:
+		// No such vhost, or a limit of connections or channels, of a node perhaps: then another node may take it.
+		return strings.Contains(e.Reason, "limit")
 	default: // what is not found is declared again
 		return true
 	}

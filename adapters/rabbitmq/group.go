@@ -152,7 +152,7 @@ func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes
 	if err != nil || !moved && !begun {
 		return "", err
 	}
-	attempt = bus.NewID()
+	attempt = movedName(group) + ":" + bus.NewID()[24:] // the random part: AMQP names have at most 255 bytes
 	return attempt, m.send(ctx, lanes, func(i int, x *parcel) error {
 		x.key, x.Publishing = earlyName(group, i), marker(markEnd)
 		x.MessageId = attempt

@@ -378,6 +378,9 @@ func (p *publisher) unroutedFull(ctx context.Context, topic string) bool {
 		return false
 	}
 	full, err := call(ctx, s, func(_ context.Context, t *topology) (bool, error) {
+		if grouped, err := t.exchangeExists(groupsName(topic)); err != nil || grouped {
+			return false, err
+		}
 		u, ok, err := t.queue(unroutedName(topic))
 		return ok && u.Messages >= p.cfg.Unrouted, err
 	})
