@@ -11,7 +11,9 @@ import (
 
 // openDB makes a DB over the pool, whose statements are prepared as long as prepared statements last.
 func (s *store) openDB() *sql.DB {
-	return sql.OpenDB(plainConnector{stdlib.GetPoolConnector(s.pool), s})
+	db := sql.OpenDB(plainConnector{stdlib.GetPoolConnector(s.pool), s})
+	db.SetMaxIdleConns(0) // idle ones belong to the pool
+	return db
 }
 
 type plainConnector struct {
