@@ -40,7 +40,11 @@
 // after a crash. If retention deletes messages before a group has read them, Receive reports once which ones, and the
 // group goes on with the oldest that there is. [bus.StartAt] goes by the time of publishing, in milliseconds.
 //
-// With router.Guarantee(router.ExactlyOnce), what handlers emit and the positions of what they handled are written in one transaction,
+// Positions belong to a topic, not to its name: of a topic that is deleted and created anew, a group reads all messages, and Receive reports it
+// once. (Brokers before 2.8 have no topic ids, and keep the positions. A group that starts at the end, and has no member while the topic
+// is created anew, is new to it.)
+//
+// With router.Guarantee(router.ExactlyOnce), which needs Kafka 2.5 or newer, what handlers emit and the positions of what they handled are written in one transaction,
 // and so is what is parked. Each member has a transactional producer, fenced by the group's generation; its id begins with
 // millrace.GROUP.TOPIC. If a process dies within a transaction, the next owner of its partitions, and the readers of its outputs, wait until the broker
 // has aborted it: the session timeout, but at least 10 s.
