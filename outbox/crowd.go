@@ -69,8 +69,9 @@ func (c *crowd) claimed() {
 	c.until = time.Now().Add(pause)
 }
 
-// published notes that the topic takes messages, of some keys at least.
-func (c *crowd) published() { c.tries, c.until = 0, time.Time{} }
+// answered notes that the topic takes messages, of some keys at least, or refuses them, which ends after a few tries of each: there is
+// nothing to wait for.
+func (c *crowd) answered() { c.tries, c.until = 0, time.Time{} }
 
 // choose returns what a claim reads: of one crowd, or, if topic is empty, of what is in none.
 func (p *pump) choose(topic string, limit int) selection {

@@ -58,10 +58,11 @@ type block struct {
 }
 
 const (
-	claimRows  = 4000     // rows in hand, at most
-	claimBytes = 16 << 20 // their size, about
-	maxCalls   = 8        // to the broker, at once
-	maxSent    = 2000     // rows, before they are deleted
+	claimRows    = 4000     // rows in hand, at most
+	claimBytes   = 16 << 20 // their size, about
+	laneRowsMost = 64       // of a lane, where other lanes have no room
+	maxCalls     = 8        // to the broker, at once
+	maxSent      = 2000     // rows, before they are deleted
 	// patience is how long lanes that are not in hand wait for those that are.
 	patience = 20 * time.Millisecond
 	// minPause is the pause after something was found or heard of. It grows by a quarter each time, so that a commit of which nobody
@@ -142,11 +143,40 @@ func (p *pump) turn(ctx context.Context) (n int, err error) {
 		return 0, err
 	}
 	p.look()
-	room := claimRows - p.held
-	if room < claimRows/4 {
-		return 0, nil
+	most := min(claimRows, max(16, claimBytes/p.size))
+	room := most - p.held
+	if room < most/4 { // others have room at the expense of a lane that has many
+		if room = min(most/4, p.fattest().surplus()); room <= 0 {
+			return 0, nil
+		}
 	}
-	return p.claim(ctx, min(room, max(16, claimBytes/p.size)))
+	n, err = p.claim(ctx, room)
+	for p.held > most {
+		l := p.fattest()
+		if l.surplus() <= 0 {
+			break
+		}
+		p.drop(l, len(l.rows)-min(l.surplus(), p.held-most))
+	}
+	return n, err
+}
+
+// fattest is the lane with the most rows in hand; nil if there is none.
+func (p *pump) fattest() (fat *laneRows) {
+	for _, l := range p.lanes {
+		if fat == nil || len(l.rows) > len(fat.rows) {
+			fat = l
+		}
+	}
+	return fat
+}
+
+// surplus is how many rows the lane can give back for others.
+func (l *laneRows) surplus() int {
+	if l == nil {
+		return 0
+	}
+	return len(l.rows) - laneRowsMost
 }
 
 // untilDue is how long the next blocked lane waits.
@@ -245,7 +275,7 @@ func (p *pump) finish(ctx context.Context, c *call) error {
 		case err == nil:
 			p.Relay.sent.Add(1)
 			if c.crowd != nil {
-				c.crowd.published()
+				c.crowd.answered()
 			}
 			p.done(l)
 		case errors.Is(err, bus.ErrClosed):
@@ -280,6 +310,9 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	}
 	b.tries++
 	if p.refused(b, err) {
+		if c := p.crowds[b.topic]; c != nil {
+			c.answered()
+		}
 		if b.refusals++; b.refusals >= maxRefusals {
 			p.drop(l, 1)
 			p.start(ctx, &call{topic: b.topic, lanes: []*laneRows{l}, poison: true, cause: err, block: b})
