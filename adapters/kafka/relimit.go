@@ -54,11 +54,13 @@ func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was
 func (d *driver) mayRepeat(records []kgo.Record, errs []error) bool {
 	repeat := map[int32]bool{}
 	for i, err := range errs {
-		p := records[i].Partition
-		if errors.Is(err, errBatchTooLarge) {
-			repeat[p] = true
-		} else if repeat[p] && !bus.IsDefinite(err) {
+		switch {
+		case errors.Is(err, errBatchTooLarge):
+			repeat[records[i].Partition] = true
+		case err == nil && repeat[records[i].Partition]:
 			return false
+		case err != nil && len(repeat) > 0 && !bus.IsDefinite(err):
+			return false // the client may still be at work on it, and only the client knows where it goes
 		}
 	}
 	return len(repeat) > 0
