@@ -24,15 +24,7 @@ type Params struct {
 func ParseParams(rawURL string) (*Params, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		// *url.Error would print the whole URL, its password included.
-		if ue, ok := errors.AsType[*url.Error](err); ok {
-			err = ue.Err
-		}
-		// A parser's error may quote a part of the input that is a piece of the password.
-		if strings.Contains(rawURL, "@") {
-			err = errors.New("malformed; characters such as / ? # % in user and password must be percent-encoded")
-		}
-		return nil, fmt.Errorf("bus: URL: %w: %w", ErrInvalid, err)
+		return nil, fmt.Errorf("bus: URL: %w: %s", ErrInvalid, malformed(rawURL, err))
 	}
 	q, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
@@ -41,24 +33,69 @@ func ParseParams(rawURL string) (*Params, error) {
 	return &Params{url: u, query: q}, nil
 }
 
-// Redact prints u without its password and without query parameters that may hold a secret.
+// malformed says why a URL cannot be parsed. It quotes nothing: what the parser quotes may be a piece of the password.
+func malformed(rawURL string, err error) string {
+	switch text := err.Error(); {
+	case strings.Contains(text, "missing protocol scheme"):
+		return "missing protocol scheme"
+	case strings.Count(rawURL, "[") > 1:
+		return "more than one IPv6 host: a URL takes one; give the others names, or use the driver's Config"
+	case strings.Contains(text, "invalid port"):
+		return "malformed: a port is not a number; user and password come before an @, as in scheme://user:password@host"
+	}
+	return "malformed; characters such as / ? # % in user and password must be percent-encoded"
+}
+
+const hidden = "xxxxx"
+
+// Redact prints u without its password, and without what may hold one: some query parameters, and a part that has an @ where none belongs.
 func Redact(u *url.URL) string {
 	c := *u
 	q := c.Query()
-	for name := range q {
-		if isSecret(name) {
-			q.Set(name, "xxxxx")
+	for name, values := range q {
+		if !isName(name) {
+			q = nil
+			c.RawQuery = hidden
+			break
+		}
+		for i := range values {
+			values[i] = shown(name, values[i])
 		}
 	}
 	if len(q) > 0 {
 		c.RawQuery = q.Encode()
 	}
+	if strings.ContainsAny(c.Opaque, ":@") {
+		c.Opaque = hidden
+	}
+	if strings.Contains(c.Path, "@") {
+		c.Path, c.RawPath = "/"+hidden, ""
+	}
+	if c.Fragment != "" {
+		c.Fragment, c.RawFragment = hidden, ""
+	}
 	return c.Redacted()
+}
+
+// isName says whether a parameter's name looks like one: else it may be anything, such as the rest of a password.
+func isName(name string) bool {
+	const most = 40
+	return name != "" && len(name) <= most && !strings.ContainsFunc(name, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r))
+	})
+}
+
+// shown is a parameter's value as errors may print it.
+func shown(name, value string) string {
+	if isSecret(name) || strings.Contains(value, "@") || strings.Contains(value, "://") {
+		return hidden
+	}
+	return value
 }
 
 func isSecret(name string) bool {
 	name = strings.ToLower(name)
-	return slices.ContainsFunc([]string{"pass", "secret", "token", "key"}, func(s string) bool { return strings.Contains(name, s) })
+	return slices.ContainsFunc([]string{"pass", "pwd", "secret", "token", "key", "auth", "credential"}, func(s string) bool { return strings.Contains(name, s) })
 }
 
 // URL returns the URL itself: host, path, user. Its String holds the password; print [Params.String] instead.
@@ -100,7 +137,7 @@ func (p *Params) Duration(name string, def, lo, hi time.Duration) time.Duration 
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil || d < lo || d > hi {
-		p.Fail("parameter %q is %q: want a duration between %v and %v, such as %v", name, v, lo, hi, def)
+		p.Fail("parameter %q is %q: want a duration between %v and %v, such as %v", name, shown(name, v), lo, hi, def)
 		return def
 	}
 	return d
@@ -114,7 +151,7 @@ func (p *Params) Int(name string, def, lo, hi int) int {
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < lo || n > hi {
-		p.Fail("parameter %q is %q: want a whole number between %d and %d", name, v, lo, hi)
+		p.Fail("parameter %q is %q: want a whole number between %d and %d", name, shown(name, v), lo, hi)
 		return def
 	}
 	return n
@@ -132,7 +169,7 @@ func (p *Params) Enum(name string, allowed ...string) string {
 		return allowed[0]
 	}
 	if !slices.Contains(allowed, v) {
-		p.Fail("parameter %q is %q: want one of %s", name, v, strings.Join(allowed, ", "))
+		p.Fail("parameter %q is %q: want one of %s", name, shown(name, v), strings.Join(allowed, ", "))
 		return allowed[0]
 	}
 	return v
@@ -151,6 +188,10 @@ func (p *Params) Err() error {
 	slices.Sort(unknown)
 	errs := p.errs
 	for _, name := range unknown {
+		if !isName(name) {
+			errs = append(errs, errors.New("a parameter of the query has no name that one can have"))
+			continue
+		}
 		if len(known) == 0 {
 			errs = append(errs, fmt.Errorf("parameter %q is unknown: this URL takes none", name))
 			continue

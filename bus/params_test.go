@@ -44,7 +44,7 @@ func TestParamsReportEveryMistakeAtOnce(t *testing.T) {
 
 // FuzzParseParams: whatever the URL, no panic and no password in the error.
 func FuzzParseParams(f *testing.F) {
-	for _, u := range []string{"amqp://u:hunter2@h:bad/", "amqp://u:hun%ter2@h/", "kafka://u:hunter2@[::1", "postgres://u:hunter2@h/?a=%zz", "x:\x7fhunter2@", "a://hunter2@b?;x"} {
+	for _, u := range []string{"amqp://u:hunter2@h:bad/", "amqp://u:hun%ter2@h/", "kafka://u:hunter2@[::1", "postgres://u:hunter2@h/?a=%zz", "x:\x7fhunter2@", "a://hunter2@b?;x", "?://u:hunter2@", "a:?x=b://u:hunter2@h"} {
 		f.Add(u)
 	}
 	f.Fuzz(func(t *testing.T, u string) {
@@ -52,14 +52,33 @@ func FuzzParseParams(f *testing.F) {
 		if err == nil {
 			err = p.Err()
 		}
-		at := strings.LastIndex(u, "@")
-		if err == nil || at < 0 || !strings.Contains(u[:at], "hunter2") || !strings.Contains(u, "://u:") {
+		_, rest, ok := strings.Cut(u, "://u:hunter2")
+		if err == nil || !ok || !strings.Contains(rest, "@") || strings.Count(u, "hunter2") > 1 {
 			return
 		}
 		if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %v", u, err)
 		}
 	})
+}
+
+// TestNoPasswordIsPrinted: also of URLs in which it is at the wrong place.
+func TestNoPasswordIsPrinted(t *testing.T) {
+	for _, u := range []string{
+		"postgres://u:hunter2/db", "amqp://u:hunter2/", "kafka:u:hunter2", "kafka:u:hunter2@h", "memory:?pwd=hunter2&x=1", "memory:?://u:hunter2@",
+		"memory:?capacity=amqp://u:hunter2@h", "kafka://u:hunter2@[::1]:1,[::2]:2", "kafka://h/u:hunter2@x", "kafka://h/#u:hunter2@x",
+	} {
+		b, err := bus.Open(t.Context(), u)
+		if err == nil {
+			_ = b.Close()
+			t.Errorf("%q was opened", u)
+		} else if strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: %v", u, err)
+		}
+	}
+	if _, err := bus.ParseParams("kafka://[::1]:1,[::2]:2"); err == nil || !strings.Contains(err.Error(), "more than one IPv6 host") {
+		t.Errorf("two IPv6 hosts: %v", err)
+	}
 }
 
 func TestOpenNamesWhatIsMissing(t *testing.T) {

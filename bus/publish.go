@@ -164,6 +164,8 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 	}
 	if m.Time.IsZero() {
 		m.Time = now
+	} else if err := checkTime("Time", m.Time); err != nil {
+		return err
 	}
 	if m.Source == "" {
 		m.Source = b.options.source
@@ -182,6 +184,11 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 	for i := range m.Headers {
 		if err := checkHeader(m.Headers[i].Name); err != nil {
 			return err
+		}
+	}
+	if len(m.Headers) > 0 {
+		if _, err := DeliverAt(m); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
 	if len(m.Key) > maxText {
@@ -203,6 +210,16 @@ func CheckID(id string) error {
 		return fmt.Errorf("%w: the message has no ID", ErrInvalid)
 	}
 	return checkText("ID", id)
+}
+
+// checkTime refuses years that RFC 3339, and so the wire form, cannot hold.
+func checkTime(field string, t time.Time) error {
+	for _, year := range []int{t.Year(), t.UTC().Year()} {
+		if year < 0 || year > 9999 {
+			return fmt.Errorf("%w: %s is in the year %d: want 0 to 9999", ErrInvalid, field, year)
+		}
+	}
+	return nil
 }
 
 func checkText(field, text string) error {

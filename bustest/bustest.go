@@ -6,6 +6,7 @@ package bustest
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -106,18 +107,40 @@ type remembering struct {
 
 // Publish implements bus.Driver.
 func (d *remembering) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
-	if err := d.Driver.Publish(ctx, topic, msgs); err != nil {
-		return err
+	copies := make([]*bus.Message, len(msgs))
+	for i, m := range msgs {
+		copies[i] = m.Clone()
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.msgs == nil {
 		d.msgs = map[string][]*bus.Message{}
 	}
-	for _, m := range msgs {
-		d.msgs[topic] = append(d.msgs[topic], m.Clone())
+	d.msgs[topic] = append(d.msgs[topic], copies...) // before a handler can tell of it
+	d.mu.Unlock()
+	err := d.Driver.Publish(ctx, topic, msgs)
+	if err == nil {
+		return nil
 	}
-	return nil
+	each, ok := errors.AsType[*bus.PublishError](err)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.msgs[topic] = slices.DeleteFunc(d.msgs[topic], func(m *bus.Message) bool {
+		i := slices.Index(copies, m)
+		return i >= 0 && (!ok || each.Errs[i] != nil)
+	})
+	return err
+}
+
+// As finds the abilities of the memory driver for [bus.As].
+func (d *remembering) As(target any) bool {
+	ok := false
+	switch target := target.(type) {
+	case *bus.Injector:
+		*target, ok = d.Driver.(bus.Injector)
+	case *bus.Lagger:
+		*target, ok = d.Driver.(bus.Lagger)
+	}
+	return ok
 }
 
 func (d *remembering) published(topic string) []*bus.Message {

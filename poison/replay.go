@@ -33,13 +33,14 @@ const chunk = 100
 // group; if that is interrupted in between, a message may be replayed twice, with the same id, but none is lost.
 // Attempts begin at 1 again; [bus.Failure].Replays counts.
 //
-// It fails with bus.ErrUnsupported on a broker that cannot park messages.
+// It fails with bus.ErrUnsupported on a broker that cannot park messages. Entries of class [bus.Unreadable] are left out: all others are
+// replayed, then it fails with bus.ErrInvalid.
 func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error) {
 	injector, ok := bus.As[bus.Injector](q.bus)
 	if !ok {
 		return Result{}, fmt.Errorf("poison queue of group %q: %w: %s cannot give a message to one group; publish it again instead", q.group, bus.ErrUnsupported, q.bus.Driver().Capabilities().Broker)
 	}
-	return q.each(ctx, f, o, func(topic string, entries []bus.PoisonEntry) error {
+	return q.each(ctx, f, o, isReadable, func(topic string, entries []bus.PoisonEntry) error {
 		ps := make([]bus.Parking, len(entries))
 		for i, e := range entries {
 			ps[i] = replayed(&e)
@@ -63,22 +64,32 @@ func replayed(e *bus.PoisonEntry) bus.Parking {
 // Drop removes the entries that match for good. If a key waits for one, its later messages go on.
 func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
 	injector, _ := bus.As[bus.Injector](q.bus)
-	return q.each(ctx, f, o, func(topic string, entries []bus.PoisonEntry) error {
+	return q.each(ctx, f, o, nil, func(topic string, entries []bus.PoisonEntry) error {
 		var waiting []bus.Parking
 		for _, e := range entries {
-			if e.Waits {
+			if e.Waits && isReadable(&e) {
 				waiting = append(waiting, bus.Parking{Withdraw: true, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}})
 			}
 		}
 		if len(waiting) == 0 {
 			return nil
 		}
-		return injector.Inject(ctx, topic, q.group, waiting)
+		if injector == nil {
+			return fmt.Errorf("%w: %s cannot withdraw the message for which a key waits", bus.ErrUnsupported, q.bus.Driver().Capabilities().Broker)
+		}
+		if err := injector.Inject(ctx, topic, q.group, waiting); !errors.Is(err, bus.ErrNotFound) {
+			return err
+		}
+		return nil // the topic is gone, so nothing waits
 	})
 }
 
-// each finds the entries that match, and calls f with them, in chunks of one topic; then they are removed.
-func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic string, entries []bus.PoisonEntry) error) (Result, error) {
+// isReadable says whether an entry holds a message.
+func isReadable(e *bus.PoisonEntry) bool { return e.Failure.Class != bus.Unreadable }
+
+// each finds the entries that match, and calls f with them, in chunks of one topic; then they are removed. Those that can is not true for
+// are left out, which is an error; nil is true for all.
+func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*bus.PoisonEntry) bool, do func(topic string, entries []bus.PoisonEntry) error) (Result, error) {
 	ids, err := q.ids(ctx, f)
 	r := Result{Matched: len(ids)}
 	if err != nil {
@@ -93,6 +104,7 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic str
 	// A second look, because bodies are large, and somebody else may replay or drop some meanwhile.
 	var entries []bus.PoisonEntry
 	var missing error // topics
+	leftOut := 0
 	flush := func() error {
 		done, err := q.finish(ctx, entries, do)
 		r.Done += done
@@ -116,6 +128,10 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic str
 		if !ids[e.ID] {
 			continue
 		}
+		if can != nil && !can(&e) {
+			leftOut++
+			continue
+		}
 		if entries = append(entries, e); len(entries) == chunk {
 			if err := flush(); err != nil {
 				return r, err
@@ -124,6 +140,9 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, do func(topic str
 	}
 	if err := flush(); err != nil {
 		return r, err
+	}
+	if leftOut > 0 {
+		missing = errors.Join(missing, fmt.Errorf("%w: %d entries are records that cannot be read: look at them, and drop them", bus.ErrInvalid, leftOut))
 	}
 	if missing != nil {
 		return r, fmt.Errorf("poison queue of group %q: %d of %d entries done: %w", q.group, r.Done, r.Matched, missing)

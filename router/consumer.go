@@ -38,18 +38,19 @@ type consumer struct {
 	lanes  map[int32]*lane
 
 	// Scheduler.
-	keys     keyTable
-	ready    list
-	batches  []*batchQueue
-	held     heldTasks
-	lot      parkingLot
-	timer    *time.Timer
-	timerAt  time.Time // when it goes off; zero: it does not
-	free     *task
-	inFlight int
-	bytes    int
-	full     bool // the intake waits for room
-	pausing  suspension
+	keys      keyTable
+	ready     list
+	batches   []*batchQueue
+	batchTurn int // the one to look at first
+	held      heldTasks
+	lot       parkingLot
+	timer     *time.Timer
+	timerAt   time.Time // when it goes off; zero: it does not
+	free      *task
+	inFlight  int
+	bytes     int
+	full      bool // the intake waits for room
+	pausing   suspension
 
 	// Workers.
 	workers  []*worker

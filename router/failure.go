@@ -43,7 +43,7 @@ func (c *consumer) rule(t *task, err error) {
 	if t.failure != nil && !t.failure.First.IsZero() { // a replay begins anew
 		first = t.failure.First
 	}
-	ruling := r.policy.judge(err, t.h.Delivery.Attempt, first, now)
+	ruling, err := r.policy.judged(err, t.h.Delivery.Attempt, first, now)
 	if ruling.kind == succeeded {
 		c.log.Info("error ignored", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
 		c.succeed(t)

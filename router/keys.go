@@ -101,6 +101,15 @@ func (l *list) push(t *task) {
 	l.n++
 }
 
+func (l *list) pushFront(t *task) {
+	t.next = l.first
+	if l.first == nil {
+		l.last = t
+	}
+	l.first = t
+	l.n++
+}
+
 func (l *list) pop() *task {
 	t := l.first
 	if t == nil {

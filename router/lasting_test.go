@@ -357,7 +357,7 @@ func TestStopIsBoundedByTheDrainTimeout(t *testing.T) {
 			publish(t, b, "t", &bus.Message{ID: "0"})
 			synctest.Wait()
 			start := time.Now()
-			go func() { _ = route.Stop(context.Background()) }() //nolint:usetesting // without an end
+			go func() { _ = route.Stop(context.Background()) }()
 			synctest.Wait()
 			want := time.Minute
 			if shutdown {

@@ -3,7 +3,9 @@ package router
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"runtime/debug"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -25,7 +27,9 @@ type Policy struct {
 	// Then is what follows the last try. Defaults to Poison.
 	Then Action
 	// KeyWaits has the later messages of a key wait while one of its messages is in the poison queue, until that is
-	// replayed or dropped; the message is also tried again by itself a day later. By default they go on. It needs a broker that parks ([bus.Capabilities]).
+	// replayed or dropped. The message is also tried again by itself a day later, and at once when its lane goes to another process.
+	// By default they go on. It needs a broker that parks ([bus.Capabilities]). A message that the broker does not park is poisoned
+	// without its key waiting.
 	KeyWaits bool
 }
 
@@ -64,14 +68,18 @@ var Never = Schedule{}
 // Exponential is a schedule of n delays that double from first up to most.
 func Exponential(first, most time.Duration, n int) Schedule {
 	s := make(Schedule, 0, max(n, 0))
-	for d := min(first, most); len(s) < n; d = min(2*d, most) {
-		s = append(s, d)
+	for d := min(first, most); len(s) < n; {
+		if s = append(s, d); d > most/2 { // twice as much may overflow
+			d = most
+		} else {
+			d *= 2
+		}
 	}
 	return s
 }
 
 func jitter(d time.Duration) time.Duration {
-	if d < 10 {
+	if d < 10 || d > math.MaxInt64-d/10 {
 		return d
 	}
 	return d + rand.N(d/10)
@@ -168,7 +176,12 @@ const (
 )
 
 // ignores says whether the policy takes an error for success, of which the handler has said nothing else.
-func (p *Policy) ignores(err error) bool {
+func (p *Policy) ignores(err error) (yes bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			yes = false // it does not count as success
+		}
+	}()
 	if err == nil || p.Ignore == nil || bus.IsPermanent(err) || bus.IsIgnored(err) {
 		return false
 	}
@@ -202,6 +215,17 @@ func (p *Policy) judge(err error, attempt int, first, now time.Time) ruling {
 		return ruling{kind: exhausted, class: class(err, "retries exhausted")}
 	}
 	return ruling{kind: retry, delay: delay}
+}
+
+// judged is judge. If a function of the policy panics, that is what the message fails with.
+func (p *Policy) judged(err error, attempt int, first, now time.Time) (r ruling, cause error) {
+	defer func() {
+		if v := recover(); v != nil {
+			cause = &PanicError{Value: v, Stack: string(debug.Stack())}
+			r = (&Policy{Retry: p.Retry, MaxAge: p.MaxAge}).judge(cause, attempt, first, now)
+		}
+	}()
+	return p.judge(err, attempt, first, now), err
 }
 
 // class is the failure's class: what the error is, or else how it came to its end.

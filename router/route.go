@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -36,6 +37,7 @@ type Route struct {
 
 	ready    chan struct{} // closed when started or failed to
 	startErr error
+	paused   atomic.Bool // by Pause, perhaps before it runs
 	consumer atomic.Pointer[consumer]
 }
 
@@ -125,8 +127,9 @@ func (r *Route) check() error {
 func (r *Route) Name() string { return r.name }
 
 // Pause stops calling the handlers of the topic and group, and taking in their messages, until Resume. Calls that
-// run go on to their end. Nothing is given back to the broker.
+// run go on to their end. Nothing is given back to the broker. Before Run it has the subscription begin paused.
 func (r *Route) Pause() {
+	r.paused.Store(true)
 	if c := r.consumer.Load(); c != nil {
 		c.pause(true)
 	}
@@ -134,6 +137,7 @@ func (r *Route) Pause() {
 
 // Resume ends a Pause.
 func (r *Route) Resume() {
+	r.paused.Store(false)
 	if c := r.consumer.Load(); c != nil {
 		c.pause(false)
 	}
@@ -144,13 +148,21 @@ func (r *Route) Ready(ctx context.Context) error {
 	select {
 	case <-r.ready:
 		return r.startErr
+	case <-r.core.done: // the router has ended without starting it
+		select {
+		case <-r.ready:
+			return r.startErr
+		default:
+		}
+		return fmt.Errorf("handler %s: %w", r.name, errors.Join(bus.ErrClosed, r.core.result))
 	case <-ctx.Done():
 		return fmt.Errorf("handler %s is not ready: %w", r.name, ctx.Err())
 	}
 }
 
 // Stop drains the subscription of the handler's topic and group, within ctx, and leaves it. Other members of the
-// group go on with its messages; this router does not consume the topic for the group any more.
+// group go on with its messages; this router does not consume the topic for the group any more. The drain timeout bounds it, too. A
+// handler must not wait for it: the drain waits for the handler.
 func (r *Route) Stop(ctx context.Context) error {
 	c := r.consumer.Load()
 	if c == nil {

@@ -15,6 +15,7 @@ import (
 type Router struct {
 	core  *core
 	group string
+	err   error // what is wrong with the group, found out while the router runs
 	mu    sync.Mutex
 	set   settings
 }
@@ -92,12 +93,17 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 }
 
 func newRouter(c *core, group string, s settings) *Router {
+	r := &Router{core: c, group: group, set: s}
 	if err := bus.CheckName("group", group); err != nil {
 		c.mu.Lock()
-		c.errs = append(c.errs, err)
-		c.mu.Unlock()
+		defer c.mu.Unlock()
+		if c.phase == idle {
+			c.errs = append(c.errs, err)
+		} else { // it is the mistake of its own handlers alone
+			r.err = err
+		}
 	}
-	return &Router{core: c, group: group, set: s}
+	return r
 }
 
 // Group returns a router of another group that shares r's life and starts from its options.
@@ -107,7 +113,7 @@ func (r *Router) Group(name string, opts ...Option) *Router {
 
 // With returns a router of the same group and life with other defaults for the handlers that are added through it.
 func (r *Router) With(opts ...Option) *Router {
-	return &Router{core: r.core, group: r.group, set: r.settings(opts)}
+	return &Router{core: r.core, group: r.group, err: r.err, set: r.settings(opts)}
 }
 
 func (r *Router) settings(opts []Option) settings {
@@ -128,6 +134,9 @@ func (r *Router) Use(mw ...bus.Middleware) {
 // topic is not consumed yet by its group; [Route.Ready] tells how it went.
 func (r *Router) Handle(topic string, h bus.Handler, opts ...Option) *Route {
 	route := newRoute(r.core, r.group, topic, h, r.settings(opts))
+	if r.err != nil {
+		route.err = r.err
+	}
 	r.core.add(route)
 	return route
 }
@@ -158,7 +167,7 @@ func (r *Router) Go(name string, f func(context.Context) error) {
 		return
 	}
 	if c.phase != idle {
-		c.errs = append(c.errs, fmt.Errorf("Go %q: call it before Run", name))
+		c.log.Error("a function was given to Go after Run, and is not called", "name", name)
 		return
 	}
 	c.tasks = append(c.tasks, background{name, f})
@@ -194,6 +203,9 @@ type subscriptionKey struct{ group, topic string }
 // plan makes the consumers of the routes; it reports all mistakes.
 func (c *core) plan(routes []*Route) ([]*consumer, error) {
 	errs := append([]error(nil), c.errs...)
+	if c.bus == nil {
+		return nil, fmt.Errorf("router: %w: %w", bus.ErrInvalid, errors.Join(errs...))
+	}
 	var order []subscriptionKey
 	shared := map[subscriptionKey][]*Route{}
 	names := map[string]bool{}
@@ -275,6 +287,9 @@ func (cfg *consumerConfig) keyWaits(routes []*Route, has bus.Capabilities) error
 	for _, r := range routes {
 		var why string
 		switch {
+		case cfg.guarantee == AtMostOnce && r.policy.Then == Stop:
+			errs = append(errs, fmt.Errorf("handler %s: Policy.Then is Stop, which leaves the message unsettled, but Guarantee(AtMostOnce) settles it before it is handled", r.name))
+			continue
 		case !r.policy.KeyWaits:
 			continue
 		case !has.Parking:

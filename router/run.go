@@ -81,6 +81,9 @@ func (c *core) launch(k *consumer) {
 	c.consumers = append(c.consumers, k)
 	for _, r := range k.table.routes {
 		r.consumer.Store(k)
+		if r.paused.Load() {
+			k.pause(true)
+		}
 	}
 	go func() {
 		err := k.start()

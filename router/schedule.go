@@ -29,7 +29,7 @@ func (c *consumer) makeReady(t *task) {
 
 // due says whether a batch is to be called now: it is full, has waited long enough, or nothing more can come.
 func (c *consumer) due(q *batchQueue) bool {
-	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.inFlight >= c.cfg.inFlight.messages ||
+	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes ||
 		time.Since(q.since) >= q.fill.wait)
 }
 
@@ -106,11 +106,30 @@ func (c *consumer) watch() {
 	waiting := false
 	for _, w := range c.workers {
 		c.reap(w)
-		waiting = waiting || int(w.next.Load()) < w.n
+		if next := w.next.Load(); next == w.watched && int(next) < w.n {
+			c.reclaim(w) // its call lasts: others take what it has not begun, in turn with what is ready
+		} else {
+			w.watched = next
+			waiting = waiting || int(next) < w.n
+		}
 	}
-	if waiting || c.ready.n > 0 {
+	if waiting || c.takeable() > 0 {
 		c.wakeWorker()
 		c.guard()
+	}
+}
+
+// reclaim makes ready again what a worker has taken and not begun.
+func (c *consumer) reclaim(w *worker) {
+	for {
+		i := int(w.next.Add(1)) - 1
+		if i >= w.n {
+			return
+		}
+		t := w.tasks[i]
+		w.tasks[i] = nil
+		t.lane.release()
+		c.ready.pushFront(t)
 	}
 }
 
@@ -175,7 +194,9 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 }
 
 func (c *consumer) takeBatch(w *worker) bool {
-	for _, q := range c.batches {
+	c.batchTurn++
+	for i := range c.batches {
+		q := c.batches[(c.batchTurn+i)%len(c.batches)] // in turns: none starves
 		if !c.due(q) {
 			continue
 		}

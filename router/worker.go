@@ -21,7 +21,8 @@ type worker struct {
 	n        int
 	next     atomic.Int32
 	finished atomic.Uint32
-	at       int // the one being handled, or -1
+	at       int   // the one being handled, or -1
+	watched  int32 // next, when the watchdog last looked
 
 	// Or a batch.
 	many []*task
@@ -120,20 +121,24 @@ func (w *worker) exchange() bool {
 func (w *worker) ended() {
 	c := w.c
 	if w.at >= 0 || len(w.now) > 0 {
+		goexit := w.goexit
+		if w.goexit = nil; goexit == nil { // in what the handler had called at the end
+			goexit = &PanicError{Value: ErrGoexit, Stack: string(debug.Stack())}
+		}
 		if w.at >= 0 {
 			h := w.tasks[w.at].h
 			h.Discard()
-			w.observed(h, h.Delivery, 1, time.Now(), w.goexit)
-			c.rule(w.tasks[w.at], w.goexit)
+			w.observed(h, h.Delivery, 1, time.Now(), goexit)
+			c.rule(w.tasks[w.at], goexit)
 			w.finished.Or(1 << w.at)
 			w.at = -1
 		}
 		if w.handling != nil {
 			w.handling.Discard()
-			w.observed(w.handling, w.handling.Delivery, len(w.now), time.Now(), w.goexit)
+			w.observed(w.handling, w.handling.Delivery, len(w.now), time.Now(), goexit)
 		}
 		for _, t := range w.now {
-			c.rule(t, w.goexit)
+			c.rule(t, goexit)
 			w.done = append(w.done, t)
 		}
 		w.now, w.handling = nil, nil
@@ -225,7 +230,9 @@ func (w *worker) handleBatch(batch []*task) {
 	err := w.callBatch(h, tasks[0].route, msgs)
 	errs := bus.Outcomes(err, len(msgs))
 	failed := map[string]bool{}
-	for i, e := range errs {
+	for i := range errs {
+		errs[i] = spelled(errs[i])
+		e := errs[i]
 		switch {
 		case tasks[i].route.policy.ignores(e):
 			errs[i] = bus.Ignore(e)
@@ -291,7 +298,7 @@ func (w *worker) clock() (now time.Time) {
 
 func (w *worker) observed(ctx context.Context, d bus.Delivery, n int, start time.Time, err error) {
 	for _, hook := range w.c.core.hooks.handled {
-		hook.Handled(ctx, Handled{Delivery: d, Messages: n, Took: time.Since(start), Err: err})
+		w.c.guarded("Handled", func() { hook.Handled(ctx, Handled{Delivery: d, Messages: n, Took: time.Since(start), Err: err}) })
 	}
 }
 
@@ -305,7 +312,7 @@ func (w *worker) call(ctx context.Context, r *Route, m *bus.Message) (err error)
 	returned := false
 	defer w.recovered(&returned, &err)
 	err = r.handler.Handle(ctx, m)
-	spell(err)
+	err = spelled(err)
 	returned = true
 	return err
 }
@@ -319,16 +326,23 @@ func (w *worker) callBatch(ctx context.Context, r *Route, ms []*bus.Message) (er
 	returned := false
 	defer w.recovered(&returned, &err)
 	err = r.batch.HandleBatch(ctx, ms)
-	spell(err)
+	err = spelled(err)
 	returned = true
 	return err
 }
 
-// spell asks an error for its text where a panic is still the handler's: a nil pointer in an error is a common mistake.
-func spell(err error) {
-	if err != nil {
-		_ = err.Error()
+// spelled asks an error for its text and its kind where a panic is still the handler's: a nil pointer in an error is a common mistake.
+func spelled(err error) (result error) {
+	if err == nil {
+		return nil
 	}
+	defer func() {
+		if p := recover(); p != nil {
+			result = &PanicError{Value: p, Stack: string(debug.Stack())}
+		}
+	}()
+	_, _ = err.Error(), bus.IsIgnored(err)
+	return err
 }
 
 // recovered is deferred around a call. A Goexit cannot be stopped here: the goroutine ends, and another goes on.
