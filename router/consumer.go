@@ -31,11 +31,12 @@ type consumer struct {
 
 	source bus.Source // set before the first worker starts
 
-	mu     sync.Mutex
-	state  State
-	err    error // the last error, for health
-	paused bool
-	lanes  map[int32]*lane
+	mu      sync.Mutex
+	state   State
+	err     error // the last error, for health
+	paused  bool
+	lanes   map[int32]*lane
+	leaving map[bus.Lane]*lane // that are being handed over
 
 	// Scheduler.
 	keys      keyTable
@@ -122,8 +123,8 @@ type consumerConfig struct {
 func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *routeTable) *consumer {
 	k := &consumer{
 		core: c, sub: sub, cfg: cfg, table: table,
-		log:        c.log.With("topic", sub.Topic, "group", sub.Group),
-		lanes:      map[int32]*lane{},
+		log:   c.log.With("topic", sub.Topic, "group", sub.Group),
+		lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
 		keys:       newKeyTable(cfg.inFlight.messages),
 		lot:        newParkingLot(cfg.unordered),
 		stuckByKey: map[string]*stuckTasks{}, unparkable: map[string]int{},

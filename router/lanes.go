@@ -36,6 +36,7 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		}
 		l.gone = true
 		delete(c.lanes, id.ID)
+		c.leaving[id] = l
 		leaving = append(leaving, l)
 	}
 	c.parkHeld(func(t *task) bool { return t.lane.gone && !t.lane.lost })
@@ -59,6 +60,7 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range leaving {
+		delete(c.leaving, l.id)
 		c.lose(l, bus.ErrLaneLost)
 	}
 	c.log.Debug("lanes handed over", "lanes", len(leaving), "owned", len(c.lanes))
@@ -71,6 +73,8 @@ func (c *consumer) Lost(lanes []bus.Lane, cause error) {
 	for _, id := range lanes {
 		if l := c.owned(id); l != nil {
 			delete(c.lanes, id.ID)
+			c.lose(l, &laneLostError{cause})
+		} else if l := c.leaving[id]; l != nil { // while it was being handed over
 			c.lose(l, &laneLostError{cause})
 		}
 	}
