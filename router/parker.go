@@ -147,7 +147,8 @@ func (c *consumer) takeToPark() []*task {
 		case t.lane.lost && t.marking:
 			t.queued, t.marking, t.place = false, false, nil
 			c.goOnEnded(t)
-		case t.lane.lost, e.gone && !t.lane.gone && !t.marking: // or it was withdrawn
+		case t.lane.lost, e.gone && !t.lane.gone && !t.marking, // or it was withdrawn
+			t.lane.dropped[t.key] && c.inLine(t) && !t.marking: // or it comes again behind one before it
 			t.queued = false
 			c.letGo(t)
 		case full && !t.lane.gone && !e.Token.Parked:
@@ -291,9 +292,21 @@ func (c *consumer) dropStuck(of func(*task) bool) {
 				continue
 			}
 			t.lane.busy++
+			c.noteDropped(t)
 			c.letGo(t)
 		}
 	}
+}
+
+// noteDropped notes that a task of a lane that is going is let go unsettled.
+func (c *consumer) noteDropped(t *task) {
+	if !c.inLine(t) {
+		return
+	}
+	if t.lane.dropped == nil {
+		t.lane.dropped = map[string]bool{}
+	}
+	t.lane.dropped[t.key] = true
 }
 
 // letGo lets go of a task that was to be parked, unsettled.
@@ -320,6 +333,7 @@ func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, f
 		case f != parkAgain && f != parkUnknown:
 		case t.lane.gone && !t.marking:
 			f = parkLost
+			c.noteDropped(t)
 		default:
 			stuck++
 			c.stick(t)

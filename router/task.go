@@ -82,6 +82,8 @@ type lane struct {
 	cancel context.CancelCauseFunc
 	// gone: no handler may start any more. lost: nothing may be settled any more either.
 	gone, lost bool
+	// dropped are keys of which a message was let go unsettled while the lane was going: their later ones must not be parked before it.
+	dropped map[string]bool
 	// busy counts tasks that a worker has, and those handled but not yet settled at the driver.
 	busy int
 	idle chan struct{} // made by a revocation, closed when busy is 0
