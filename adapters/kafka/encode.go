@@ -112,7 +112,11 @@ func (e *encoder) fields(m *bus.Message) []kgo.RecordHeader {
 func (e *encoder) timeText(t time.Time) []byte {
 	if e.timeTxt == nil || !t.Equal(e.time) {
 		n := len(e.text)
-		e.text = t.UTC().AppendFormat(e.text, time.RFC3339Nano)
+		utc := t.UTC()
+		if y := utc.Year(); y < 0 || y > 9999 { // no reader takes it; another program's own zone may have kept it within
+			utc = t
+		}
+		e.text = utc.AppendFormat(e.text, time.RFC3339Nano)
 		e.time, e.timeTxt = t, e.text[n:len(e.text):len(e.text)]
 	}
 	return e.timeTxt

@@ -90,6 +90,28 @@ func TestForeignHeaders(t *testing.T) {
 	})
 }
 
+// TestForeignTimeAtTheEnd: a time that is beyond the year 9999 in UTC, but not in its own zone, is kept when its message is stored.
+func TestForeignTimeAtTheEnd(t *testing.T) {
+	c := fakeConfig(fakeCluster(t))
+	b := open(t, c)
+	publish(t, b, "t", texts("before")...)
+	produce(t, c, &kgo.Record{Topic: "t", Value: []byte("foreign"), Headers: []kgo.RecordHeader{{Key: "ce_time", Value: []byte("9999-12-31T23:59:59-01:00")}}})
+	s, _ := parking(t, b, "t", "g")
+	ds := receive(t, s, 2)
+	i := slices.IndexFunc(ds, func(d bus.Delivery) bool { return string(d.Payload) == "foreign" })
+	ps := parkAll(ds[i : i+1])
+	if err := s.Park(within(t), ps); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]bus.Delivery, 1)
+	if n, err := s.Fetch(within(t), []bus.Token{ps[0].Token}, got); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	if !got[0].Time.Equal(ds[i].Time) || len(got[0].Headers) > 0 {
+		t.Errorf("got %v with %v, want %v", got[0].Time, got[0].Headers, ds[i].Time)
+	}
+}
+
 // TestUnreadableEntries: records in the poison queue that are no entries are listed as such, with their bytes, and can be removed. The
 // others are listed as ever.
 func TestUnreadableEntries(t *testing.T) {

@@ -35,9 +35,9 @@ func sorted(s []string) []string {
 func TestParkingTopicUnknownForAMoment(t *testing.T) {
 	topic := parkingTopic("t", "g")
 	for name, fault := range map[string]kfake.Fault{
-		"one broker has not heard of it":    {Keys: []kmsg.Key{kmsg.Metadata}, Topic: topic, Nodes: []int32{0}, Err: kerr.UnknownTopicOrPartition, Count: -1},
-		"one partition is unknown for once": {Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Partitions: []int32{1}, Err: kerr.UnknownTopicOrPartition},
-		"no broker knows it at first":       {Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.UnknownTopicOrPartition, Count: 2},
+		"one broker has not heard of it":      {Keys: []kmsg.Key{kmsg.Metadata}, Topic: topic, Nodes: []int32{0}, Err: kerr.UnknownTopicOrPartition, Count: -1},
+		"one partition is unknown for once":   {Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Partitions: []int32{1}, Err: kerr.UnknownTopicOrPartition},
+		"all partitions are unknown at first": {Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.UnknownTopicOrPartition, Count: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := fakeCluster(t)

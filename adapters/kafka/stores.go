@@ -186,19 +186,40 @@ func (d *driver) writeOnce(ctx context.Context, op, topic string, records []kgo.
 			return failAll(op, topic, len(records), err)
 		}
 	}
-	err = d.produce(ctx, client.Client, records, size).wait(ctx, topic)
-	if err == nil {
-		return nil
-	}
-	errs := err.(*bus.PublishError).Errs //nolint:errorlint // made by wait
+	errs := d.produce(ctx, client.Client, records, size).confirmed(ctx)
+	missing := false
 	for i, err := range errs {
 		if err != nil {
-			e := err.(*bus.Error) //nolint:errorlint // as before
-			errs[i] = storeFailure(op, topic, e.Err, e.Definite)
+			errs[i] = storeFailure(op, topic, err, errors.Is(err, kerr.MessageTooLarge))
+			missing = missing || isMissing(err)
 		}
 	}
-	if slices.ContainsFunc(errs, isMissing) { // deleted since it was looked up: the client would go on with its id
+	if missing { // deleted since it was looked up: the client would go on with its id
+		d.topics.forget(topic)
 		d.parker.renew(d)
+	}
+	return errs
+}
+
+// confirmed waits for the records of a store, and returns what the client says of each; nil if all are durable.
+func (c *call) confirmed(ctx context.Context) []error {
+	var cause error
+	select {
+	case <-c.done:
+		return c.errs
+	case <-ctx.Done():
+		cause = context.Cause(ctx)
+	case <-c.driver.patience.begin():
+		cause = fmt.Errorf("not confirmed within %v: %w", c.driver.config.PublishTimeout, context.DeadlineExceeded)
+	}
+	errs := make([]error, len(c.records))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	copy(errs, c.errs)
+	for i := range c.records {
+		if c.records[i].Context != nil { // not finished
+			errs[i] = cause
+		}
 	}
 	return errs
 }
