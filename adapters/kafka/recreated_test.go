@@ -1,9 +1,11 @@
 package kafka_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,5 +216,55 @@ func TestPartitionsAreAdded(t *testing.T) {
 		if ds, _ := insistently(t, s, 1); string(ds[0].Payload) != "new" || ds[0].Lane != 2 {
 			t.Errorf("got %q", payloads(ds))
 		}
+	})
+}
+
+// TestTopicMadeAgainUnderLoad: members that share a topic, and settle as they go, miss nothing of the new one.
+func TestTopicMadeAgainUnderLoad(t *testing.T) {
+	eachBroker(t, func(t *testing.T, c kafka.Config) {
+		b, f := open(t, c), newForeigner(t, c)
+		topic, group := name("t"), name("g")
+		f.create(t, topic)
+		f.fill(t, topic, "old ", 500)
+		ctx, cancel := context.WithCancel(within(t))
+		defer cancel()
+		got := make(chan string, 10_000)
+		var wg sync.WaitGroup
+		for range 2 {
+			s := subscribe(t, b, topic, group, bus.Earliest, newObserver())
+			wg.Go(func() {
+				buf := make([]bus.Delivery, 10)
+				for ctx.Err() == nil {
+					n, _ := s.Receive(ctx, buf, 1<<20)
+					for _, d := range buf[:n] {
+						got <- string(d.Payload)
+						_ = s.Settle(ctx, []bus.Token{d.Token})
+					}
+				}
+			})
+		}
+		for text := ""; text != "old 100"; { // in the midst of it
+			select {
+			case text = <-got:
+			case <-ctx.Done():
+				t.Fatal("nothing came")
+			}
+		}
+		f.remove(t, topic)
+		f.create(t, topic)
+		missing := map[string]bool{}
+		for _, text := range f.fill(t, topic, "new ", 500) {
+			missing[text] = true
+		}
+		for len(missing) > 0 {
+			select {
+			case text := <-got:
+				delete(missing, text)
+			case <-ctx.Done():
+				t.Fatalf("%d messages did not come", len(missing))
+			}
+		}
+		cancel()
+		wg.Wait()
 	})
 }
