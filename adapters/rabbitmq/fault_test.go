@@ -311,7 +311,7 @@ func TestConsumeThroughCuts(t *testing.T) {
 			stale, cuts := 0, 0
 			dst := make([]bus.Delivery, 64)
 			for n := 0; len(seen) < total; {
-				k, err := s.Receive(ctx, dst, 1<<20)
+				k, err := receiveSome(ctx, s, dst)
 				if err != nil {
 					t.Fatalf("after %d of %d: %v", len(seen), total, err)
 				}

@@ -176,7 +176,7 @@ func TestParkThroughCuts(t *testing.T) {
 	dst := make([]bus.Delivery, 64)
 	parked := map[string]bool{}
 	for len(parked) < total {
-		n, err := s.Receive(ctx, dst, 1<<20)
+		n, err := receiveSome(ctx, s, dst)
 		if err != nil {
 			t.Fatalf("after %d: %v", len(parked), err)
 		}

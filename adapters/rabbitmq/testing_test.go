@@ -209,7 +209,7 @@ func receive(t testing.TB, ctx context.Context, s bus.Source, n int) []bus.Deliv
 	var got []bus.Delivery
 	dst := make([]bus.Delivery, 100)
 	for len(got) < n {
-		k, err := s.Receive(ctx, dst[:min(len(dst), n-len(got))], 1<<20)
+		k, err := receiveSome(ctx, s, dst[:min(len(dst), n-len(got))])
 		if err != nil {
 			t.Fatalf("receive, after %d of %d: %v", len(got), n, err)
 		}
@@ -272,5 +272,15 @@ func checkOrder(t testing.TB, ds []bus.Delivery, from, to int) {
 	}
 	if len(seen) != to-from {
 		t.Errorf("%d messages, want %d", len(seen), to-from)
+	}
+}
+
+// receiveSome is Receive, and again while it tells of an outage.
+func receiveSome(ctx context.Context, s bus.Source, dst []bus.Delivery) (int, error) {
+	for {
+		n, err := s.Receive(ctx, dst, 1<<20)
+		if n > 0 || ctx.Err() != nil || err != nil && !bus.IsRetryable(err) {
+			return n, err
+		}
 	}
 }
