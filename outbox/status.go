@@ -67,8 +67,8 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 		return n, fmt.Errorf("outbox: retry: %w", err)
 	}
 	for entry, err := range store.List(ctx) {
-		if err == nil && entry.Handler != name {
-			continue // of another outbox
+		if err == nil && (entry.Handler != name || entry.Failure.Class == bus.Unreadable) {
+			continue // of another outbox, or nobody knows whose
 		}
 		if err == nil {
 			err = SQL(db, nil)(ctx, func(_ *sql.Tx, x Execer) error {

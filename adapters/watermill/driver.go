@@ -133,7 +133,7 @@ func (d *driver) Poison(ctx context.Context, group string) (bus.PoisonStore, err
 	if d.config.Poison != nil {
 		return d.config.Poison(ctx, group)
 	}
-	return &poisonLog{driver: d, topic: group + ".poison"}, nil
+	return &poisonLog{driver: d, topic: group + poisonSuffix}, nil
 }
 
 // Close implements bus.Driver.

@@ -2,11 +2,13 @@ package watermill
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -20,6 +22,9 @@ type poisonLog struct {
 	driver *driver
 	topic  string
 }
+
+// poisonSuffix follows the group in the topic's name.
+const poisonSuffix = ".poison"
 
 // poisonRecord is one message of the log: one of its fields is set.
 type poisonRecord struct {
@@ -164,10 +169,7 @@ func (l *poisonLog) read(ctx context.Context) (entries []*poisonedEntry, err err
 			if !ok {
 				return nil, l.driver.fail("list the poison queue", l.topic, errors.New("the subscription ended"))
 			}
-			r, err := readRecord(w)
-			if err != nil {
-				return nil, l.driver.fail("list the poison queue", l.topic, err)
-			}
+			r := l.readRecord(w)
 			w.Ack()
 			if r.Mark == mark {
 				return entries, nil
@@ -177,11 +179,23 @@ func (l *poisonLog) read(ctx context.Context) (entries []*poisonedEntry, err err
 	}
 }
 
-func readRecord(w *message.Message) (r poisonRecord, err error) {
-	if err := json.Unmarshal(w.Payload, &r); err != nil {
-		return r, fmt.Errorf("message %s: %w", w.UUID, err)
+// readRecord reads a message of the log. What is no record of it is an entry that cannot be read, with an id that it has each time.
+func (l *poisonLog) readRecord(w *message.Message) (r poisonRecord) {
+	err := json.Unmarshal(w.Payload, &r)
+	if err == nil && (r.Put != nil || r.Remove != nil || r.Mark != "") {
+		return r
 	}
-	return r, nil
+	if err == nil {
+		err = errors.New("it is neither an entry, nor a removal, nor a mark")
+	}
+	id := w.UUID
+	if id == "" {
+		id = fmt.Sprintf("%x", sha256.Sum256(w.Payload))
+	}
+	return poisonRecord{Put: &poisonedEntry{
+		ID: "unreadable-" + id, Group: strings.TrimSuffix(l.topic, poisonSuffix), Failure: bus.Failure{Class: bus.Unreadable, Text: err.Error()},
+		Message: storedMessage{ID: id, Payload: w.Payload},
+	}}
 }
 
 // apply is what the entries are after r.

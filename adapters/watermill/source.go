@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -24,7 +25,8 @@ type source struct {
 	closing sync.Once
 	err     error
 
-	ahead *message.Message // read, but too large for the Receive that read it; of the one caller of Receive
+	ahead *message.Message // read, but too large for the Receive that read it; as ends, of the one caller of Receive
+	ends  int              // subscriptions that ended in a row, without a message
 
 	renewing sync.Mutex // one at a time makes the subscription again; taken before mu
 	mu       sync.Mutex
@@ -138,6 +140,7 @@ func (s *source) next(ctx context.Context, wait bool) (*message.Message, error) 
 		select {
 		case w, ok := <-messages:
 			if ok {
+				s.ends = 0
 				return w, nil
 			}
 		case <-s.closed:
@@ -145,15 +148,35 @@ func (s *source) next(ctx context.Context, wait bool) (*message.Message, error) 
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		select {
-		case <-s.closed:
-			return nil, bus.ErrClosed
-		default:
+		if err := s.pause(ctx); err != nil {
+			return nil, err
 		}
 		if err := within(ctx, func() error { return s.resubscribe(messages) }); err != nil {
 			return nil, fmt.Errorf("the subscription ended, and could not be made again: %w", err)
 		}
 	}
+}
+
+// pause waits before the subscription is made again: not at all the first time, then longer and longer, so that a pub/sub that ends each at
+// once is not asked without a pause.
+func (s *source) pause(ctx context.Context) error {
+	var d time.Duration
+	if s.ends++; s.ends > 1 {
+		d = min(100*time.Millisecond<<min(s.ends-2, 10), 5*time.Second)
+		d = d/2 + rand.N(d/2)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closed:
+	}
+	if s.isClosed() {
+		return bus.ErrClosed
+	}
+	return nil
 }
 
 func (s *source) deliver(w *message.Message, m *bus.Message) bus.Delivery {
