@@ -68,28 +68,34 @@ func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 		return fmt.Errorf("outbox: migrate: %w", err)
 	}
 	defer conn.Close()
-	lock, unlock := o.migrationLock()
-	if lock != "" {
-		var got sql.NullString
-		if err := conn.QueryRowContext(ctx, lock).Scan(&got); err != nil {
-			return fmt.Errorf("outbox: lock the migrations: %w", err)
+	var opts *sql.TxOptions
+	switch o.dialect {
+	case MySQL:
+		unlock, err := o.lockMigrations(ctx, conn)
+		if err != nil {
+			return err
 		}
-		if o.dialect == MySQL && got.String != "1" {
-			return fmt.Errorf("outbox: lock the migrations: another process had the lock for a minute: %w", context.DeadlineExceeded)
-		}
-		defer func() {
-			_, uerr := conn.ExecContext(context.WithoutCancel(ctx), unlock)
-			err = errors.Join(err, uerr)
-		}()
+		defer func() { err = errors.Join(err, unlock()) }()
+	case Postgres: // each statement must see what was committed while the first one waited
+		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
+	case SQLite: // the statements may be repeated, and their transaction has the only write lock
 	}
 	if version, err = o.version(ctx, conn); err != nil {
 		return err
 	}
-	tx, err := conn.BeginTx(ctx, nil)
+	tx, err := conn.BeginTx(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("outbox: migrate: %w", err)
 	}
 	defer tx.Rollback()
+	if o.dialect == Postgres { // a lock of the session would stay behind in a pooler, which gives each transaction another session
+		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1, 1)", o.lockClass()); err != nil {
+			return fmt.Errorf("outbox: lock the migrations: %w", err)
+		}
+		if version, err = o.version(ctx, tx); err != nil {
+			return err
+		}
+	}
 	for ; version < len(o.migrations()); version++ {
 		for _, s := range o.migration(version) {
 			if _, err := tx.ExecContext(ctx, s); err != nil {
@@ -103,17 +109,21 @@ func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 	return nil
 }
 
-// migrationLock returns the statements that keep other processes' migrations away, on one connection.
-func (o *Outbox) migrationLock() (lock, unlock string) {
-	switch o.dialect {
-	case Postgres:
-		return fmt.Sprintf("SELECT pg_advisory_lock(%d, 1)", o.lockClass()), fmt.Sprintf("SELECT pg_advisory_unlock(%d, 1)", o.lockClass())
-	case MySQL: // the server's locks are not of a database, and their names are short
-		name := "SHA2(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'), 256)"
-		return "SELECT GET_LOCK(" + name + ", 60)", "DO RELEASE_LOCK(" + name + ")"
-	default: // the statements of SQLite may be repeated, and their transaction has the only write lock
-		return "", ""
+// lockMigrations keeps other processes' migrations away on MySQL, whose transactions end with each statement that changes a table.
+func (o *Outbox) lockMigrations(ctx context.Context, conn *sql.Conn) (unlock func() error, err error) {
+	// The server's locks are not of a database, and their names are short.
+	name := "SHA2(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'), 256)"
+	var got sql.NullString
+	if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK("+name+", 60)").Scan(&got); err != nil {
+		return nil, fmt.Errorf("outbox: lock the migrations: %w", err)
 	}
+	if got.String != "1" {
+		return nil, fmt.Errorf("outbox: lock the migrations: another process had the lock for a minute: %w", context.DeadlineExceeded)
+	}
+	return func() error {
+		_, err := conn.ExecContext(context.WithoutCancel(ctx), "DO RELEASE_LOCK("+name+")")
+		return err
+	}, nil
 }
 
 // lockClass is the first half of the keys of PostgreSQL's advisory locks. It depends on the tables' names, so that
