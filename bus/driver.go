@@ -157,7 +157,8 @@ type Source interface {
 	// [Message.Size]; one message that is larger comes alone. Messages of a lane come in the lane's order. It has
 	// one caller at a time. It writes fresh Message values that the caller may keep.
 	// It returns 0 and an error when ctx ends (the context's error), after Close (ErrClosed), or when the
-	// source cannot go on; the router logs the error, backs off and calls again unless it is ErrClosed.
+	// source cannot go on; the router logs the error, backs off and calls again unless it is ErrClosed. An error that is not
+	// retryable says that something was lost, or stays wrong until somebody changes it. 0 and no error say that the trouble is over.
 	// A record that cannot be decoded is delivered raw: as payload with a synthesised id, never as an error.
 	Receive(ctx context.Context, dst []Delivery, maxBytes int) (int, error)
 

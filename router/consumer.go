@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -197,7 +198,12 @@ func (c *consumer) subscribe() (bus.Source, error) {
 	for b := (backoff{}); ; {
 		source, err := c.core.bus.Driver().Subscribe(c.intake, c.sub, c)
 		if err == nil {
-			return source, nil
+			if err = c.lacking(source); err == nil {
+				return source, nil
+			}
+			closing, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			err = errors.Join(err, source.Close(closing))
+			cancel()
 		}
 		err = fmt.Errorf("subscribe group %q to topic %q: %w", c.sub.Group, c.sub.Topic, err)
 		if c.intake.Err() != nil || !bus.IsRetryable(err) {
@@ -207,6 +213,25 @@ func (c *consumer) subscribe() (bus.Source, error) {
 		c.log.Warn("cannot subscribe yet", "err", err)
 		b.wait(c.intake)
 	}
+}
+
+// lacking is an error if a source has not got what its driver claims and this consumer needs. A driver around another may hide it.
+func (c *consumer) lacking(source bus.Source) error {
+	has := c.core.bus.Driver().Capabilities()
+	_, transacts := source.(bus.TransactionalSource)
+	_, joins := source.(bus.JoiningSource)
+	_, parks := source.(bus.ParkingSource)
+	joining := slices.ContainsFunc(c.table.routes, func(r *Route) bool { return r.joining != nil })
+	for what, lacks := range map[string]bool{
+		"bus.TransactionalSource": c.cfg.transactional && !transacts,
+		"bus.JoiningSource":       joining && !joins,
+		"bus.ParkingSource":       has.Parking && !parks,
+	} {
+		if lacks {
+			return fmt.Errorf("%w: the driver %s claims it, but its source (%T) is no %s", bus.ErrUnsupported, has.Broker, source, what)
+		}
+	}
+	return nil
 }
 
 func (c *consumer) setState(s State, err error) {

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -42,7 +43,11 @@ func (c *consumer) pump() {
 			return
 		default:
 			c.receiving(err)
-			c.log.Warn("receiving failed; trying again", "err", err)
+			level := slog.LevelWarn
+			if !bus.IsRetryable(err) { // something is lost, or stays so until somebody changes it
+				level = slog.LevelError
+			}
+			c.log.Log(c.intake, level, "receiving failed; trying again", "err", err)
 			b.wait(c.intake)
 		}
 	}

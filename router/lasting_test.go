@@ -2,6 +2,7 @@ package router_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -427,4 +428,21 @@ func TestCancelledAtTheBound(t *testing.T) {
 			t.Errorf("came %v", got)
 		}
 	})
+}
+
+// hiding is a driver around another whose sources hide their abilities.
+type hiding struct{ bus.Driver }
+
+func (h hiding) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	source, err := h.Driver.Subscribe(ctx, s, o)
+	return struct{ bus.Source }{source}, err
+}
+
+// TestHiddenAbilities: a source that lacks an ability which its driver claims is an error at the start, and no panic later.
+func TestHiddenAbilities(t *testing.T) {
+	r := router.New(bus.New(hiding{openBus(t).Driver()}), "g")
+	r.HandleFunc("t", func(context.Context, *bus.Message) error { return nil })
+	if err := r.Run(t.Context()); !errors.Is(err, bus.ErrUnsupported) || !strings.Contains(err.Error(), "bus.ParkingSource") {
+		t.Errorf("run: %v", err)
+	}
 }

@@ -69,7 +69,7 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 		return nil, err
 	}
 	if len(replaced) > 0 {
-		s.tell(fail("receive", s.sub.Topic, fmt.Errorf("partitions %v: %w", replaced, errMadeAgain)))
+		s.tell(s.lossError(replaced[0], "%w (%d partitions)", errMadeAgain, len(replaced)))
 		oldest, err := s.begin(ctx, replaced, start{})
 		if err != nil {
 			return nil, err

@@ -109,9 +109,10 @@ func (s *source) truncated(partition int32, from, to int64) error {
 	return s.lossError(partition, "records from %d to %d were deleted by retention before the group %q read them", from, to-1, s.sub.Group)
 }
 
+// lossError tells that messages may be lost to the group. It is not retryable: it will not turn out well the next time.
 func (s *source) lossError(partition int32, format string, args ...any) error {
 	return &bus.Error{
-		Op: "receive", Broker: "kafka", Topic: s.sub.Topic, Retryable: true,
+		Op: "receive", Broker: "kafka", Topic: s.sub.Topic,
 		Err: fmt.Errorf("partition %d: %w", partition, fmt.Errorf(format, args...)),
 	}
 }

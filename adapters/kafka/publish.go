@@ -139,7 +139,9 @@ func (c *call) outcome(ctx context.Context, topic string, cause error) error {
 			errs[i] = publishFailure(topic, err, definite(err, c.began, c.driver.wire.traffic()))
 			failed, missing = true, missing || isMissing(err)
 			if errors.Is(err, kerr.MessageTooLarge) {
-				large = max(large, recordSize(&c.records[i]))
+				if size := recordSize(&c.records[i]); size+batchOverhead <= int(c.limit) { // else the client has refused it
+					large = max(large, size)
+				}
 			}
 		}
 	}

@@ -167,8 +167,15 @@ func TestTopicMadeAgain(t *testing.T) {
 			for _, o := range old[topic] {
 				late.Add(kadm.Offset{Topic: topic, Partition: o.Partition, At: o.At, LeaderEpoch: o.LeaderEpoch, Metadata: o.Metadata})
 			}
-			if err := newForeigner(t, c).adm.CommitAllOffsets(within(t), group, late); err != nil {
-				t.Fatal(err)
+			committer, ctx := newForeigner(t, c).adm, within(t)
+			for {
+				err := committer.CommitAllOffsets(ctx, group, late)
+				if err == nil {
+					break
+				}
+				if !errors.Is(err, kerr.UnknownTopicOrPartition) || ctx.Err() != nil { // the new topic is not known everywhere yet
+					t.Fatal(err)
+				}
 			}
 			want := f.fill(t, topic, "new ", 20)
 			check(t, subscribe(t, b, topic, group, bus.Latest, newObserver()), want)

@@ -35,7 +35,7 @@
 // no queue took is an error that says so for sure. When a connection ends, or the context, what was sent and not
 // confirmed is unknown, and the rest of the call is definitely not published: of a key, nothing is sent behind a message whose
 // fate is unknown. While there is no connection, or the broker blocks publishers (an alarm), callers wait within their
-// context. Several calls share the connection and are confirmed together; of a topic, 448 messages or 16 MiB are under way at most. A
+// context. Several calls share the connection and are confirmed together; of a topic, 896 messages or 32 MiB are under way at most. A
 // topic with a queue that does not confirm (it has no majority, say) takes this room, and its callers wait; other topics do not notice.
 //
 // A group gets what is published after it was attached to the topic. RabbitMQ has no past to read, with one exception:

@@ -108,7 +108,8 @@ func (q *publishing) pipeline(ctx context.Context, name string) (p *pipeline, do
 		if o == nil {
 			q.tidy()
 		} else { // what closed the channel may be that an exchange is gone: declare again
-			delete(q.topics, strings.TrimSuffix(name, strandNames[1]))
+			topic, _, _ := strings.Cut(name, "::")
+			delete(q.topics, topic)
 		}
 		o = &opened{attempt: start(func() (*pipeline, error) { return newPipeline(q.session.conn) })}
 		q.pipelines[name] = o
@@ -165,12 +166,12 @@ func (q *publishing) declare(ctx context.Context, cfg Config, topic string) erro
 	return err
 }
 
-// strands is how many pipelines a topic has. Messages of equal keys go through the same one. Both together have room enough for
-// large batches, and each little enough under way: see pipelineMessages.
-const strands = 2
+// strands is how many pipelines a topic has. Messages of equal keys go through the same one. Together they have room enough for
+// large batches, and each has little enough under way: see pipelineMessages.
+const strands = 4
 
 // strandNames are what the pipelines of a topic are called, behind its name.
-var strandNames = [strands]string{"", "::1"}
+var strandNames = [strands]string{"", "::1", "::2", "::3"}
 
 // publish publishes the messages of one call.
 func (p *publisher) publish(ctx context.Context, topic string, msgs []*bus.Message) error {
