@@ -21,6 +21,20 @@ type wrapped struct {
 	bus.Driver
 	park   func(ctx context.Context, ps []bus.Parking, park func(context.Context, []bus.Parking) error) error
 	poison func(ctx context.Context, e bus.PoisonEntry) error // before it is put
+
+	observer bus.LaneObserver // of the last subscription
+	lanes    []bus.Lane       // that were assigned to it
+}
+
+// assigned notes the lanes of a subscription.
+type assigned struct {
+	bus.ParkingObserver
+	w *wrapped
+}
+
+func (a assigned) Assigned(lanes []bus.Lane) {
+	a.w.lanes = append(a.w.lanes, lanes...)
+	a.ParkingObserver.Assigned(lanes)
 }
 
 type wrappedSource struct {
@@ -34,7 +48,8 @@ type wrappedPoison struct {
 }
 
 func (w *wrapped) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
-	source, err := w.Driver.Subscribe(ctx, s, o)
+	w.observer = assigned{o.(bus.ParkingObserver), w}
+	source, err := w.Driver.Subscribe(ctx, s, w.observer)
 	if err != nil {
 		return nil, err
 	}
@@ -281,6 +296,8 @@ func TestKeyWaitsWithoutEntry(t *testing.T) {
 		plain := bus.New(w.Driver)
 		publish(t, plain, "t", &bus.Message{ID: "0", Key: "k"})
 		time.Sleep(time.Minute)
+		w.observer.Lost(w.lanes, errLater) // no clean stop, at which it would be given back
+		time.Sleep(time.Minute)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -304,7 +321,7 @@ func TestStopPolicyKeepsTheOrder(t *testing.T) {
 			start := func(fails bool) func() error {
 				r := router.New(b, "g", router.Policy{Retry: router.Never, Then: router.Stop})
 				r.HandleFunc("t", func(_ context.Context, m *bus.Message) error {
-					if fails {
+					if fails && m.ID == "0" {
 						return errLater
 					}
 					j.note(m)
