@@ -26,10 +26,12 @@
 // # Delivery semantics
 //
 // Published means: committed, as durable as innodb_flush_log_at_trx_commit makes it (1, the default, outlives a crash of
-// the machine). Concurrent calls share commits. The topic's row is locked for the length of an insert, so that all messages
-// of a topic become visible in one order; equal keys are handled in it, also across the processes of a group. What was
-// finished before a crash, up to the commit interval, is not delivered again, however far an unfinished message lags behind.
-// Groups may begin at the oldest message, at the newest, or at a time, which is that of insertion by the database's clock.
+// the machine). Concurrent calls share commits. The topic's row is locked for the length of an insert, so that all
+// messages of a topic become visible in one order; equal keys are handled in it, also across the processes of a group. A
+// message whose call returned an unknown outcome may follow messages that were published after that: the server still
+// carries out the insert that it had received. What was finished before a crash, up to the commit interval, is not
+// delivered again, however far an unfinished message lags behind. Groups may begin at the oldest message, at the newest,
+// or at a time, which is that of insertion by the database's clock.
 //
 // Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
 // busy and after the poll interval when idle. A message may be as large as seven tenths of the server's max_allowed_packet.
