@@ -3,6 +3,7 @@ package sqllog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"time"
@@ -34,6 +35,8 @@ type request struct {
 	sent int     // those from next on before it are on their way to the database
 	errs []error // of the records before next; nil: none has failed
 	left bool    // the caller does not wait any more
+	// unknown is the error of a part whose outcome is not known. The server may still write that part, so a later part would overtake it.
+	unknown error
 }
 
 // piece is a part of a request that goes into one batch.
@@ -225,7 +228,8 @@ func halve(batch []piece) (first, second []piece) {
 	return []piece{{one.request, one.from, middle}}, []piece{{one.request, middle, one.to}}
 }
 
-// gather collects the records of the batch whose callers still wait, and notes that they are on their way.
+// gather collects the records of the batch whose callers still wait and that overtake nothing of their call. It notes that they are on
+// their way.
 func (p *publisher) gather(batch []piece) []Record {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,6 +238,10 @@ func (p *publisher) gather(batch []piece) []Record {
 		r := b.request
 		if r.left {
 			r.next = b.to
+			continue
+		}
+		if r.unknown != nil {
+			p.end(b, fmt.Errorf("an earlier message of the call has an unknown outcome: %w", r.unknown), true, true)
 			continue
 		}
 		r.sent = b.to
@@ -259,20 +267,28 @@ func (p *publisher) finish(batch []piece, err error, definite, retryable bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range batch {
-		r := b.request
-		if err != nil {
-			if r.errs == nil {
-				r.errs = make([]error, len(r.records))
-			}
-			failure := p.failure(r, err, definite, retryable)
-			for i := b.from; i < b.to; i++ {
-				r.errs[i] = failure
-			}
+		p.end(b, err, definite, retryable)
+		if err != nil && !definite {
+			b.unknown = err
 		}
-		r.next, r.sent = b.to, b.to
-		if b.to == len(r.records) {
-			close(r.done)
+	}
+}
+
+// end gives the records of a piece their outcome. The lock is held.
+func (p *publisher) end(b piece, err error, definite, retryable bool) {
+	r := b.request
+	if err != nil {
+		if r.errs == nil {
+			r.errs = make([]error, len(r.records))
 		}
+		failure := p.failure(r, err, definite, retryable)
+		for i := b.from; i < b.to; i++ {
+			r.errs[i] = failure
+		}
+	}
+	r.next, r.sent = b.to, b.to
+	if b.to == len(r.records) {
+		close(r.done)
 	}
 }
 

@@ -189,6 +189,55 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
+func TestNothingOvertakesAnUnknownOutcomeOfItsCall(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		calls         int // messages
+		sent, unknown int // of them
+		write         func(ids []string) error
+	}{
+		{"between batches", 25, 10, 10, func(ids []string) error { return &Uncertain{errPassing} }},
+		{"last batch", 25, 25, 5, func(ids []string) error {
+			if len(ids) == 5 {
+				return &Uncertain{errPassing}
+			}
+			return nil
+		}},
+		{"in a batch that is halved", 4, 2, 2, func(ids []string) error {
+			if len(ids) == 4 {
+				return errMessage
+			}
+			return &Uncertain{errPassing}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &fake{write: test.write}
+			d := newDriver(t, f)
+			var ids []string
+			for i := range test.calls {
+				ids = append(ids, fmt.Sprint(i))
+			}
+			pe, ok := errors.AsType[*bus.PublishError](d.Publish(t.Context(), "t", messages(ids...)))
+			if !ok || len(pe.Errs) != test.calls {
+				t.Fatalf("%v", pe)
+			}
+			for i, err := range pe.Errs {
+				written := i < test.sent-test.unknown
+				if (err == nil) != written || !written && (bus.IsDefinite(err) != (i >= test.sent) || !bus.IsRetryable(err)) {
+					t.Errorf("message %d: %v", i, err)
+				}
+			}
+			if last := f.batches[len(f.batches)-1]; last[len(last)-1] != ids[test.sent-1] {
+				t.Errorf("the last batch is %v", last)
+			}
+			f.write = nil
+			if err := d.Publish(t.Context(), "t", messages("another call")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestPublishWaitsOutAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
