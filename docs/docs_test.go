@@ -132,12 +132,12 @@ func TestFailureTableIsChecked(t *testing.T) {
 	}
 }
 
-// TestTrapsHaveTests: the tests that failure-handling.md names exist.
-func TestTrapsHaveTests(t *testing.T) {
+// TestNamedTestsExist: the tests that the documents name exist.
+func TestNamedTestsExist(t *testing.T) {
 	tests := map[string]bool{}
 	err := filepath.WalkDir("..", func(path string, _ os.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, "_test.go") {
-			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(read(t, path), -1) {
+			for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllStringSubmatch(read(t, path), -1) {
 				tests[m[1]] = true
 			}
 		}
@@ -146,13 +146,15 @@ func TestTrapsHaveTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(read(t, "failure-handling.md"), -1)
-	if len(named) < 10 {
-		t.Fatalf("only %d tests are named", len(named))
-	}
-	for _, m := range named {
-		if !tests[m[1]] {
-			t.Errorf("there is no %s", m[1])
+	for document, least := range map[string]int{"failure-handling.md": 10, "reliability.md": 80} {
+		named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(read(t, document), -1)
+		if len(named) < least {
+			t.Errorf("%s names only %d tests", document, len(named))
+		}
+		for _, m := range named {
+			if !tests[m[1]] {
+				t.Errorf("%s: there is no %s", document, m[1])
+			}
 		}
 	}
 }
