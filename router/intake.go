@@ -180,7 +180,11 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	t.route = c.table.route(&t.h.Delivery)
 	switch {
 	case unwrapped != nil:
-		t.refuse("undecodable", unwrapped)
+		class := "undecodable"
+		if f := t.h.Delivery.Failure; f != nil && f.Class == bus.Unreadable { // its driver could not read what it had parked
+			class = bus.Unreadable
+		}
+		t.refuse(class, unwrapped)
 	case t.h.Delivery.Type == bus.TypeCancellation:
 		c.cancelDelayed(t)
 		return
