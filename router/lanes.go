@@ -95,6 +95,9 @@ func (c *consumer) owned(id bus.Lane) *lane {
 func (c *consumer) lose(l *lane, cause error) {
 	l.gone, l.lost = true, true
 	l.cancel(cause)
+	for _, cancel := range l.batches {
+		cancel(cause)
+	}
 }
 
 // dropHeld lets go of the tasks of lanes that are gone, so that they do not fill the in-flight bound until due.

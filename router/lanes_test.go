@@ -411,3 +411,27 @@ func TestAtMostOnceKnowsThatItIsSettled(t *testing.T) {
 		})
 	}
 }
+
+// TestLostLaneCancelsBatchAtOnce: when a driver has told that lanes are lost, no handler works on their messages unknowing, also not on a
+// batch of several lanes: the next owner may begin with them.
+func TestLostLaneCancelsBatchAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		calls := make(chan context.Context, 1)
+		r := router.New(bus.New(f), "g")
+		r.Handle("t", batchFunc(func(ctx context.Context, ms []*bus.Message) error {
+			calls <- ctx
+			<-ctx.Done()
+			return ctx.Err()
+		}), router.Fill(2, time.Minute))
+		run(t, r)
+		f.observer.Assigned([]bus.Lane{{ID: 0, Epoch: 1}, {ID: 1, Epoch: 2}})
+		f.send(0, 1, 0, "a")
+		f.send(1, 2, 0, "b")
+		ctx := <-calls
+		f.observer.Lost([]bus.Lane{{ID: 1, Epoch: 2}}, nil)
+		if err := ctx.Err(); err == nil || !errors.Is(context.Cause(ctx), bus.ErrLaneLost) {
+			t.Errorf("the batch's context has ended with %v, because of %v", err, context.Cause(ctx))
+		}
+	})
+}

@@ -80,6 +80,8 @@ type lane struct {
 	id     bus.Lane
 	ctx    context.Context // of the handlers of its messages
 	cancel context.CancelCauseFunc
+	// batches are the contexts of the batches in which its messages are handled.
+	batches map[context.Context]context.CancelCauseFunc
 	// gone: no handler may start any more. lost: nothing may be settled any more either.
 	gone, lost bool
 	// dropped are keys of which a message was let go unsettled while the lane was going: their later ones must not be parked before it.

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -264,26 +265,33 @@ func (w *worker) handleBatch(batch []*task) {
 	}
 }
 
-// batchContext ends when any of the batch's lanes is lost: what the handler does then is repeated by another.
+// batchContext ends when any of the batch's lanes is lost, before its next owner is known: what the handler does then is repeated by another.
 func (w *worker) batchContext(tasks []*task) (context.Context, context.CancelCauseFunc) {
-	ctx, cancel := context.WithCancelCause(w.c.ctx)
-	var seen []*lane
-next:
+	c := w.c
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	var lanes []*lane
 	for _, t := range tasks {
-		for _, l := range seen {
-			if l == t.lane {
-				continue next
-			}
+		if !slices.Contains(lanes, t.lane) {
+			lanes = append(lanes, t.lane)
 		}
-		seen = append(seen, t.lane)
 	}
-	var stops []func() bool
-	for _, l := range seen {
-		stops = append(stops, context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) }))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range lanes {
+		if l.lost {
+			cancel(context.Cause(l.ctx))
+			continue
+		}
+		if l.batches == nil {
+			l.batches = map[context.Context]context.CancelCauseFunc{}
+		}
+		l.batches[ctx] = cancel
 	}
 	return ctx, func(cause error) {
-		for _, stop := range stops {
-			stop()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, l := range lanes {
+			delete(l.batches, ctx)
 		}
 		cancel(cause)
 	}
