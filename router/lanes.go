@@ -118,15 +118,7 @@ func (c *consumer) dropHeld() {
 	c.held = kept
 	heap.Init(&c.held)
 	for _, t := range gone {
-		if t.parking || t.marking && !t.lane.lost { // it goes on when it is parked
-			t.lane.busy++
-			t.outcome, t.ended = abandon, true
-			continue
-		}
-		if t.queued {
-			c.unqueue(t)
-		}
-		c.drop(t)
+		c.giveBack(t)
 	}
 	c.wakeWorkers()
 }

@@ -286,13 +286,13 @@ func (c *consumer) dropStuck(of func(*task) bool) {
 			if !of(t) || t.parking {
 				continue
 			}
-			if c.unqueue(t); t.marking {
+			c.unqueue(t)
+			if c.noteDropped(t); t.marking {
 				t.marking, t.place = false, nil // a worker has it, or had it
 				c.goOnEnded(t)
 				continue
 			}
 			t.lane.busy++
-			c.noteDropped(t)
 			c.letGo(t)
 		}
 	}
@@ -331,7 +331,7 @@ func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, f
 		t.unknown = f == parkUnknown || f == parkAgain && t.unknown
 		switch {
 		case f != parkAgain && f != parkUnknown:
-		case t.lane.gone && !t.marking:
+		case t.lane.gone && !t.marking, t.lane.lost:
 			f = parkLost
 			c.noteDropped(t)
 		default:

@@ -182,7 +182,7 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 	for w.n < min(n, most) {
 		t := c.ready.pop()
 		if t.lane.gone {
-			c.drop(t)
+			c.giveBack(t)
 			n = min(n, w.n+c.ready.n)
 			continue
 		}
@@ -204,7 +204,7 @@ func (c *consumer) takeBatch(w *worker) bool {
 		for q.n > 0 && len(w.many) < q.fill.n && !w.ids[q.first.h.Delivery.ID] {
 			t := q.pop()
 			if t.lane.gone {
-				c.drop(t)
+				c.giveBack(t)
 				continue
 			}
 			t.lane.busy++
@@ -278,8 +278,18 @@ func (c *consumer) finish(t *task) {
 	}
 }
 
+// giveBack drops a task that no worker has, because its lane is gone; if it is on its way to the broker, when it has come there.
+func (c *consumer) giveBack(t *task) {
+	t.lane.busy++
+	t.outcome = abandon
+	c.finish(t)
+}
+
 // drop lets go of a task unsettled; the broker gives the message to the lane's next owner.
 func (c *consumer) drop(t *task) {
+	if t.lane.gone {
+		c.noteDropped(t)
+	}
 	c.leaveKey(t)
 	c.recycle(t)
 }
