@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -22,8 +23,9 @@ type wrapped struct {
 	park   func(ctx context.Context, ps []bus.Parking, park func(context.Context, []bus.Parking) error) error
 	poison func(ctx context.Context, e bus.PoisonEntry) error // before it is put
 
+	mu       sync.Mutex
 	observer bus.LaneObserver // of the last subscription
-	lanes    []bus.Lane       // that were assigned to it
+	lanes    []bus.Lane       // that were assigned to any
 }
 
 // assigned notes the lanes of a subscription.
@@ -33,7 +35,9 @@ type assigned struct {
 }
 
 func (a assigned) Assigned(lanes []bus.Lane) {
+	a.w.mu.Lock()
 	a.w.lanes = append(a.w.lanes, lanes...)
+	a.w.mu.Unlock()
 	a.ParkingObserver.Assigned(lanes)
 }
 
@@ -48,8 +52,11 @@ type wrappedPoison struct {
 }
 
 func (w *wrapped) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
-	w.observer = assigned{o.(bus.ParkingObserver), w}
-	source, err := w.Driver.Subscribe(ctx, s, w.observer)
+	o = assigned{o.(bus.ParkingObserver), w}
+	w.mu.Lock()
+	w.observer = o
+	w.mu.Unlock()
+	source, err := w.Driver.Subscribe(ctx, s, o)
 	if err != nil {
 		return nil, err
 	}
