@@ -8,6 +8,8 @@ COUNT ?= 6
 PATHS ?=
 BENCHFLAGS ?=
 MUTATE ?= ./internal/window
+SEED ?= 1
+SEEDS ?= 20000
 TORTURE ?= TestTorture|TestCleanStops|TestKilledInbox|TestLongTransaction|TestWritersDoNotNotice|TestPreparedOutlivesTheServer
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
@@ -23,7 +25,7 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" ./router ./adapters/...
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-watermill test-modules test-short torture lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
+.PHONY: help test test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,9 @@ test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing 
 
 torture: ## outbox and inbox at the whole size, about an hour; kills the brokers of this clone (TORTURE=regexp chooses)
 	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 MILLRACE_TORTURE=1 $(GO) test $(RACE) -v -count 1 -timeout 180m -run '$(TORTURE)' ./outbox
+
+random: ## the engine by random programs in virtual time, SEEDS=20000 of them from SEED=1 on
+	MILLRACE_SEED=$(SEED) MILLRACE_SEEDS=$(SEEDS) $(GO) test -count 1 -timeout 60m -run 'TestRandom$$' ./router
 
 lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scripts if shellcheck is there
 	$(GOLANGCI) run ./...

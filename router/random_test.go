@@ -27,9 +27,9 @@ import (
 // MILLRACE_SEEDS is the number of programs. MILLRACE_SEED is the first, alone if their number is not said, and has what happened reported in
 // detail. The scheduler and the router's own jitter are not part of a seed: repeat it with -count.
 func TestRandom(t *testing.T) {
-	first, n := uint64(1), 200
+	first, n := uint64(1), 1000
 	if testing.Short() {
-		n = 50
+		n = 200
 	}
 	for name, set := range map[string]func(uint64){
 		"MILLRACE_SEEDS": func(v uint64) { n = int(v) },
