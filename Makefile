@@ -17,7 +17,7 @@ GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
 # The race detector; its check of pointers not in SQLite, which is translated C, and would be twice as slow with it.
 RACE := -race -gcflags=modernc.org/...=-d=checkptr=0
 # Two packages at a time: more would measure how the brokers share one machine.
-TEST := $(GO) test $(RACE) -shuffle=on -timeout 20m -p 2
+TEST := $(GO) test $(RACE) -shuffle=on -timeout 30m -p 2
 TEST_SHORT := $(GO) test -short $(RACE) -shuffle=on -timeout 10m -p 4 -parallel 8
 # What a message costs, without the race detector, which allocates.
 ALLOCATIONS := $(GO) test -run "Allocations|Budget" ./router ./adapters/...

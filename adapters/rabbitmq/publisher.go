@@ -4,16 +4,16 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
-// publisher publishes through one pipeline for each topic, and for each queue that this driver itself writes to: a queue that does
-// not confirm takes the room of its own. More of them are no quicker: with four and eight, 16 goroutines that publish one by one were
-// 10 to 20 % slower than with one, because each of the broker's confirms and writes had fewer messages to share its cost.
+// publisher publishes through a few pipelines for each topic ([strands]), and one for each queue that this driver itself writes to: a queue
+// that does not confirm takes the room of its own.
 type publisher struct {
 	cfg  Config
 	link *link
@@ -107,9 +107,6 @@ func (q *publishing) pipeline(ctx context.Context, name string) (p *pipeline, do
 	if o == nil || o.ended() && (o.err != nil || o.v.ch.IsClosed()) {
 		if o == nil {
 			q.tidy()
-		} else { // what closed the channel may be that an exchange is gone: declare again
-			topic, _, _ := strings.Cut(name, "::")
-			delete(q.topics, topic)
 		}
 		o = &opened{attempt: start(func() (*pipeline, error) { return newPipeline(q.session.conn) })}
 		q.pipelines[name] = o
@@ -241,7 +238,17 @@ func (p *publisher) strand(ctx context.Context, topic string, strand, n int, mes
 		return err
 	})
 	p.size.learn(errs)
+	if slices.ContainsFunc(errs, func(err error) bool { return hasCode(err, amqp.NotFound) }) {
+		q.forget(topic)
+	}
 	return errs
+}
+
+// forget has a topic declared again whose exchange is gone.
+func (q *publishing) forget(topic string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.topics, topic)
 }
 
 // ready prepares a session for publishing to topic. While nothing has been sent, a session that breaks is no reason
