@@ -391,7 +391,7 @@ func TestPublishIsBounded(t *testing.T) {
 		return nil, nil, false
 	})
 	defer close(release)
-	short, cancel := context.WithTimeout(within(t), 200*time.Millisecond)
+	short, cancel := context.WithTimeout(within(t), 2*time.Second)
 	defer cancel()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
