@@ -80,11 +80,25 @@ func delayCancel(e *env) {
 	if !e.capabilities(b).Durable {
 		second = b
 	}
-	start(second)
+	then := start(second)
 	until("what is delayed and not cancelled", 2*len(groups)*keys)
 	cancel("stays-0", "0") // too late
 	e.publish(b, topic, &bus.Message{ID: "last", Key: "0"})
 	until("what was published last", (2*keys+1)*len(groups))
+	for _, r := range then {
+		r.drain()
+	}
+	third := e.bus() // it finds nothing parked: whatever was left would come before the key's next message
+	if !e.capabilities(b).Durable {
+		third = b
+	}
+	start(third)
+	msgs = msgs[:0]
+	for i := range keys {
+		msgs = append(msgs, &bus.Message{ID: "end", Key: fmt.Sprint(i)})
+	}
+	e.publish(b, topic, msgs...)
+	until("what the third member is there for", (3*keys+1)*len(groups))
 	mu.Lock()
 	defer mu.Unlock()
 	for _, group := range groups {
@@ -94,6 +108,7 @@ func delayCancel(e *env) {
 			if i == 0 {
 				want = append(want, "last")
 			}
+			want = append(want, "end")
 			if got := came[group+key]; !slices.Equal(got, want) {
 				e.errorf("of key %s came %v, want %v", key, got, want)
 			}
