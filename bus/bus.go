@@ -58,7 +58,7 @@ func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Messag
 		return nil
 	}
 	if err := b.checkPublish(ctx, topic); err != nil {
-		return FailAll(len(msgs), err)
+		return failAll(len(msgs), err)
 	}
 	addOutgoing(ctx, msgs)
 	now := time.Now()
@@ -149,7 +149,9 @@ func (b *Bus) Ping(ctx context.Context) error {
 		return &Error{Op: "ping", Broker: b.broker, Err: ErrClosed}
 	default:
 	}
-	if p, ok := As[Pinger](b); ok {
+	if p, ok := As[interface {
+		Ping(ctx context.Context) error
+	}](b); ok { // driver.Pinger
 		return p.Ping(ctx)
 	}
 	return nil
@@ -182,7 +184,7 @@ func (b *Bus) Shutdown(ctx context.Context) error {
 }
 
 // As finds T in the driver: the native client (*kgo.Client, *pgxpool.Pool, …: see each adapter's documentation) or
-// an optional ability such as [Pinger].
+// one of the optional abilities in package bus/driver.
 func As[T any](b *Bus) (T, bool) {
 	if v, ok := b.driver.(T); ok {
 		return v, true

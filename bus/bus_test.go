@@ -12,6 +12,7 @@ import (
 
 	_ "github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // recorder is a driver that keeps what it is given, and fails the messages whose id says so.
@@ -39,7 +40,7 @@ func (r *recorder) Subscribe(context.Context, bus.Subscription, bus.LaneObserver
 	return nil, bus.ErrUnsupported
 }
 
-func (r *recorder) Poison(context.Context, string) (bus.PoisonStore, error) {
+func (r *recorder) Poison(context.Context, string) (driver.PoisonStore, error) {
 	return nil, bus.ErrUnsupported
 }
 
@@ -201,7 +202,7 @@ func TestAsFindsDriverAndNativeClient(t *testing.T) {
 	if seq, ok := bus.As[iter.Seq[int]](b); !ok || slices.Collect(seq)[0] != 7 {
 		t.Error("the native client")
 	}
-	if _, ok := bus.As[bus.Lagger](b); ok {
+	if _, ok := bus.As[driver.Lagger](b); ok {
 		t.Error("an ability that it lacks")
 	}
 }

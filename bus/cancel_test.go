@@ -16,7 +16,7 @@ import (
 func TestCancellation(t *testing.T) {
 	rec := &recorder{}
 	b := bus.New(rec)
-	h := bus.NewHandling(t.Context(), b, bus.Delivery{Message: &bus.Message{}})
+	h := engine.New(t.Context(), b, bus.Delivery{Message: &bus.Message{}})
 	for _, p := range []bus.Publisher{b, bus.Emitter(h)} {
 		for _, c := range []bus.Cancellation{{}, {ID: "1"}, {Key: "k"}} {
 			err := p.Publish(t.Context(), "t", c)
@@ -28,7 +28,7 @@ func TestCancellation(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := h.Flush(t.Context(), nil); err != nil {
+	if err := engine.Flush(t.Context(), h, nil); err != nil {
 		t.Error(err)
 	}
 	if len(rec.msgs) != 4 {

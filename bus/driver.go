@@ -2,16 +2,15 @@ package bus
 
 import (
 	"context"
-	"iter"
 	"time"
 )
 
-// Driver is one broker's implementation of the contract. Applications use a [Bus]; this is for driver authors, who
-// prove a driver with package conformance.
+// Driver connects a [Bus] to one broker. Applications call the Bus and never a Driver. Authors of drivers find the
+// whole contract, with the poison store and the optional abilities, in package bus/driver.
 //
-// A driver owns mechanism: lanes, ownership and its epochs, positions, the poison store, repair of connections. It
-// retries broken connections in the background with jittered back-off, while callers wait within their context.
-// Policy (order by key, retries, bounds, draining) belongs to the router, the same on every broker.
+// A driver owns mechanism: lanes, ownership and its epochs, positions, repair of connections. It retries broken
+// connections in the background with jittered back-off, while callers wait within their context. The router owns
+// policy: order by key, retries, bounds, draining. It is the same on every broker.
 //
 // All methods are safe for concurrent use. After Close they fail with [ErrClosed].
 type Driver interface {
@@ -25,9 +24,6 @@ type Driver interface {
 	// error here that wraps ErrUnsupported, never later. It may return before any lane is assigned. ctx bounds the call;
 	// the source lives until its Close or the driver's.
 	Subscribe(ctx context.Context, s Subscription, o LaneObserver) (Source, error)
-
-	// Poison opens the group's store of messages that could not be handled.
-	Poison(ctx context.Context, group string) (PoisonStore, error)
 
 	Capabilities() Capabilities
 
@@ -173,51 +169,10 @@ type Source interface {
 	Close(ctx context.Context) error
 }
 
-// Committer is an optional ability of a [Source] whose Settle returns before settlements are durable.
-type Committer interface {
-	Source
-	// Commit returns when all that was settled before the call is durable. Calls at the same time share the work.
-	Commit(ctx context.Context) error
-}
-
-// PoisonStore keeps what a group could not handle, until somebody looks. Entries do not expire.
-type PoisonStore interface {
-	// Put stores entries durably. An entry with the ID of a stored one replaces it, at its place or as the newest.
-	Put(ctx context.Context, entries ...PoisonEntry) error
-	// List yields all entries, oldest first, without disturbing them. It ends after the first error. A record that cannot be read is
-	// an entry of class [Unreadable], which Remove deletes like any other; it never fails the listing.
-	List(ctx context.Context) iter.Seq2[PoisonEntry, error]
-	// Remove deletes entries; unknown ids are no error.
-	Remove(ctx context.Context, ids ...string) error
-}
-
-// PoisonEntry is a message that could not be handled, and why.
-type PoisonEntry struct {
-	// ID names the entry in its store.
-	ID string
-	// Message is the original, byte for byte.
-	Message *Message
-	// Topic, Group, Lane and Position say where it came from; Handler who refused it ("" if none was found).
-	Topic, Group, Handler string
-	Lane                  int32
-	Position              int64
-	Failure               Failure
-	// Waits is set if the message is parked, too, at Lane and Position, and its key waits until it is replayed or dropped.
-	Waits bool
-	// Host is where it failed last.
-	Host string
-	// Time is when it was put here.
-	Time time.Time
-}
-
-// Unreadable is the [Failure.Class] of a stored record that its driver cannot read: somebody else wrote it, or it was damaged. The
-// payload of such an entry's Message is the record's own bytes. It can be looked at and dropped, not replayed.
-const Unreadable = "unreadable"
-
 // Failure is the history of a message's failing.
 type Failure struct {
 	// Class is a short stable word for grouping: "permanent", "retries exhausted", "undecodable", "panic",
-	// "timeout", "unknown type", [Unreadable].
+	// "timeout", "unknown type", "unreadable".
 	Class string `json:"class"`
 	// Text is the last error's text, Stack the stack of a panic.
 	Text  string `json:"text"`
@@ -230,16 +185,3 @@ type Failure struct {
 	// Replays is how many times the message has been replayed from the poison queue.
 	Replays int `json:"replays,omitempty"`
 }
-
-// Optional abilities of a driver, found with [As].
-type (
-	// Pinger checks that the broker answers.
-	Pinger interface {
-		Ping(ctx context.Context) error
-	}
-	// Lagger tells how many messages of a topic a group has not finished yet. What is parked does not count: it is not in
-	// the topic any more.
-	Lagger interface {
-		Lag(ctx context.Context, topic, group string) (int64, error)
-	}
-)

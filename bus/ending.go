@@ -18,7 +18,7 @@ var errDiscarded = errors.New("the handler failed")
 // counts as failed, although its outputs are published. In a batch handler f is called when the outputs of the messages
 // that succeeded are published, and its failure is theirs.
 //
-// Under [NewDirectHandling], which has no end, f is called at once. It is an error outside of a handler, and after the
+// A handler that is called without a router, by package bustest, has no end: there f is called at once. It is an error outside of a handler, and after the
 // handler has returned.
 func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
 	return onEnding(ctx, func(ctx context.Context, err error, _ func(string) bool) error {
@@ -87,7 +87,7 @@ func (f ending) call(ctx context.Context, err error, failed func(id string) bool
 
 // Savepoint is for middleware that calls a handler again, or makes something else of its failure: rollback takes back
 // what was emitted, and what [OnSuccess] and [OnEnd] were given, since Savepoint was called. In a batch it takes back
-// only what was emitted because of these messages. Outside of a handler, and under [NewDirectHandling], it does nothing.
+// only what was emitted because of these messages. Outside of a handler it does nothing.
 func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
 	h := handlingFrom(ctx)
 	if h == nil {

@@ -19,19 +19,21 @@ func TestOnEndTellsEveryEnd(t *testing.T) {
 		want []bool
 		err  bool
 	}{
-		"success": {func(h *bus.Handling) error { return h.Flush(t.Context(), nil) }, []bool{true, true}, false},
-		"part":    {func(h *bus.Handling) error { return h.Flush(t.Context(), func(id string) bool { return id == "2" }) }, []bool{true, false}, false},
-		"failure": {func(h *bus.Handling) error { h.Discard(); return nil }, []bool{false, false}, false},
+		"success": {func(h *bus.Handling) error { return engine.Flush(t.Context(), h, nil) }, []bool{true, true}, false},
+		"part": {func(h *bus.Handling) error {
+			return engine.Flush(t.Context(), h, func(id string) bool { return id == "2" })
+		}, []bool{true, false}, false},
+		"failure": {func(h *bus.Handling) error { engine.Discard(h); return nil }, []bool{false, false}, false},
 		"outputs fail": {func(h *bus.Handling) error {
 			if err := bus.Emit(h, "t", &bus.Message{}, bus.WithCause(one)); err != nil {
 				t.Fatal(err)
 			}
 			left, leave := context.WithCancel(t.Context())
 			leave() // so the output of the first cannot be published; the second has none
-			return h.Flush(left, nil)
+			return engine.Flush(left, h, nil)
 		}, []bool{false, true}, true},
 	} {
-		h := bus.NewBatchHandling(t.Context(), b, bus.Delivery{})
+		h := engine.NewBatch(t.Context(), b, bus.Delivery{})
 		var got []bool
 		if err := bus.OnEnd(h, func(_ context.Context, succeeded func(*bus.Message) bool) error {
 			got = []bool{succeeded(one), succeeded(two)}
@@ -44,7 +46,7 @@ func TestOnEndTellsEveryEnd(t *testing.T) {
 		}
 	}
 	called := false
-	direct := bus.NewDirectHandling(t.Context(), b, bus.Delivery{Message: one})
+	direct := engine.NewDirect(t.Context(), b, bus.Delivery{Message: one})
 	if err := bus.OnSuccess(direct, func(context.Context) error { called = true; return nil }); err != nil || !called {
 		t.Errorf("without a router there is no later: %v", err)
 	}
@@ -57,7 +59,7 @@ func TestSavepoint(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	h := bus.NewHandling(t.Context(), b, bus.Delivery{Message: &bus.Message{ID: "m"}})
+	h := engine.New(t.Context(), b, bus.Delivery{Message: &bus.Message{ID: "m"}})
 	emit(h, "before")
 	rollback := bus.Savepoint(h)
 	emit(h, "failed")
@@ -76,7 +78,7 @@ func TestSavepoint(t *testing.T) {
 	}
 	rollback()
 	emit(h, "again")
-	if err := errors.Join(note("second try"), h.Flush(t.Context(), nil)); err != nil {
+	if err := errors.Join(note("second try"), engine.Flush(t.Context(), h, nil)); err != nil {
 		t.Error(err)
 	}
 	rollback() // after the end it has nothing to take back
@@ -88,12 +90,12 @@ func TestSavepoint(t *testing.T) {
 	}
 
 	one, two := &bus.Message{ID: "1"}, &bus.Message{ID: "2"}
-	batch := bus.NewBatchHandling(t.Context(), b, bus.Delivery{})
+	batch := engine.NewBatch(t.Context(), b, bus.Delivery{})
 	rollback = bus.Savepoint(batch)
 	emit(batch, "of one", bus.WithCause(one))
 	emit(batch, "of two", bus.WithCause(two))
 	rollback(two)
-	if err := batch.Flush(t.Context(), nil); err != nil {
+	if err := engine.Flush(t.Context(), batch, nil); err != nil {
 		t.Error(err)
 	}
 	if got := bustest.Published[string](t, b, "out"); !slices.Equal(got, []string{"before", "again", "of one"}) {
@@ -120,7 +122,7 @@ func TestIgnoredEnding(t *testing.T) {
 	b := bustest.New(t)
 	broken, worse := errors.New("not remembered"), errors.New("lost")
 	for _, fails := range []error{nil, worse} {
-		h := bus.NewHandling(t.Context(), b, bus.Delivery{Message: &bus.Message{ID: "1"}})
+		h := engine.New(t.Context(), b, bus.Delivery{Message: &bus.Message{ID: "1"}})
 		told := false
 		for _, f := range []func(context.Context) error{
 			func(context.Context) error { return bus.Ignore(broken) },
@@ -130,7 +132,7 @@ func TestIgnoredEnding(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		err := h.Flush(t.Context(), nil)
+		err := engine.Flush(t.Context(), h, nil)
 		if want := cmp.Or(fails, broken); !told || !errors.Is(err, want) || bus.IsIgnored(err) != (fails == nil) {
 			t.Errorf("told %v, %v", told, err)
 		}

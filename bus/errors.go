@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -93,14 +94,8 @@ func (e *PublishError) Unwrap() []error {
 	return errs
 }
 
-// FailAll is the PublishError in which each of n messages failed with err. For drivers.
-func FailAll(n int, err error) *PublishError {
-	errs := make([]error, n)
-	for i := range errs {
-		errs[i] = err
-	}
-	return &PublishError{Errs: errs}
-}
+// failAll is the PublishError in which each of n messages failed with err.
+func failAll(n int, err error) *PublishError { return &PublishError{slices.Repeat([]error{err}, n)} }
 
 // IsRetryable says whether the same call may succeed later: false for nil, for closed, unsupported, invalid and
 // too large, for what [Permanent] marked, and for a broker's error that its driver knows to be final.

@@ -104,6 +104,14 @@ func (a aroundBatch) HandleBatch(ctx context.Context, ms []*Message) error {
 // EventTyper is the optional part of a Handler that takes only some types of a topic's messages. nil takes all.
 type EventTyper interface{ EventTypes() []string }
 
+// Idempotent is an optional part of a [Handler] whose effect happens once for each message, however often it is called
+// with it: it remembers in the effect's own transaction what it has handled, as those of package outbox do, or its effect is one that
+// can be repeated. A router that is asked for exactly once then needs no transactions of the broker.
+type Idempotent interface {
+	// Idempotent does nothing.
+	Idempotent()
+}
+
 // ErrUndecodable is wrapped when a payload cannot be decoded for the handler that wants it. It is permanent.
 var ErrUndecodable = fmt.Errorf("%w: cannot be decoded", ErrInvalid)
 

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Handling is the context of one call of a handler: it knows the delivery, and keeps what the handler emits until
-// it has succeeded. Routers and tests make it; handlers meet it as their ctx, through [DeliveryFrom] and [Emit].
-//
-// The zero value is made ready by Begin.
+// Handling is the context of one call of a handler. It knows the delivery, and keeps what the handler emits until the
+// handler has succeeded. Routers make it; handlers meet it as their ctx, through [DeliveryFrom] and [Emit]. Tests get
+// one from package bustest.
 type Handling struct {
 	context.Context
 	// Delivery is what is being handled; in a batch, what its messages share.
@@ -23,7 +23,7 @@ type Handling struct {
 	direct bool // emitting is publishing
 
 	outer  *Handling // of an inner handling
-	joiner *Joiner   // nil: the handler's transaction cannot settle
+	joiner any       // nil: the handler's transaction cannot settle
 
 	promised atomic.Pointer[promises] // nil: nothing yet; ended: the call is over, and nothing was promised
 }
@@ -59,45 +59,9 @@ type emitted struct {
 
 type handlingKey struct{}
 
-// NewHandling makes the context of a call that handles d. What is emitted under it is published through b.
-func NewHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
-	h := &Handling{}
-	h.Begin(ctx, b, d)
-	return h
-}
-
-// Begin is NewHandling in memory that the caller has: a router makes many at once.
-func (h *Handling) Begin(ctx context.Context, b *Bus, d Delivery) {
+// begin makes h the context of a call that handles d. What is emitted under it is published through b.
+func (h *Handling) begin(ctx context.Context, b *Bus, d Delivery) {
 	h.Context, h.bus, h.Delivery = ctx, b, d
-}
-
-// NewDirectHandling is NewHandling for a handler that is called without a router: what it emits is published at once.
-func NewDirectHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
-	h := NewHandling(ctx, b, d)
-	h.direct = true
-	return h
-}
-
-// NewBatchHandling is NewHandling for a batch. d tells what its messages share: topic, group, handler.
-func NewBatchHandling(ctx context.Context, b *Bus, d Delivery) *Handling {
-	if d.Message == nil {
-		d.Message = &Message{}
-	}
-	h := NewHandling(ctx, b, d)
-	h.batch = true
-	return h
-}
-
-// NewInnerHandling makes the context of a part of a handler whose outputs go another way: what is emitted under it is
-// published through b when Flush is called, in a transaction for example. The rest is as in ctx, which must be a handler's
-// context or have none: the delivery, and [OnSuccess], which waits for the whole handler. A nil b is the bus of ctx.
-func NewInnerHandling(ctx context.Context, b *Bus) *Handling {
-	h := NewHandling(ctx, b, DeliveryFrom(ctx))
-	h.outer = handlingFrom(ctx)
-	if b == nil && h.outer != nil {
-		h.bus = h.outer.bus
-	}
-	return h
 }
 
 // Value implements context.Context.
@@ -134,13 +98,16 @@ func Emit(ctx context.Context, topic string, event any, opts ...PublishOption) e
 // Emitter is [Emit] as a Publisher, for code that is given one.
 func Emitter(ctx context.Context) Publisher {
 	if h := handlingFrom(ctx); h != nil {
-		return h
+		return emitter{h}
 	}
 	return noEmitter{}
 }
 
+// emitter is the Publisher of a handling.
+type emitter struct{ *Handling }
+
 // Publish implements Publisher; see [Emit].
-func (h *Handling) Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error {
+func (h emitter) Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error {
 	m, err := h.encode(event, opts)
 	if err != nil {
 		return fmt.Errorf("emit %q: %w", topic, err)
@@ -153,7 +120,7 @@ func (h *Handling) encode(event any, opts []PublishOption) (*Message, error) {
 }
 
 // PublishMessages implements Publisher; see [Emit].
-func (h *Handling) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
+func (h emitter) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
 	if h.direct {
 		return h.bus.PublishMessages(ctx, topic, msgs...)
 	}
@@ -188,14 +155,10 @@ func (h *Handling) emit(topic string, msgs ...*Message) error {
 	return nil
 }
 
-// Flush publishes what was emitted, one call for each run of messages to one topic, then calls what [OnSuccess] and
-// [OnEnd] were given, and ends the call: no Emit succeeds after it. In a batch, failed names the messages whose outputs
-// are dropped; it may be nil. What cannot be published is an [*OutputsError] there, and nothing more is published of the
-// messages that it is about.
-func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error {
+func (h *Handling) flush(ctx context.Context, failed func(id string) bool) error {
 	out, endings := h.end()
 	err := h.publish(ctx, out, failed)
-	if part, ok := err.(*OutputsError); ok { //nolint:errorlint // as publish made it
+	if part, ok := err.(*outputsError); ok { //nolint:errorlint // as publish made it
 		if ended := conclude(ctx, endings, nil, func(id string) bool { return failed != nil && failed(id) || part.causes[id] != nil }); ended != nil {
 			return ended
 		}
@@ -205,7 +168,7 @@ func (h *Handling) Flush(ctx context.Context, failed func(id string) bool) error
 }
 
 func (h *Handling) publish(ctx context.Context, out []emitted, failed func(id string) bool) error {
-	var part *OutputsError
+	var part *outputsError
 	for len(out) > 0 {
 		topic := out[0].topic
 		n := 0
@@ -224,7 +187,7 @@ func (h *Handling) publish(ctx context.Context, out []emitted, failed func(id st
 			return fmt.Errorf("emit: %w", err)
 		default:
 			if part == nil {
-				part = &OutputsError{map[string]error{}}
+				part = &outputsError{map[string]error{}}
 			}
 			part.add(run, err)
 		}
@@ -243,11 +206,28 @@ func (h *Handling) publishRun(ctx context.Context, topic string, run []emitted) 
 	return h.bus.PublishMessages(ctx, topic, msgs...)
 }
 
-// Discard ends the call without publishing: what was emitted is dropped.
-func (h *Handling) Discard() {
+func (h *Handling) discard() {
 	if _, endings := h.end(); len(endings) > 0 {
 		_ = conclude(h.Context, endings, errDiscarded, nil)
 	}
+}
+
+func (h *Handling) take(ctx context.Context, failed func(id string) bool, publish func(topic, cause string, m *Message)) (ended func(context.Context, error) error, err error) {
+	out, endings := h.end()
+	out = slices.DeleteFunc(out, func(e emitted) bool { return failed != nil && failed(e.cause) })
+	now := time.Now()
+	for _, e := range out {
+		if err := h.bus.complete(e.msg, now); err != nil {
+			return nil, conclude(ctx, endings, fmt.Errorf("emit: publish %q: %w", e.topic, err), failed)
+		}
+	}
+	for _, e := range out {
+		publish(e.topic, e.cause, e.msg)
+	}
+	if len(endings) > 0 {
+		ended = func(ctx context.Context, err error) error { return conclude(ctx, endings, err, failed) }
+	}
+	return ended, nil
 }
 
 func (h *Handling) end() ([]emitted, []ending) {
@@ -272,5 +252,5 @@ var errNotHandling = errors.New("emit: this context is not a handler's")
 func (noEmitter) Publish(context.Context, string, any, ...PublishOption) error { return errNotHandling }
 
 func (noEmitter) PublishMessages(_ context.Context, _ string, msgs ...*Message) error {
-	return FailAll(len(msgs), errNotHandling)
+	return failAll(len(msgs), errNotHandling)
 }

@@ -28,19 +28,19 @@ func TestOnSuccess(t *testing.T) {
 		}
 	}
 	begin := func() *bus.Handling {
-		h := bus.NewHandling(t.Context(), b, bus.Delivery{Message: &bus.Message{}})
+		h := engine.New(t.Context(), b, bus.Delivery{Message: &bus.Message{}})
 		if err := errors.Join(bus.OnSuccess(h, note("1", nil)), bus.OnSuccess(h, note("2", errNo)), bus.OnSuccess(h, note("3", nil))); err != nil {
 			t.Fatal(err)
 		}
 		return h
 	}
 	h := begin()
-	h.Discard()
+	engine.Discard(h)
 	if len(calls) > 0 {
 		t.Errorf("called %v after a failure", calls)
 	}
 	h = begin()
-	if err := h.Flush(t.Context(), nil); !errors.Is(err, errNo) {
+	if err := engine.Flush(t.Context(), h, nil); !errors.Is(err, errNo) {
 		t.Errorf("Flush: %v", err)
 	}
 	if want := []string{"1", "2"}; !slices.Equal(calls, want) {
@@ -55,7 +55,7 @@ func TestOnSuccess(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = b.Close()
-	if err := h.Flush(t.Context(), nil); err == nil || len(calls) > 0 {
+	if err := engine.Flush(t.Context(), h, nil); err == nil || len(calls) > 0 {
 		t.Errorf("%v, called %v", err, calls)
 	}
 }
@@ -65,8 +65,8 @@ var errNo = errors.New("no")
 // TestInnerHandling: what is emitted under it goes through the other bus, and OnSuccess waits for the whole handler.
 func TestInnerHandling(t *testing.T) {
 	outside, inside := bustest.NewRecorder(t), bustest.NewRecorder(t)
-	outer := bus.NewHandling(t.Context(), outside.Bus, bus.Delivery{Message: &bus.Message{ID: "1"}, Group: "g"})
-	inner := bus.NewInnerHandling(outer, inside.Bus)
+	outer := engine.New(t.Context(), outside.Bus, bus.Delivery{Message: &bus.Message{ID: "1"}, Group: "g"})
+	inner := engine.NewInner(outer, inside.Bus)
 	if d := bus.DeliveryFrom(inner); d.ID != "1" || d.Group != "g" {
 		t.Errorf("%+v", d)
 	}
@@ -77,13 +77,13 @@ func TestInnerHandling(t *testing.T) {
 	if err := bus.Emit(inner, "t", 1); err != nil {
 		t.Error(err)
 	}
-	if err := inner.Flush(inner, nil); err != nil || succeeded {
+	if err := engine.Flush(inner, inner, nil); err != nil || succeeded {
 		t.Errorf("%v, succeeded %v", err, succeeded)
 	}
 	if err := bus.Emit(inner, "t", 2); err == nil {
 		t.Error("emitted after the end")
 	}
-	if err := outer.Flush(outer, nil); err != nil || !succeeded {
+	if err := engine.Flush(outer, outer, nil); err != nil || !succeeded {
 		t.Errorf("%v, succeeded %v", err, succeeded)
 	}
 	if in, out := bustest.Published[int](t, inside, "t"), bustest.Published[int](t, outside, "t"); len(in) != 1 || len(out) != 0 {

@@ -2,9 +2,7 @@ package bus
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -12,18 +10,6 @@ import (
 // NewID returns a new message id: a UUID of version 7 (RFC 9562), whose text order is the order in which this
 // process made them. Safe for concurrent use.
 func NewID() string { return newID(time.Now()) }
-
-const transient = "delivery:"
-
-// TransientID returns an id for a message that its publisher gave none, where a broker has no positions that last. It names this
-// delivery: when the message is delivered again, it has another. For drivers; where positions last, they make a better id.
-func TransientID(topic string, t Token) string {
-	return fmt.Sprintf(transient+"%s/%d/%x-%d", topic, t.Lane, t.Epoch, t.Position)
-}
-
-// IsTransientID says whether an id was made by [TransientID]: nothing that remembers ids can tell by it that the message was there
-// before.
-func IsTransientID(id string) bool { return strings.HasPrefix(id, transient) }
 
 // lastTick is the newest tick (milliseconds and 12 bits of fraction) that was given out.
 var lastTick atomic.Uint64

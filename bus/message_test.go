@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 func TestIDsAreUniqueOrderedUUIDs(t *testing.T) {
@@ -89,17 +90,17 @@ func TestSizeCountsEverything(t *testing.T) {
 // TestCheckID: ids as they may arrive; a letter beyond ASCII does not hide what follows it.
 func TestCheckID(t *testing.T) {
 	for _, id := range []string{"1", "größe 7", strings.Repeat("x", 255), bus.NewID()} {
-		if err := bus.CheckID(id); err != nil || bus.IsTransientID(id) {
+		if err := engine.CheckID(id); err != nil || driver.IsTransientID(id) {
 			t.Errorf("%.20q: %v", id, err)
 		}
 	}
 	for _, id := range []string{"", "a\xff", "a\x00", "é\x00", "é\x7f", strings.Repeat("x", 256)} {
-		if err := bus.CheckID(id); !errors.Is(err, bus.ErrInvalid) {
+		if err := engine.CheckID(id); !errors.Is(err, bus.ErrInvalid) {
 			t.Errorf("%.20q: %v", id, err)
 		}
 	}
-	id := bus.TransientID(strings.Repeat("t", 200), bus.Token{Lane: 9999, Epoch: math.MaxUint64, Position: math.MaxInt64})
-	if err := bus.CheckID(id); err != nil || !bus.IsTransientID(id) {
+	id := driver.TransientID(strings.Repeat("t", 200), bus.Token{Lane: 9999, Epoch: math.MaxUint64, Position: math.MaxInt64})
+	if err := engine.CheckID(id); err != nil || !driver.IsTransientID(id) {
 		t.Errorf("%q: %v", id, err)
 	}
 }

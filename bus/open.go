@@ -3,24 +3,26 @@ package bus
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/millrace-go/millrace/internal/redact"
 )
 
-// Opener opens a driver for a parsed URL. It reads its parameters from p and returns p.Err() if that is not nil.
-// It waits within ctx until the broker has answered once, so that a wrong address is an error at the start.
-type Opener func(ctx context.Context, p *Params) (Driver, error)
+type opener = func(ctx context.Context, rawURL string) (Driver, error)
 
 var registry = struct {
 	sync.RWMutex
-	openers map[string]Opener
+	openers map[string]opener
 	twice   []string
-}{openers: map[string]Opener{}}
+}{openers: map[string]opener{}}
 
-// RegisterDriver makes a driver known under a URL scheme. Drivers call it from init. A scheme that is registered
-// twice is an error of every Open, because which of the two would be opened depends on the order of imports.
-func RegisterDriver(scheme string, open Opener) {
+// RegisterDriver makes a driver known under a URL scheme. Drivers call it from init, most of them through
+// driver.Register. A scheme that is registered twice is an error of every Open: which of the two would be opened
+// depends on the order of imports.
+func RegisterDriver(scheme string, open func(ctx context.Context, rawURL string) (Driver, error)) {
 	registry.Lock()
 	defer registry.Unlock()
 	if _, ok := registry.openers[scheme]; ok {
@@ -52,25 +54,25 @@ func Open(ctx context.Context, rawURL string, opts ...Option) (*Bus, error) {
 	if rawURL == "" {
 		return nil, fmt.Errorf("bus: URL: %w: it is empty; want one such as memory: or sqlite:orders.db (%s)", ErrInvalid, registered())
 	}
-	p, err := ParseParams(rawURL)
+	u, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("bus: URL: %w: %s", ErrInvalid, redact.Malformed(rawURL, err))
 	}
-	open, err := opener(p)
+	open, err := openerOf(u)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.connectTimeout)
 	defer cancel()
-	d, err := open(ctx, p)
+	d, err := open(ctx, rawURL)
 	if err != nil {
 		return nil, err
 	}
 	return newBus(d, o), nil
 }
 
-func opener(p *Params) (Opener, error) {
-	scheme := p.URL().Scheme
+func openerOf(u *url.URL) (opener, error) {
+	scheme := u.Scheme
 	registry.RLock()
 	defer registry.RUnlock()
 	if len(registry.twice) > 0 {
@@ -80,7 +82,7 @@ func opener(p *Params) (Opener, error) {
 		return open, nil
 	}
 	if pkg, ok := adapters[scheme]; ok {
-		return nil, fmt.Errorf("bus: URL %s: the driver for %q is not imported: add import _ %q", p, scheme, "github.com/millrace-go/millrace/"+pkg)
+		return nil, fmt.Errorf("bus: URL %s: the driver for %q is not imported: add import _ %q", redact.URL(u), scheme, "github.com/millrace-go/millrace/"+pkg)
 	}
 	known := make([]string, 0, len(adapters))
 	for s := range adapters {
@@ -88,7 +90,7 @@ func opener(p *Params) (Opener, error) {
 	}
 	slices.Sort(known)
 	return nil, fmt.Errorf("bus: URL %s: %w: unknown scheme %q; %s; Millrace has %s, each by importing its package below github.com/millrace-go/millrace/adapters, or adapters/all",
-		p, ErrInvalid, scheme, registeredLocked(), strings.Join(known, ", "))
+		redact.URL(u), ErrInvalid, scheme, registeredLocked(), strings.Join(known, ", "))
 }
 
 func registered() string {

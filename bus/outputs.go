@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// OutputsError is the error of a batch of which some outputs were not published.
-type OutputsError struct {
+// outputsError is the error of a batch of which some outputs were not published.
+type outputsError struct {
 	causes map[string]error // by the id of the message that led to them
 }
 
-func (e *OutputsError) add(run []emitted, err error) {
+func (e *outputsError) add(run []emitted, err error) {
 	var failed *PublishError
 	aligned := errors.As(err, &failed) && len(failed.Errs) == len(run)
 	for i := range run {
@@ -24,10 +24,10 @@ func (e *OutputsError) add(run []emitted, err error) {
 	}
 }
 
-// Of returns why outputs of a message were not published; nil if all were.
-func (e *OutputsError) Of(m *Message) error { return e.causes[m.ID] }
+// of returns why outputs of a message were not published; nil if all were.
+func (e *outputsError) of(m *Message) error { return e.causes[m.ID] }
 
-func (e *OutputsError) Error() string {
+func (e *outputsError) Error() string {
 	for _, err := range e.causes {
 		if len(e.causes) == 1 {
 			return err.Error()
@@ -38,7 +38,7 @@ func (e *OutputsError) Error() string {
 }
 
 // Unwrap returns the errors.
-func (e *OutputsError) Unwrap() []error {
+func (e *outputsError) Unwrap() []error {
 	errs := make([]error, 0, len(e.causes))
 	for _, err := range e.causes {
 		errs = append(errs, err)

@@ -47,8 +47,7 @@ func WithDelay(d time.Duration) PublishOption { return WithDeliverAt(time.Now().
 // HeaderDeliverAt is the header of [WithDeliverAt]: a time in RFC 3339.
 const HeaderDeliverAt = "deliverat"
 
-// DeliverAt returns the time of [WithDeliverAt], or a zero time.
-func DeliverAt(m *Message) (time.Time, error) {
+func deliverAt(m *Message) (time.Time, error) {
 	text := m.Headers.Get(HeaderDeliverAt)
 	if text == "" {
 		return time.Time{}, nil
@@ -109,7 +108,7 @@ func PublishAll[T any](ctx context.Context, p Publisher, topic string, events []
 	for i := range events {
 		m, err := enc.encode(events[i], opts)
 		if err != nil {
-			errs := FailAll(len(events), fmt.Errorf("publish %q: not sent, because event %d cannot be encoded: %w", topic, i, ErrInvalid))
+			errs := failAll(len(events), fmt.Errorf("publish %q: not sent, because event %d cannot be encoded: %w", topic, i, ErrInvalid))
 			errs.Errs[i] = fmt.Errorf("publish %q: %w", topic, err)
 			return errs
 		}
@@ -187,7 +186,7 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 		}
 	}
 	if len(m.Headers) > 0 {
-		if _, err := DeliverAt(m); err != nil {
+		if _, err := deliverAt(m); err != nil {
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
@@ -203,9 +202,7 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 // maxText is what AMQP can carry in its short fields, and so the limit on every broker.
 const maxText = 255
 
-// CheckID says what is wrong with a message's id that arrived: a foreign publisher may have given it none, or one that this bus would
-// not have published, and that another place would not keep as it is. The error wraps ErrInvalid.
-func CheckID(id string) error {
+func checkID(id string) error {
 	if id == "" {
 		return fmt.Errorf("%w: the message has no ID", ErrInvalid)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/router"
 )
@@ -100,7 +101,7 @@ func TestRefusalsAreReplies(t *testing.T) {
 		if got := bustest.Published[QuoteRequest](t, b, "outputs"); !slices.Equal(got, []QuoteRequest{{"slow"}}) {
 			t.Errorf("outputs of refusals got out: %v", got)
 		}
-		store, err := b.Driver().Poison(t.Context(), "pricing")
+		store, err := driver.Of(b).Poison(t.Context(), "pricing")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -193,7 +194,7 @@ func TestRequestsEndWithTheBus(t *testing.T) {
 
 // slowToSubscribe subscribes when it is told to.
 type slowToSubscribe struct {
-	bus.Driver
+	driver.Driver
 	fail chan error
 }
 
@@ -211,7 +212,7 @@ func (d *slowToSubscribe) Subscribe(ctx context.Context, s bus.Subscription, o b
 
 func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &slowToSubscribe{bustest.New(t).Driver(), make(chan error)}
+		d := &slowToSubscribe{driver.Of(bustest.New(t)), make(chan error)}
 		b := bus.New(d, bus.WithInbox("web-1"))
 		ask := func(ctx context.Context) chan error {
 			over := make(chan error, 1)
@@ -253,7 +254,7 @@ func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
 		if _, err := bus.Request[Quote](t.Context(), fourth, "quotes", QuoteRequest{}); !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), `"a b"`) {
 			t.Error(err)
 		}
-		fifth := bus.New(&slowToSubscribe{bustest.New(t).Driver(), make(chan error)})
+		fifth := bus.New(&slowToSubscribe{driver.Of(bustest.New(t)), make(chan error)})
 		opening := make(chan error)
 		go func() {
 			_, err := bus.Request[Quote](t.Context(), fifth, "quotes", QuoteRequest{})
@@ -285,7 +286,7 @@ func TestRepliesNobodyAskedFor(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		store, err := b.Driver().Poison(t.Context(), "pricing")
+		store, err := driver.Of(b).Poison(t.Context(), "pricing")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -339,7 +340,7 @@ func ExampleRequest() {
 func TestReplyThatCannotBePublished(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
-		b := bus.New(small{bustest.New(t).Driver()})
+		b := bus.New(small{driver.Of(bustest.New(t))})
 		r := router.New(b, "pricing")
 		r.Handle("quotes", bus.Reply(func(context.Context, QuoteRequest) (string, error) {
 			tries++
@@ -354,7 +355,7 @@ func TestReplyThatCannotBePublished(t *testing.T) {
 }
 
 // small takes only small messages.
-type small struct{ bus.Driver }
+type small struct{ driver.Driver }
 
 func (d small) Capabilities() bus.Capabilities {
 	c := d.Driver.Capabilities()
@@ -416,7 +417,7 @@ func TestRepliesAtTheDeadline(t *testing.T) {
 
 // closing closes its first source when it is told to, as a driver that has lost its broker for good.
 type closing struct {
-	bus.Driver
+	driver.Driver
 	subscribed int
 	lost       chan struct{}
 }
@@ -456,7 +457,7 @@ func (s *closingSource) Receive(ctx context.Context, dst []bus.Delivery, maxByte
 // An inbox that the driver has closed is not waited for: who waits is told, and the next request opens another.
 func TestInboxThatIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &closing{Driver: bustest.New(t).Driver(), lost: make(chan struct{})}
+		d := &closing{Driver: driver.Of(bustest.New(t)), lost: make(chan struct{})}
 		b := bus.New(d, bus.WithLogger(slog.New(slog.DiscardHandler)))
 		over := make(chan error, 1)
 		go func() {

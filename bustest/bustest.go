@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -23,7 +24,7 @@ func New(t testing.TB, opts ...bus.Option) *bus.Bus {
 	if err != nil {
 		t.Fatalf("bustest: %v", err)
 	}
-	b := bus.New(&remembering{Driver: m.Driver()}, opts...)
+	b := bus.New(&remembering{Driver: driver.Of(m)}, opts...)
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
 			t.Errorf("bustest: close: %v", err)
@@ -62,7 +63,7 @@ func NewRecorder(t testing.TB, opts ...bus.Option) *Recorder {
 
 // Handling is a context as a handler of m sees it. What is emitted under it goes to the recorder at once.
 func (r *Recorder) Handling(ctx context.Context, m *bus.Message) context.Context {
-	return bus.NewDirectHandling(ctx, r.Bus, bus.Delivery{Message: m, Topic: "test", Group: "test", Handler: "test", Attempt: 1})
+	return engine.NewDirect(ctx, r.Bus, bus.Delivery{Message: m, Topic: "test", Group: "test", Handler: "test", Attempt: 1})
 }
 
 // Published returns the events of type T on topic so far, decoded, in order; messages of other types are left out. p is
@@ -99,13 +100,13 @@ func Published[T any](t testing.TB, p bus.Publisher, topic string) []T {
 
 // remembering is the memory driver, and keeps what was published.
 type remembering struct {
-	bus.Driver
+	driver.Driver
 
 	mu   sync.Mutex
 	msgs map[string][]*bus.Message
 }
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (d *remembering) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	copies := make([]*bus.Message, len(msgs))
 	for i, m := range msgs {
@@ -135,10 +136,10 @@ func (d *remembering) Publish(ctx context.Context, topic string, msgs []*bus.Mes
 func (d *remembering) As(target any) bool {
 	ok := false
 	switch target := target.(type) {
-	case *bus.Injector:
-		*target, ok = d.Driver.(bus.Injector)
-	case *bus.Lagger:
-		*target, ok = d.Driver.(bus.Lagger)
+	case *driver.Injector:
+		*target, ok = d.Driver.(driver.Injector)
+	case *driver.Lagger:
+		*target, ok = d.Driver.(driver.Lagger)
 	}
 	return ok
 }

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
@@ -53,11 +54,11 @@ func TestPoison(t *testing.T) {
 // TestUnreadable: a record that cannot be read is not replayed, and says so; it can be dropped.
 func TestUnreadable(t *testing.T) {
 	b := bustest.New(t)
-	store, err := b.Driver().Poison(t.Context(), "g")
+	store, err := driver.Of(b).Poison(t.Context(), "g")
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := bus.PoisonEntry{ID: "e", Message: &bus.Message{ID: "e", Payload: []byte("?")}, Topic: "t", Group: "g", Waits: true, Failure: bus.Failure{Class: bus.Unreadable}}
+	e := driver.PoisonEntry{ID: "e", Message: &bus.Message{ID: "e", Payload: []byte("?")}, Topic: "t", Group: "g", Waits: true, Failure: bus.Failure{Class: driver.Unreadable}}
 	if err := store.Put(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}

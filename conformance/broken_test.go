@@ -15,22 +15,23 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/conformance"
 )
 
 // broken is the memory driver with something wrong. A hook that is nil leaves its part as it is.
 type broken struct {
-	bus.Driver
-	publish   func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error
-	subscribe func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error)
+	driver.Driver
+	publish   func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error
+	subscribe func(d driver.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error)
 	receive   func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error)
 	settle    func(s bus.Source, ctx context.Context, tokens []bus.Token) error
-	park      func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error
-	inject    func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error
+	park      func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error
+	inject    func(d driver.Injector, ctx context.Context, topic, group string, ps []driver.Parking) error
 	close     func(s bus.Source, ctx context.Context) error
-	poison    func(s bus.PoisonStore) bus.PoisonStore
+	poison    func(s driver.PoisonStore) driver.PoisonStore
 	caps      func(c bus.Capabilities) bus.Capabilities
-	shut      func(d bus.Driver, ctx context.Context) error
+	shut      func(d driver.Driver, ctx context.Context) error
 }
 
 func (b *broken) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
@@ -41,7 +42,7 @@ func (b *broken) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 }
 
 func (b *broken) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
-	subscribe := func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	subscribe := func(d driver.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 		return d.Subscribe(ctx, s, o)
 	}
 	if b.subscribe != nil {
@@ -54,7 +55,7 @@ func (b *broken) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	return &brokenSource{Source: src, b: b}, nil
 }
 
-func (b *broken) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (b *broken) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := b.Driver.Poison(ctx, group)
 	if err == nil && b.poison != nil {
 		s = b.poison(s)
@@ -62,8 +63,8 @@ func (b *broken) Poison(ctx context.Context, group string) (bus.PoisonStore, err
 	return s, err
 }
 
-func (b *broken) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
-	d := b.Driver.(bus.Injector)
+func (b *broken) Inject(ctx context.Context, topic, group string, ps []driver.Parking) error {
+	d := b.Driver.(driver.Injector)
 	if b.inject != nil {
 		return b.inject(d, ctx, topic, group, ps)
 	}
@@ -103,8 +104,8 @@ func (s *brokenSource) Settle(ctx context.Context, tokens []bus.Token) error {
 	return s.Source.Settle(ctx, tokens)
 }
 
-func (s *brokenSource) Park(ctx context.Context, ps []bus.Parking) error {
-	p := s.Source.(bus.ParkingSource)
+func (s *brokenSource) Park(ctx context.Context, ps []driver.Parking) error {
+	p := s.Source.(driver.ParkingSource)
 	if s.b.park != nil {
 		return s.b.park(p, ctx, ps)
 	}
@@ -112,11 +113,11 @@ func (s *brokenSource) Park(ctx context.Context, ps []bus.Parking) error {
 }
 
 func (s *brokenSource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
-	return s.Source.(bus.ParkingSource).Fetch(ctx, tokens, dst)
+	return s.Source.(driver.ParkingSource).Fetch(ctx, tokens, dst)
 }
 
 // SettleWith is no transaction: what fails after the outputs are published is done again.
-func (s *brokenSource) SettleWith(ctx context.Context, ss []bus.Settlement) error {
+func (s *brokenSource) SettleWith(ctx context.Context, ss []driver.Settlement) error {
 	var tokens []bus.Token
 	for _, one := range ss {
 		for _, o := range one.Outputs {
@@ -138,7 +139,7 @@ func (s *brokenSource) Close(ctx context.Context) error {
 
 // edit is a driver that changes messages on their way in.
 func edit(f func(m *bus.Message)) *broken {
-	return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+	return &broken{publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 		changed := make([]*bus.Message, len(msgs))
 		for i, m := range msgs {
 			changed[i] = m.Clone()
@@ -162,20 +163,20 @@ func filter(f func(dst []bus.Delivery) int) *broken {
 
 // poisonHooks is a poison store with something wrong.
 type poisonHooks struct {
-	bus.PoisonStore
-	put    func(s bus.PoisonStore, ctx context.Context, entries []bus.PoisonEntry) error
-	list   func(s bus.PoisonStore, ctx context.Context) iter.Seq2[bus.PoisonEntry, error]
-	remove func(s bus.PoisonStore, ctx context.Context, ids []string) error
+	driver.PoisonStore
+	put    func(s driver.PoisonStore, ctx context.Context, entries []driver.PoisonEntry) error
+	list   func(s driver.PoisonStore, ctx context.Context) iter.Seq2[driver.PoisonEntry, error]
+	remove func(s driver.PoisonStore, ctx context.Context, ids []string) error
 }
 
-func (p *poisonHooks) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+func (p *poisonHooks) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	if p.put != nil {
 		return p.put(p.PoisonStore, ctx, entries)
 	}
 	return p.PoisonStore.Put(ctx, entries...)
 }
 
-func (p *poisonHooks) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+func (p *poisonHooks) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
 	if p.list != nil {
 		return p.list(p.PoisonStore, ctx)
 	}
@@ -201,7 +202,7 @@ type defect struct {
 func twice() *broken {
 	return &broken{
 		caps: func(c bus.Capabilities) bus.Capabilities { c.Transactions = true; return c },
-		publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			return d.Publish(ctx, topic, append(slices.Clone(msgs), msgs...))
 		},
 	}
@@ -209,7 +210,7 @@ func twice() *broken {
 
 // dueless is a driver that forgets when parked messages are due.
 func dueless() *broken {
-	return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+	return &broken{park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 		for i := range ps {
 			ps[i].Due = time.Time{}
 		}
@@ -221,7 +222,7 @@ func dueless() *broken {
 func tryless() *broken {
 	return &broken{
 		caps: func(c bus.Capabilities) bus.Capabilities { c.Transactions = true; return c },
-		park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+		park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 			for i := range ps {
 				ps[i].Attempt, ps[i].Failure = 1, nil
 			}
@@ -260,7 +261,7 @@ var defects = []defect{
 		name: "publish: one of many is dropped, and nobody is told",
 		make: func() *broken {
 			var n atomic.Int64
-			return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+			return &broken{publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 				kept := slices.DeleteFunc(slices.Clone(msgs), func(*bus.Message) bool { return n.Add(1)%37 == 0 })
 				return d.Publish(ctx, topic, kept)
 			}}
@@ -268,7 +269,7 @@ var defects = []defect{
 		noticed: []string{"publish/concurrent", "groups/fan-out", "groups/topics-apart", "groups/published-before", "groups/late", "groups/start-at", "lifecycle/pause"},
 	},
 	{name: "publish: an error is at the wrong index", make: func() *broken {
-		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.MaxMessage = 1 << 20; return c }, publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.MaxMessage = 1 << 20; return c }, publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			if len(msgs) == 2 {
 				return &bus.PublishError{Errs: []error{nil, errors.New("wrong place")}}
 			}
@@ -276,19 +277,19 @@ var defects = []defect{
 		}}
 	}, noticed: []string{"publish/errors-aligned"}},
 	{name: "publish: an ended context is not heeded", make: func() *broken {
-		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		return &broken{publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			return d.Publish(context.WithoutCancel(ctx), topic, msgs)
 		}}
 	}, noticed: []string{"publish/cancelled"}},
 	{name: "publish: works after close", make: func() *broken {
-		return &broken{shut: func(bus.Driver, context.Context) error { return nil }}
+		return &broken{shut: func(driver.Driver, context.Context) error { return nil }}
 	}, noticed: []string{"publish/closed"}},
 	{name: "publish: says not published although it was", make: func() *broken {
 		var n atomic.Int64
-		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		return &broken{publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			err := d.Publish(ctx, topic, msgs)
 			if n.Add(1)%50 == 0 {
-				return bus.FailAll(len(msgs), &bus.Error{Op: "publish", Err: errors.New("lie"), Definite: true})
+				return driver.FailAll(len(msgs), &bus.Error{Op: "publish", Err: errors.New("lie"), Definite: true})
 			}
 			return err
 		}}
@@ -368,12 +369,12 @@ var defects = []defect{
 		}}
 	}, noticed: []string{"members/stale-settle"}},
 	{name: "lanes are not assigned before they deliver", make: func() *broken {
-		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+		return &broken{subscribe: func(d driver.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			return d.Subscribe(ctx, s, unassigned{o})
 		}}
 	}, noticed: []string{"bounds/receive", "types/routing", "failure/exhausted", "lifecycle/no-goroutine-left"}},
 	{name: "latest begins at the start", make: func() *broken {
-		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+		return &broken{subscribe: func(d driver.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			s.Start = bus.Earliest
 			return d.Subscribe(ctx, s, o)
 		}}
@@ -382,29 +383,31 @@ var defects = []defect{
 		return &broken{caps: func(c bus.Capabilities) bus.Capabilities { c.Durable = true; return c }}
 	}, noticed: []string{"lifecycle/restart"}},
 	{name: "close: says that it failed", make: func() *broken {
-		return &broken{shut: func(d bus.Driver, ctx context.Context) error { return errors.Join(d.Close(ctx), errors.New("failed")) }}
+		return &broken{shut: func(d driver.Driver, ctx context.Context) error {
+			return errors.Join(d.Close(ctx), errors.New("failed"))
+		}}
 	}, noticed: []string{"lifecycle/concurrent-close"}},
 	{name: "a goroutine is left", make: func() *broken {
-		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+		return &broken{subscribe: func(d driver.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			go func() { <-leaked }()
 			return d.Subscribe(ctx, s, o)
 		}}
 	}, noticed: []string{"lifecycle/no-goroutine-left"}},
 	{name: "groups share what each should have", make: func() *broken {
-		return &broken{subscribe: func(d bus.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+		return &broken{subscribe: func(d driver.Driver, ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 			s.Group = "one"
 			return d.Subscribe(ctx, s, o)
 		}}
 	}, noticed: []string{"groups/fan-out", "groups/late"}},
 	{name: "poison: entries are forgotten", make: func() *broken {
-		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
-			return &poisonHooks{PoisonStore: s, put: func(bus.PoisonStore, context.Context, []bus.PoisonEntry) error { return nil }}
+		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
+			return &poisonHooks{PoisonStore: s, put: func(driver.PoisonStore, context.Context, []driver.PoisonEntry) error { return nil }}
 		}}
 	}, noticed: []string{"poison/store", "poison/concurrent", "poison/away", "failure/permanent", "failure/exhausted", "types/strict"}},
 	{name: "poison: looking removes", make: func() *broken {
-		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
-			return &poisonHooks{PoisonStore: s, list: func(s bus.PoisonStore, ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
-				return func(yield func(bus.PoisonEntry, error) bool) {
+		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
+			return &poisonHooks{PoisonStore: s, list: func(s driver.PoisonStore, ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
+				return func(yield func(driver.PoisonEntry, error) bool) {
 					for e, err := range s.List(ctx) {
 						_ = s.Remove(ctx, e.ID)
 						if !yield(e, err) {
@@ -416,8 +419,8 @@ var defects = []defect{
 		}}
 	}, noticed: []string{"poison/store"}},
 	{name: "poison: nothing can be removed", make: func() *broken {
-		return &broken{poison: func(s bus.PoisonStore) bus.PoisonStore {
-			return &poisonHooks{PoisonStore: s, remove: func(bus.PoisonStore, context.Context, []string) error { return nil }}
+		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
+			return &poisonHooks{PoisonStore: s, remove: func(driver.PoisonStore, context.Context, []string) error { return nil }}
 		}}
 	}, noticed: []string{"poison/store", "poison/replay-interrupted"}},
 }
@@ -430,7 +433,7 @@ var parkingDefects = []defect{
 		})
 	}, noticed: []string{"delay/publish"}},
 	{name: "delay: cancellations get lost", make: func() *broken {
-		return &broken{publish: func(d bus.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
+		return &broken{publish: func(d driver.Driver, ctx context.Context, topic string, msgs []*bus.Message) error {
 			return d.Publish(ctx, topic, slices.DeleteFunc(slices.Clone(msgs), func(m *bus.Message) bool { return m.Type == bus.TypeCancellation }))
 		}}
 	}, noticed: []string{"delay/cancel"}, long: true},
@@ -461,7 +464,7 @@ var parkingDefects = []defect{
 	{name: "parking: due times are lost", make: dueless, noticed: []string{"delay/retry", "parking/store"}},
 	{name: "parking: due times are lost, and it takes long", make: dueless, noticed: []string{"delay/many-keys"}, long: true},
 	{name: "parking: keys wait for messages that are free", make: func() *broken {
-		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+		return &broken{park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 			for i := range ps {
 				ps[i].Free = false
 			}
@@ -471,7 +474,7 @@ var parkingDefects = []defect{
 	{name: "parking: tries are forgotten", make: tryless, noticed: []string{"parking/store"}},
 	{name: "parking: tries are forgotten, and it takes long", make: tryless, noticed: []string{"ways/exactly-once"}, long: true},
 	{name: "parking: what is parked a second time is lost", make: func() *broken {
-		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+		return &broken{park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 			var again []bus.Token
 			for i := range ps {
 				if ps[i].Token.Parked {
@@ -482,7 +485,7 @@ var parkingDefects = []defect{
 		}}
 	}, noticed: []string{"ways/at-least-once"}, long: true},
 	{name: "parking: nobody says that a token is stale", make: func() *broken {
-		return &broken{park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+		return &broken{park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 			if err := s.Park(ctx, ps); !errors.Is(err, bus.ErrStale) {
 				return err
 			}
@@ -490,7 +493,7 @@ var parkingDefects = []defect{
 		}}
 	}, noticed: []string{"parking/stale"}},
 	{name: "inject: a group that does not exist will do", make: func() *broken {
-		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
+		return &broken{inject: func(d driver.Injector, ctx context.Context, topic, group string, ps []driver.Parking) error {
 			if err := d.Inject(ctx, topic, group, ps); !errors.Is(err, bus.ErrNotFound) {
 				return err
 			}
@@ -498,9 +501,9 @@ var parkingDefects = []defect{
 		}}
 	}, noticed: []string{"parking/inject"}},
 	{name: "inject: all groups are given what one is to have", make: func() *broken {
-		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, _ string, ps []bus.Parking) error {
+		return &broken{inject: func(d driver.Injector, ctx context.Context, topic, _ string, ps []driver.Parking) error {
 			for i := range ps {
-				if err := d.(bus.Driver).Publish(ctx, topic, []*bus.Message{ps[i].Message}); err != nil {
+				if err := d.(driver.Driver).Publish(ctx, topic, []*bus.Message{ps[i].Message}); err != nil {
 					return err
 				}
 			}
@@ -508,7 +511,7 @@ var parkingDefects = []defect{
 		}}
 	}, noticed: []string{"poison/replay"}},
 	{name: "inject: what waits is given back as something new", make: func() *broken {
-		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
+		return &broken{inject: func(d driver.Injector, ctx context.Context, topic, group string, ps []driver.Parking) error {
 			for i := range ps {
 				ps[i].Token = bus.Token{}
 			}
@@ -516,7 +519,7 @@ var parkingDefects = []defect{
 		}}
 	}, noticed: []string{"poison/key-waits"}},
 	{name: "inject: the last message is forgotten", make: func() *broken {
-		return &broken{inject: func(d bus.Injector, ctx context.Context, topic, group string, ps []bus.Parking) error {
+		return &broken{inject: func(d driver.Injector, ctx context.Context, topic, group string, ps []driver.Parking) error {
 			return d.Inject(ctx, topic, group, ps[:len(ps)-1])
 		}}
 	}, noticed: []string{"parking/inject"}},
@@ -526,7 +529,7 @@ var parkingDefects = []defect{
 func whileSomethingWaits(do func(n int)) *broken {
 	var waits atomic.Bool
 	return &broken{
-		park: func(s bus.ParkingSource, ctx context.Context, ps []bus.Parking) error {
+		park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 			waits.Store(true)
 			return s.Park(ctx, ps)
 		},
@@ -564,7 +567,7 @@ func TestBrokenDriversAreNoticed(t *testing.T) {
 						return nil, err
 					}
 					one := *b
-					one.Driver = m.Driver()
+					one.Driver = driver.Of(m)
 					return bus.New(&one), nil
 				}
 				pattern := regexp.MustCompile("^(" + strings.Join(d.noticed, "|") + ")$")

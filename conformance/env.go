@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -236,11 +237,11 @@ type lanes struct {
 	mu    sync.Mutex
 	owned map[bus.Lane]bool
 	// parked is all that the driver has told of parked messages, in order.
-	parked []bus.Parked
+	parked []driver.Parked
 }
 
-// Parked implements bus.ParkingObserver.
-func (l *lanes) Parked(ps []bus.Parked) {
+// Parked implements driver.ParkingObserver.
+func (l *lanes) Parked(ps []driver.Parked) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.parked = append(l.parked, ps...)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -27,10 +28,10 @@ var failureChecks = []check{
 }
 
 // poisoned reads a group's poison queue.
-func (e *env) poisoned(b *bus.Bus, group string) []bus.PoisonEntry {
-	s, err := b.Driver().Poison(e.ctx, group)
+func (e *env) poisoned(b *bus.Bus, group string) []driver.PoisonEntry {
+	s, err := driver.Of(b).Poison(e.ctx, group)
 	e.must(err, "open the poison store")
-	var entries []bus.PoisonEntry
+	var entries []driver.PoisonEntry
 	for entry, err := range s.List(e.ctx) {
 		e.must(err, "list the poison store")
 		entries = append(entries, entry)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 var parkingChecks = []check{
@@ -16,21 +17,21 @@ var parkingChecks = []check{
 }
 
 // parkingSource subscribes at a driver that can park.
-func (e *env) parkingSource(b *bus.Bus, topic, group string) (bus.ParkingSource, *lanes) {
+func (e *env) parkingSource(b *bus.Bus, topic, group string) (driver.ParkingSource, *lanes) {
 	if !e.capabilities(b).Parking {
 		e.lacking("messages cannot be parked at the broker")
 	}
 	s, o := e.source(b, bus.Subscription{Topic: topic, Group: group})
-	p, ok := s.(bus.ParkingSource)
+	p, ok := s.(driver.ParkingSource)
 	if !ok {
-		e.fatalf("the driver claims Parking, but its source is no bus.ParkingSource")
+		e.fatalf("the driver claims Parking, but its source is no driver.ParkingSource")
 	}
 	return p, o
 }
 
 // told waits until the observer knows of n parked messages, and returns them in the order in which they came.
-func (e *env) told(o *lanes, n int) []bus.Parked {
-	var ps []bus.Parked
+func (e *env) told(o *lanes, n int) []driver.Parked {
+	var ps []driver.Parked
 	e.wait(fmt.Sprintf("the router to be told of %d parked messages", n), func() bool {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -43,7 +44,7 @@ func (e *env) told(o *lanes, n int) []bus.Parked {
 	return ps
 }
 
-func (e *env) fetch(s bus.ParkingSource, ps []bus.Parked) []bus.Delivery {
+func (e *env) fetch(s driver.ParkingSource, ps []driver.Parked) []bus.Delivery {
 	tokens := make([]bus.Token, len(ps))
 	for i, p := range ps {
 		tokens[i] = p.Token
@@ -78,9 +79,9 @@ func parkingStore(e *env) {
 	ds := e.receive(s, 6)
 	due := time.Now().Add(30 * 24 * time.Hour)
 	failure := &bus.Failure{Class: "c", Text: "Ω\n", Stack: "s", Attempts: 2, First: at, Last: at, Replays: 1}
-	var ps []bus.Parking
+	var ps []driver.Parking
 	for i, d := range ds[1:] { // the first stays unsettled
-		p := bus.Parking{Delivery: d}
+		p := driver.Parking{Delivery: d}
 		if i == 0 {
 			p.Due, p.Attempt, p.Failure, p.Handler, p.FirstSeen = due, 3, failure, "handler", at
 		}
@@ -129,9 +130,9 @@ func parkingStore(e *env) {
 		e.errorf("of the tries is known: %+v, %+v", first, first.Failure)
 	}
 
-	again := bus.Parking{Delivery: first, Due: due.Add(time.Hour)}
+	again := driver.Parking{Delivery: first, Due: due.Add(time.Hour)}
 	again.Attempt = 4
-	e.must(s.Park(e.ctx, []bus.Parking{again}), "park again")
+	e.must(s.Park(e.ctx, []driver.Parking{again}), "park again")
 	e.must(s.Settle(e.ctx, []bus.Token{told[1].Token, told[4].Token}), "settle")
 	e.must(s.Close(e.ctx), "close")
 	s, o = e.parkingSource(b, topic, group)
@@ -154,14 +155,14 @@ func parkingStale(e *env) {
 	s, _ := e.parkingSource(b, topic, group)
 	e.publish(b, topic, &bus.Message{ID: "0", Key: "k"}, &bus.Message{ID: "1", Key: "k"})
 	ds := e.receive(s, 2)
-	parked := []bus.Parking{{Delivery: ds[0]}}
+	parked := []driver.Parking{{Delivery: ds[0]}}
 	e.must(s.Park(e.ctx, parked), "park")
 	e.must(s.Close(e.ctx), "close")
 	s, o := e.parkingSource(b, topic, group)
 	e.receive(s, 1)
 	e.told(o, 1)
-	stale := bus.Parking{Delivery: ds[1]}
-	if err := s.Park(e.ctx, []bus.Parking{stale}); !errors.Is(err, bus.ErrStale) {
+	stale := driver.Parking{Delivery: ds[1]}
+	if err := s.Park(e.ctx, []driver.Parking{stale}); !errors.Is(err, bus.ErrStale) {
 		e.errorf("park with a token of an old ownership: %v, want ErrStale", err)
 	}
 	if n, err := s.Fetch(e.ctx, []bus.Token{parked[0].Token}, make([]bus.Delivery, 1)); n != 0 || err != nil && !errors.Is(err, bus.ErrStale) {
@@ -186,26 +187,26 @@ func parkingInject(e *env) {
 	}
 	topic, group := e.name("inject"), e.name("g")
 	s, o := e.parkingSource(b, topic, group)
-	injector, ok := bus.As[bus.Injector](outside)
+	injector, ok := bus.As[driver.Injector](outside)
 	if !ok {
-		e.fatalf("the driver claims Parking, but is no bus.Injector")
+		e.fatalf("the driver claims Parking, but is no driver.Injector")
 	}
 	e.publish(b, topic, &bus.Message{ID: "x", Key: "k"}) // the lane is ours when it has come
 	e.receive(s, 1)
-	if err := injector.Inject(e.ctx, topic, e.name("nobody"), []bus.Parking{{Delivery: bus.Delivery{Message: &bus.Message{ID: "1"}}}}); !errors.Is(err, bus.ErrNotFound) {
+	if err := injector.Inject(e.ctx, topic, e.name("nobody"), []driver.Parking{{Delivery: bus.Delivery{Message: &bus.Message{ID: "1"}}}}); !errors.Is(err, bus.ErrNotFound) {
 		e.errorf("inject for a group that does not exist: %v, want ErrNotFound", err)
 	}
-	parking := func(id string) bus.Parking {
-		return bus.Parking{Free: true, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k", Source: "/s", Payload: []byte(id)}, Handler: "h", Attempt: 1, Failure: &bus.Failure{Replays: 1}}}
+	parking := func(id string) driver.Parking {
+		return driver.Parking{Free: true, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k", Source: "/s", Payload: []byte(id)}, Handler: "h", Attempt: 1, Failure: &bus.Failure{Replays: 1}}}
 	}
-	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{parking("1"), parking("2")}), "inject")
+	e.must(injector.Inject(e.ctx, topic, group, []driver.Parking{parking("1"), parking("2")}), "inject")
 	told := e.told(o, 2)
 	got := e.fetch(s, told)
 	if len(got) != 2 || got[0].ID != "1" || got[1].ID != "2" || got[0].Handler != "h" || got[0].Failure == nil || got[0].Failure.Replays != 1 || !told[0].Free {
 		e.fatalf("injected messages come as %+v", got)
 	}
 	e.must(s.Close(e.ctx), "close")
-	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{parking("3")}), "inject for a group without members")
+	e.must(injector.Inject(e.ctx, topic, group, []driver.Parking{parking("3")}), "inject for a group without members")
 	s, o = e.parkingSource(b, topic, group)
 	e.receive(s, 1)
 	told = e.told(o, 3)
@@ -216,18 +217,18 @@ func parkingInject(e *env) {
 	}
 	another, gone := parking("another"), parking("another")
 	another.Token, gone.Token, gone.Withdraw = told[1].Token, told[0].Token, true
-	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{another, gone}), "change and withdraw messages that have another's place")
+	e.must(injector.Inject(e.ctx, topic, group, []driver.Parking{another, gone}), "change and withdraw messages that have another's place")
 	changed := parking("2")
 	changed.Token, changed.Due = told[1].Token, time.Now().Add(time.Hour)
 	withdrawn := parking("1")
 	withdrawn.Token, withdrawn.Withdraw = told[0].Token, true
-	e.must(injector.Inject(e.ctx, topic, group, []bus.Parking{changed, withdrawn}), "change and withdraw")
+	e.must(injector.Inject(e.ctx, topic, group, []driver.Parking{changed, withdrawn}), "change and withdraw")
 	told = e.told(o, 5)[3:]
-	slices.SortFunc(told, func(x, y bus.Parked) int { return int(y.Position - x.Position) })
+	slices.SortFunc(told, func(x, y driver.Parked) int { return int(y.Position - x.Position) })
 	if told[0].Token != changed.Token || told[0].Withdrawn || told[0].Due.Before(changed.Due) || told[1].Token != withdrawn.Token || !told[1].Withdrawn {
 		e.errorf("of the change and the withdrawal came %+v", told)
 	}
-	if got := e.fetch(s, []bus.Parked{told[1]}); len(got) != 0 {
+	if got := e.fetch(s, []driver.Parked{told[1]}); len(got) != 0 {
 		e.errorf("what was withdrawn can be fetched")
 	}
 	e.must(s.Close(e.ctx), "close")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 var poisonChecks = []check{
@@ -28,11 +29,11 @@ func poisonStore(e *env) {
 	if n := len(e.poisoned(b, group)); n != 0 {
 		e.fatalf("a new group has %d entries", n)
 	}
-	s, err := b.Driver().Poison(e.ctx, group)
+	s, err := driver.Of(b).Poison(e.ctx, group)
 	e.must(err, "open the poison store")
 	at := time.Now().UTC().Truncate(time.Millisecond)
-	put := func(id, text string, payload []byte) bus.PoisonEntry {
-		p := bus.PoisonEntry{
+	put := func(id, text string, payload []byte) driver.PoisonEntry {
+		p := driver.PoisonEntry{
 			ID:      id,
 			Message: &bus.Message{ID: "m-" + id, Key: "k\xff", Source: "/s", Type: "t", Time: at, Payload: payload, Headers: bus.Headers{{Name: "h", Value: "1"}, {Name: "h", Value: "2"}}},
 			Topic:   "t", Group: group, Handler: "h", Lane: 3, Position: 1 << 40, Waits: id == "1", Host: "here", Time: at,
@@ -41,11 +42,11 @@ func poisonStore(e *env) {
 		e.must(s.Put(e.ctx, p), "put")
 		return p
 	}
-	want := []bus.PoisonEntry{put("1", "text Ω\n", nil), put("2", "two", []byte{}), put("3", "three", []byte{0, 0xff})}
+	want := []driver.PoisonEntry{put("1", "text Ω\n", nil), put("2", "two", []byte{}), put("3", "three", []byte{0, 0xff})}
 	want = append(want[:1:1], want[2], put("2", "again", []byte("new"))) // a replaced entry may keep its place
-	entries := func() []bus.PoisonEntry {
+	entries := func() []driver.PoisonEntry {
 		got := e.poisoned(b, group)
-		slices.SortStableFunc(got, func(x, y bus.PoisonEntry) int { return cmp.Compare(last(x), last(y)) })
+		slices.SortStableFunc(got, func(x, y driver.PoisonEntry) int { return cmp.Compare(last(x), last(y)) })
 		return got
 	}
 	for range 2 { // looking changes nothing
@@ -78,7 +79,7 @@ func poisonStore(e *env) {
 }
 
 // last sorts the entry that was replaced behind the others.
-func last(p bus.PoisonEntry) int {
+func last(p driver.PoisonEntry) int {
 	if p.ID == "2" {
 		return 1
 	}
@@ -89,14 +90,14 @@ func last(p bus.PoisonEntry) int {
 func poisonConcurrent(e *env) {
 	b := e.bus()
 	group := e.name("g")
-	s, err := b.Driver().Poison(e.ctx, group)
+	s, err := driver.Of(b).Poison(e.ctx, group)
 	e.must(err, "open the poison store")
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
 			for j := range 10 {
 				m := &bus.Message{ID: fmt.Sprint(j), Source: "/s", Time: time.Now()}
-				if err := s.Put(e.ctx, bus.PoisonEntry{ID: fmt.Sprint(i, "/", j), Message: m, Group: group}); err != nil {
+				if err := s.Put(e.ctx, driver.PoisonEntry{ID: fmt.Sprint(i, "/", j), Message: m, Group: group}); err != nil {
 					e.errorf("put: %v", err)
 				}
 			}

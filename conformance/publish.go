@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -67,7 +68,7 @@ func publishCancelled(e *env) {
 func publishClosed(e *env) {
 	b, err := e.open(e.ctx)
 	e.must(err, "open")
-	d := b.Driver()
+	d := driver.Of(b)
 	e.must(b.Close(), "close")
 	e.must(b.Close(), "second close")
 	topic := e.name("closed")

@@ -10,30 +10,31 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
 
 // awayDriver is a driver whose poison store is away for a while.
 type awayDriver struct {
-	bus.Driver
+	driver.Driver
 	away atomic.Bool
 	puts atomic.Int64
 }
 
 type awayStore struct {
-	bus.PoisonStore
+	driver.PoisonStore
 	driver *awayDriver
 }
 
-// Poison implements bus.Driver.
-func (d *awayDriver) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver.
+func (d *awayDriver) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := d.Driver.Poison(ctx, group)
 	return &awayStore{s, d}, err
 }
 
-// Put implements bus.PoisonStore.
-func (s *awayStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+// Put implements driver.PoisonStore.
+func (s *awayStore) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	if s.driver.puts.Add(1); s.driver.away.Load() {
 		return errors.New("the poison store is away")
 	}
@@ -44,7 +45,7 @@ func (s *awayStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
 // handler is not called for it again.
 func poisonAway(e *env) {
 	under := e.bus()
-	d := &awayDriver{Driver: under.Driver()}
+	d := &awayDriver{Driver: driver.Of(under)}
 	b := bus.New(d)
 	topic, group := e.name("away"), e.name("g")
 	var mu sync.Mutex
@@ -164,7 +165,7 @@ func (k *book) count() int {
 
 // replaying ends the check if the driver cannot replay.
 func (e *env) replaying(b *bus.Bus, group string) *poison.Queue {
-	if _, ok := bus.As[bus.Injector](b); !ok {
+	if _, ok := bus.As[driver.Injector](b); !ok {
 		e.lacking("a message cannot be given to one group")
 	}
 	q, err := poison.Open(e.ctx, b, group)

@@ -44,11 +44,11 @@ func chained(tb testing.TB, mws []bus.Middleware) func() {
 	m := &bus.Message{ID: "id", Headers: bus.Headers{{Name: "traceparent", Value: "00-1"}}}
 	parent := tb.Context()
 	return func() {
-		ctx := bus.NewHandling(parent, nil, bus.Delivery{Message: m, Group: "g"})
+		ctx := engine.New(parent, nil, bus.Delivery{Message: m, Group: "g"})
 		if err := h.Handle(ctx, m); err != nil {
 			tb.Fatal(err)
 		}
-		if err := ctx.Flush(ctx, nil); err != nil {
+		if err := engine.Flush(ctx, ctx, nil); err != nil {
 			tb.Fatal(err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // DedupStore is where [Deduplicate] remembers what was handled. It must be safe for concurrent use. [DedupMemory] is one,
@@ -21,7 +22,7 @@ type DedupStore interface {
 }
 
 // Deduplicate settles messages unhandled whose id their group has handled before, from the same topic. key makes the id;
-// nil is the message's own. A message whose id is "", or one that names a delivery and no message ([bus.IsTransientID]),
+// nil is the message's own. A message whose id is "", or one that names a delivery and no message ([driver.IsTransientID]),
 // is always handled.
 //
 // While the store cannot be asked, a call is [bus.Unavailable]: no try is counted, and the router pauses until it can. If
@@ -185,7 +186,7 @@ func (d *deduplicator) claims(ms []*bus.Message) []*claim {
 // id is what a message is known by, "" if it cannot be known again.
 func (d *deduplicator) id(m *bus.Message) string {
 	id := d.key(m)
-	if bus.IsTransientID(id) {
+	if driver.IsTransientID(id) {
 		return ""
 	}
 	return id

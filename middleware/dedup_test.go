@@ -20,24 +20,24 @@ import (
 
 // ended runs mw around a handler of single messages, and ends the call as a router does.
 func ended(ctx context.Context, b *bus.Bus, mw bus.Middleware, m *bus.Message, h bus.HandlerFunc) error {
-	ctx2 := bus.NewHandling(ctx, b, bus.Delivery{Message: m, Topic: "t", Group: "g", Handler: "g/t", Attempt: 1})
+	ctx2 := engine.New(ctx, b, bus.Delivery{Message: m, Topic: "t", Group: "g", Handler: "g/t", Attempt: 1})
 	err := mw(h).Handle(ctx2, m)
 	if err != nil && !bus.IsIgnored(err) {
-		ctx2.Discard()
+		engine.Discard(ctx2)
 		return err
 	}
-	return errors.Join(err, ctx2.Flush(ctx, nil))
+	return errors.Join(err, engine.Flush(ctx, ctx2, nil))
 }
 
 // endedBatch is ended for a batch; it returns an outcome for each message.
 func endedBatch(ctx context.Context, b *bus.Bus, mw bus.Middleware, h bus.BatchHandler, ms ...*bus.Message) []error {
-	ctx2 := bus.NewBatchHandling(ctx, b, bus.Delivery{Topic: "t", Group: "g", Handler: "g/t", Attempt: 1})
+	ctx2 := engine.NewBatch(ctx, b, bus.Delivery{Topic: "t", Group: "g", Handler: "g/t", Attempt: 1})
 	errs := bus.Outcomes(mw(h).(bus.BatchHandler).HandleBatch(ctx2, ms), len(ms))
 	failed := map[string]bool{}
 	for i, err := range errs {
 		failed[ms[i].ID] = err != nil && !bus.IsIgnored(err)
 	}
-	if err := ctx2.Flush(ctx, func(id string) bool { return failed[id] }); err != nil {
+	if err := engine.Flush(ctx, ctx2, func(id string) bool { return failed[id] }); err != nil {
 		for i := range errs {
 			errs[i] = errors.Join(errs[i], err)
 		}
@@ -143,8 +143,8 @@ func TestDeduplicateByKeyAndGroup(t *testing.T) {
 	}))
 	for i, tc := range []struct{ group, subject string }{{"a", "x"}, {"a", "x"}, {"b", "x"}, {"a", "y"}, {"a", ""}, {"a", ""}} {
 		m := &bus.Message{ID: strconv.Itoa(i), Subject: tc.subject}
-		ctx := bus.NewHandling(t.Context(), b, bus.Delivery{Message: m, Group: tc.group})
-		if err := errors.Join(h.Handle(ctx, m), ctx.Flush(ctx, nil)); err != nil {
+		ctx := engine.New(t.Context(), b, bus.Delivery{Message: m, Group: tc.group})
+		if err := errors.Join(h.Handle(ctx, m), engine.Flush(ctx, ctx, nil)); err != nil {
 			t.Error(err)
 		}
 	}

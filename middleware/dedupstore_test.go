@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/router"
@@ -50,7 +51,7 @@ func TestDeduplicateTransientIDs(t *testing.T) {
 	b := bustest.New(t)
 	store := &failingStore{seen: errBoom, remember: errBoom}
 	mw := middleware.Deduplicate(store, nil)
-	id := bus.TransientID("t", bus.Token{Position: 1})
+	id := driver.TransientID("t", bus.Token{Position: 1})
 	calls := 0
 	for range 2 {
 		if err := ended(t.Context(), b, mw, &bus.Message{ID: id}, func(context.Context, *bus.Message) error { calls++; return nil }); err != nil {
@@ -169,7 +170,7 @@ func TestDeduplicateWhileTheStoreIsAway(t *testing.T) {
 func TestDeduplicateRemembersNothingOfABatch(t *testing.T) {
 	b := bustest.New(t)
 	store := &failingStore{remember: errors.New("disk full")}
-	ctx := bus.NewDirectHandling(t.Context(), b, bus.Delivery{Message: &bus.Message{}, Topic: "t", Group: "g"})
+	ctx := engine.NewDirect(t.Context(), b, bus.Delivery{Message: &bus.Message{}, Topic: "t", Group: "g"})
 	h := middleware.Deduplicate(store, nil)(&batch{err: bus.Each([]error{errBoom, nil})}).(bus.BatchHandler)
 	errs := bus.Outcomes(h.HandleBatch(ctx, []*bus.Message{{ID: "1"}, {ID: "2"}}), 2)
 	if !errors.Is(errs[0], errBoom) || bus.IsIgnored(errs[0]) || !bus.IsIgnored(errs[1]) || !errors.Is(errs[1], store.remember) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/router"
 )
@@ -155,7 +156,7 @@ func ExampleTimeout() {
 		<-ctx.Done() // a query that heeds its context
 		return ctx.Err()
 	})
-	fmt.Println(err, bus.IsTimeout(err))
+	fmt.Println(err, errors.Is(err, context.DeadlineExceeded))
 	// Output: context deadline exceeded true
 }
 
@@ -189,7 +190,7 @@ func ExamplePoison() {
 		log.Fatal(err)
 	}
 	defer b.Close()
-	review, err := b.Driver().Poison(ctx, "fraud-review")
+	review, err := driver.Of(b).Poison(ctx, "fraud-review")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/router"
@@ -70,9 +71,9 @@ func TestTimeoutInsideOfRetryIsFresh(t *testing.T) {
 }
 
 // heedful is a poison store that heeds its context, as brokers do.
-type heedful struct{ bus.PoisonStore }
+type heedful struct{ driver.PoisonStore }
 
-func (h heedful) Put(ctx context.Context, es ...bus.PoisonEntry) error {
+func (h heedful) Put(ctx context.Context, es ...driver.PoisonEntry) error {
 	return errors.Join(ctx.Err(), h.PoisonStore.Put(ctx, es...))
 }
 
@@ -80,7 +81,7 @@ func (h heedful) Put(ctx context.Context, es ...bus.PoisonEntry) error {
 func TestTimeoutDoesNotReachPoison(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
-		store, err := b.Driver().Poison(t.Context(), "review")
+		store, err := driver.Of(b).Poison(t.Context(), "review")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,11 +203,11 @@ func TestIgnore(t *testing.T) {
 
 // fragile is a poison store that may be out of order.
 type fragile struct {
-	bus.PoisonStore
+	driver.PoisonStore
 	err error
 }
 
-func (f *fragile) Put(ctx context.Context, es ...bus.PoisonEntry) error {
+func (f *fragile) Put(ctx context.Context, es ...driver.PoisonEntry) error {
 	if f.err != nil {
 		return f.err
 	}
@@ -215,7 +216,7 @@ func (f *fragile) Put(ctx context.Context, es ...bus.PoisonEntry) error {
 
 func TestPoison(t *testing.T) {
 	b := bustest.New(t)
-	store, err := b.Driver().Poison(t.Context(), "review")
+	store, err := driver.Of(b).Poison(t.Context(), "review")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +271,7 @@ func TestPoison(t *testing.T) {
 // What was poisoned can be replayed although its handler has Deduplicate, in either order.
 func TestPoisonedIsNotRemembered(t *testing.T) {
 	b := bustest.New(t)
-	store, err := b.Driver().Poison(t.Context(), "review")
+	store, err := driver.Of(b).Poison(t.Context(), "review")
 	if err != nil {
 		t.Fatal(err)
 	}

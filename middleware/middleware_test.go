@@ -19,7 +19,7 @@ import (
 
 // call runs mw around a handler of single messages, as a router does for m.
 func call(ctx context.Context, mw bus.Middleware, m *bus.Message, h bus.HandlerFunc) error {
-	ctx = bus.NewHandling(ctx, nil, bus.Delivery{Message: m, Topic: "t", Group: "g", Handler: "g/t", Attempt: 2})
+	ctx = engine.New(ctx, nil, bus.Delivery{Message: m, Topic: "t", Group: "g", Handler: "g/t", Attempt: 2})
 	return mw(h).Handle(ctx, m)
 }
 

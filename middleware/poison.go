@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -15,14 +16,14 @@ import (
 // then marked by [bus.Ignore], so that the message is settled. A nil match is [bus.IsPermanent].
 //
 // A router has a poison queue for its group and needs no middleware for it. Poison is for a second one, by kind of
-// error, that other people look at; and for code that has no router. b.Driver().Poison opens the store of any name:
+// error, that other people look at; and for code that has no router. driver.Of(b).Poison opens the store of any name:
 // millrace poison lists and replays it under that name. What is marked by [bus.RetryAfter] or [bus.Unavailable], as by a
 // breaker that is open, is not final and passes untouched, whatever matches.
 //
 // If the store cannot be written to, the message fails with both errors, and nothing is lost. Nothing is put away once
 // the context has ended: the failure may well come from that. Put it outside of Retry, and of whatever else has a say in
 // whether the error is final. Of a batch's messages, lane and position are not known.
-func Poison(store bus.PoisonStore, match func(error) bool) bus.Middleware {
+func Poison(store driver.PoisonStore, match func(error) bool) bus.Middleware {
 	if store == nil {
 		return invalidf("Poison: the store is nil")
 	}
@@ -53,10 +54,10 @@ func (u unmarked) Error() string { return u.err.Error() }
 // Is lets errors.Is see through. A mark is found by its type only.
 func (u unmarked) Is(target error) bool { return errors.Is(u.err, target) }
 
-func poisonEntry(ctx context.Context, m *bus.Message, err error) bus.PoisonEntry {
+func poisonEntry(ctx context.Context, m *bus.Message, err error) driver.PoisonEntry {
 	d := bus.DeliveryFrom(ctx)
 	now := time.Now()
-	e := bus.PoisonEntry{
+	e := driver.PoisonEntry{
 		ID: bus.NewID(), Message: m.Clone(),
 		Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
 		Failure: bus.Failure{Class: "permanent", Text: err.Error(), Attempts: d.Attempt, First: now, Last: now},
@@ -73,7 +74,7 @@ func poisonEntry(ctx context.Context, m *bus.Message, err error) bus.PoisonEntry
 		e.Failure.Class, e.Failure.Stack = "panic", p.Stack
 	case errors.Is(err, bus.ErrUndecodable):
 		e.Failure.Class = "undecodable"
-	case bus.IsTimeout(err):
+	case errors.Is(err, context.DeadlineExceeded):
 		e.Failure.Class = "timeout"
 	case !bus.IsPermanent(err):
 		e.Failure.Class = "refused"

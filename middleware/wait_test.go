@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/middleware/breaker"
@@ -22,9 +23,9 @@ import (
 )
 
 // poisonedIn returns the entries of a poison queue.
-func poisonedIn(t *testing.T, b *bus.Bus, name string) (entries []bus.PoisonEntry) {
+func poisonedIn(t *testing.T, b *bus.Bus, name string) (entries []driver.PoisonEntry) {
 	t.Helper()
-	store, err := b.Driver().Poison(t.Context(), name)
+	store, err := driver.Of(b).Poison(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func TestNothingGivesUpWhatIsToComeAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := bustest.New(t)
-				store, err := b.Driver().Poison(t.Context(), "review")
+				store, err := driver.Of(b).Poison(t.Context(), "review")
 				if err != nil {
 					t.Fatal(err)
 				}

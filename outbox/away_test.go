@@ -15,16 +15,17 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 )
 
 // leaving is a driver whose broker goes away and comes back as the test says.
 type leaving struct {
-	bus.Driver
+	driver.Driver
 	away atomic.Bool
 }
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (d *leaving) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	if !d.away.Load() {
 		return d.Driver.Publish(ctx, topic, msgs)
@@ -43,7 +44,7 @@ func TestWritersDoNotNotice(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
 		databases(t, func(t *testing.T, s *store) {
 			inner := openBus(t, "memory:")
-			d := &leaving{Driver: inner.Driver()}
+			d := &leaving{Driver: driver.Of(inner)}
 			w := s.busy(t, inner, bus.New(d, bus.WithLogger(slog.New(slog.DiscardHandler))))
 			var there, away phase
 			for range 3 {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -106,7 +107,7 @@ func (c *childConfig) bus(ctx context.Context, stop func()) (*bus.Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &telling{Driver: b.Driver(), remote: c.URL == "", out: json.NewEncoder(os.Stdout), calls: map[int]chan childAnswer{}}
+	d := &telling{Driver: driver.Of(b), remote: c.URL == "", out: json.NewEncoder(os.Stdout), calls: map[int]chan childAnswer{}}
 	go func() {
 		defer stop()
 		d.listen(os.Stdin)
@@ -116,7 +117,7 @@ func (c *childConfig) bus(ctx context.Context, stop func()) (*bus.Bus, error) {
 
 // telling is the driver of a child.
 type telling struct {
-	bus.Driver
+	driver.Driver
 	remote bool
 
 	mu    sync.Mutex
@@ -131,7 +132,7 @@ func (d *telling) tell(e childEvent) {
 	_ = d.out.Encode(e) // without a parent it ends soon
 }
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (d *telling) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	if d.remote {
 		return d.publish(ctx, topic, msgs)

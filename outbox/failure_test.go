@@ -14,17 +14,18 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 )
 
 // faulty is a broker in memory that fails as a test wants.
 type faulty struct {
-	bus.Driver
+	driver.Driver
 	// judge says what is wrong with publishing a message now; nil: nothing.
 	judge func(topic string, m *bus.Message) error
 	// put says what is wrong with a poison entry; nil is nothing.
-	put func(e bus.PoisonEntry) error
+	put func(e driver.PoisonEntry) error
 
 	mu   sync.Mutex
 	took []*bus.Message
@@ -37,7 +38,7 @@ func newFaulty(t testing.TB) (*faulty, *bus.Bus) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &faulty{Driver: m.Driver(), more: make(chan struct{}, 1)}
+	f := &faulty{Driver: driver.Of(m), more: make(chan struct{}, 1)}
 	b := bus.New(f)
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
@@ -92,17 +93,17 @@ func (f *faulty) await(t testing.TB, n int) map[string][]string {
 	}
 }
 
-func (f *faulty) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (f *faulty) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := f.Driver.Poison(ctx, group)
 	return faultyPoison{s, f}, err
 }
 
 type faultyPoison struct {
-	bus.PoisonStore
+	driver.PoisonStore
 	f *faulty
 }
 
-func (p faultyPoison) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+func (p faultyPoison) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	for _, e := range entries {
 		if p.f.put != nil {
 			if err := p.f.put(e); err != nil {
@@ -244,7 +245,7 @@ func TestRefused(t *testing.T) {
 			}
 			return nil
 		}
-		f.put = func(e bus.PoisonEntry) error {
+		f.put = func(e driver.PoisonEntry) error {
 			if e.Message.ID == "b001" {
 				return errRefused
 			}
@@ -264,7 +265,7 @@ func TestRefused(t *testing.T) {
 		if st, err := s.outbox.Status(t.Context(), s.db); err != nil || st.Pending != 0 || st.Parked != 1 {
 			t.Errorf("%+v %v", st, err)
 		}
-		store, err := b.Driver().Poison(t.Context(), outbox.PoisonGroup)
+		store, err := driver.Of(b).Poison(t.Context(), outbox.PoisonGroup)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -450,7 +451,7 @@ func TestKafkaRefuses(t *testing.T) {
 		}
 	}
 	stop()
-	store, err := b.Driver().Poison(t.Context(), outbox.PoisonGroup)
+	store, err := driver.Of(b).Poison(t.Context(), outbox.PoisonGroup)
 	if err != nil {
 		t.Fatal(err)
 	}

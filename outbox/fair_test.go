@@ -18,7 +18,7 @@ type gated struct {
 	gate chan struct{}
 }
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (g gated) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	if slices.ContainsFunc(msgs, func(m *bus.Message) bool { return m.Key == g.key }) {
 		select {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // record writes ids into the inbox. It returns which of them were there before, nil if none. Several ids go in one
@@ -96,10 +97,10 @@ func (o *Outbox) recordRows(ctx context.Context, x Execer, group, topic string, 
 
 // checkID says why an id cannot be remembered. Databases differ in what they make of one that no bus would have published.
 func checkID(id string) error {
-	err := bus.CheckID(id)
+	err := engine.CheckID(id)
 	switch {
 	case err != nil:
-	case bus.IsTransientID(id):
+	case driver.IsTransientID(id):
 		err = fmt.Errorf("%w: the publisher gave the message no id, and the broker has none that stays the same when it is delivered again", bus.ErrInvalid)
 	default:
 		return nil

@@ -125,11 +125,11 @@ func TestOnceByHand(t *testing.T) {
 	handle := func(topic, group, id string) {
 		t.Helper()
 		m := &bus.Message{ID: id, Payload: []byte("{}")}
-		ctx := bus.NewHandling(t.Context(), b, bus.Delivery{Message: m, Topic: topic, Group: group})
+		ctx := engine.New(t.Context(), b, bus.Delivery{Message: m, Topic: topic, Group: group})
 		if err := h.Handle(ctx, m); err != nil {
 			t.Fatal(err)
 		}
-		if err := ctx.Flush(ctx, nil); err != nil {
+		if err := engine.Flush(ctx, ctx, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +145,7 @@ func TestOnceByHand(t *testing.T) {
 		t.Errorf("%d outputs", n)
 	}
 	m := &bus.Message{Payload: []byte("{}")}
-	if err := h.Handle(bus.NewHandling(t.Context(), b, bus.Delivery{Message: m}), m); !bus.IsPermanent(err) {
+	if err := h.Handle(engine.New(t.Context(), b, bus.Delivery{Message: m}), m); !bus.IsPermanent(err) {
 		t.Errorf("without an id: %v", err)
 	}
 }
@@ -166,7 +166,7 @@ func TestPoisonInABatch(t *testing.T) {
 	for i := range 6 {
 		msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Payload: fmt.Appendf(nil, `{"Number":%d}`, i)})
 	}
-	err := h.HandleBatch(bus.NewBatchHandling(t.Context(), b, bus.Delivery{Topic: "t", Group: "g"}), msgs)
+	err := h.HandleBatch(engine.NewBatch(t.Context(), b, bus.Delivery{Topic: "t", Group: "g"}), msgs)
 	for i, err := range bus.Outcomes(err, len(msgs)) {
 		if (err != nil) != (i == 3) {
 			t.Errorf("%d: %v", i, err)
@@ -183,12 +183,12 @@ func TestPrune(t *testing.T) {
 		h := outbox.Once(s.outbox, outbox.SQL(s.db, nil), func(context.Context, *sql.Tx, placed) error { return nil })
 		for i := range 3 {
 			m := &bus.Message{ID: fmt.Sprint(i), Payload: []byte("{}")}
-			if err := h.Handle(bus.NewHandling(t.Context(), b, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m); err != nil {
+			if err := h.Handle(engine.New(t.Context(), b, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m); err != nil {
 				t.Fatal(err)
 			}
 		}
 		const day = 24 * 3600 * 1_000_000
-		s.exec(t, "UPDATE "+s.table("inbox")+" SET at = at - ? WHERE id <> '2'", int64(8*day))
+		s.exec(t, "UPDATE "+s.table("inbox")+" SET at = at - ? WHERE id <> '2'", int64(9*day))
 		s.exec(t, "UPDATE "+s.table("inbox")+" SET at = at - ? WHERE id = '2'", int64(6*day))
 		if n, err := s.outbox.Prune(t.Context(), s.db); n != 2 || err != nil {
 			t.Errorf("%d %v", n, err)
@@ -231,9 +231,9 @@ func TestInboxCostsOneStatement(t *testing.T) {
 			var err error
 			if size == 1 {
 				d.Message = msgs[0]
-				err = one.Handle(bus.NewHandling(t.Context(), b, d), msgs[0])
+				err = one.Handle(engine.New(t.Context(), b, d), msgs[0])
 			} else {
-				err = many.HandleBatch(bus.NewBatchHandling(t.Context(), b, d), msgs)
+				err = many.HandleBatch(engine.NewBatch(t.Context(), b, d), msgs)
 			}
 			if err != nil {
 				t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // OnceInBus is [Once] for a bus that is in the same database as begin's transactions, on PostgreSQL, MySQL/MariaDB or SQLite: the
@@ -50,11 +51,11 @@ type inBusBatchHandler struct {
 	joinChecker
 }
 
-// joinChecker makes a handler bus.Joining.
-type joinChecker func(ctx context.Context, host bus.TransactionHost) error
+// joinChecker makes a handler driver.Joining.
+type joinChecker func(ctx context.Context, host driver.TransactionHost) error
 
-// CheckJoining implements bus.Joining.
-func (c joinChecker) CheckJoining(ctx context.Context, host bus.TransactionHost) error {
+// CheckJoining implements driver.Joining.
+func (c joinChecker) CheckJoining(ctx context.Context, host driver.TransactionHost) error {
 	return c(ctx, host)
 }
 
@@ -66,7 +67,7 @@ var errChecked = errors.New("the check is over")
 
 // joinCheck tries whether begin's transactions are in the bus's database. What is changed meanwhile is rolled back.
 func joinCheck[Tx any](begin Transactor[Tx]) joinChecker {
-	return func(ctx context.Context, host bus.TransactionHost) error {
+	return func(ctx context.Context, host driver.TransactionHost) error {
 		for tries := 1; ; tries++ {
 			var verdict error
 			begun := false
@@ -93,7 +94,7 @@ func joinCheck[Tx any](begin Transactor[Tx]) joinChecker {
 // onceInBus runs h in a transaction that settles the messages. repeat tells which of them are settled already, because middleware
 // calls its handler again; nil is none.
 func onceInBus[Tx any](ctx context.Context, begin Transactor[Tx], done []*bus.Message, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // as once
-	j := bus.JoinerFrom(ctx)
+	j := driver.JoinerFrom(ctx)
 	if j == nil {
 		return bus.Permanent(fmt.Errorf("outbox: once in the bus: %w: no router called the handler", bus.ErrUnsupported)), true
 	}
@@ -115,7 +116,7 @@ func onceInBus[Tx any](ctx context.Context, begin Transactor[Tx], done []*bus.Me
 	for again := (reruns{}); ; {
 		undo := bus.Savepoint(ctx)
 		err, blame = inTransaction(ctx, begin, j, fresh, func(ctx context.Context, tx Tx) error { return h(ctx, tx, repeat) })
-		if !(errors.Is(err, bus.ErrAgain) && ctx.Err() == nil || again.after(ctx, err)) {
+		if !(errors.Is(err, driver.ErrAgain) && ctx.Err() == nil || again.after(ctx, err)) {
 			return err, blame
 		}
 		undo(fresh...)
@@ -127,7 +128,7 @@ var (
 	errCut   = errors.New("outbox: the transactor did not return")
 )
 
-func inTransaction[Tx any](ctx context.Context, begin Transactor[Tx], j *bus.Joiner, done []*bus.Message, h func(ctx context.Context, tx Tx) error) (err error, blame bool) { //nolint:revive // as once
+func inTransaction[Tx any](ctx context.Context, begin Transactor[Tx], j *driver.Joiner, done []*bus.Message, h func(ctx context.Context, tx Tx) error) (err error, blame bool) { //nolint:revive // as once
 	var end func(error) error
 	cause := errCut // unless it returns, and does not panic
 	defer func() {
@@ -139,13 +140,16 @@ func inTransaction[Tx any](ctx context.Context, begin Transactor[Tx], j *bus.Joi
 		if end != nil {
 			return errTwice
 		}
-		inner := bus.NewInnerHandling(ctx, nil)
-		defer inner.Discard()
+		inner := engine.NewInner(ctx, nil)
+		defer engine.Discard(inner)
 		blame = true
 		if err := h(inner, tx); err != nil {
 			return err
 		}
-		outputs, _, err := inner.Take(inner, nil)
+		var outputs []driver.Output
+		_, err = engine.Take(inner, inner, nil, func(topic, _ string, m *bus.Message) {
+			outputs = append(outputs, driver.Output{Topic: topic, Message: m})
+		})
 		if err != nil {
 			return err
 		}

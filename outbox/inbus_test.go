@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
@@ -149,7 +150,7 @@ func receiveUntil(t *testing.T, b *bus.Bus, topic string, ends int) (msgs []*bus
 // has had its effect, too.
 func (e *effects) await(t *testing.T, b *bus.Bus, topic, group string, n int) {
 	t.Helper()
-	lagger, _ := bus.As[bus.Lagger](b)
+	lagger, _ := bus.As[driver.Lagger](b)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -268,7 +269,7 @@ func TestOnceInBusAround(t *testing.T) {
 		running(t, r)
 		e.await(t, b, topic, "billing", n)
 		e.judge(t, b, n, sum)
-		store, err := b.Driver().Poison(t.Context(), "billing")
+		store, err := driver.Of(b).Poison(t.Context(), "billing")
 		if err != nil {
 			t.Fatal(err)
 		}

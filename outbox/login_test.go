@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -25,7 +26,7 @@ func TestLoginFails(t *testing.T) {
 		}
 		return nil
 	}
-	f.put = func(bus.PoisonEntry) error {
+	f.put = func(driver.PoisonEntry) error {
 		puts.Add(1)
 		return errLogin
 	}
@@ -45,7 +46,7 @@ func TestPoisonStoreLoginFails(t *testing.T) {
 	f, _ := newFaulty(t)
 	var puts atomic.Int64
 	f.judge = func(string, *bus.Message) error { return errRefused }
-	f.put = func(bus.PoisonEntry) error {
+	f.put = func(driver.PoisonEntry) error {
 		if puts.Add(1) < 2 {
 			return errLogin
 		}

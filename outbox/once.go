@@ -21,7 +21,7 @@ import (
 // nothing of it, what follows is committed by itself, and the message is settled.
 //
 // A message fails for good if its id cannot be remembered: it has none that stays the same when it is delivered again
-// ([bus.IsTransientID]), or one that [bus.CheckID] refuses.
+// ([driver.IsTransientID]), or one that no bus would have published.
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
 	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
 		m := bus.DeliveryFrom(ctx).Message
@@ -160,11 +160,11 @@ func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], msgs []*
 				return err
 			}
 			w := &writer{outbox: o, tx: x}
-			inner := bus.NewInnerHandling(ctx, bus.New(w, o.options...))
-			defer inner.Discard()
+			inner := engine.NewInner(ctx, bus.New(w, o.options...))
+			defer engine.Discard(inner)
 			blame = true
 			if err = h(inner, tx, repeat); err == nil {
-				err = inner.Flush(inner, nil)
+				err = engine.Flush(inner, inner, nil)
 			}
 			emitted = w.wrote
 			return err

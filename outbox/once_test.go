@@ -3,7 +3,7 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
+	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/outbox"
@@ -46,7 +47,7 @@ func (s *store) once(t *testing.T, begin outbox.Transactor[*sql.Tx]) *once {
 
 func (o *once) single(id string) error {
 	m := &bus.Message{ID: id, Payload: []byte("{}")}
-	return o.one.Handle(bus.NewHandling(o.t.Context(), o.bus, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
+	return o.one.Handle(engine.New(o.t.Context(), o.bus, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
 }
 
 func (o *once) batch(ids ...string) []error {
@@ -54,14 +55,14 @@ func (o *once) batch(ids ...string) []error {
 	for i, id := range ids {
 		msgs[i] = &bus.Message{ID: id, Payload: []byte("{}")}
 	}
-	return bus.Outcomes(o.many.HandleBatch(bus.NewBatchHandling(o.t.Context(), o.bus, bus.Delivery{Topic: "t", Group: "g"}), msgs), len(msgs))
+	return bus.Outcomes(o.many.HandleBatch(engine.NewBatch(o.t.Context(), o.bus, bus.Delivery{Topic: "t", Group: "g"}), msgs), len(msgs))
 }
 
 // TestIDsThatCannotBeRemembered fail for good, with a hint, and by themselves.
 func TestIDsThatCannotBeRemembered(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		o := s.once(t, outbox.SQL(s.db, nil))
-		bad := []string{"", "a\xff", "nul\x00", "é\x00", strings.Repeat("x", 256), bus.TransientID("t", bus.Token{Epoch: 1})}
+		bad := []string{"", "a\xff", "nul\x00", "é\x00", strings.Repeat("x", 256), driver.TransientID("t", bus.Token{Epoch: 1})}
 		for _, id := range bad {
 			if err := o.single(id); !bus.IsPermanent(err) || !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), "publish it with an id") {
 				t.Errorf("%.20q: %v", id, err)
@@ -134,13 +135,13 @@ func TestABatchStopsWithTheDatabase(t *testing.T) {
 	}
 	h := outbox.OnceBatch(s.outbox, begin, func(context.Context, *sql.Tx, []bus.Event[placed]) error {
 		away = true
-		return driver.ErrBadConn
+		return sqldriver.ErrBadConn
 	})
 	msgs := make([]*bus.Message, 500)
 	for i := range msgs {
 		msgs[i] = &bus.Message{ID: fmt.Sprint(i), Payload: []byte("{}")}
 	}
-	err := h.HandleBatch(bus.NewBatchHandling(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}), msgs)
+	err := h.HandleBatch(engine.NewBatch(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}), msgs)
 	for i, err := range bus.Outcomes(err, len(msgs)) {
 		if !errors.Is(err, refused) {
 			t.Fatalf("%d: %v", i, err)
@@ -168,7 +169,7 @@ func TestAFailedCommitIsOfOneMessage(t *testing.T) {
 	for i := range msgs {
 		msgs[i] = &bus.Message{ID: fmt.Sprint(i), Payload: fmt.Appendf(nil, `{"Number":%d}`, i)}
 	}
-	err := h.HandleBatch(bus.NewBatchHandling(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}), msgs)
+	err := h.HandleBatch(engine.NewBatch(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}), msgs)
 	for i, err := range bus.Outcomes(err, len(msgs)) {
 		if (err != nil) != (i == 3) {
 			t.Errorf("%d: %v", i, err)
@@ -230,7 +231,7 @@ func TestTransactorThatKeepsErrorsToItself(t *testing.T) {
 	failed := errors.New("failed")
 	h := outbox.Once(s.outbox, silent, func(context.Context, *sql.Tx, placed) error { return failed })
 	m := &bus.Message{ID: "1", Payload: []byte("{}")}
-	if err := h.Handle(bus.NewHandling(t.Context(), bustest.New(t), bus.Delivery{Message: m, Topic: "t", Group: "g"}), m); !errors.Is(err, failed) {
+	if err := h.Handle(engine.New(t.Context(), bustest.New(t), bus.Delivery{Message: m, Topic: "t", Group: "g"}), m); !errors.Is(err, failed) {
 		t.Errorf("once: %v", err)
 	}
 	if err := outbox.Do(t.Context(), s.outbox, silent, func(*sql.Tx, bus.Publisher) error { return failed }); !errors.Is(err, failed) {
@@ -300,13 +301,13 @@ func TestConflictsAreRunAgain(t *testing.T) {
 		})
 		before := s.count(t, "SELECT COUNT(*) FROM "+s.table("outbox"))
 		m := &bus.Message{ID: "1", Payload: []byte("{}")}
-		ctx := bus.NewHandling(t.Context(), bustest.New(t), bus.Delivery{Message: m, Topic: topic, Group: "g"})
+		ctx := engine.New(t.Context(), bustest.New(t), bus.Delivery{Message: m, Topic: topic, Group: "g"})
 		err := h.Handle(ctx, m)
 		want := 1
 		if tc.fails == 1000 {
 			want = 0
-			ctx.Discard()
-		} else if err := ctx.Flush(ctx, nil); err != nil {
+			engine.Discard(ctx)
+		} else if err := engine.Flush(ctx, ctx, nil); err != nil {
 			t.Error(err)
 		}
 		outputs := s.count(t, "SELECT COUNT(*) FROM "+s.table("outbox")) - before
@@ -394,7 +395,7 @@ func testConflicts(t *testing.T, s *store) {
 	for _, id := range []string{"1", "2"} {
 		go func() {
 			m := &bus.Message{ID: id, Payload: []byte("{}")}
-			errs <- h.Handle(bus.NewHandling(t.Context(), bustest.New(t), bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
+			errs <- h.Handle(engine.New(t.Context(), bustest.New(t), bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
 		}()
 	}
 	for range 2 {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // PoisonGroup is the group in whose poison store a relay puts what the broker refuses. Several outboxes may share it: each
@@ -38,13 +39,13 @@ func ofMessage(err error) bool {
 
 // putPoison puts a row into the poison store of the bus.
 func (p *pump) putPoison(ctx context.Context, c *call, r row) error {
-	store, err := p.bus.Driver().Poison(ctx, PoisonGroup)
+	store, err := driver.Of(p.bus).Poison(ctx, PoisonGroup)
 	if err != nil {
 		return err
 	}
 	host, _ := os.Hostname() // for information
 	now := time.Now()
-	return store.Put(ctx, bus.PoisonEntry{
+	return store.Put(ctx, driver.PoisonEntry{
 		ID:      p.uniqueID(r), // the same if it is put again after a crash
 		Message: r.msg, Topic: r.topic, Group: PoisonGroup, Handler: p.name, Position: r.seq,
 		Failure: bus.Failure{Class: "refused", Text: c.cause.Error(), Attempts: c.block.tries, First: c.block.first, Last: now},

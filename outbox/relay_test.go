@@ -3,7 +3,7 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
+	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -144,7 +145,7 @@ func TestShareLostAndRegained(t *testing.T) {
 
 // judging is a database whose statements wait and fail as a test wants.
 type judging struct {
-	of    driver.Driver
+	of    sqldriver.Driver
 	dsn   string
 	judge func(ctx context.Context, text string) error
 }
@@ -156,34 +157,34 @@ func (s *store) judged(t *testing.T, judge func(ctx context.Context, text string
 	return &other
 }
 
-func (j *judging) Connect(context.Context) (driver.Conn, error) {
+func (j *judging) Connect(context.Context) (sqldriver.Conn, error) {
 	c, err := j.of.Open(j.dsn)
 	return &judgedConn{c, j}, err
 }
 
-func (j *judging) Driver() driver.Driver { return j.of }
+func (j *judging) Driver() sqldriver.Driver { return j.of }
 
 type judgedConn struct {
-	driver.Conn
+	sqldriver.Conn
 	of *judging
 }
 
-func (c *judgedConn) QueryContext(ctx context.Context, text string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *judgedConn) QueryContext(ctx context.Context, text string, args []sqldriver.NamedValue) (sqldriver.Rows, error) {
 	if err := c.of.judge(ctx, text); err != nil {
 		return nil, err
 	}
-	return c.Conn.(driver.QueryerContext).QueryContext(ctx, text, args)
+	return c.Conn.(sqldriver.QueryerContext).QueryContext(ctx, text, args)
 }
 
-func (c *judgedConn) ExecContext(ctx context.Context, text string, args []driver.NamedValue) (driver.Result, error) {
+func (c *judgedConn) ExecContext(ctx context.Context, text string, args []sqldriver.NamedValue) (sqldriver.Result, error) {
 	if err := c.of.judge(ctx, text); err != nil {
 		return nil, err
 	}
-	return c.Conn.(driver.ExecerContext).ExecContext(ctx, text, args)
+	return c.Conn.(sqldriver.ExecerContext).ExecContext(ctx, text, args)
 }
 
-func (c *judgedConn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
-	return c.Conn.(driver.ConnBeginTx).BeginTx(ctx, o)
+func (c *judgedConn) BeginTx(ctx context.Context, o sqldriver.TxOptions) (sqldriver.Tx, error) {
+	return c.Conn.(sqldriver.ConnBeginTx).BeginTx(ctx, o)
 }
 
 // TestClaimHangs: a connection that is dead without anybody being told does not keep the messages, while the relay's lease
@@ -244,7 +245,7 @@ func TestPoisonedWhileStopping(t *testing.T) {
 	f, _ := newFaulty(t)
 	f.judge = func(string, *bus.Message) error { return errRefused }
 	putting, gate := make(chan struct{}), make(chan struct{})
-	f.put = func(bus.PoisonEntry) error {
+	f.put = func(driver.PoisonEntry) error {
 		close(putting)
 		<-gate
 		return nil

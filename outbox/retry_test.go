@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -70,7 +71,7 @@ func TestParkedWithAnyReason(t *testing.T) {
 		f.judge = func(string, *bus.Message) error {
 			return &bus.Error{Op: "publish", Err: fmt.Errorf("%w: %w", cause, bus.ErrInvalid), Definite: true}
 		}
-		f.put = func(bus.PoisonEntry) error { return errRefused }
+		f.put = func(driver.PoisonEntry) error { return errRefused }
 		s.publish(t, "t", numbered("a", 1)...)
 		r, _ := s.runRelay(t, silent(f), outbox.RelayConfig{Poll: 10 * time.Millisecond})
 		counts(t, r, func(s outbox.RelayStats) bool { return s.Parked > 0 })

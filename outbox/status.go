@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Status is what is in an outbox.
@@ -62,12 +63,12 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 	if err != nil {
 		return n, err
 	}
-	store, err := from.Driver().Poison(ctx, PoisonGroup)
+	store, err := driver.Of(from).Poison(ctx, PoisonGroup)
 	if err != nil {
 		return n, fmt.Errorf("outbox: retry: %w", err)
 	}
 	for entry, err := range store.List(ctx) {
-		if err == nil && (entry.Handler != name || entry.Failure.Class == bus.Unreadable) {
+		if err == nil && (entry.Handler != name || entry.Failure.Class == driver.Unreadable) {
 			continue // of another outbox, or nobody knows whose
 		}
 		if err == nil {

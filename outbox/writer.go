@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
@@ -27,7 +28,7 @@ const (
 	insertBytes = 1 << 20
 )
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (w *writer) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	for done := 0; done < len(msgs); {
 		n := 1
@@ -95,20 +96,20 @@ func lane(topic string, m *bus.Message) int64 {
 	return int64(h >> 1)
 }
 
-// Subscribe implements bus.Driver.
+// Subscribe implements driver.Driver.
 func (w *writer) Subscribe(context.Context, bus.Subscription, bus.LaneObserver) (bus.Source, error) {
 	return nil, fmt.Errorf("outbox: subscribe: %w: a transaction can only publish", bus.ErrUnsupported)
 }
 
-// Poison implements bus.Driver.
-func (w *writer) Poison(context.Context, string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver.
+func (w *writer) Poison(context.Context, string) (driver.PoisonStore, error) {
 	return nil, fmt.Errorf("outbox: poison: %w: a transaction can only publish", bus.ErrUnsupported)
 }
 
-// Capabilities implements bus.Driver.
+// Capabilities implements driver.Driver.
 func (w *writer) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Broker: "outbox", Durable: true}
 }
 
-// Close implements bus.Driver. The transaction is the caller's.
+// Close implements driver.Driver. The transaction is the caller's.
 func (w *writer) Close(context.Context) error { return nil }

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Queue is the poison queue of one group. It is safe for concurrent use.
 type Queue struct {
 	bus   *bus.Bus
 	group string
-	store bus.PoisonStore
+	store driver.PoisonStore
 }
 
 // Open opens the poison queue of a group. A group that has never poisoned anything has an empty one.
@@ -27,7 +28,7 @@ func Open(ctx context.Context, b *bus.Bus, group string) (*Queue, error) {
 	if err := bus.CheckName("group", group); err != nil {
 		return nil, fmt.Errorf("poison: %w", err)
 	}
-	store, err := b.Driver().Poison(ctx, group)
+	store, err := driver.Of(b).Poison(ctx, group)
 	if err != nil {
 		return nil, fmt.Errorf("poison queue of group %q: %w", group, err)
 	}
@@ -51,7 +52,7 @@ type Filter struct {
 	Limit int
 }
 
-func (f *Filter) matches(e *bus.PoisonEntry) bool {
+func (f *Filter) matches(e *driver.PoisonEntry) bool {
 	return f.matchesID(e) &&
 		(f.Topic == "" || f.Topic == e.Topic) &&
 		(f.Handler == "" || f.Handler == e.Handler) &&
@@ -62,7 +63,7 @@ func (f *Filter) matches(e *bus.PoisonEntry) bool {
 		(f.Until.IsZero() || e.Time.Before(f.Until))
 }
 
-func (f *Filter) matchesID(e *bus.PoisonEntry) bool {
+func (f *Filter) matchesID(e *driver.PoisonEntry) bool {
 	for _, id := range f.IDs {
 		if id == e.ID || id == e.Message.ID {
 			return true
@@ -72,13 +73,13 @@ func (f *Filter) matchesID(e *bus.PoisonEntry) bool {
 }
 
 // List yields the entries that match, oldest first. It ends after the first error.
-func (q *Queue) List(ctx context.Context, f Filter) iter.Seq2[bus.PoisonEntry, error] {
-	return func(yield func(bus.PoisonEntry, error) bool) {
+func (q *Queue) List(ctx context.Context, f Filter) iter.Seq2[driver.PoisonEntry, error] {
+	return func(yield func(driver.PoisonEntry, error) bool) {
 		n, behind := 0, f.After == ""
 		for e, err := range q.store.List(ctx) {
 			switch {
 			case err != nil:
-				yield(bus.PoisonEntry{}, fmt.Errorf("poison queue of group %q: %w", q.group, err))
+				yield(driver.PoisonEntry{}, fmt.Errorf("poison queue of group %q: %w", q.group, err))
 				return
 			case !behind:
 				behind = e.ID == f.After
@@ -95,11 +96,11 @@ func (q *Queue) List(ctx context.Context, f Filter) iter.Seq2[bus.PoisonEntry, e
 }
 
 // Get returns the entry with the id, its own or the message's. The error wraps bus.ErrNotFound if there is none.
-func (q *Queue) Get(ctx context.Context, id string) (bus.PoisonEntry, error) {
+func (q *Queue) Get(ctx context.Context, id string) (driver.PoisonEntry, error) {
 	for e, err := range q.List(ctx, Filter{IDs: []string{id}, Limit: 1}) {
 		return e, err
 	}
-	return bus.PoisonEntry{}, fmt.Errorf("poison queue of group %q: entry %q: %w", q.group, id, bus.ErrNotFound)
+	return driver.PoisonEntry{}, fmt.Errorf("poison queue of group %q: entry %q: %w", q.group, id, bus.ErrNotFound)
 }
 
 // Count counts the entries that match.

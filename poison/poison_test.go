@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
@@ -27,12 +28,12 @@ func filled(t *testing.T) (*bus.Bus, *poison.Queue) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := b.Driver().Poison(t.Context(), "g")
+	store, err := driver.Of(b).Poison(t.Context(), "g")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 10 {
-		e := bus.PoisonEntry{
+		e := driver.PoisonEntry{
 			ID: fmt.Sprint(i), Topic: []string{"orders", "payments"}[i%2], Group: "g", Handler: []string{"a", "b"}[i%2],
 			Message: &bus.Message{ID: fmt.Sprint("m", i), Key: fmt.Sprint("k", i%5)}, Time: time.Unix(int64(i), 0),
 			Failure: bus.Failure{Class: []string{"permanent", "panic"}[i/5], Text: fmt.Sprint("Error ", i)},
@@ -88,23 +89,23 @@ func TestFilter(t *testing.T) {
 
 // flaky is a driver whose injector fails after some calls.
 type flaky struct {
-	bus.Driver
+	driver.Driver
 	left int
 }
 
 var errNo = errors.New("no")
 
-func (f *flaky) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+func (f *flaky) Inject(ctx context.Context, topic, group string, ps []driver.Parking) error {
 	if f.left--; f.left < 0 {
 		return errNo
 	}
-	return f.Driver.(bus.Injector).Inject(ctx, topic, group, ps)
+	return f.Driver.(driver.Injector).Inject(ctx, topic, group, ps)
 }
 
 // TestReplayInterrupted: what was not replayed is still there, and a second run does the rest.
 func TestReplayInterrupted(t *testing.T) {
 	b, _ := filled(t)
-	d := &flaky{Driver: b.Driver(), left: 1}
+	d := &flaky{Driver: driver.Of(b), left: 1}
 	q, err := poison.Open(t.Context(), bus.New(d), "g")
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +217,7 @@ func TestBlockedKey(t *testing.T) {
 
 type hook chan<- struct{}
 
-func (h hook) Poisoned(context.Context, bus.PoisonEntry) { h <- struct{}{} }
+func (h hook) Poisoned(context.Context, driver.PoisonEntry) { h <- struct{}{} }
 
 // A replayed message has the key that it had, and so its place in the order.
 func TestReplayKeepsTheKey(t *testing.T) {
@@ -271,19 +272,19 @@ func TestReplayKeepsTheKey(t *testing.T) {
 
 // missing is a broker on which one topic is not there any more.
 type missing struct {
-	bus.Driver
+	driver.Driver
 	topic string
 }
 
 func (d *missing) As(target any) bool {
-	i, ok := target.(*bus.Injector)
+	i, ok := target.(*driver.Injector)
 	if ok {
 		*i = d
 	}
 	return ok
 }
 
-func (d *missing) Inject(_ context.Context, topic, _ string, _ []bus.Parking) error {
+func (d *missing) Inject(_ context.Context, topic, _ string, _ []driver.Parking) error {
 	if topic == d.topic {
 		return fmt.Errorf("inject: %w", bus.ErrNotFound)
 	}
@@ -297,7 +298,7 @@ func TestReplayWithoutATopic(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	d := m.Driver()
+	d := driver.Of(m)
 	b := bus.New(&missing{d, "gone"})
 	store, err := d.Poison(t.Context(), "g")
 	if err != nil {
@@ -308,7 +309,7 @@ func TestReplayWithoutATopic(t *testing.T) {
 		if i%2 == 0 {
 			topic = "gone"
 		}
-		e := bus.PoisonEntry{ID: fmt.Sprint(i), Topic: topic, Group: "g", Message: &bus.Message{ID: fmt.Sprint(i)}, Time: time.Now()}
+		e := driver.PoisonEntry{ID: fmt.Sprint(i), Topic: topic, Group: "g", Message: &bus.Message{ID: fmt.Sprint(i)}, Time: time.Now()}
 		if err := store.Put(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Options are for Replay and Drop.
@@ -33,15 +34,15 @@ const chunk = 100
 // group; if that is interrupted in between, a message may be replayed twice, with the same id, but none is lost.
 // Attempts begin at 1 again; [bus.Failure].Replays counts.
 //
-// It fails with bus.ErrUnsupported on a broker that cannot park messages. Entries of class [bus.Unreadable] are left out: all others are
+// It fails with bus.ErrUnsupported on a broker that cannot park messages. Entries of class [driver.Unreadable] are left out: all others are
 // replayed, then it fails with bus.ErrInvalid.
 func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error) {
-	injector, ok := bus.As[bus.Injector](q.bus)
+	injector, ok := bus.As[driver.Injector](q.bus)
 	if !ok {
 		return Result{}, fmt.Errorf("poison queue of group %q: %w: %s cannot give a message to one group; publish it again instead", q.group, bus.ErrUnsupported, q.bus.Driver().Capabilities().Broker)
 	}
-	return q.each(ctx, f, o, isReadable, func(topic string, entries []bus.PoisonEntry) error {
-		ps := make([]bus.Parking, len(entries))
+	return q.each(ctx, f, o, isReadable, func(topic string, entries []driver.PoisonEntry) error {
+		ps := make([]driver.Parking, len(entries))
 		for i, e := range entries {
 			ps[i] = replayed(&e)
 		}
@@ -50,8 +51,8 @@ func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error)
 }
 
 // replayed is an entry as it is given back: at its old place, if its key waits there, else as something new.
-func replayed(e *bus.PoisonEntry) bus.Parking {
-	p := bus.Parking{Free: !e.Waits, Delivery: bus.Delivery{
+func replayed(e *driver.PoisonEntry) driver.Parking {
+	p := driver.Parking{Free: !e.Waits, Delivery: bus.Delivery{
 		Message: e.Message, Handler: e.Handler, Attempt: 1, FirstSeen: time.Now(),
 		Failure: &bus.Failure{Replays: e.Failure.Replays + 1},
 	}}
@@ -63,12 +64,12 @@ func replayed(e *bus.PoisonEntry) bus.Parking {
 
 // Drop removes the entries that match for good. If a key waits for one, its later messages go on.
 func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
-	injector, _ := bus.As[bus.Injector](q.bus)
-	return q.each(ctx, f, o, nil, func(topic string, entries []bus.PoisonEntry) error {
-		var waiting []bus.Parking
+	injector, _ := bus.As[driver.Injector](q.bus)
+	return q.each(ctx, f, o, nil, func(topic string, entries []driver.PoisonEntry) error {
+		var waiting []driver.Parking
 		for _, e := range entries {
 			if e.Waits && isReadable(&e) {
-				waiting = append(waiting, bus.Parking{Withdraw: true, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}})
+				waiting = append(waiting, driver.Parking{Withdraw: true, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}})
 			}
 		}
 		if len(waiting) == 0 {
@@ -85,11 +86,11 @@ func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
 }
 
 // isReadable says whether an entry holds a message.
-func isReadable(e *bus.PoisonEntry) bool { return e.Failure.Class != bus.Unreadable }
+func isReadable(e *driver.PoisonEntry) bool { return e.Failure.Class != driver.Unreadable }
 
 // each finds the entries that match, and calls f with them, in chunks of one topic; then they are removed. Those that can is not true for
 // are left out, which is an error; nil is true for all.
-func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*bus.PoisonEntry) bool, do func(topic string, entries []bus.PoisonEntry) error) (Result, error) {
+func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*driver.PoisonEntry) bool, do func(topic string, entries []driver.PoisonEntry) error) (Result, error) {
 	ids, err := q.ids(ctx, f)
 	r := Result{Matched: len(ids)}
 	if err != nil {
@@ -102,7 +103,7 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*bus.Poi
 		return r, nil
 	}
 	// A second look, because bodies are large, and somebody else may replay or drop some meanwhile.
-	var entries []bus.PoisonEntry
+	var entries []driver.PoisonEntry
 	var missing error // topics
 	leftOut := 0
 	flush := func() error {
@@ -162,9 +163,9 @@ func (q *Queue) ids(ctx context.Context, f Filter) (map[string]bool, error) {
 }
 
 // finish calls do for the entries of each topic, and removes them.
-func (q *Queue) finish(ctx context.Context, entries []bus.PoisonEntry, do func(topic string, entries []bus.PoisonEntry) error) (done int, err error) {
+func (q *Queue) finish(ctx context.Context, entries []driver.PoisonEntry, do func(topic string, entries []driver.PoisonEntry) error) (done int, err error) {
 	var topics []string
-	byTopic := map[string][]bus.PoisonEntry{}
+	byTopic := map[string][]driver.PoisonEntry{}
 	for _, e := range entries {
 		if byTopic[e.Topic] == nil {
 			topics = append(topics, e.Topic)

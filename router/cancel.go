@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // named is what a cancellation names: delayed messages with this key and id.
@@ -316,5 +317,5 @@ func (c *consumer) fetch(ctx context.Context, tokens []bus.Token, dst []bus.Deli
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	return c.source.(bus.ParkingSource).Fetch(ctx, tokens, dst)
+	return c.source.(driver.ParkingSource).Fetch(ctx, tokens, dst)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -157,7 +158,7 @@ func TestCancelledAndPublishedAgain(t *testing.T) {
 
 // faulty is a memory source that keeps a log of what is made durable, and has faults.
 type faulty struct {
-	bus.ParkingSource
+	driver.ParkingSource
 	mu        sync.Mutex
 	log       []string
 	fetchErrs int
@@ -168,7 +169,7 @@ type faulty struct {
 }
 
 type faultyDriver struct {
-	bus.Driver
+	driver.Driver
 	source *faulty
 }
 
@@ -177,11 +178,11 @@ func (d faultyDriver) Subscribe(ctx context.Context, s bus.Subscription, o bus.L
 	if err != nil {
 		return nil, err
 	}
-	d.source.ParkingSource = source.(bus.ParkingSource)
+	d.source.ParkingSource = source.(driver.ParkingSource)
 	return d.source, nil
 }
 
-func (f *faulty) Park(ctx context.Context, ps []bus.Parking) error {
+func (f *faulty) Park(ctx context.Context, ps []driver.Parking) error {
 	if f.park != nil {
 		f.park()
 	}
@@ -227,7 +228,7 @@ func TestWithdrawnBeforeTheCancellationIsSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &faulty{fetchErrs: 2}
 		memoryBus := openBus(t)
-		b := bus.New(faultyDriver{memoryBus.Driver(), f})
+		b := bus.New(faultyDriver{driver.Of(memoryBus), f})
 		var j journal
 		r := router.New(b, "g")
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
@@ -251,7 +252,7 @@ func TestNotWithdrawnNotSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &faulty{stale: true}
 		memoryBus := openBus(t)
-		r := router.New(bus.New(faultyDriver{memoryBus.Driver(), f}), "g")
+		r := router.New(bus.New(faultyDriver{driver.Of(memoryBus), f}), "g")
 		r.HandleFunc("t", nop)
 		run(t, r)
 		delay(t, memoryBus, "a")
@@ -301,7 +302,7 @@ func TestLaneGoesWhileItIsCancelled(t *testing.T) {
 					case "commit":
 						f.commit = goes
 					}
-					stop = start(bus.New(faultyDriver{memoryBus.Driver(), f}))
+					stop = start(bus.New(faultyDriver{driver.Of(memoryBus), f}))
 					delay(t, memoryBus, "a", "b")
 					if at != "park" {
 						synctest.Wait() // it is parked: else nothing needs to be committed
@@ -328,13 +329,13 @@ func TestReplayAtMostOnce(t *testing.T) {
 		r := router.New(b, "g", router.Guarantee(router.AtMostOnce))
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
 		run(t, r)
-		injector, _ := bus.As[bus.Injector](b)
+		injector, _ := bus.As[driver.Injector](b)
 		for i, id := range numbers(3) { // the second waits, and the third behind it
-			p := bus.Parking{Free: i == 0, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k"}}}
+			p := driver.Parking{Free: i == 0, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k"}}}
 			if i == 1 {
 				p.Due = time.Now().Add(time.Hour)
 			}
-			if err := injector.Inject(t.Context(), "t", "g", []bus.Parking{p}); err != nil {
+			if err := injector.Inject(t.Context(), "t", "g", []driver.Parking{p}); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()

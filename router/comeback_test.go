@@ -10,18 +10,19 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
 
 // gated holds fetches up until its gate opens.
 type gated struct {
-	bus.Driver
+	driver.Driver
 	gate chan struct{}
 }
 
 type gatedSource struct {
-	bus.ParkingSource
+	driver.ParkingSource
 	gate chan struct{}
 }
 
@@ -30,7 +31,7 @@ func (d *gated) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObs
 	if err != nil {
 		return nil, err
 	}
-	return &gatedSource{source.(bus.ParkingSource), d.gate}, nil
+	return &gatedSource{source.(driver.ParkingSource), d.gate}, nil
 }
 
 func (s *gatedSource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
@@ -43,7 +44,7 @@ func TestDueWhileTheLaneWentAndCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
 		gate := make(chan struct{})
-		slow := bus.New(&gated{b.Driver(), gate})
+		slow := bus.New(&gated{driver.Of(b), gate})
 		var handled atomic.Int32
 		member := func() *router.Router {
 			r := router.New(slow, "g", router.Workers(4))
@@ -184,16 +185,16 @@ func TestReplayBeginsAnew(t *testing.T) {
 }
 
 // noPoison is a broker whose poison store is away.
-type noPoison struct{ bus.Driver }
+type noPoison struct{ driver.Driver }
 
-type noPoisonStore struct{ bus.PoisonStore }
+type noPoisonStore struct{ driver.PoisonStore }
 
-func (d *noPoison) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (d *noPoison) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := d.Driver.Poison(ctx, group)
 	return &noPoisonStore{s}, err
 }
 
-func (*noPoisonStore) Put(context.Context, ...bus.PoisonEntry) error { return errLater }
+func (*noPoisonStore) Put(context.Context, ...driver.PoisonEntry) error { return errLater }
 
 // TestPoisonQueueAwayWhileAKeyWaits: other keys are parked and come back meanwhile, a stop does not wait for it, and the
 // message is tried again by who comes next.
@@ -213,7 +214,7 @@ func TestPoisonQueueAwayWhileAKeyWaits(t *testing.T) {
 			return nil
 		}
 		policy := router.Policy{KeyWaits: true, Retry: router.Schedule{2 * time.Second}}
-		r := router.New(bus.New(&noPoison{b.Driver()}), "g", policy, router.Workers(1))
+		r := router.New(bus.New(&noPoison{driver.Of(b)}), "g", policy, router.Workers(1))
 		r.HandleFunc("t", handler)
 		stop := run(t, r)
 		publish(t, b, "t", &bus.Message{ID: "0", Key: "bad"})
@@ -250,12 +251,12 @@ func TestReplayDoesNotTakeASuccessor(t *testing.T) {
 		run(t, r)
 		publish(t, b, "t", &bus.Message{ID: "1", Key: "k"})
 		synctest.Wait()
-		store, err := b.Driver().Poison(t.Context(), "g")
+		store, err := driver.Of(b).Poison(t.Context(), "g")
 		if err != nil {
 			t.Fatal(err)
 		}
 		ids := map[string]bool{}
-		q := bus.New(&lateRemove{b.Driver()})
+		q := bus.New(&lateRemove{driver.Of(b)})
 		queue, err := poison.Open(t.Context(), q, "g")
 		if err != nil {
 			t.Fatal(err)
@@ -278,19 +279,19 @@ func TestReplayDoesNotTakeASuccessor(t *testing.T) {
 }
 
 // lateRemove removes entries after a second.
-type lateRemove struct{ bus.Driver }
+type lateRemove struct{ driver.Driver }
 
-type lateStore struct{ bus.PoisonStore }
+type lateStore struct{ driver.PoisonStore }
 
 func (d *lateRemove) As(target any) bool {
-	i, ok := target.(*bus.Injector)
+	i, ok := target.(*driver.Injector)
 	if ok {
-		*i = d.Driver.(bus.Injector)
+		*i = d.Driver.(driver.Injector)
 	}
 	return ok
 }
 
-func (d *lateRemove) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (d *lateRemove) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := d.Driver.Poison(ctx, group)
 	return &lateStore{s}, err
 }

@@ -5,15 +5,18 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // conclude ends a call that succeeded: what it emitted is published, now or with the settlement.
 func (c *consumer) conclude(t *task, h *bus.Handling) error {
 	if !c.cfg.transactional || t.joined {
-		return h.Flush(t.lane.ctx, nil)
+		return engine.Flush(t.lane.ctx, h, nil)
 	}
-	outputs, told, err := h.Take(t.lane.ctx, nil)
-	t.outputs, t.told = outputs, told
+	told, err := engine.Take(t.lane.ctx, h, nil, func(topic, _ string, m *bus.Message) {
+		t.outputs = append(t.outputs, driver.Output{Topic: topic, Message: m})
+	})
+	t.told = told
 	return err
 }
 
@@ -21,11 +24,7 @@ func (c *consumer) conclude(t *task, h *bus.Handling) error {
 func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Handling, failed map[string]bool) error {
 	isFailed := func(id string) bool { return failed[id] }
 	if !c.cfg.transactional || slices.ContainsFunc(tasks, func(t *task) bool { return t.joined }) {
-		return h.Flush(ctx, isFailed)
-	}
-	outputs, told, err := h.Take(ctx, isFailed)
-	if err != nil {
-		return err
+		return engine.Flush(ctx, h, isFailed)
 	}
 	var good []*task
 	byID := map[string]*task{}
@@ -35,18 +34,25 @@ func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Hand
 			byID[id] = t
 		}
 	}
+	told, err := engine.Take(ctx, h, isFailed, func(topic, cause string, m *bus.Message) {
+		t := byID[cause]
+		switch {
+		case t != nil:
+		case len(good) == 0:
+			return
+		default: // of a message of another batch
+			t = good[0]
+		}
+		t.outputs = append(t.outputs, driver.Output{Topic: topic, Message: m})
+	})
+	if err != nil {
+		return err
+	}
 	if len(good) == 0 { // nothing is settled that could tell
 		if told != nil {
 			_ = told(ctx, nil) // an ending's error counts only where something has succeeded
 		}
 		return nil
-	}
-	for _, o := range outputs {
-		t := byID[o.Cause]
-		if t == nil { // of a message of another batch
-			t = good[0]
-		}
-		t.outputs = append(t.outputs, o)
 	}
 	if told != nil {
 		all := &together{left: len(good), told: told}

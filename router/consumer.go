@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // consumer runs the handlers of one topic and group: it pulls deliveries from the driver (intake.go), orders them by
@@ -160,7 +161,7 @@ func (c *consumer) start() error {
 		c.source, c.state, c.err = source, StateRunning, nil
 		c.watchdog = time.AfterFunc(time.Hour, c.watch)
 		c.watchdog.Stop()
-		_, c.canFetch = source.(bus.ParkingSource)
+		_, c.canFetch = source.(driver.ParkingSource)
 		c.canPark = c.canFetch && c.cfg.guarantee != AtMostOnce // a crash while one is being parked repeats it
 		go c.settler()
 		go c.pump()
@@ -218,14 +219,14 @@ func (c *consumer) subscribe() (bus.Source, error) {
 // lacking is an error if a source has not got what its driver claims and this consumer needs. A driver around another may hide it.
 func (c *consumer) lacking(source bus.Source) error {
 	has := c.core.bus.Driver().Capabilities()
-	_, transacts := source.(bus.TransactionalSource)
-	_, joins := source.(bus.JoiningSource)
-	_, parks := source.(bus.ParkingSource)
+	_, transacts := source.(driver.TransactionalSource)
+	_, joins := source.(driver.JoiningSource)
+	_, parks := source.(driver.ParkingSource)
 	joining := slices.ContainsFunc(c.table.routes, func(r *Route) bool { return r.joining != nil })
 	for what, lacks := range map[string]bool{
-		"bus.TransactionalSource": c.cfg.transactional && !transacts,
-		"bus.JoiningSource":       joining && !joins,
-		"bus.ParkingSource":       has.Parking && !parks,
+		"driver.TransactionalSource": c.cfg.transactional && !transacts,
+		"driver.JoiningSource":       joining && !joins,
+		"driver.ParkingSource":       has.Parking && !parks,
 	} {
 		if lacks {
 			return fmt.Errorf("%w: the driver %s claims it, but its source (%T) is no %s", bus.ErrUnsupported, has.Broker, source, what)

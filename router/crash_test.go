@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -21,8 +22,8 @@ func (e *brokenError) Error() string { return e.text }
 // panicking is a hook that panics.
 type panicking struct{}
 
-func (panicking) Handled(context.Context, router.Handled)   { panic("hook") }
-func (panicking) Poisoned(context.Context, bus.PoisonEntry) { panic("hook") }
+func (panicking) Handled(context.Context, router.Handled)      { panic("hook") }
+func (panicking) Poisoned(context.Context, driver.PoisonEntry) { panic("hook") }
 
 // TestWhatPanicsIsAnError: code of the user's around a handler ends no process, and no worker.
 func TestWhatPanicsIsAnError(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -45,7 +46,7 @@ func ExamplePolicy() {
 	if err := r.Run(ctx); err != nil {
 		log.Fatal(err)
 	}
-	store, err := b.Driver().Poison(context.Background(), "billing")
+	store, err := driver.Of(b).Poison(context.Background(), "billing")
 	if err != nil {
 		log.Fatal(err)
 	}

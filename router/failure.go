@@ -149,7 +149,7 @@ func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 		told := *t.failure // the handler may keep it
 		d.Failure = &told
 	}
-	t.again = bus.NewHandling(t.lane.ctx, c.core.bus, d)
+	t.again = engine.New(t.lane.ctx, c.core.bus, d)
 }
 
 func errUnknownType(typ string, table *routeTable) error {

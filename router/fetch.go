@@ -132,7 +132,7 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 		}
 		c.lot.takeOut(e)
 		c.complete(d, now)
-		t := c.newTask(bus.NewHandling(e.lane.ctx, c.core.bus, *d), e.lane)
+		t := c.newTask(engine.New(e.lane.ctx, c.core.bus, *d), e.lane)
 		t.place, t.fetched, t.beside = e, true, true
 		if d.Failure != nil {
 			f := *d.Failure

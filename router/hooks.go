@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // HandledHook is told of each handler call when it has ended. It runs on the handler's goroutine: be quick.
@@ -16,7 +17,7 @@ type HandledHook interface {
 
 // PoisonedHook is told of each message that was put into the poison queue.
 type PoisonedHook interface {
-	Poisoned(ctx context.Context, e bus.PoisonEntry)
+	Poisoned(ctx context.Context, e driver.PoisonEntry)
 }
 
 // Handled is one call of a handler. The delivery of a batch is what its messages share.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
 
@@ -105,7 +106,7 @@ func (c *consumer) admit(batch []bus.Delivery) {
 		handlings := make([]bus.Handling, len(run))
 		for i := range run {
 			c.complete(&run[i], now)
-			handlings[i].Begin(c.ctx, c.core.bus, run[i])
+			engine.Begin(&handlings[i], c.ctx, c.core.bus, run[i])
 		}
 		c.admitRun(handlings, unwrapped.from(from))
 	}
@@ -181,8 +182,8 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	switch {
 	case unwrapped != nil:
 		class := "undecodable"
-		if f := t.h.Delivery.Failure; f != nil && f.Class == bus.Unreadable { // its driver could not read what it had parked
-			class = bus.Unreadable
+		if f := t.h.Delivery.Failure; f != nil && f.Class == driver.Unreadable { // its driver could not read what it had parked
+			class = driver.Unreadable
 		}
 		t.refuse(class, unwrapped)
 	case t.h.Delivery.Type == bus.TypeCancellation:
@@ -223,7 +224,7 @@ func (c *consumer) enter(t *task) {
 
 // postpone puts aside a message that is not to be delivered yet; its key does not wait for it.
 func (c *consumer) postpone(t *task) bool {
-	due, err := bus.DeliverAt(t.h.Delivery.Message)
+	due, err := engine.DeliverAt(t.h.Delivery.Message)
 	if err != nil || !due.After(time.Now()) {
 		return false
 	}

@@ -7,12 +7,13 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // checkJoining has handlers that settle in their own transactions try whether the bus is in the database of these. While they
 // cannot begin one it tries again until the consumer is stopped.
 func (c *consumer) checkJoining() error {
-	host, _ := bus.As[bus.TransactionHost](c.core.bus)
+	host, _ := bus.As[driver.TransactionHost](c.core.bus)
 	for _, r := range c.table.routes {
 		if r.joining == nil {
 			continue
@@ -34,9 +35,9 @@ func (c *consumer) checkJoining() error {
 }
 
 // join settles tasks of one call, whose worker has them, in the transaction of their handler.
-func (c *consumer) join(tasks []*task) bus.JoinFunc {
-	source := c.source.(bus.JoiningSource)
-	return func(ctx context.Context, tx bus.Execer, done []*bus.Message, outputs []bus.Output) (func(error) error, error) {
+func (c *consumer) join(tasks []*task) driver.JoinFunc {
+	source := c.source.(driver.JoiningSource)
+	return func(ctx context.Context, tx driver.Execer, done []*bus.Message, outputs []driver.Output) (func(error) error, error) {
 		joined := make([]*task, len(done))
 		for i, m := range done {
 			k := slices.IndexFunc(tasks, func(t *task) bool { return t.h.Delivery.Message == m })

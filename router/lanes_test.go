@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -93,15 +94,15 @@ func (f *fake) Close(context.Context) error {
 	return nil
 }
 
-func (f *fake) Poison(context.Context, string) (bus.PoisonStore, error) { return f, nil }
-func (f *fake) Put(context.Context, ...bus.PoisonEntry) error {
+func (f *fake) Poison(context.Context, string) (driver.PoisonStore, error) { return f, nil }
+func (f *fake) Put(context.Context, ...driver.PoisonEntry) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.puts = append(f.puts, time.Now())
 	return f.next(&f.poisonErr)
 }
-func (f *fake) List(context.Context) iter.Seq2[bus.PoisonEntry, error] { return nil }
-func (f *fake) Remove(context.Context, ...string) error                { return nil }
+func (f *fake) List(context.Context) iter.Seq2[driver.PoisonEntry, error] { return nil }
+func (f *fake) Remove(context.Context, ...string) error                   { return nil }
 
 func (f *fake) send(lane int32, epoch uint64, pos int64, key string) {
 	f.deliver <- bus.Delivery{Message: &bus.Message{ID: key, Key: key}, Token: bus.Token{Lane: lane, Epoch: epoch, Position: pos}, Topic: "t", Attempt: 1}

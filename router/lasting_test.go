@@ -13,15 +13,16 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
 // wrapped is a driver whose calls a test replaces.
 type wrapped struct {
-	bus.Driver
-	park   func(ctx context.Context, ps []bus.Parking, park func(context.Context, []bus.Parking) error) error
-	poison func(ctx context.Context, e bus.PoisonEntry) error // before it is put
+	driver.Driver
+	park   func(ctx context.Context, ps []driver.Parking, park func(context.Context, []driver.Parking) error) error
+	poison func(ctx context.Context, e driver.PoisonEntry) error // before it is put
 
 	mu       sync.Mutex
 	observer bus.LaneObserver // of the last subscription
@@ -30,7 +31,7 @@ type wrapped struct {
 
 // assigned notes the lanes of a subscription.
 type assigned struct {
-	bus.ParkingObserver
+	driver.ParkingObserver
 	w *wrapped
 }
 
@@ -42,17 +43,17 @@ func (a assigned) Assigned(lanes []bus.Lane) {
 }
 
 type wrappedSource struct {
-	bus.ParkingSource
+	driver.ParkingSource
 	w *wrapped
 }
 
 type wrappedPoison struct {
-	bus.PoisonStore
+	driver.PoisonStore
 	w *wrapped
 }
 
 func (w *wrapped) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
-	o = assigned{o.(bus.ParkingObserver), w}
+	o = assigned{o.(driver.ParkingObserver), w}
 	w.mu.Lock()
 	w.observer = o
 	w.mu.Unlock()
@@ -60,22 +61,22 @@ func (w *wrapped) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneO
 	if err != nil {
 		return nil, err
 	}
-	return &wrappedSource{source.(bus.ParkingSource), w}, nil
+	return &wrappedSource{source.(driver.ParkingSource), w}, nil
 }
 
-func (s *wrappedSource) Park(ctx context.Context, ps []bus.Parking) error {
+func (s *wrappedSource) Park(ctx context.Context, ps []driver.Parking) error {
 	if s.w.park == nil {
 		return s.ParkingSource.Park(ctx, ps)
 	}
 	return s.w.park(ctx, ps, s.ParkingSource.Park)
 }
 
-func (w *wrapped) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (w *wrapped) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := w.Driver.Poison(ctx, group)
 	return &wrappedPoison{s, w}, err
 }
 
-func (p *wrappedPoison) Put(ctx context.Context, es ...bus.PoisonEntry) error {
+func (p *wrappedPoison) Put(ctx context.Context, es ...driver.PoisonEntry) error {
 	if p.w.poison != nil {
 		if err := p.w.poison(ctx, es[0]); err != nil {
 			return err
@@ -85,8 +86,8 @@ func (p *wrappedPoison) Put(ctx context.Context, es ...bus.PoisonEntry) error {
 }
 
 // parksAllBut parks all but one message, of which it says err.
-func parksAllBut(id string, err error) func(context.Context, []bus.Parking, func(context.Context, []bus.Parking) error) error {
-	return func(ctx context.Context, ps []bus.Parking, park func(context.Context, []bus.Parking) error) error {
+func parksAllBut(id string, err error) func(context.Context, []driver.Parking, func(context.Context, []driver.Parking) error) error {
+	return func(ctx context.Context, ps []driver.Parking, park func(context.Context, []driver.Parking) error) error {
 		errs := make([]error, len(ps))
 		for i := range ps {
 			if ps[i].Key+ps[i].ID == id {
@@ -111,10 +112,10 @@ func TestRefusedForGoodWaitsInMemory(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &wrapped{Driver: openBus(t).Driver()}
+				w := &wrapped{Driver: driver.Of(openBus(t))}
 				refuse := parksAllBut("a0", lasting)
 				var over atomic.Bool
-				w.park = func(ctx context.Context, ps []bus.Parking, park func(context.Context, []bus.Parking) error) error {
+				w.park = func(ctx context.Context, ps []driver.Parking, park func(context.Context, []driver.Parking) error) error {
 					if over.Load() {
 						return park(ctx, ps)
 					}
@@ -173,10 +174,10 @@ func TestRefusedForGoodWaitsInMemory(t *testing.T) {
 // TestPoisonStoreThatHangs keeps no worker, and not the poison queue of another group.
 func TestPoisonStoreThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &wrapped{Driver: openBus(t).Driver()}
+		w := &wrapped{Driver: driver.Of(openBus(t))}
 		var hangs atomic.Bool
 		hangs.Store(true)
-		w.poison = func(ctx context.Context, e bus.PoisonEntry) error {
+		w.poison = func(ctx context.Context, e driver.PoisonEntry) error {
 			if e.Group != "g" || !hangs.Load() {
 				return nil
 			}
@@ -221,10 +222,10 @@ func TestPoisonStoreThatHangs(t *testing.T) {
 // TestPoisonStoreThatRefuses: the message stays, out of flight, and others go on; health tells of it. When the store takes it, it is there.
 func TestPoisonStoreThatRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &wrapped{Driver: openBus(t).Driver()}
+		w := &wrapped{Driver: driver.Of(openBus(t))}
 		var refuses atomic.Bool
 		refuses.Store(true)
-		w.poison = func(_ context.Context, e bus.PoisonEntry) error {
+		w.poison = func(_ context.Context, e driver.PoisonEntry) error {
 			if refuses.Load() || len(e.Failure.Stack) > 0 {
 				return &bus.Error{Op: "poison", Broker: "test", Err: bus.ErrTooLarge}
 			}
@@ -263,8 +264,8 @@ func TestPoisonStoreThatRefuses(t *testing.T) {
 // TestParkedGoOnWhileThePoisonQueueIsAway: messages that came back and wait for the poison queue do not keep others from coming back.
 func TestParkedGoOnWhileThePoisonQueueIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &wrapped{Driver: openBus(t).Driver()}
-		w.poison = func(context.Context, bus.PoisonEntry) error { return errLater }
+		w := &wrapped{Driver: driver.Of(openBus(t))}
+		w.poison = func(context.Context, driver.PoisonEntry) error { return errLater }
 		b := bus.New(w)
 		var late atomic.Int32
 		r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Second}})
@@ -293,8 +294,8 @@ func TestParkedGoOnWhileThePoisonQueueIsAway(t *testing.T) {
 // TestKeyWaitsWithoutEntry: if the lane goes before the poison entry is written, its next owner tries the message again at once.
 func TestKeyWaitsWithoutEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &wrapped{Driver: openBus(t).Driver()}
-		w.poison = func(context.Context, bus.PoisonEntry) error { return errLater }
+		w := &wrapped{Driver: driver.Of(openBus(t))}
+		w.poison = func(context.Context, driver.PoisonEntry) error { return errLater }
 		first := router.New(bus.New(w), "g", router.Policy{KeyWaits: true, Retry: router.Never})
 		var calls atomic.Int32
 		handler := func(context.Context, *bus.Message) error { calls.Add(1); return errLater }
@@ -455,7 +456,7 @@ func TestCancelledAtTheBound(t *testing.T) {
 }
 
 // hiding is a driver around another whose sources hide their abilities.
-type hiding struct{ bus.Driver }
+type hiding struct{ driver.Driver }
 
 func (h hiding) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	source, err := h.Driver.Subscribe(ctx, s, o)
@@ -464,9 +465,9 @@ func (h hiding) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObs
 
 // TestHiddenAbilities: a source that lacks an ability which its driver claims is an error at the start, and no panic later.
 func TestHiddenAbilities(t *testing.T) {
-	r := router.New(bus.New(hiding{openBus(t).Driver()}), "g")
+	r := router.New(bus.New(hiding{driver.Of(openBus(t))}), "g")
 	r.HandleFunc("t", func(context.Context, *bus.Message) error { return nil })
-	if err := r.Run(t.Context()); !errors.Is(err, bus.ErrUnsupported) || !strings.Contains(err.Error(), "bus.ParkingSource") {
+	if err := r.Run(t.Context()); !errors.Is(err, bus.ErrUnsupported) || !strings.Contains(err.Error(), "driver.ParkingSource") {
 		t.Errorf("run: %v", err)
 	}
 }

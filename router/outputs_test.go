@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/router"
 )
@@ -27,7 +28,7 @@ func (f manyFunc) HandleBatch(ctx context.Context, ms []*bus.Message) error { re
 
 // refusing is a broker that fails to publish as a test wants.
 type refusing struct {
-	bus.Driver
+	driver.Driver
 	judge func(topic string, m *bus.Message) error
 
 	mu    sync.Mutex
@@ -35,7 +36,7 @@ type refusing struct {
 }
 
 func newRefusing(t *testing.T, judge func(topic string, m *bus.Message) error) (*refusing, *bus.Bus) {
-	d := &refusing{Driver: openBus(t).Driver(), judge: judge, taken: map[string]int{}}
+	d := &refusing{Driver: driver.Of(openBus(t)), judge: judge, taken: map[string]int{}}
 	return d, bus.New(d)
 }
 
@@ -63,7 +64,7 @@ func (d *refusing) Publish(ctx context.Context, topic string, msgs []*bus.Messag
 
 func entries(t *testing.T, b *bus.Bus, group string) (ids []string) {
 	t.Helper()
-	store, err := b.Driver().Poison(t.Context(), group)
+	store, err := driver.Of(b).Poison(t.Context(), group)
 	if err != nil {
 		t.Fatal(err)
 	}

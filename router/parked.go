@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parkedMessage is what a consumer keeps in memory of a message that is parked at the broker, or on the way there.
 //
 // It is in the lot until it is fetched; then only its place is known, until the task that has it is recycled.
 type parkedMessage struct {
-	bus.Parked
+	driver.Parked
 	lane *lane
 	line *parkedLine // of its key; nil: nobody waits for it
 	// away: on its way to the broker, being fetched, or its poison entry is being written.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // stuckTasks could not be parked, and are tried again. Of those of one key the first alone is tried: the others must not get a position
@@ -35,14 +36,14 @@ func (c *consumer) parker() {
 		if batch == nil {
 			return
 		}
-		err := c.source.(bus.ParkingSource).Park(c.ctx, ps)
+		err := c.source.(driver.ParkingSource).Park(c.ctx, ps)
 		fates, failed := c.fatesOf(ps, err)
 		c.afterParking(batch, ps, fates, failed)
 	}
 }
 
 // fatesOf says what became of each delivery, and gives one of the errors for which some are tried again.
-func (c *consumer) fatesOf(ps []bus.Parking, err error) (fates []fate, failed error) {
+func (c *consumer) fatesOf(ps []driver.Parking, err error) (fates []fate, failed error) {
 	fates = make([]fate, len(ps))
 	if err == nil {
 		return fates, nil
@@ -77,7 +78,7 @@ func (c *consumer) fatesOf(ps []bus.Parking, err error) (fates []fate, failed er
 }
 
 // nextToPark waits for what is to be parked; nil is the end.
-func (c *consumer) nextToPark() ([]*task, []bus.Parking) {
+func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -97,11 +98,11 @@ func (c *consumer) nextToPark() ([]*task, []bus.Parking) {
 }
 
 // parkingsOf is what the driver is given of tasks.
-func parkingsOf(batch []*task) []bus.Parking {
-	ps := make([]bus.Parking, len(batch))
+func parkingsOf(batch []*task) []driver.Parking {
+	ps := make([]driver.Parking, len(batch))
 	for i, t := range batch {
 		t.queued, t.parking = false, true
-		ps[i] = bus.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
+		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
 		ps[i].Token = t.token()
 		if t.blocks { // until its poison entry is written, it waits in this process alone: who comes next tries it again at once
 			ps[i].Due = time.Now()
@@ -319,7 +320,7 @@ func (c *consumer) letGo(t *task) {
 }
 
 // afterParking notes what became of tasks.
-func (c *consumer) afterParking(batch []*task, ps []bus.Parking, fates []fate, failed error) {
+func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate, failed error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parking = nil

@@ -4,7 +4,7 @@ import (
 	"container/heap"
 	"time"
 
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 const (
@@ -64,7 +64,7 @@ func (c *consumer) mark(t *task) {
 	if t.place != nil || t.unparkable {
 		return // it has come from there
 	}
-	t.place = &parkedMessage{Parked: bus.Parked{Key: t.key}, lane: t.lane, at: -1, gone: true}
+	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1, gone: true}
 	t.marking = true
 	c.queueToPark(t)
 }
@@ -114,7 +114,7 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 // here: the lane may come back at any time, and its next owner is told of all that is stored.
 func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	if t.place == nil {
-		t.place = &parkedMessage{Parked: bus.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
+		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
 	}
 	e := t.place
 	e.Due, e.Free, e.away = due, t.free, true
@@ -252,8 +252,8 @@ func (c *consumer) await(e *parkedMessage) {
 	}
 }
 
-// Parked implements bus.ParkingObserver.
-func (c *consumer) Parked(ps []bus.Parked) {
+// Parked implements driver.ParkingObserver.
+func (c *consumer) Parked(ps []driver.Parked) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range ps {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -227,10 +228,10 @@ func TestKeyWaits(t *testing.T) {
 					t.Fatalf("%+v; handled %v", entries, j.lines)
 				}
 				bad = false
-				injector, _ := bus.As[bus.Injector](b)
+				injector, _ := bus.As[driver.Injector](b)
 				for _, e := range entries {
-					p := bus.Parking{Withdraw: !replay, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}}
-					if err := injector.Inject(t.Context(), "t", "g", []bus.Parking{p}); err != nil {
+					p := driver.Parking{Withdraw: !replay, Delivery: bus.Delivery{Message: e.Message, Token: bus.Token{Lane: e.Lane, Position: e.Position, Parked: true}}}
+					if err := injector.Inject(t.Context(), "t", "g", []driver.Parking{p}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -316,12 +317,12 @@ func TestAtMostOnce(t *testing.T) {
 
 // parkCounter counts what a router parks.
 type parkCounter struct {
-	bus.Driver
+	driver.Driver
 	parked atomic.Int64
 }
 
 type countedSource struct {
-	bus.ParkingSource
+	driver.ParkingSource
 	counter *parkCounter
 }
 
@@ -330,10 +331,10 @@ func (d *parkCounter) Subscribe(ctx context.Context, s bus.Subscription, o bus.L
 	if err != nil {
 		return nil, err
 	}
-	return countedSource{source.(bus.ParkingSource), d}, nil
+	return countedSource{source.(driver.ParkingSource), d}, nil
 }
 
-func (s countedSource) Park(ctx context.Context, ps []bus.Parking) error {
+func (s countedSource) Park(ctx context.Context, ps []driver.Parking) error {
 	s.counter.parked.Add(int64(len(ps)))
 	return s.ParkingSource.Park(ctx, ps)
 }
@@ -342,7 +343,7 @@ func (s countedSource) Park(ctx context.Context, ps []bus.Parking) error {
 // them to the broker.
 func TestQuickKeysAreNotParked(t *testing.T) {
 	memoryBus := openBus(t)
-	counter := &parkCounter{Driver: memoryBus.Driver()}
+	counter := &parkCounter{Driver: driver.Of(memoryBus)}
 	b := bus.New(counter)
 	const n = 20_000
 	ms := make([]*bus.Message, n)

@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-func (t *task) poisonEntry(now time.Time) *bus.PoisonEntry {
-	return &bus.PoisonEntry{
+func (t *task) poisonEntry(now time.Time) *driver.PoisonEntry {
+	return &driver.PoisonEntry{
 		ID:      bus.NewID(),
 		Message: t.h.Delivery.Message,
 		Topic:   t.h.Delivery.Topic, Group: t.h.Delivery.Group, Handler: t.h.Delivery.Handler,
@@ -137,7 +138,7 @@ func (c *consumer) poison(t *task) error {
 }
 
 // put stores an entry.
-func (c *consumer) put(ctx context.Context, e *bus.PoisonEntry) error {
+func (c *consumer) put(ctx context.Context, e *driver.PoisonEntry) error {
 	ctx, cancel := context.WithTimeout(ctx, poisonTimeout)
 	defer cancel()
 	store, err := c.core.poisonStore(ctx, c.sub.Group)
@@ -204,11 +205,11 @@ func (p *poisonTrouble) all() error {
 // groupPoison is a group's poison store, opened at its first use.
 type groupPoison struct {
 	opening chan struct{} // has room for who opens it
-	store   bus.PoisonStore
+	store   driver.PoisonStore
 }
 
 // poisonStore returns a group's poison store.
-func (c *core) poisonStore(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (c *core) poisonStore(ctx context.Context, group string) (driver.PoisonStore, error) {
 	c.poisonMu.Lock()
 	g := c.poison[group]
 	if g == nil {
@@ -223,7 +224,7 @@ func (c *core) poisonStore(ctx context.Context, group string) (bus.PoisonStore, 
 		return nil, fmt.Errorf("open the poison queue of group %q: %w", group, ctx.Err())
 	}
 	if g.store == nil {
-		store, err := c.bus.Driver().Poison(ctx, group)
+		store, err := driver.Of(c.bus).Poison(ctx, group)
 		if err != nil {
 			return nil, err
 		}

@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
 // withoutParking is a driver that cannot park.
-type withoutParking struct{ bus.Driver }
+type withoutParking struct{ driver.Driver }
 
 func (d withoutParking) Capabilities() bus.Capabilities {
 	c := d.Driver.Capabilities()
@@ -36,7 +37,7 @@ func (d withoutParking) Subscribe(ctx context.Context, s bus.Subscription, o bus
 
 func TestPoliciesThatMakeNoSense(t *testing.T) {
 	b := openBus(t)
-	simple := bus.New(withoutParking{b.Driver()})
+	simple := bus.New(withoutParking{driver.Of(b)})
 	for want, tc := range map[string]struct {
 		on     *bus.Bus
 		policy router.Policy

@@ -9,11 +9,12 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // shaky is a memory broker that fails now and then, and whose members lose their sessions.
 type shaky struct {
-	bus.Driver
+	driver.Driver
 	w *world
 }
 
@@ -25,31 +26,31 @@ func (d *shaky) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObs
 	if err != nil {
 		return nil, err
 	}
-	src.inner = inner.(bus.ParkingSource)
+	src.inner = inner.(driver.ParkingSource)
 	d.w.addSource(src)
 	return src, nil
 }
 
-func (d *shaky) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (d *shaky) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	s, err := d.Driver.Poison(ctx, group)
 	return &shakyPoison{s, d.w}, err
 }
 
 // As implements the escape hatch of wrapped drivers.
 func (d *shaky) As(target any) bool {
-	if injector, ok := target.(*bus.Injector); ok {
-		*injector, ok = d.Driver.(bus.Injector)
+	if injector, ok := target.(*driver.Injector); ok {
+		*injector, ok = d.Driver.(driver.Injector)
 		return ok
 	}
 	return false
 }
 
 type shakyPoison struct {
-	bus.PoisonStore
+	driver.PoisonStore
 	w *world
 }
 
-func (p *shakyPoison) Put(ctx context.Context, es ...bus.PoisonEntry) error {
+func (p *shakyPoison) Put(ctx context.Context, es ...driver.PoisonEntry) error {
 	before, after := p.w.faults()
 	if before {
 		return errShaky
@@ -71,13 +72,13 @@ type shakySource struct {
 	o   bus.LaneObserver
 
 	mu     sync.Mutex
-	inner  bus.ParkingSource
+	inner  driver.ParkingSource
 	lanes  map[int32]bus.Lane
 	closed bool
 	parked map[bus.Token]bus.Token // what was parked by a call that failed all the same
 }
 
-func (s *shakySource) current() bus.ParkingSource {
+func (s *shakySource) current() driver.ParkingSource {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.inner
@@ -103,7 +104,7 @@ func (s *shakySource) lose(ctx context.Context) {
 		return
 	}
 	s.mu.Lock()
-	s.inner = inner.(bus.ParkingSource)
+	s.inner = inner.(driver.ParkingSource)
 	closed := s.closed
 	s.mu.Unlock()
 	_ = old.Close(ctx)
@@ -133,7 +134,7 @@ func (s *shakySource) Revoking(ctx context.Context, lanes []bus.Lane) {
 }
 
 func (s *shakySource) Lost(lanes []bus.Lane, cause error) { s.o.Lost(lanes, cause) }
-func (s *shakySource) Parked(ps []bus.Parked)             { s.o.(bus.ParkingObserver).Parked(ps) }
+func (s *shakySource) Parked(ps []driver.Parked)          { s.o.(driver.ParkingObserver).Parked(ps) }
 
 func (s *shakySource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 	if before, _ := s.d.w.faults(); before {
@@ -148,13 +149,13 @@ func (s *shakySource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes 
 }
 
 func (s *shakySource) Settle(ctx context.Context, tokens []bus.Token) error {
-	err := s.change(func(inner bus.ParkingSource) error { return inner.Settle(ctx, tokens) })
+	err := s.change(func(inner driver.ParkingSource) error { return inner.Settle(ctx, tokens) })
 	s.d.w.note("settle %+v: %v", tokens, err)
 	return err
 }
 
 // change is a call that fails before or after it has taken effect.
-func (s *shakySource) change(call func(inner bus.ParkingSource) error) error {
+func (s *shakySource) change(call func(inner driver.ParkingSource) error) error {
 	before, after := s.d.w.faults()
 	if before {
 		return errShaky
@@ -170,9 +171,9 @@ func (s *shakySource) change(call func(inner bus.ParkingSource) error) error {
 	return err
 }
 
-func (s *shakySource) Park(ctx context.Context, ps []bus.Parking) error {
+func (s *shakySource) Park(ctx context.Context, ps []driver.Parking) error {
 	refused := make([]error, len(ps))
-	var taken []bus.Parking
+	var taken []driver.Parking
 	s.mu.Lock()
 	for i, p := range ps {
 		if refused[i] = s.d.w.refusal(p.ID); refused[i] == nil {
@@ -184,7 +185,7 @@ func (s *shakySource) Park(ctx context.Context, ps []bus.Parking) error {
 	}
 	s.mu.Unlock()
 	before := slices.Clone(taken)
-	err := s.change(func(inner bus.ParkingSource) error { return inner.Park(ctx, taken) })
+	err := s.change(func(inner driver.ParkingSource) error { return inner.Park(ctx, taken) })
 	for i := range taken {
 		s.d.w.note("park %s: %+v becomes %+v: %v", taken[i].ID, before[i].Token, taken[i].Token, err)
 	}

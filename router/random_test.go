@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
@@ -167,7 +168,7 @@ func (w *world) run() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.bus = bus.New(&shaky{m.Driver(), w})
+	w.bus = bus.New(&shaky{driver.Of(m), w})
 	defer func() {
 		if err := w.bus.Close(); err != nil {
 			w.t.Error(err)
@@ -483,7 +484,7 @@ func (w *world) end(m *bus.Message, err error) {
 }
 
 // poisoned is told of each entry that was put.
-func (w *world) poisoned(e bus.PoisonEntry) {
+func (w *world) poisoned(e driver.PoisonEntry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.say("poisoned %s at %d/%d, waits %v", e.Message.ID, e.Lane, e.Position, e.Waits)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
@@ -15,7 +16,7 @@ import (
 // fakeLot is a fake at which messages can be parked.
 type fakeLot struct {
 	*fake
-	park func(ps []bus.Parking) error
+	park func(ps []driver.Parking) error
 }
 
 func (f *fakeLot) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
@@ -25,7 +26,7 @@ func (f *fakeLot) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneO
 	return f, nil
 }
 
-func (f *fakeLot) Park(_ context.Context, ps []bus.Parking) error { return f.park(ps) }
+func (f *fakeLot) Park(_ context.Context, ps []driver.Parking) error { return f.park(ps) }
 
 func (f *fakeLot) Fetch(context.Context, []bus.Token, []bus.Delivery) (int, error) { return 0, nil }
 
@@ -36,7 +37,7 @@ func TestLaneGoesWhileWhatIsReadyIsParked(t *testing.T) {
 		release, gate := make(chan struct{}), make(chan struct{})
 		parks := 0
 		f := &fakeLot{fake: newFake()}
-		f.park = func(ps []bus.Parking) error {
+		f.park = func(ps []driver.Parking) error {
 			if parks++; parks == 1 {
 				errs := make([]error, len(ps))
 				for i := range errs {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Route is a handler bound to a topic. Handlers of one topic and group share a subscription: they are paused,
@@ -24,7 +25,7 @@ type Route struct {
 
 	handler    bus.Handler
 	idempotent bool
-	joining    bus.Joining      // nil: the handler does not settle in its own transaction
+	joining    driver.Joining   // nil: the handler does not settle in its own transaction
 	batch      bus.BatchHandler // nil: the handler takes single messages
 	queue      *batchQueue
 	timeout    time.Duration
@@ -58,7 +59,7 @@ func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 		r.name = strings.Join(append([]string{group, topic}, r.types...), "/")
 	}
 	_, r.idempotent = h.(bus.Idempotent)
-	r.joining, _ = h.(bus.Joining)
+	r.joining, _ = h.(driver.Joining)
 	_, wantsBatch := h.(bus.BatchHandler)
 	for i := len(s.use) - 1; i >= 0; i-- {
 		h = s.use[i](h)

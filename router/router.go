@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Router binds handlers to topics and runs them. It is made by [New], and is safe for concurrent use.
@@ -310,7 +311,7 @@ func (cfg *consumerConfig) keyWaits(routes []*Route, has bus.Capabilities) error
 
 // joining says whether handlers settle in their own transactions, or why they cannot. These settle everything exactly once.
 func (c *core) joining(routes []*Route, guarantee Level) (joins bool, err error) {
-	_, hosts := bus.As[bus.TransactionHost](c.bus)
+	_, hosts := bus.As[driver.TransactionHost](c.bus)
 	var errs []error
 	for _, r := range routes {
 		switch {

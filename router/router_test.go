@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -56,13 +57,13 @@ func publish(t *testing.T, b *bus.Bus, topic string, msgs ...*bus.Message) {
 	}
 }
 
-func poisoned(t *testing.T, b *bus.Bus, group string) []bus.PoisonEntry {
+func poisoned(t *testing.T, b *bus.Bus, group string) []driver.PoisonEntry {
 	t.Helper()
-	store, err := b.Driver().Poison(t.Context(), group)
+	store, err := driver.Of(b).Poison(t.Context(), group)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var entries []bus.PoisonEntry
+	var entries []driver.PoisonEntry
 	for e, err := range store.List(t.Context()) {
 		if err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // settleTask hands a task over to the settler. Called with the lock held.
@@ -61,7 +62,7 @@ func (c *consumer) settleFirstOf(tasks []*task) (settled, not []*task) {
 // settleDurably returns whether tokens are settled for sure. A lane that goes takes settlements with it that nobody had
 // committed; so they are settled again behind the commit, which fails then, and changes nothing otherwise.
 func (c *consumer) settleDurably(tokens []bus.Token) bool {
-	source, ok := c.source.(bus.Committer)
+	source, ok := c.source.(driver.Committer)
 	if !ok {
 		return c.settleTokens(tokens) == nil
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
@@ -46,9 +47,9 @@ type task struct {
 	parkOrder                uint64       // its turn among those of its key
 	failure                  *bus.Failure // nil: no try has failed
 	due                      time.Time
-	outputs                  []bus.Output                       // to be published with the settlement
+	outputs                  []driver.Output                    // to be published with the settlement
 	told                     func(context.Context, error) error // of the settlement; nil: nobody waits for it
-	entry                    *bus.PoisonEntry                   // to be put into the poison queue; no handler is called any more
+	entry                    *driver.PoisonEntry                // to be put into the poison queue; no handler is called any more
 	blocks                   bool                               // it is parked, too, and its key waits until somebody replays or drops it
 	putFails                 int
 	// unavailable is for how long a handler said that what it needs is away.

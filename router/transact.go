@@ -5,16 +5,17 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // transact settles tasks, and publishes what they emitted, in transactions, however often it takes, until the drain's
 // patience ends. What finishes while one fails joins the next. It returns what it took and did not pass on to be poisoned.
 func (c *consumer) transact(todo []*task) []*task {
-	source := c.source.(bus.TransactionalSource)
+	source := c.source.(driver.TransactionalSource)
 	for b := (backoff{}); ; {
-		ss := make([]bus.Settlement, len(todo))
+		ss := make([]driver.Settlement, len(todo))
 		for i, t := range todo {
-			ss[i] = bus.Settlement{Token: t.token(), Outputs: t.outputs}
+			ss[i] = driver.Settlement{Token: t.token(), Outputs: t.outputs}
 		}
 		err := source.SettleWith(c.ctx, ss)
 		_, each := errors.AsType[*bus.BatchError](err)

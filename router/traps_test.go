@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -76,7 +77,7 @@ func TestUndecodableRecordStopsNobody(t *testing.T) {
 func TestFailedRecordIsNotCommittedPast(t *testing.T) {
 	t.Run("restart", func(t *testing.T) { failedAndRestarted(t, func(b *bus.Bus) *bus.Bus { return b }) })
 	t.Run("restart without parking", func(t *testing.T) {
-		failedAndRestarted(t, func(b *bus.Bus) *bus.Bus { return bus.New(withoutParking{b.Driver()}) })
+		failedAndRestarted(t, func(b *bus.Bus) *bus.Bus { return bus.New(withoutParking{driver.Of(b)}) })
 	})
 	t.Run("positions", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // worker calls handlers, one at a time.
@@ -128,14 +129,14 @@ func (w *worker) ended() {
 		}
 		if w.at >= 0 {
 			h := w.tasks[w.at].h
-			h.Discard()
+			engine.Discard(h)
 			w.observed(h, h.Delivery, 1, time.Now(), goexit)
 			c.rule(w.tasks[w.at], goexit)
 			w.finished.Or(1 << w.at)
 			w.at = -1
 		}
 		if w.handling != nil {
-			w.handling.Discard()
+			engine.Discard(w.handling)
 			w.observed(w.handling, w.handling.Delivery, len(w.now), time.Now(), goexit)
 		}
 		for _, t := range w.now {
@@ -170,7 +171,7 @@ func (w *worker) handle(t *task) {
 	t.tries++
 	h := t.h
 	if t.route.joining != nil {
-		h.SetJoiner(c.join([]*task{t}))
+		engine.SetJoiner(h, driver.NewJoiner(c.join([]*task{t})))
 	}
 	start := w.clock()
 	err := w.call(h, t.route, t.h.Delivery.Message)
@@ -182,7 +183,7 @@ func (w *worker) handle(t *task) {
 			err = ferr
 		}
 	} else {
-		h.Discard()
+		engine.Discard(h)
 	}
 	w.observed(h, t.h.Delivery, 1, start, err)
 	c.rule(t, err)
@@ -222,9 +223,9 @@ func (w *worker) handleBatch(batch []*task) {
 	defer cancel(nil)
 	first := tasks[0].h.Delivery
 	shared := bus.Delivery{Topic: first.Topic, Group: first.Group, Handler: first.Handler, Attempt: first.Attempt, FirstSeen: first.FirstSeen}
-	h := bus.NewBatchHandling(ctx, c.core.bus, shared)
+	h := engine.NewBatch(ctx, c.core.bus, shared)
 	if tasks[0].route.joining != nil {
-		h.SetJoiner(c.join(tasks))
+		engine.SetJoiner(h, driver.NewJoiner(c.join(tasks)))
 	}
 	w.now, w.handling = append(w.now[:0], tasks...), h
 	start := w.clock()
@@ -242,14 +243,11 @@ func (w *worker) handleBatch(batch []*task) {
 		}
 	}
 	if ferr := c.concludeBatch(ctx, tasks, h, failed); ferr != nil {
-		part, _ := ferr.(*bus.OutputsError) //nolint:errorlint // as Flush made it
 		for i, e := range errs {
 			if e != nil && !bus.IsIgnored(e) {
 				continue
 			}
-			if part == nil {
-				errs[i] = ferr
-			} else if oerr := part.Of(msgs[i]); oerr != nil {
+			if oerr := engine.OutputError(ferr, msgs[i]); oerr != nil {
 				errs[i] = oerr
 			}
 		}

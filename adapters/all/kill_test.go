@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
@@ -387,7 +388,7 @@ func replaysUntilKilled(ctx context.Context, b *bus.Bus, _, group string) error 
 // poisonedHook counts what was poisoned.
 type poisonedHook chan struct{}
 
-func (h poisonedHook) Poisoned(context.Context, bus.PoisonEntry) { h <- struct{}{} }
+func (h poisonedHook) Poisoned(context.Context, driver.PoisonEntry) { h <- struct{}{} }
 
 // killedReplay: a replay whose process is killed loses nothing; the next one goes on, and repeats at most a part.
 func killedReplay(t *testing.T, k *killed) {

@@ -71,7 +71,7 @@ func silence(err error) time.Duration {
 	return commitSilence
 }
 
-// Commit implements bus.Committer.
+// Commit implements driver.Committer.
 func (s *source) Commit(ctx context.Context) error {
 	if err := s.commitOnce(ctx); err != nil {
 		return fail("settle", s.sub.Topic, err)

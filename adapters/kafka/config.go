@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Config configures a Kafka bus. A field that is zero has its default.
@@ -105,7 +106,7 @@ var codecNames = []string{"snappy", "none", "lz4", "zstd", "gzip"} // the defaul
 // ParseURL reads the URL of a Kafka bus into a Config: see the package documentation for its form. All mistakes are
 // reported at once, none with the password.
 func ParseURL(rawURL string) (Config, error) {
-	p, err := bus.ParseParams(rawURL)
+	p, err := driver.ParseParams(rawURL)
 	if err != nil {
 		return Config{}, err
 	}
@@ -115,7 +116,7 @@ func ParseURL(rawURL string) (Config, error) {
 	return fromParams(p)
 }
 
-func fromParams(p *bus.Params) (Config, error) {
+func fromParams(p *driver.Params) (Config, error) {
 	u := p.URL()
 	c := Config{
 		Linger:         p.Duration("linger", 0, 0, maxLinger),

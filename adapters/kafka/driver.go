@@ -18,7 +18,7 @@ import (
 
 // driver is one opened bus. It publishes and administers with one client; each source has a client of its own,
 // because a client is a member of one group, and so that a slow reader's connection delays no publisher.
-type driver struct {
+type busDriver struct {
 	config   Config
 	client   *kgo.Client
 	adm      *kadm.Client
@@ -37,11 +37,11 @@ type driver struct {
 	err     error         // Close's, set before done is closed
 }
 
-func open(ctx context.Context, c Config) (*driver, error) {
+func open(ctx context.Context, c Config) (*busDriver, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	d := &driver{
+	d := &busDriver{
 		config:   c,
 		buffer:   newBudget(publishBuffer),
 		patience: patience{timeout: c.PublishTimeout},
@@ -65,7 +65,7 @@ func open(ctx context.Context, c Config) (*driver, error) {
 }
 
 // producerOptions are those of clients that write.
-func (d *driver) producerOptions() []kgo.Opt {
+func (d *busDriver) producerOptions() []kgo.Opt {
 	c := &d.config
 	return []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()),
@@ -81,7 +81,7 @@ func (d *driver) producerOptions() []kgo.Opt {
 }
 
 // options are those of every client, the given ones, and the caller's. What correctness needs is to be appended to them.
-func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
+func (d *busDriver) options(more ...kgo.Opt) []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(d.config.Brokers...),
 		kgo.ClientID("millrace"),
@@ -101,7 +101,7 @@ func (d *driver) options(more ...kgo.Opt) []kgo.Opt {
 }
 
 // versions are those that the caller lets clients speak, with a cap on one kind of request.
-func (d *driver) versions(key kmsg.Key, most int16) *kversion.Versions {
+func (d *busDriver) versions(key kmsg.Key, most int16) *kversion.Versions {
 	allowed, _ := d.client.OptValue(kgo.MaxVersions).(*kversion.Versions)
 	if allowed == nil {
 		allowed = kversion.Stable()
@@ -114,13 +114,13 @@ func (d *driver) versions(key kmsg.Key, most int16) *kversion.Versions {
 	return capped
 }
 
-// Capabilities implements bus.Driver. The largest message is the topic's affair, so none is stated here.
-func (d *driver) Capabilities() bus.Capabilities {
+// Capabilities implements driver.Driver. The largest message is the topic's affair, so none is stated here.
+func (d *busDriver) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Broker: "kafka", Durable: true, Replay: true, StartAt: true, Parking: true, Transactions: true}
 }
 
 // As gives the native client to bus.As.
-func (d *driver) As(target any) bool {
+func (d *busDriver) As(target any) bool {
 	if c, ok := target.(**kgo.Client); ok {
 		*c = d.client
 		return true
@@ -128,8 +128,8 @@ func (d *driver) As(target any) bool {
 	return false
 }
 
-// Ping implements bus.Pinger.
-func (d *driver) Ping(ctx context.Context) error {
+// Ping implements driver.Pinger.
+func (d *busDriver) Ping(ctx context.Context) error {
 	if d.isClosed() {
 		return fail("ping", "", bus.ErrClosed)
 	}
@@ -139,8 +139,8 @@ func (d *driver) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Lag implements bus.Lagger. What was finished beyond the committed offset, or not committed yet, counts too.
-func (d *driver) Lag(ctx context.Context, topic, group string) (int64, error) {
+// Lag implements driver.Lagger. What was finished beyond the committed offset, or not committed yet, counts too.
+func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error) {
 	if d.isClosed() {
 		return 0, fail("lag", topic, bus.ErrClosed)
 	}
@@ -186,7 +186,7 @@ func (d *driver) Lag(ctx context.Context, topic, group string) (int64, error) {
 	return lag, nil
 }
 
-func (d *driver) isClosed() bool {
+func (d *busDriver) isClosed() bool {
 	select {
 	case <-d.closed:
 		return true
@@ -195,8 +195,8 @@ func (d *driver) isClosed() bool {
 	}
 }
 
-// Close implements bus.Driver: sources leave their groups, publishes under way end.
-func (d *driver) Close(ctx context.Context) error {
+// Close implements driver.Driver: sources leave their groups, publishes under way end.
+func (d *busDriver) Close(ctx context.Context) error {
 	d.mu.Lock()
 	if d.isOver {
 		d.mu.Unlock()

@@ -23,7 +23,7 @@ const (
 
 // extents asks the leaders of a topic's partitions where these begin and end. The answer has those of the given ones that the
 // topic has, each with an error of its own.
-func (d *driver) extents(ctx context.Context, t kmsg.MetadataResponseTopic, partitions []int32) map[int32]extent {
+func (d *busDriver) extents(ctx context.Context, t kmsg.MetadataResponseTopic, partitions []int32) map[int32]extent {
 	wanted := map[int32]bool{}
 	for _, p := range partitions {
 		wanted[p] = true
@@ -63,7 +63,7 @@ type offsetAnswer struct {
 }
 
 // offsetsAt asks a leader for an offset of each of these partitions, or says for each why it has none.
-func (d *driver) offsetsAt(ctx context.Context, leader int32, topic string, partitions []kmsg.MetadataResponseTopicPartition, at int64) map[int32]offsetAnswer {
+func (d *busDriver) offsetsAt(ctx context.Context, leader int32, topic string, partitions []kmsg.MetadataResponseTopicPartition, at int64) map[int32]offsetAnswer {
 	answers := map[int32]offsetAnswer{}
 	req := kmsg.NewPtrListOffsetsRequest()
 	req.ReplicaID = -1
@@ -98,7 +98,7 @@ func (d *driver) offsetsAt(ctx context.Context, leader int32, topic string, part
 // findAnywhere is find for a topic whose absence matters, and which needs so many partitions. A broker that has not heard of a topic
 // yet calls it unknown, and one that has not heard of its growth counts too few partitions. The leader of a partition
 // has heard of it, so what no broker knows is not there. Then the answer has no partitions, or too few, and the error is nil.
-func (d *driver) findAnywhere(ctx context.Context, name string, partitions int) (kmsg.MetadataResponseTopic, error) {
+func (d *busDriver) findAnywhere(ctx context.Context, name string, partitions int) (kmsg.MetadataResponseTopic, error) {
 	found, brokers, err := askFor(ctx, d.client, name)
 	if err != nil || len(found.Partitions) >= partitions {
 		return found, err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // holdUp is a hook of the native client that holds up what is produced to a topic, until it is released.
@@ -72,7 +73,7 @@ func TestTransactionOfALaneThatCameBack(t *testing.T) {
 		ds := receive(t, s, 1)
 		settled := make(chan error, 1)
 		go func() {
-			settled <- s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: output(out, "A of the lost lane")}})
+			settled <- s.SettleWith(within(t), []driver.Settlement{{Token: ds[0].Token, Outputs: output(out, "A of the lost lane")}})
 		}()
 		<-hold.held
 		removeMembers(t, well, group)
@@ -83,7 +84,7 @@ func TestTransactionOfALaneThatCameBack(t *testing.T) {
 		}
 		again := receive(t, s, 1)
 		for err := errors.New("not yet"); err != nil; {
-			err = s.SettleWith(within(t), []bus.Settlement{{Token: again[0].Token, Outputs: output(out, "A")}})
+			err = s.SettleWith(within(t), []driver.Settlement{{Token: again[0].Token, Outputs: output(out, "A")}})
 			if err != nil && !bus.IsRetryable(err) {
 				t.Fatal(err)
 			}

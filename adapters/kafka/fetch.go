@@ -13,7 +13,7 @@ import (
 // fetchBytes is how much one read of parked messages asks for; a larger batch comes alone.
 const fetchBytes = 512 << 10
 
-// Fetch implements bus.ParkingSource.
+// Fetch implements driver.ParkingSource.
 func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	offsets, err := s.offsetsOf(tokens)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // ours are headers that a foreign message has, whose names are those that we give to stored records.
@@ -49,7 +50,7 @@ func TestForeignHeaders(t *testing.T) {
 				t.Fatalf("try %d: got %+v", try, d.Message)
 			}
 			d.Handler, d.Attempt = "handler", try+1
-			ps := []bus.Parking{{Delivery: d, Due: time.Now().Add(time.Minute).Truncate(time.Microsecond)}}
+			ps := []driver.Parking{{Delivery: d, Due: time.Now().Add(time.Minute).Truncate(time.Microsecond)}}
 			if err := s.Park(within(t), ps); err != nil {
 				t.Fatal(err)
 			}
@@ -73,14 +74,14 @@ func TestForeignHeaders(t *testing.T) {
 		}
 		got := list(t, store)
 		e.Message.Time = got[0].Message.Time // the broker's, in another zone
-		if !reflect.DeepEqual(got, []bus.PoisonEntry{e}) {
+		if !reflect.DeepEqual(got, []driver.PoisonEntry{e}) {
 			t.Errorf("got\n%+v, want\n%+v", got[0], e)
 		}
 
 		// It is replayed as itself.
-		injector, _ := bus.As[bus.Injector](b)
-		p := bus.Parking{Delivery: bus.Delivery{Message: got[0].Message, Attempt: 1}, Due: time.Now().Add(time.Hour)}
-		if err := injector.Inject(within(t), topic, group, []bus.Parking{p}); err != nil {
+		injector, _ := bus.As[driver.Injector](b)
+		p := driver.Parking{Delivery: bus.Delivery{Message: got[0].Message, Attempt: 1}, Due: time.Now().Add(time.Hour)}
+		if err := injector.Inject(within(t), topic, group, []driver.Parking{p}); err != nil {
 			t.Fatal(err)
 		}
 		again := fetched(t, s, o.told(t, 2)[1:])
@@ -136,7 +137,7 @@ func TestUnreadableEntries(t *testing.T) {
 		}
 		for i, want := range []struct{ id, payload string }{{"bare", "what\xffever"}, {"damaged", "x"}, {"twice", "2"}} {
 			got := all[1+i]
-			if got.ID != want.id || string(got.Message.Payload) != want.payload || got.Failure.Class != bus.Unreadable || got.Failure.Text == "" || got.Group != group {
+			if got.ID != want.id || string(got.Message.Payload) != want.payload || got.Failure.Class != driver.Unreadable || got.Failure.Text == "" || got.Group != group {
 				t.Errorf("got %+v, want %v", got, want)
 			}
 		}
@@ -168,7 +169,7 @@ func TestUnreadableParked(t *testing.T) {
 			t.Errorf("fetched %v", got)
 		}
 		all := list(t, poisonStore(t, b, group))
-		if len(all) != 1 || all[0].Failure.Class != bus.Unreadable || !bytes.Equal(all[0].Message.Payload, []byte("garbage")) || all[0].Topic != topic || all[0].Lane != ps[0].Lane || all[0].Position != 42 {
+		if len(all) != 1 || all[0].Failure.Class != driver.Unreadable || !bytes.Equal(all[0].Message.Payload, []byte("garbage")) || all[0].Topic != topic || all[0].Lane != ps[0].Lane || all[0].Position != 42 {
 			t.Errorf("poisoned are %+v", all)
 		}
 		closeSource(t, s)
@@ -191,9 +192,9 @@ func TestUnknownCommandStays(t *testing.T) {
 	}
 	later := &kgo.Record{Topic: parkingTopic("t", "g"), Partition: ps[0].Lane, Key: []byte("later-1"), Value: []byte("x"), Headers: []kgo.RecordHeader{{Key: "millrace-park", Value: []byte("postpone 42")}}}
 	produce(t, c, later)
-	injector, _ := bus.As[bus.Injector](b)
-	withdraw := bus.Parking{Withdraw: true, Delivery: bus.Delivery{Message: ps[0].Message, Token: ps[0].Token}}
-	if err := injector.Inject(within(t), "t", "g", []bus.Parking{withdraw}); err != nil {
+	injector, _ := bus.As[driver.Injector](b)
+	withdraw := driver.Parking{Withdraw: true, Delivery: bus.Delivery{Message: ps[0].Message, Token: ps[0].Token}}
+	if err := injector.Inject(within(t), "t", "g", []driver.Parking{withdraw}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Receive(within(t), make([]bus.Delivery, 1), 1); err == nil || !strings.Contains(err.Error(), "no command that this version knows") {
@@ -219,11 +220,11 @@ func TestInjectMeansAMessage(t *testing.T) {
 		if err := s.Park(within(t), ps); err != nil {
 			t.Fatal(err)
 		}
-		injector, _ := bus.As[bus.Injector](b)
-		at := func(p bus.Parking, m *bus.Message, withdraw bool) bus.Parking {
-			return bus.Parking{Withdraw: withdraw, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m, Token: p.Token, Attempt: 7}}
+		injector, _ := bus.As[driver.Injector](b)
+		at := func(p driver.Parking, m *bus.Message, withdraw bool) driver.Parking {
+			return driver.Parking{Withdraw: withdraw, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m, Token: p.Token, Attempt: 7}}
 		}
-		err := injector.Inject(within(t), topic, group, []bus.Parking{
+		err := injector.Inject(within(t), topic, group, []driver.Parking{
 			at(ps[0], ps[1].Message, true), at(ps[0], ps[1].Message, false), // of the wrong message
 			at(ps[0], ps[0].Message, false), at(ps[1], ps[1].Message, true),
 		})

@@ -11,10 +11,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // park writes records to a parking topic, and returns what became of each; nil if all are durable.
-func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.Record) []error {
+func (d *busDriver) park(ctx context.Context, parking, topic string, records []kgo.Record) []error {
 	if len(records) == 0 {
 		return nil
 	}
@@ -29,7 +30,7 @@ func (d *driver) park(ctx context.Context, parking, topic string, records []kgo.
 }
 
 // forgetParking has a parking topic looked up again, which was deleted.
-func (d *driver) forgetParking(parking string) {
+func (d *busDriver) forgetParking(parking string) {
 	d.parker.known.Delete(parking)
 	d.topics.forget(parking)
 }
@@ -50,7 +51,7 @@ func sizeOf(records []kgo.Record) (size int) {
 }
 
 // ensureParking creates a parking topic, whatever the bus does with others, and lets it grow with its topic.
-func (d *driver) ensureParking(ctx context.Context, parking, topic string, partition int32) error {
+func (d *busDriver) ensureParking(ctx context.Context, parking, topic string, partition int32) error {
 	if n, ok := d.parker.known.Load(parking); ok && partition < n.(int32) {
 		return nil
 	}
@@ -74,7 +75,7 @@ func (d *driver) ensureParking(ctx context.Context, parking, topic string, parti
 }
 
 // growParking returns when a parking topic has n partitions.
-func (d *driver) growParking(ctx context.Context, parking string, n int) error {
+func (d *busDriver) growParking(ctx context.Context, parking string, n int) error {
 	for b := (backoff{}); ; {
 		found, err := d.topics.find(ctx, parking)
 		switch has := len(found.Partitions); {
@@ -97,8 +98,8 @@ func (d *driver) growParking(ctx context.Context, parking string, n int) error {
 	}
 }
 
-// Inject implements bus.Injector. Keys are taken to be in the partitions in which this driver puts them.
-func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+// Inject implements driver.Injector. Keys are taken to be in the partitions in which this driver puts them.
+func (d *busDriver) Inject(ctx context.Context, topic, group string, ps []driver.Parking) error {
 	if d.isClosed() {
 		return fail("inject", topic, bus.ErrClosed)
 	}
@@ -138,7 +139,7 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 }
 
 // inject makes the record of a command.
-func inject(topic string, partition int32, p *bus.Parking) (r kgo.Record, err error) {
+func inject(topic string, partition int32, p *driver.Parking) (r kgo.Record, err error) {
 	key, position := "inject-"+bus.NewID(), strconv.FormatInt(p.Token.Position, 10)
 	say := commandNew
 	switch {
@@ -161,7 +162,7 @@ func inject(topic string, partition int32, p *bus.Parking) (r kgo.Record, err er
 }
 
 // knowsGroup is an error unless the group has a position in the topic, or members that have not committed one yet.
-func (d *driver) knowsGroup(ctx context.Context, topic, group string) error {
+func (d *busDriver) knowsGroup(ctx context.Context, topic, group string) error {
 	committed, err := d.adm.FetchOffsetsForTopics(ctx, group, topic)
 	if err == nil {
 		err = committed.Error()

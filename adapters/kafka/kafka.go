@@ -76,10 +76,11 @@ import (
 	"context"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 func init() {
-	bus.RegisterDriver("kafka", func(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+	driver.Register("kafka", func(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 		c, err := fromParams(p)
 		if err != nil {
 			return nil, err

@@ -10,7 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 const (
@@ -29,7 +29,7 @@ var errAnew = errors.New("the parking topic was created anew or cut off, and is 
 // listener hears what others write: commands to park, change or withdraw messages, and late records of earlier owners. Each lane is heard
 // for itself: what one waits for does not hold up the others.
 func (s *source) listener() {
-	o, ok := s.observer.(bus.ParkingObserver)
+	o, ok := s.observer.(driver.ParkingObserver)
 	if !ok {
 		return
 	}
@@ -131,7 +131,7 @@ func (p *parkingLog) compare(e extent, topic [16]byte) {
 }
 
 // hear reads what was written into a lane's parking log, tells the router of messages that it does not know, and carries out commands.
-func (s *source) hear(o bus.ParkingObserver, n news) error {
+func (s *source) hear(o driver.ParkingObserver, n news) error {
 	l := n.lane
 	s.mu.Lock()
 	heard := l.parking.heard
@@ -155,7 +155,7 @@ func (s *source) hear(o bus.ParkingObserver, n news) error {
 	if err != nil {
 		return err
 	}
-	s.tellParked(o, l, func() []bus.Parked {
+	s.tellParked(o, l, func() []driver.Parked {
 		l.parking.heard = max(l.parking.heard, n.end)
 		l.parking.top = max(l.parking.top, n.end)
 		l.parking.orders = append(l.parking.orders, orders...)
@@ -185,27 +185,27 @@ func (s *source) placed(l *lane, position, offset int64) bool {
 
 // late is a parked message that this ownership neither found nor wrote, and where its record is.
 type late struct {
-	bus.Parked
+	driver.Parked
 	offset int64
 }
 
 // adopt takes over messages that somebody else has parked here: an owner before us, who wrote so late that it was not read, or an
 // owner after us, of whom we do not know yet. To delete them would lose those whose origin is committed; to adopt them
 // can only repeat some. Called with the lock held.
-func (p *parkingLog) adopt(unknown map[int64]late) []bus.Parked {
-	var adopted []bus.Parked
+func (p *parkingLog) adopt(unknown map[int64]late) []driver.Parked {
+	var adopted []driver.Parked
 	for position, m := range unknown {
 		if !slices.Contains(p.settled, position) {
 			p.put(position, m.offset)
 			adopted = append(adopted, m.Parked)
 		}
 	}
-	slices.SortFunc(adopted, func(a, b bus.Parked) int { return cmp.Compare(a.Position, b.Position) })
+	slices.SortFunc(adopted, func(a, b driver.Parked) int { return cmp.Compare(a.Position, b.Position) })
 	return adopted
 }
 
 // tellParked makes changes, with the lock held, and tells the observer of them, unless the lane is leaving.
-func (s *source) tellParked(o bus.ParkingObserver, l *lane, change func() []bus.Parked) {
+func (s *source) tellParked(o driver.ParkingObserver, l *lane, change func() []driver.Parked) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
 	s.mu.Lock()

@@ -15,7 +15,7 @@ import (
 // partitionLog reads a partition straight from its leader, beside groups and consumers. Unlike a consumer, it says how
 // far it has read even if nothing is there: after compaction, an offset may be of no record for ever.
 type partitionLog struct {
-	driver    *driver
+	driver    *busDriver
 	topic     string
 	partition int32
 	known     bool // leader, its epoch and id are

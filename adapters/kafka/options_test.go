@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestCallersOptions: what the caller sets for the native clients does not touch what settling and parking rest on. Outputs go to the
@@ -33,15 +34,15 @@ func TestCallersOptions(t *testing.T) {
 	s, _ := transactional(t, b, "in", "g")
 	ds := receive(t, s, 2)
 	ps := parkAll(ds[1:])
-	if err := s.(bus.ParkingSource).Park(within(t), ps); err != nil {
+	if err := s.(driver.ParkingSource).Park(within(t), ps); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: output("out", "output")}}); err != nil {
+	if err := s.SettleWith(within(t), []driver.Settlement{{Token: ds[0].Token, Outputs: output("out", "output")}}); err != nil {
 		t.Fatal(err)
 	}
 	closeSource(t, s)
 	s, o := transactional(t, plain, "in", "g")
-	if got := fetched(t, s.(bus.ParkingSource), o.told(t, 1)); !slices.Equal(got, []string{"b"}) {
+	if got := fetched(t, s.(driver.ParkingSource), o.told(t, 1)); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("parked are %q", got)
 	}
 	outs := receive(t, subscribe(t, plain, "out", "g", bus.Earliest, newObserver()), 2)

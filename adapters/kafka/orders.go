@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // order is a command in a lane's parking log, and how far it is carried out. Each try does the same, so that nothing is parked
@@ -25,7 +26,7 @@ type order struct {
 var errLeaving = errors.New("the lane is being handed over")
 
 // carryOut does what commands say that wait in a lane's log, and tells the router. What fails is left for the next time.
-func (s *source) carryOut(ctx context.Context, o bus.ParkingObserver, l *lane) error {
+func (s *source) carryOut(ctx context.Context, o driver.ParkingObserver, l *lane) error {
 	s.mu.Lock()
 	var todo []*order
 	for _, c := range l.parking.orders {
@@ -43,14 +44,14 @@ func (s *source) carryOut(ctx context.Context, o bus.ParkingObserver, l *lane) e
 	return errors.Join(append(errs, s.removeDone(ctx, l))...)
 }
 
-func (s *source) carryOutSome(ctx context.Context, o bus.ParkingObserver, l *lane, orders []*order) error {
+func (s *source) carryOutSome(ctx context.Context, o driver.ParkingObserver, l *lane, orders []*order) error {
 	commands, stored, err := s.readOrders(ctx, l, orders)
 	if err != nil {
 		return err
 	}
 	var changes []kgo.Record
 	var of []*order
-	var told []bus.Parked
+	var told []driver.Parked
 	var errs []error
 	s.mu.Lock()
 	if l.leaving {
@@ -73,7 +74,7 @@ func (s *source) carryOutSome(ctx context.Context, o bus.ParkingObserver, l *lan
 	}
 	s.mu.Unlock()
 	written, outcomes := s.write(ctx, changes)
-	s.tellParked(o, l, func() (news []bus.Parked) {
+	s.tellParked(o, l, func() (news []driver.Parked) {
 		for i := range written {
 			if outcomes != nil && outcomes[i] != nil {
 				continue
@@ -129,7 +130,7 @@ func (s *source) readOrders(ctx context.Context, l *lane, orders []*order) (comm
 
 // obey makes the record that does what a command says, and what the router is to be told of it; no record if it cannot be done, or was
 // done. Called with the lock held.
-func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (change kgo.Record, told bus.Parked, err error) {
+func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (change kgo.Record, told driver.Parked, err error) {
 	says, ok := commandOf(r)
 	if !ok {
 		c.foreign = true
@@ -154,7 +155,7 @@ func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (chan
 	case says.kind == commandWithdraw:
 		c.withdraws = true
 		delete(l.parking.offsets, says.position)
-		told = bus.Parked{Token: bus.Token{Lane: l.ID, Epoch: l.Epoch, Position: says.position, Parked: true}, Withdrawn: true}
+		told = driver.Parked{Token: bus.Token{Lane: l.ID, Epoch: l.Epoch, Position: says.position, Parked: true}, Withdrawn: true}
 		return removal(r.Topic, r.Partition, positionKey(says.position)), told, nil
 	default:
 		change, err = moved(r, says.position, ownerName(l.Epoch))

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -141,7 +142,7 @@ func (s *source) insist(ctx context.Context, what string, f func() error) error 
 type change struct{ was, now *lane }
 
 // own makes lanes ours, in which this is parked.
-func (s *source) own(fresh []*lane, parked []bus.Parked) {
+func (s *source) own(fresh []*lane, parked []driver.Parked) {
 	s.betweenPolls(func() {
 		s.telling.Lock()
 		defer s.telling.Unlock()
@@ -224,7 +225,7 @@ func (s *source) takeAgain(was *lane, to int64) {
 }
 
 // retake puts a lane in the place of one that is still ours.
-func (s *source) retake(was, l *lane, to int64, parked []bus.Parked) bool {
+func (s *source) retake(was, l *lane, to int64, parked []driver.Parked) bool {
 	s.telling.Lock()
 	defer s.telling.Unlock()
 	s.mu.Lock()
@@ -260,7 +261,7 @@ func (s *source) unqueue() {
 }
 
 // announce tells the observer. Called while nobody else does.
-func (s *source) announce(changes []change, parked []bus.Parked) {
+func (s *source) announce(changes []change, parked []driver.Parked) {
 	var gone, come []bus.Lane
 	for _, c := range changes {
 		if c.was != nil {
@@ -275,7 +276,7 @@ func (s *source) announce(changes []change, parked []bus.Parked) {
 		s.observer.Assigned(come)
 	}
 	if len(come) > 0 && len(parked) > 0 {
-		s.observer.(bus.ParkingObserver).Parked(parked) // or nothing was loaded
+		s.observer.(driver.ParkingObserver).Parked(parked) // or nothing was loaded
 	}
 	s.listenTo(changes)
 }

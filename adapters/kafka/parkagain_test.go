@@ -6,6 +6,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestParkAgain: a message that fails each time it comes back is parked again and again, and is never gone.
@@ -20,12 +21,12 @@ func parkAgain(t *testing.T, c kafka.Config, exactlyOnce bool) {
 	b := open(t, c)
 	topic, group := name("t"), name("g")
 	publish(t, b, topic, texts("a")...)
-	source := func() (bus.ParkingSource, *parkingObserver) {
+	source := func() (driver.ParkingSource, *parkingObserver) {
 		if !exactlyOnce {
 			return parking(t, b, topic, group)
 		}
 		s, o := transactional(t, b, topic, group)
-		return s.(bus.ParkingSource), o
+		return s.(driver.ParkingSource), o
 	}
 	s, _ := source()
 	ps := parkAll(receive(t, s, 1))

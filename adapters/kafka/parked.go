@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parkingTopic is where a group keeps what it has parked of a topic: compacted, with a partition for each of the topic's.
@@ -58,7 +59,7 @@ func positionOf(key []byte) (int64, bool) {
 }
 
 // encodeParked makes the record of a parked message, or of the command to park it, which has no writer.
-func encodeParked(r *kgo.Record, topic, key string, partition int32, p *bus.Parking, writer string) error {
+func encodeParked(r *kgo.Record, topic, key string, partition int32, p *driver.Parking, writer string) error {
 	err := encodeStored(r, topic, key, p.Message, parkedFacts{
 		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure, Writer: writer,
 	})
@@ -80,8 +81,8 @@ func dueText(due time.Time, isFree bool) []byte {
 }
 
 // parkedOf is what a router has to know of a record at this position. One that cannot be read is due at once.
-func parkedOf(r *kgo.Record, lane bus.Lane, position int64) bus.Parked {
-	p := bus.Parked{Token: bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}}
+func parkedOf(r *kgo.Record, lane bus.Lane, position int64) driver.Parked {
+	p := driver.Parked{Token: bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}}
 	_, ours, _ := split(r.Headers)
 	for _, h := range ours {
 		switch h.Key {

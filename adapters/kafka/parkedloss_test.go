@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // spread are messages of so many keys.
@@ -82,8 +83,8 @@ func TestOwnRecordsAreNotAdopted(t *testing.T) {
 	if err := s.Park(within(t), ps[:1]); err != nil {
 		t.Fatal(err)
 	}
-	injector, _ := bus.As[bus.Injector](b)
-	if err := injector.Inject(within(t), "t", "g", []bus.Parking{{Delivery: bus.Delivery{Message: &bus.Message{ID: "1", Key: "k", Payload: []byte("injected")}}, Due: time.Now().Add(time.Hour)}}); err != nil {
+	injector, _ := bus.As[driver.Injector](b)
+	if err := injector.Inject(within(t), "t", "g", []driver.Parking{{Delivery: bus.Delivery{Message: &bus.Message{ID: "1", Key: "k", Payload: []byte("injected")}}, Due: time.Now().Add(time.Hour)}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Park(within(t), ps[1:]); err != nil {
@@ -122,7 +123,7 @@ func TestFetchBehindOpenTransaction(t *testing.T) {
 		if err := s.Park(within(t), ps[1:]); err != nil {
 			t.Fatal(err)
 		}
-		if got := fetched(t, s, []bus.Parked{{Token: ps[0].Token}, {Token: ps[1].Token}}); !slices.Equal(got, []string{"a", "b"}) {
+		if got := fetched(t, s, []driver.Parked{{Token: ps[0].Token}, {Token: ps[1].Token}}); !slices.Equal(got, []string{"a", "b"}) {
 			t.Errorf("fetched %v", got)
 		}
 		if err := writer.EndTransaction(within(t), kgo.TryAbort); err != nil {
@@ -162,7 +163,7 @@ func TestFetchFromALateLeader(t *testing.T) {
 		resp.Topics = append(resp.Topics, topic)
 		return resp, nil, true
 	})
-	if got := fetched(t, s, []bus.Parked{{Token: ps[0].Token}}); !slices.Equal(got, []string{"a"}) {
+	if got := fetched(t, s, []driver.Parked{{Token: ps[0].Token}}); !slices.Equal(got, []string{"a"}) {
 		t.Errorf("fetched %v after %d empty answers", got, answers)
 	}
 }

@@ -28,7 +28,7 @@ type pen struct {
 }
 
 // take returns the client, for a user who says when the records were handed to it and waited for.
-func (p *parker) take(d *driver) (*pen, error) {
+func (p *parker) take(d *busDriver) (*pen, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -48,7 +48,7 @@ func (p *parker) take(d *driver) (*pen, error) {
 // renew has the next records written by a new client, which asks anew for the partitions of topics, their ids and limits. To purge a
 // topic from the client would do that, too, but then the client numbers its records from 0 again, as the same producer: the broker
 // takes them for repeats, acknowledges them, and drops them.
-func (p *parker) renew(d *driver) {
+func (p *parker) renew(d *busDriver) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.pen
@@ -60,7 +60,7 @@ func (p *parker) renew(d *driver) {
 }
 
 // retire closes a client when what was handed to it is confirmed, or the driver is closed.
-func (p *pen) retire(d *driver) {
+func (p *pen) retire(d *busDriver) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.config.PublishTimeout)
 	defer cancel()
 	flushed := make(chan struct{})

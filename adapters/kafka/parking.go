@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // owned is the lane of a token, or nil if the token is stale. Called with the lock held.
@@ -20,13 +21,13 @@ func (s *source) owned(t bus.Token) *lane {
 
 // parkee is one delivery that is being parked.
 type parkee struct {
-	*bus.Parking
+	*driver.Parking
 	position int64  // where it goes
 	outcome  *error // of Park, for this one
 }
 
-// Park implements bus.ParkingSource.
-func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
+// Park implements driver.ParkingSource.
+func (s *source) Park(ctx context.Context, ps []driver.Parking) error {
 	outcomes := make([]error, len(ps))
 	batch := make([]parkee, len(ps))
 	for i := range ps {
@@ -114,7 +115,7 @@ func (s *source) parkWithin(ctx context.Context, batch []parkee) {
 				return // everybody is told when Close begins
 			}
 		case !isTooLarge(err):
-			s.parked(batch, records, bus.FailAll(len(batch), storeFailure("park", s.parking, err, false)).Errs)
+			s.parked(batch, records, driver.FailAll(len(batch), storeFailure("park", s.parking, err, false)).Errs)
 			return
 		case !roomy && s.driver.makeRoom(ctx, s.parking, largest) == nil:
 			roomy = true

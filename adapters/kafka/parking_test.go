@@ -18,15 +18,16 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parkingObserver records what it is told of parked messages, too.
 type parkingObserver struct {
 	*observer
-	parked []bus.Parked
+	parked []driver.Parked
 }
 
-func (o *parkingObserver) Parked(ps []bus.Parked) {
+func (o *parkingObserver) Parked(ps []driver.Parked) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.parked = append(o.parked, ps...)
@@ -34,7 +35,7 @@ func (o *parkingObserver) Parked(ps []bus.Parked) {
 }
 
 // told waits for the observer to know of n parked messages.
-func (o *parkingObserver) told(tb testing.TB, n int) []bus.Parked {
+func (o *parkingObserver) told(tb testing.TB, n int) []driver.Parked {
 	tb.Helper()
 	o.until(tb, fmt.Sprintf("%d parked messages told of", n), func(*observer) bool { return len(o.parked) >= n })
 	o.mu.Lock()
@@ -46,22 +47,22 @@ func (o *parkingObserver) told(tb testing.TB, n int) []bus.Parked {
 }
 
 // parking subscribes as a router does that parks.
-func parking(tb testing.TB, b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver) {
+func parking(tb testing.TB, b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver) {
 	tb.Helper()
 	o := &parkingObserver{observer: newObserver()}
-	return subscribe(tb, b, topic, group, bus.Earliest, o).(bus.ParkingSource), o
+	return subscribe(tb, b, topic, group, bus.Earliest, o).(driver.ParkingSource), o
 }
 
 // parkAll parks deliveries, due in an hour.
-func parkAll(ds []bus.Delivery) []bus.Parking {
-	ps := make([]bus.Parking, len(ds))
+func parkAll(ds []bus.Delivery) []driver.Parking {
+	ps := make([]driver.Parking, len(ds))
 	for i := range ds {
-		ps[i] = bus.Parking{Delivery: ds[i], Due: time.Now().Add(time.Hour)}
+		ps[i] = driver.Parking{Delivery: ds[i], Due: time.Now().Add(time.Hour)}
 	}
 	return ps
 }
 
-func fetched(tb testing.TB, s bus.ParkingSource, ps []bus.Parked) []string {
+func fetched(tb testing.TB, s driver.ParkingSource, ps []driver.Parked) []string {
 	tb.Helper()
 	tokens := make([]bus.Token, len(ps))
 	for i := range ps {
@@ -135,10 +136,10 @@ func TestInjectIsCarriedOutOnce(t *testing.T) {
 	publish(t, b, "t", texts("x")...)
 	s, o := parking(t, b, "t", "g")
 	settle(t, s, receive(t, s, 1)...)
-	injector, _ := bus.As[bus.Injector](outside)
-	var ps []bus.Parking
+	injector, _ := bus.As[driver.Injector](outside)
+	var ps []driver.Parking
 	for _, m := range texts("a", "b", "c") {
-		ps = append(ps, bus.Parking{Delivery: bus.Delivery{Message: m}, Due: time.Now().Add(time.Hour)})
+		ps = append(ps, driver.Parking{Delivery: bus.Delivery{Message: m}, Due: time.Now().Add(time.Hour)})
 	}
 	if err := injector.Inject(within(t), "t", "g", ps); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestParkingTopicDeletedExactlyOnce: the parking topic is made again for sources with transactions, too, and what was parked there can be
@@ -23,7 +24,7 @@ func TestParkingTopicDeletedExactlyOnce(t *testing.T) {
 	publish(t, b, "t", texts("a", "b", "c")...)
 	s, _ := transactional(t, b, "t", "g")
 	ps := parkAll(receive(t, s, 3))
-	if err := s.(bus.ParkingSource).Park(within(t), ps[:1]); err != nil {
+	if err := s.(driver.ParkingSource).Park(within(t), ps[:1]); err != nil {
 		t.Fatal(err)
 	}
 	gone := func() {
@@ -34,13 +35,13 @@ func TestParkingTopicDeletedExactlyOnce(t *testing.T) {
 	}
 	ctx := within(t)
 	gone()
-	for err := s.(bus.ParkingSource).Park(ctx, ps[1:2]); err != nil; err = s.(bus.ParkingSource).Park(ctx, ps[1:2]) {
+	for err := s.(driver.ParkingSource).Park(ctx, ps[1:2]); err != nil; err = s.(driver.ParkingSource).Park(ctx, ps[1:2]) {
 		if ctx.Err() != nil {
 			t.Fatal(err)
 		}
 	}
 	gone()
-	done := []bus.Settlement{{Token: ps[1].Token, Outputs: output("out", "B")}}
+	done := []driver.Settlement{{Token: ps[1].Token, Outputs: output("out", "B")}}
 	for err := s.SettleWith(ctx, done); err != nil; err = s.SettleWith(ctx, done) {
 		if ctx.Err() != nil {
 			t.Fatal(err)
@@ -64,10 +65,10 @@ func TestInjectAfterParkingTopicDeleted(t *testing.T) {
 	if err := c.DeleteTopic(parkingTopic("t", "g")); err != nil {
 		t.Fatal(err)
 	}
-	injector, _ := bus.As[bus.Injector](b)
+	injector, _ := bus.As[driver.Injector](b)
 	ctx := within(t)
 	m := &bus.Message{ID: "1", Key: "k", Payload: []byte("injected")}
-	injected := []bus.Parking{{Delivery: bus.Delivery{Message: m}, Due: time.Now().Add(time.Hour)}}
+	injected := []driver.Parking{{Delivery: bus.Delivery{Message: m}, Due: time.Now().Add(time.Hour)}}
 	for err := injector.Inject(ctx, "t", "g", injected); err != nil; err = injector.Inject(ctx, "t", "g", injected) {
 		if ctx.Err() != nil {
 			t.Fatal(err)
@@ -77,7 +78,7 @@ func TestInjectAfterParkingTopicDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := o.told(t, 1)
-	tokens := append([]bus.Parked{{Token: ps[0].Token}, {Token: ps[3].Token}}, told...)
+	tokens := append([]driver.Parked{{Token: ps[0].Token}, {Token: ps[3].Token}}, told...)
 	if got := fetched(t, s, tokens); !slices.Equal(got, []string{"d", "injected"}) {
 		t.Errorf("parked are %v", got)
 	}
@@ -99,15 +100,15 @@ func TestOneLaneHoldsUpNoOther(t *testing.T) {
 	if err := s.Park(within(t), ps); err != nil {
 		t.Fatal(err)
 	}
-	injector, _ := bus.As[bus.Injector](b)
-	replaced := make([]bus.Parking, len(ps))
+	injector, _ := bus.As[driver.Injector](b)
+	replaced := make([]driver.Parking, len(ps))
 	for i := range ps {
 		replaced[i] = ps[i]
 		replaced[i].Due = time.Now().Add(2 * time.Hour)
 	}
 	bad := ps[0].Lane
-	good := slices.DeleteFunc(slices.Clone(replaced), func(p bus.Parking) bool { return p.Lane == bad })
-	if err := injector.Inject(within(t), "t", "g", slices.DeleteFunc(replaced, func(p bus.Parking) bool { return p.Lane != bad })); err != nil {
+	good := slices.DeleteFunc(slices.Clone(replaced), func(p driver.Parking) bool { return p.Lane == bad })
+	if err := injector.Inject(within(t), "t", "g", slices.DeleteFunc(replaced, func(p driver.Parking) bool { return p.Lane != bad })); err != nil {
 		t.Fatal(err)
 	}
 	away := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: parkingTopic("t", "g"), Partitions: []int32{bad}, Err: kerr.NotEnoughReplicas, Count: -1})
@@ -137,11 +138,11 @@ func TestParkingLogTruncated(t *testing.T) {
 		t.Fatal(err)
 	}
 	away := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: parkingTopic("t", "g"), Err: kerr.LeaderNotAvailable, Count: -1})
-	injector, _ := bus.As[bus.Injector](b)
+	injector, _ := bus.As[driver.Injector](b)
 	inject := func(text string) {
 		t.Helper()
-		p := bus.Parking{Delivery: bus.Delivery{Message: &bus.Message{ID: text, Key: "k", Payload: []byte(text)}}, Due: time.Now().Add(time.Hour)}
-		if err := injector.Inject(within(t), "t", "g", []bus.Parking{p}); err != nil {
+		p := driver.Parking{Delivery: bus.Delivery{Message: &bus.Message{ID: text, Key: "k", Payload: []byte(text)}}, Due: time.Now().Add(time.Hour)}
+		if err := injector.Inject(within(t), "t", "g", []driver.Parking{p}); err != nil {
 			t.Fatal(err)
 		}
 	}

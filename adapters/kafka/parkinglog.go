@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parkingLog is what the owner of a lane knows of its partition of the parking topic. It is guarded by the source's lock.
@@ -117,13 +118,13 @@ func (p *parkingLog) remove(position int64) {
 
 // load reads what is parked in lanes that are about to be ours. It tries until ctx ends. It returns what the router has to be told,
 // in the order of each lane. Commands that wait there are for the listener.
-func (s *source) load(ctx context.Context, lanes []*lane) ([]bus.Parked, error) {
-	if _, ok := s.observer.(bus.ParkingObserver); !ok || len(lanes) == 0 {
+func (s *source) load(ctx context.Context, lanes []*lane) ([]driver.Parked, error) {
+	if _, ok := s.observer.(driver.ParkingObserver); !ok || len(lanes) == 0 {
 		return nil, nil
 	}
-	var told []bus.Parked
+	var told []driver.Parked
 	err := s.insist(ctx, "what is parked was not read", func() (err error) {
-		var ps []bus.Parked
+		var ps []driver.Parked
 		ps, lanes, err = s.loadLanes(ctx, lanes)
 		told = append(told, ps...)
 		return err
@@ -132,7 +133,7 @@ func (s *source) load(ctx context.Context, lanes []*lane) ([]bus.Parked, error) 
 }
 
 // loadLanes returns the lanes that were not read, too.
-func (s *source) loadLanes(ctx context.Context, lanes []*lane) (told []bus.Parked, left []*lane, err error) {
+func (s *source) loadLanes(ctx context.Context, lanes []*lane) (told []driver.Parked, left []*lane, err error) {
 	partitions := make([]int32, len(lanes))
 	for i, l := range lanes {
 		partitions[i] = l.ID
@@ -144,7 +145,7 @@ func (s *source) loadLanes(ctx context.Context, lanes []*lane) (told []bus.Parke
 	extents := s.driver.extents(ctx, topic, partitions)
 	for _, l := range lanes {
 		e := extents[l.ID] // nothing, if there is no such partition
-		ps, failed := []bus.Parked(nil), e.err
+		ps, failed := []driver.Parked(nil), e.err
 		if failed == nil {
 			ps, failed = s.loadLane(ctx, l, e, topic.TopicID)
 		}
@@ -157,8 +158,8 @@ func (s *source) loadLanes(ctx context.Context, lanes []*lane) (told []bus.Parke
 }
 
 // loadLane reads a partition that nobody else writes to, but commands.
-func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte) ([]bus.Parked, error) {
-	parked := map[int64]bus.Parked{}
+func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte) ([]driver.Parked, error) {
+	parked := map[int64]driver.Parked{}
 	commands := map[string]*order{}
 	carriedOut := map[string]int64{} // commands, by the positions where what they say is parked
 	log := parkingLog{heard: e.end, top: e.end, topic: topic}
@@ -199,7 +200,7 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte
 			c.done = true // and was to be deleted
 		}
 	}
-	told := slices.SortedFunc(maps.Values(parked), func(a, b bus.Parked) int { return cmp.Compare(a.Position, b.Position) })
+	told := slices.SortedFunc(maps.Values(parked), func(a, b driver.Parked) int { return cmp.Compare(a.Position, b.Position) })
 	if len(told) > 0 {
 		log.last = told[len(told)-1].Position
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // poisonTopic is where a group's entries are: compacted, so that they stay until they are removed, with one
@@ -29,13 +30,13 @@ type facts struct {
 }
 
 type poisonStore struct {
-	driver *driver
+	driver *busDriver
 	group  string
 	topic  string
 }
 
-// Poison implements bus.Driver. The topic is created by the first Put.
-func (d *driver) Poison(_ context.Context, group string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver. The topic is created by the first Put.
+func (d *busDriver) Poison(_ context.Context, group string) (driver.PoisonStore, error) {
 	if err := bus.CheckName("group", group); err != nil {
 		return nil, fail("poison", "", err)
 	}
@@ -45,8 +46,8 @@ func (d *driver) Poison(_ context.Context, group string) (bus.PoisonStore, error
 	return &poisonStore{driver: d, group: group, topic: poisonTopic(group)}, nil
 }
 
-// Put implements bus.PoisonStore.
-func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+// Put implements driver.PoisonStore.
+func (s *poisonStore) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	records := make([]kgo.Record, len(entries))
 	for i := range entries {
 		if err := encodeEntry(&records[i], s.topic, &entries[i]); err != nil {
@@ -56,7 +57,7 @@ func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error
 	return s.write(ctx, records)
 }
 
-// Remove implements bus.PoisonStore.
+// Remove implements driver.PoisonStore.
 func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	records := make([]kgo.Record, len(ids))
 	for i, id := range ids {
@@ -94,15 +95,15 @@ func (s *poisonStore) ensure(ctx context.Context) error {
 	return nil
 }
 
-func encodeEntry(r *kgo.Record, topic string, e *bus.PoisonEntry) error {
+func encodeEntry(r *kgo.Record, topic string, e *driver.PoisonEntry) error {
 	return encodeStored(r, topic, e.ID, e.Message, facts{
 		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
 		Failure: e.Failure, Host: e.Host, Time: e.Time,
 	})
 }
 
-// decodeEntry makes an entry of class bus.Unreadable of a record that is none.
-func (s *poisonStore) decodeEntry(r *kgo.Record) bus.PoisonEntry {
+// decodeEntry makes an entry of class driver.Unreadable of a record that is none.
+func (s *poisonStore) decodeEntry(r *kgo.Record) driver.PoisonEntry {
 	var about facts
 	m, err := decodeStored(r, &about)
 	if err != nil {
@@ -110,21 +111,21 @@ func (s *poisonStore) decodeEntry(r *kgo.Record) bus.PoisonEntry {
 		e.ID, e.Group = string(r.Key), s.group
 		return e
 	}
-	return bus.PoisonEntry{
+	return driver.PoisonEntry{
 		ID: string(r.Key), Message: m, Topic: about.Topic, Group: about.Group, Handler: about.Handler, Lane: about.Lane,
 		Position: about.Position, Waits: about.Waits, Failure: about.Failure, Host: about.Host, Time: about.Time,
 	}
 }
 
-// List implements bus.PoisonStore. It lists what the store held when it began. The topic is read twice: first for
+// List implements driver.PoisonStore. It lists what the store held when it began. The topic is read twice: first for
 // which entries there are and where the newest of each is, then for the entries, so that a large store is listed in
 // little memory.
-func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
-	return func(yield func(bus.PoisonEntry, error) bool) {
+func (s *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
+	return func(yield func(driver.PoisonEntry, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		if err := s.list(ctx, yield); err != nil {
-			yield(bus.PoisonEntry{}, fail("poison", s.topic, err))
+			yield(driver.PoisonEntry{}, fail("poison", s.topic, err))
 		}
 	}
 }

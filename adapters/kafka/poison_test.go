@@ -11,20 +11,21 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-func poisonStore(tb testing.TB, b *bus.Bus, group string) bus.PoisonStore {
+func poisonStore(tb testing.TB, b *bus.Bus, group string) driver.PoisonStore {
 	tb.Helper()
-	s, err := b.Driver().Poison(within(tb), group)
+	s, err := driver.Of(b).Poison(within(tb), group)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return s
 }
 
-func list(tb testing.TB, s bus.PoisonStore) []bus.PoisonEntry {
+func list(tb testing.TB, s driver.PoisonStore) []driver.PoisonEntry {
 	tb.Helper()
-	var all []bus.PoisonEntry
+	var all []driver.PoisonEntry
 	for e, err := range s.List(within(tb)) {
 		if err != nil {
 			tb.Fatal(err)
@@ -34,9 +35,9 @@ func list(tb testing.TB, s bus.PoisonStore) []bus.PoisonEntry {
 	return all
 }
 
-func entry(id string, m *bus.Message) bus.PoisonEntry {
+func entry(id string, m *bus.Message) driver.PoisonEntry {
 	when := time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC)
-	return bus.PoisonEntry{
+	return driver.PoisonEntry{
 		ID: id, Message: m, Topic: "orders", Group: "billing", Handler: "charge", Lane: 3, Position: 42,
 		Failure: bus.Failure{Class: "panic", Text: "boom ä", Stack: strings.Repeat("frame\n", 100), Attempts: 5, First: when, Last: when.Add(time.Second)},
 		Host:    "pod-1", Time: when.Add(time.Minute),
@@ -54,7 +55,7 @@ func TestPoisonStore(t *testing.T) {
 		}
 		when := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		big := make([]byte, kafka.DefaultMaxMessage-2000)
-		entries := []bus.PoisonEntry{
+		entries := []driver.PoisonEntry{
 			entry("a", &bus.Message{ID: "1", Key: "k\xff", Type: "t", Source: "/s", Subject: "u", Time: when, ContentType: "c", Headers: bus.Headers{{Name: "x", Value: "1"}, {Name: "x", Value: "\x80"}, {Name: "correlationid", Value: "y"}}, Payload: []byte("p")}),
 			entry("tombstone", &bus.Message{ID: "2", Key: "k", Source: "/s", Time: when}),
 			entry("empty", &bus.Message{ID: "3", Source: "/s", Time: when, Payload: []byte{}}),
@@ -76,7 +77,7 @@ func TestPoisonStore(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Another process sees the same, in the order in which entries first came.
-		want := []bus.PoisonEntry{replaced, entries[1], entries[2], entries[3]}
+		want := []driver.PoisonEntry{replaced, entries[1], entries[2], entries[3]}
 		other := poisonStore(t, open(t, c), group)
 		if got := list(t, other); !reflect.DeepEqual(got, want) {
 			t.Errorf("got\n%+v, want\n%+v", got, want)
@@ -100,7 +101,7 @@ func TestPoisonListIsLong(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))
 	s := poisonStore(t, b, "g")
-	var entries []bus.PoisonEntry
+	var entries []driver.PoisonEntry
 	for i := range 3000 {
 		entries = append(entries, entry(fmt.Sprint(i), &bus.Message{ID: "1", Source: "/s", Payload: make([]byte, 3000)}))
 	}
@@ -111,7 +112,7 @@ func TestPoisonListIsLong(t *testing.T) {
 	for _, e := range list(t, s) {
 		ids = append(ids, e.ID)
 	}
-	if !slices.EqualFunc(ids, entries, func(id string, e bus.PoisonEntry) bool { return id == e.ID }) {
+	if !slices.EqualFunc(ids, entries, func(id string, e driver.PoisonEntry) bool { return id == e.ID }) {
 		t.Errorf("%d entries: %v", len(ids), ids[:min(len(ids), 10)])
 	}
 	n := 0

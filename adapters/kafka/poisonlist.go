@@ -8,16 +8,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // seen is where an entry was seen: its order is by the first time.
 type seen struct {
 	first    int64
-	replaced *bus.PoisonEntry // the newest, if it is not the first
+	replaced *driver.PoisonEntry // the newest, if it is not the first
 }
 
 // list yields the entries in the order of their first record. It returns nil after yield has returned false.
-func (s *poisonStore) list(ctx context.Context, yield func(bus.PoisonEntry, error) bool) error {
+func (s *poisonStore) list(ctx context.Context, yield func(driver.PoisonEntry, error) bool) error {
 	if s.driver.isClosed() {
 		return bus.ErrClosed
 	}
@@ -64,7 +65,7 @@ func (s *poisonStore) list(ctx context.Context, yield func(bus.PoisonEntry, erro
 }
 
 // listCompacted yields entries whose first record was compacted between the two readings, because there is a newer one.
-func (s *poisonStore) listCompacted(ctx context.Context, places map[string]seen, from int64, yield func(bus.PoisonEntry, error) bool) error {
+func (s *poisonStore) listCompacted(ctx context.Context, places map[string]seen, from int64, yield func(driver.PoisonEntry, error) bool) error {
 	e, err := s.extent(ctx)
 	if err != nil {
 		return err

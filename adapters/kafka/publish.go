@@ -10,15 +10,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Publish implements bus.Driver.
-func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+// Publish implements driver.Driver.
+func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
 	refuse := func(err error) error {
-		return bus.FailAll(len(msgs), publishFailure(topic, fmt.Errorf("%w: %w", errNotSent, err), true))
+		return driver.FailAll(len(msgs), publishFailure(topic, fmt.Errorf("%w: %w", errNotSent, err), true))
 	}
 	if d.isClosed() {
 		return refuse(bus.ErrClosed)
@@ -47,7 +48,7 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 
 // call is the records of one publish on their way.
 type call struct {
-	driver  *driver
+	driver  *busDriver
 	size    int
 	records []kgo.Record
 	done    chan struct{} // closed when all records are finished
@@ -62,7 +63,7 @@ type call struct {
 
 // produce hands the records to the client, which keeps their order. They are sent even if ctx ends: the client cannot
 // cancel a record without failing its neighbours, which may be other callers'.
-func (d *driver) produce(ctx context.Context, client *kgo.Client, records []kgo.Record, size int) *call {
+func (d *busDriver) produce(ctx context.Context, client *kgo.Client, records []kgo.Record, size int) *call {
 	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records), began: d.wire.traffic(), client: client}
 	if len(records) > 0 {
 		c.limit = d.topics.limit(records[0].Topic)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // byPartition are messages for each of four partitions, in turn, as keys go.
@@ -210,14 +211,14 @@ func TestLimitIsLowered(t *testing.T) {
 			}
 		}
 		// Outputs of transactions, too.
-		if err := s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: outputs(topic, random(9)...)}}); err != nil {
+		if err := s.SettleWith(within(t), []driver.Settlement{{Token: ds[0].Token, Outputs: outputs(topic, random(9)...)}}); err != nil {
 			t.Error(err)
 		}
 		publish(t, b, in, texts("b")...)
 		ds = receive(t, s, 1)
 		limit("5000")
 		for tries := 0; ; tries++ {
-			err := bus.Outcomes(s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: outputs(topic, random(9)...)}}), 1)[0]
+			err := bus.Outcomes(s.SettleWith(within(t), []driver.Settlement{{Token: ds[0].Token, Outputs: outputs(topic, random(9)...)}}), 1)[0]
 			if err == nil {
 				break
 			}
@@ -250,11 +251,11 @@ func TestLimitIsNotReadable(t *testing.T) {
 	}
 }
 
-func outputs(topic string, ms ...*bus.Message) []bus.Output {
-	out := make([]bus.Output, len(ms))
+func outputs(topic string, ms ...*bus.Message) []driver.Output {
+	out := make([]driver.Output, len(ms))
 	for i, m := range ms {
 		m.ID, m.Source, m.Time = bus.NewID(), "/s", time.Now()
-		out[i] = bus.Output{Topic: topic, Message: m}
+		out[i] = driver.Output{Topic: topic, Message: m}
 	}
 	return out
 }
@@ -338,7 +339,7 @@ func TestPublishWithoutBrokers(t *testing.T) {
 	c.Close()
 	begin := time.Now()
 	for i, err := range outcomes(t, within(t), b, "t", byPartition(4)) {
-		if !bus.IsRetryable(err) || !bus.IsTimeout(err) {
+		if !bus.IsRetryable(err) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("message %d: %v", i, err)
 		}
 	}
@@ -417,7 +418,7 @@ func TestPublishIsBounded(t *testing.T) {
 
 func TestPublishAfterClose(t *testing.T) {
 	b := open(t, fakeConfig(fakeCluster(t, kfake.SeedTopics(1, "t"))))
-	d := b.Driver()
+	d := driver.Of(b)
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // joinAs joins a group as a member that never does anything again. It returns when the group has let it in.
@@ -68,7 +69,7 @@ func TestCommitsWhileJoining(t *testing.T) {
 	settle(t, s, ds...)
 	bounded, stop := context.WithTimeout(t.Context(), 3*time.Second)
 	defer stop()
-	if err := s.(bus.Committer).Commit(bounded); err != nil {
+	if err := s.(driver.Committer).Commit(bounded); err != nil {
 		t.Error(err)
 	}
 	f.committed(t, "g", at(10))

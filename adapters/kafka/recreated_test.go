@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // foreigner is a client that does what other programs do: it deletes topics and creates them anew.
@@ -98,7 +99,7 @@ func TestTopicMadeAgain(t *testing.T) {
 			s = subscribe(t, b, topic, group, bus.Earliest, newObserver())
 			return topic, group, s, receive(t, s, 10)
 		}
-		commit := func(t *testing.T, s bus.Source) error { return s.(bus.Committer).Commit(within(t)) }
+		commit := func(t *testing.T, s bus.Source) error { return s.(driver.Committer).Commit(within(t)) }
 		check := func(t *testing.T, s bus.Source, want []string) {
 			t.Helper()
 			ds, reports := insistently(t, s, len(want))

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestRefusedOutputs: what the broker refuses of one topic, or of one message, is no obstacle to the rest of the transaction.
@@ -25,9 +26,9 @@ func TestRefusedOutputs(t *testing.T) {
 		publish(t, b, "in", texts("a", "b", "c", "d")...)
 		s, _ := transactional(t, b, "in", "g")
 		ds := receive(t, s, 4)
-		var ss []bus.Settlement
+		var ss []driver.Settlement
 		for i, d := range ds {
-			ss = append(ss, bus.Settlement{Token: d.Token, Outputs: output([]string{"good", "forbidden"}[i%2], string(d.Payload))})
+			ss = append(ss, driver.Settlement{Token: d.Token, Outputs: output([]string{"good", "forbidden"}[i%2], string(d.Payload))})
 		}
 		errs := bus.Outcomes(s.SettleWith(within(t), ss), 4)
 		if errs[0] != nil || errs[2] != nil || !errors.Is(errs[1], kerr.TopicAuthorizationFailed) || !errors.Is(errs[3], kerr.TopicAuthorizationFailed) {
@@ -49,7 +50,7 @@ func TestRefusedOutputs(t *testing.T) {
 		}
 		publish(t, b, in, numbers(0, 20)...)
 		s, _ := transactional(t, b, in, "g")
-		var ss []bus.Settlement
+		var ss []driver.Settlement
 		var want []string
 		for i, d := range receive(t, s, 20) {
 			o := append(output(out, fmt.Sprint(i, " one")), output(out, fmt.Sprint(i, " two"))...)
@@ -59,7 +60,7 @@ func TestRefusedOutputs(t *testing.T) {
 			} else {
 				want = append(want, string(o[0].Message.Payload), string(o[1].Message.Payload))
 			}
-			ss = append(ss, bus.Settlement{Token: d.Token, Outputs: o})
+			ss = append(ss, driver.Settlement{Token: d.Token, Outputs: o})
 		}
 		for i, err := range bus.Outcomes(s.SettleWith(within(t), ss), 20) {
 			if refused := i%7 == 3; refused != errors.Is(err, kerr.InvalidRecord) {

@@ -51,7 +51,7 @@ func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was
 
 // mayRepeat says whether records were refused for their batches, and none of their partitions may have taken later ones of the call: then they can
 // be sent again in their order.
-func (d *driver) mayRepeat(records []kgo.Record, errs []error) bool {
+func (d *busDriver) mayRepeat(records []kgo.Record, errs []error) bool {
 	repeat := map[int32]bool{}
 	for i, err := range errs {
 		switch {
@@ -67,7 +67,7 @@ func (d *driver) mayRepeat(records []kgo.Record, errs []error) bool {
 }
 
 // repeat publishes those messages again that were refused for their batches.
-func (d *driver) repeat(ctx context.Context, topic string, msgs []*bus.Message, errs []error) error {
+func (d *busDriver) repeat(ctx context.Context, topic string, msgs []*bus.Message, errs []error) error {
 	var again []*bus.Message
 	var of []int
 	for i, err := range errs {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestPublishedAfterATopicWasUnknown: a topic that brokers did not know for a while is the same as before: what is acknowledged after
@@ -69,7 +70,7 @@ func TestParkedAfterTheTopicHasGrown(t *testing.T) {
 
 // TestParkedAfterTheTopicWasUnknown: as above, of a parking topic.
 func TestParkedAfterTheTopicWasUnknown(t *testing.T) {
-	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver)) {
+	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver)) {
 		c := fakeCluster(t)
 		b := open(t, fakeConfig(c))
 		publish(t, b, "t", texts("a", "b", "c")...)

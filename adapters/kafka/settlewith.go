@@ -10,10 +10,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// SettleWith implements bus.TransactionalSource.
-func (s *source) SettleWith(ctx context.Context, ss []bus.Settlement) error {
+// SettleWith implements driver.TransactionalSource.
+func (s *source) SettleWith(ctx context.Context, ss []driver.Settlement) error {
 	errs := make([]error, len(ss))
 	for {
 		tokens, err := s.settleable(ss, errs)
@@ -45,7 +46,7 @@ func (s *source) SettleWith(ctx context.Context, ss []bus.Settlement) error {
 }
 
 // settleable are the tokens of settlements without an error; stale ones get theirs.
-func (s *source) settleable(ss []bus.Settlement, errs []error) ([]bus.Token, error) {
+func (s *source) settleable(ss []driver.Settlement, errs []error) ([]bus.Token, error) {
 	tokens := make([]bus.Token, 0, len(ss))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,7 +73,7 @@ type writes struct {
 }
 
 // outputsOf are the outputs of settlements without an error, by topic.
-func outputsOf(ss []bus.Settlement, errs []error) []*writes {
+func outputsOf(ss []driver.Settlement, errs []error) []*writes {
 	type batch struct {
 		messages []*bus.Message
 		of       []int

@@ -17,7 +17,7 @@ import (
 
 // source is one member of a group on one topic.
 type source struct {
-	driver   *driver
+	driver   *busDriver
 	sub      bus.Subscription
 	parking  string // the parking topic
 	observer bus.LaneObserver
@@ -74,7 +74,7 @@ type accepted struct {
 	record *kgo.Record
 }
 
-func newSource(d *driver, s bus.Subscription, o bus.LaneObserver, at start) *source {
+func newSource(d *busDriver, s bus.Subscription, o bus.LaneObserver, at start) *source {
 	src := &source{
 		driver:    d,
 		sub:       s,

@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // fake is a cluster with a topic of one partition, a bus, and a client that does what foreign programs do.
@@ -41,7 +42,7 @@ func newFake(tb testing.TB) *fake {
 // lag waits until the group's lag is n. Each look is a request, so it does not spin.
 func (f *fake) lag(tb testing.TB, topic, group string, n int64) {
 	tb.Helper()
-	lagger, _ := bus.As[bus.Lagger](f.bus)
+	lagger, _ := bus.As[driver.Lagger](f.bus)
 	ctx := within(tb)
 	for {
 		lag, err := lagger.Lag(ctx, topic, group)

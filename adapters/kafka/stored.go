@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Stored messages are records of compacted topics: of the poison queue, and of what is parked. The record's key is the
@@ -87,11 +88,11 @@ func decodeOne(r *kgo.Record) *bus.Message {
 }
 
 // unreadable is the entry of a record that cannot be read: its own bytes, and why.
-func unreadable(r *kgo.Record, why error) bus.PoisonEntry {
-	return bus.PoisonEntry{
+func unreadable(r *kgo.Record, why error) driver.PoisonEntry {
+	return driver.PoisonEntry{
 		Message: decodeOne(r), Lane: r.Partition, Position: r.Offset, Time: r.Timestamp,
 		Failure: bus.Failure{
-			Class: bus.Unreadable, First: r.Timestamp, Last: r.Timestamp,
+			Class: driver.Unreadable, First: r.Timestamp, Last: r.Timestamp,
 			Text: fmt.Sprintf("record %d of partition %d of topic %q cannot be read: %v", r.Offset, r.Partition, r.Topic, why),
 		},
 	}

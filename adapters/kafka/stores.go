@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // maxStored bounds a stored record, so that it fits into one request of the client.
@@ -20,7 +21,7 @@ const maxStored = 96 << 20
 
 // ensureStore finds a topic for stored messages, or creates it, whatever the bus does with others: the alternative is to lose what it
 // is for. It takes our largest message and the largest of the topic of origin, if one is named.
-func (d *driver) ensureStore(ctx context.Context, name, origin string, partitions int) error {
+func (d *busDriver) ensureStore(ctx context.Context, name, origin string, partitions int) error {
 	size := d.config.MaxMessage + batchOverhead
 	if origin != "" && !d.topics.has(name) {
 		size = max(size, d.sizeLimit(ctx, origin))
@@ -45,7 +46,7 @@ func (d *driver) ensureStore(ctx context.Context, name, origin string, partition
 // checkStores is an error, in the broker's words, if the topics in which the group keeps poisoned and parked messages cannot have their
 // names: Kafka takes names for the same that differ in dots and underscores only. Everything else that may be in their way passes,
 // or is told when they are needed.
-func (d *driver) checkStores(ctx context.Context, s bus.Subscription) error {
+func (d *busDriver) checkStores(ctx context.Context, s bus.Subscription) error {
 	ctx, cancel := context.WithTimeout(ctx, subscribePatience)
 	defer cancel()
 	names := []string{poisonTopic(s.Group), parkingTopic(s.Group, s.Topic)}
@@ -73,7 +74,7 @@ func expires(configs map[string]string) string {
 }
 
 // configsOf are a topic's settings.
-func (d *driver) configsOf(ctx context.Context, name string) (map[string]string, error) {
+func (d *busDriver) configsOf(ctx context.Context, name string) (map[string]string, error) {
 	described, err := d.adm.DescribeTopicConfigs(ctx, name)
 	if err != nil {
 		return nil, err
@@ -91,7 +92,7 @@ func (d *driver) configsOf(ctx context.Context, name string) (map[string]string,
 }
 
 // sizeLimit is the largest batch that a topic takes; 0 if it is not known.
-func (d *driver) sizeLimit(ctx context.Context, name string) int {
+func (d *busDriver) sizeLimit(ctx context.Context, name string) int {
 	configs, err := d.configsOf(ctx, name)
 	if err != nil {
 		return 0
@@ -108,7 +109,7 @@ func limitIn(configs map[string]string) int {
 }
 
 // makeRoom has a store's topic take records of this size, if we may change its settings.
-func (d *driver) makeRoom(ctx context.Context, name string, size int) error {
+func (d *busDriver) makeRoom(ctx context.Context, name string, size int) error {
 	if size > maxStored {
 		return fmt.Errorf("%d bytes: %w", size, kerr.MessageTooLarge)
 	}
@@ -140,7 +141,7 @@ func (d *driver) makeRoom(ctx context.Context, name string, size int) error {
 
 // write appends records to a store's topic, which exists, and returns what became of each; nil if all are durable. A record that is
 // too large is refused alone: of those in a batch that was too large, each is written again by itself.
-func (d *driver) write(ctx context.Context, op, topic string, records []kgo.Record) []error {
+func (d *busDriver) write(ctx context.Context, op, topic string, records []kgo.Record) []error {
 	errs := d.writeOnce(ctx, op, topic, records)
 	largest := 0
 	for i := range errs {
@@ -174,7 +175,7 @@ func (d *driver) write(ctx context.Context, op, topic string, records []kgo.Reco
 	return errs
 }
 
-func (d *driver) writeOnce(ctx context.Context, op, topic string, records []kgo.Record) []error {
+func (d *busDriver) writeOnce(ctx context.Context, op, topic string, records []kgo.Record) []error {
 	client, err := d.parker.take(d)
 	if err != nil {
 		return failAll(op, topic, len(records), err)
@@ -238,7 +239,7 @@ func storeFailure(op, topic string, err error, isDefinite bool) error {
 
 // failAll is the outcome of records of which none was handed to the client.
 func failAll(op, topic string, n int, err error) []error {
-	return bus.FailAll(n, storeFailure(op, topic, fmt.Errorf("%w: %w", errNotSent, err), true)).Errs
+	return driver.FailAll(n, storeFailure(op, topic, fmt.Errorf("%w: %w", errNotSent, err), true)).Errs
 }
 
 // firstError is the first failure among outcomes.

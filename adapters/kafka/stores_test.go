@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // topicWith makes a topic of one partition with these settings.
@@ -31,16 +32,16 @@ func topicWith(tb testing.TB, b *bus.Bus, topic string, configs ...string) {
 }
 
 // inEachGuarantee runs a test with sources of both kinds.
-func inEachGuarantee(t *testing.T, f func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver))) {
+func inEachGuarantee(t *testing.T, f func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver))) {
 	t.Run("at least once", func(t *testing.T) {
-		f(t, func(b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver) {
+		f(t, func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver) {
 			return parking(t, b, topic, group)
 		})
 	})
 	t.Run("exactly once", func(t *testing.T) {
-		f(t, func(b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver) {
+		f(t, func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver) {
 			s, o := transactional(t, b, topic, group)
-			return s.(bus.ParkingSource), o
+			return s.(driver.ParkingSource), o
 		})
 	})
 }
@@ -69,7 +70,7 @@ func sizes(ds []bus.Delivery) []int {
 
 // TestLargeIsStored: what a topic takes, its parking topic and the poison queue take, too, whatever the bus's own limit is.
 func TestLargeIsStored(t *testing.T) {
-	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver)) {
+	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver)) {
 		eachBroker(t, func(t *testing.T, c kafka.Config) {
 			c.Compression = "none"
 			b := open(t, c)
@@ -116,7 +117,7 @@ func receiveLarge(tb testing.TB, s bus.Source, n int) []bus.Delivery {
 // TestLargeIsRefusedAlone: where the parking topic's limit cannot be raised, what is too large for it is refused for good, and the others
 // are parked.
 func TestLargeIsRefusedAlone(t *testing.T) {
-	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (bus.ParkingSource, *parkingObserver)) {
+	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver)) {
 		for _, batches := range []bool{false, true} { // refused by the client, by the broker with all that is in the batch
 			t.Run(map[bool]string{false: "by the client", true: "by the broker"}[batches], func(t *testing.T) {
 				cluster := fakeCluster(t)
@@ -133,7 +134,7 @@ func TestLargeIsRefusedAlone(t *testing.T) {
 				}
 				s, _ := subscribe(b, "t", "g")
 				ps := parkAll(receiveLarge(t, s, 3))
-				park := func(ps []bus.Parking) []error {
+				park := func(ps []driver.Parking) []error {
 					t.Helper()
 					ctx := within(t)
 					for {

@@ -43,8 +43,8 @@ const (
 	maxFetchBytes = 4 << 20
 )
 
-// Subscribe implements bus.Driver.
-func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+// Subscribe implements driver.Driver.
+func (d *busDriver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if d.isClosed() {
 		return nil, fail("subscribe", s.Topic, bus.ErrClosed)
 	}
@@ -91,7 +91,7 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 }
 
 // fencesTransactions is an error if a broker does not check the member and the generation of a transaction's positions (KIP-447).
-func (d *driver) fencesTransactions(ctx context.Context) error {
+func (d *busDriver) fencesTransactions(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, subscribePatience)
 	defer cancel()
 	return persist(ctx, func() error {
@@ -179,7 +179,7 @@ type start struct {
 
 // start finds out where a new group begins, so that nothing is missed that is published from now on. A group that has
 // a position in the topic is not new: partitions without a position were added later, and begin with their oldest.
-func (d *driver) start(ctx context.Context, s bus.Subscription, id [16]byte) (start, error) {
+func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) (start, error) {
 	at, timed := s.Start.Time()
 	if s.Start == bus.Earliest {
 		return start{}, nil
@@ -228,7 +228,7 @@ func (d *driver) start(ctx context.Context, s bus.Subscription, id [16]byte) (st
 }
 
 // offsets finds where these partitions begin.
-func (d *driver) offsets(ctx context.Context, topic string, partitions []int32, s start) (map[int32]int64, error) {
+func (d *busDriver) offsets(ctx context.Context, topic string, partitions []int32, s start) (map[int32]int64, error) {
 	begin := map[int32]int64{}
 	var oldest, timed bool
 	for _, p := range partitions {

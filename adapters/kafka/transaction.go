@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // commitMark ends the window in a commit's metadata. Within a transaction, what follows is of this transaction alone, so that it can be
@@ -131,7 +132,7 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 	var calls []*call
 	for _, w := range all {
 		if err := s.ensureFor(ctx, w); err != nil {
-			refused.errs[w], refused.exact = bus.FailAll(len(w.records), publishFailure(w.topic, err, true)).Errs, true
+			refused.errs[w], refused.exact = driver.FailAll(len(w.records), publishFailure(w.topic, err, true)).Errs, true
 			return refused
 		}
 	}

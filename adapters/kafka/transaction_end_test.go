@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestFailedTransactionIsAborted at once: the readers of its outputs do not wait for the transaction's timeout.
@@ -25,7 +26,7 @@ func TestFailedTransactionIsAborted(t *testing.T) {
 	s, _ := transactional(t, b, "in", "g")
 	ds := receive(t, s, 1)
 	c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.InvalidCommitOffsetSize})
-	if err := s.SettleWith(within(t), []bus.Settlement{{Token: ds[0].Token, Outputs: output("out", "A")}}); err == nil {
+	if err := s.SettleWith(within(t), []driver.Settlement{{Token: ds[0].Token, Outputs: output("out", "A")}}); err == nil {
 		t.Error("no error")
 	}
 	publish(t, b, "out", texts("end")...)
@@ -81,9 +82,9 @@ func TestEndUnknownAndOneLaneMovedOn(t *testing.T) {
 		resp.Groups = append(resp.Groups, group)
 		return resp, nil, true
 	})
-	var ss []bus.Settlement
+	var ss []driver.Settlement
 	for i, d := range ds {
-		ss = append(ss, bus.Settlement{Token: d.Token, Outputs: output("out", string(rune('A'+i)))})
+		ss = append(ss, driver.Settlement{Token: d.Token, Outputs: output("out", string(rune('A'+i)))})
 	}
 	if err := s.SettleWith(within(t), ss); err != nil {
 		t.Error(err)

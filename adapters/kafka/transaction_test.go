@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -32,7 +33,7 @@ func onePartition(tb testing.TB, b *bus.Bus, topic string) {
 }
 
 // transactional subscribes as a router does that was asked for exactly once.
-func transactional(tb testing.TB, b *bus.Bus, topic, group string) (bus.TransactionalSource, *parkingObserver) {
+func transactional(tb testing.TB, b *bus.Bus, topic, group string) (driver.TransactionalSource, *parkingObserver) {
 	tb.Helper()
 	o := &parkingObserver{observer: newObserver()}
 	s, err := b.Driver().Subscribe(within(tb), bus.Subscription{Topic: topic, Group: group, InFlight: 512, Bytes: 8 << 20, Transactional: true}, o)
@@ -40,11 +41,11 @@ func transactional(tb testing.TB, b *bus.Bus, topic, group string) (bus.Transact
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { closeSource(tb, s) })
-	return s.(bus.TransactionalSource), o
+	return s.(driver.TransactionalSource), o
 }
 
-func output(topic, text string) []bus.Output {
-	return []bus.Output{{Topic: topic, Message: &bus.Message{ID: bus.NewID(), Source: "/s", Time: time.Now(), Payload: []byte(text)}}}
+func output(topic, text string) []driver.Output {
+	return []driver.Output{{Topic: topic, Message: &bus.Message{ID: bus.NewID(), Source: "/s", Time: time.Now(), Payload: []byte(text)}}}
 }
 
 // TestExactlyOnce: whatever breaks, and whoever dies, each message's output is there once, in the order of its key.
@@ -189,7 +190,7 @@ func TestTransactionOfWhoIsOwnerNoMore(t *testing.T) {
 		publish(t, b, in, texts("a", "b", "c")...)
 		s, _ := transactional(t, b, in, group)
 		ds := receive(t, s, 3)
-		done := []bus.Settlement{{Token: ds[0].Token, Outputs: output(out, "A")}}
+		done := []driver.Settlement{{Token: ds[0].Token, Outputs: output(out, "A")}}
 		if err := s.SettleWith(within(t), done); err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +200,7 @@ func TestTransactionOfWhoIsOwnerNoMore(t *testing.T) {
 		if got := payloads(ds2); !slices.Equal(got, []string{"b", "c"}) {
 			t.Fatalf("got %v", got)
 		}
-		stale := []bus.Settlement{
+		stale := []driver.Settlement{
 			{Token: ds2[0].Token, Outputs: output(out, "B")},
 			{Token: ds[2].Token, Outputs: output(out, "stale")},
 		}
@@ -207,7 +208,7 @@ func TestTransactionOfWhoIsOwnerNoMore(t *testing.T) {
 		if errs[0] != nil || !errors.Is(errs[1], bus.ErrStale) {
 			t.Errorf("got %v", errs)
 		}
-		if err := s2.SettleWith(within(t), []bus.Settlement{{Token: ds2[1].Token, Outputs: output(out, "C")}}); err != nil {
+		if err := s2.SettleWith(within(t), []driver.Settlement{{Token: ds2[1].Token, Outputs: output(out, "C")}}); err != nil {
 			t.Error(err)
 		}
 		outs := subscribe(t, b, out, group, bus.Earliest, newObserver())
@@ -226,7 +227,7 @@ func TestOutputsRefused(t *testing.T) {
 		publish(t, b, in, texts("a", "b", "c")...)
 		s, _ := transactional(t, b, in, group)
 		ds := receive(t, s, 3)
-		ss := []bus.Settlement{
+		ss := []driver.Settlement{
 			{Token: ds[0].Token, Outputs: output(out, "A")},
 			{Token: ds[1].Token, Outputs: output(out, strings.Repeat("b", 3<<20))},
 			{Token: ds[2].Token, Outputs: output(out, "C")},
@@ -270,7 +271,7 @@ func TestEndOfTransactionUnknown(t *testing.T) {
 				return nil, errors.New("cut"), !committed
 			})
 			for i, text := range []string{"A", "B"} {
-				ss := []bus.Settlement{{Token: ds[i].Token, Outputs: output("out", text)}}
+				ss := []driver.Settlement{{Token: ds[i].Token, Outputs: output("out", text)}}
 				for err := s.SettleWith(within(t), ss); err != nil; err = s.SettleWith(within(t), ss) {
 					if !bus.IsRetryable(err) { // what was cut may be under way for a while
 						t.Fatal(err)
@@ -371,14 +372,14 @@ func TestParkingInTransactions(t *testing.T) {
 		publish(t, b, in, texts("a", "b", "c")...)
 		s, _ := transactional(t, b, in, group)
 		ps := parkAll(receive(t, s, 3))
-		source := s.(bus.ParkingSource)
+		source := s.(driver.ParkingSource)
 		if err := source.Park(within(t), ps[:2]); err != nil {
 			t.Fatal(err)
 		}
-		if got := fetched(t, source, []bus.Parked{{Token: ps[0].Token}, {Token: ps[1].Token}}); !slices.Equal(got, []string{"a", "b"}) {
+		if got := fetched(t, source, []driver.Parked{{Token: ps[0].Token}, {Token: ps[1].Token}}); !slices.Equal(got, []string{"a", "b"}) {
 			t.Errorf("parked are %v", got)
 		}
-		if err := s.SettleWith(within(t), []bus.Settlement{{Token: ps[0].Token, Outputs: output(out, "A")}}); err != nil {
+		if err := s.SettleWith(within(t), []driver.Settlement{{Token: ps[0].Token, Outputs: output(out, "A")}}); err != nil {
 			t.Fatal(err)
 		}
 		closeSource(t, s)
@@ -386,7 +387,7 @@ func TestParkingInTransactions(t *testing.T) {
 		if got := payloads(receive(t, s, 1)); got[0] != "c" {
 			t.Errorf("got %v", got)
 		}
-		if got := fetched(t, s.(bus.ParkingSource), o.told(t, 1)); !slices.Equal(got, []string{"b"}) {
+		if got := fetched(t, s.(driver.ParkingSource), o.told(t, 1)); !slices.Equal(got, []string{"b"}) {
 			t.Errorf("parked are %v", got)
 		}
 		outs := subscribe(t, b, out, group, bus.Earliest, newObserver())

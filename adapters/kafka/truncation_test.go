@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // TestLogWasCutOff: what was finished of a log that is gone says nothing of the messages that came to its offsets later.
@@ -69,7 +70,7 @@ func TestCutOffWithMessagesInFlight(t *testing.T) {
 		old := receive(t, s, 10)
 		settle(t, s, old[0], old[2], old[7])
 		park := parkAll(old[3:4])
-		if err := s.(bus.ParkingSource).Park(within(t), park); err != nil {
+		if err := s.(driver.ParkingSource).Park(within(t), park); err != nil {
 			t.Fatal(err)
 		}
 		kafka.CutOff(s, 0, 5)
@@ -83,7 +84,7 @@ func TestCutOffWithMessagesInFlight(t *testing.T) {
 		if err := s.Settle(within(t), []bus.Token{old[1].Token}); !errors.Is(err, bus.ErrStale) {
 			t.Errorf("a token of before: %v", err)
 		}
-		if got := fetched(t, s.(bus.ParkingSource), o.told(t, 1)); !slices.Equal(got, []string{"3"}) {
+		if got := fetched(t, s.(driver.ParkingSource), o.told(t, 1)); !slices.Equal(got, []string{"3"}) {
 			t.Errorf("parked are %q", got)
 		}
 		settle(t, s, again...)

@@ -10,7 +10,7 @@ import (
 )
 
 // driver is one opened bus on a store.
-type driver struct {
+type busDriver struct {
 	store *store
 
 	mu      sync.Mutex
@@ -19,8 +19,8 @@ type driver struct {
 	closed  chan struct{}
 }
 
-// Capabilities implements bus.Driver.
-func (d *driver) Capabilities() bus.Capabilities {
+// Capabilities implements driver.Driver.
+func (d *busDriver) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Broker: "memory", Replay: true, StartAt: true, Parking: true, MaxMessage: d.store.config.Bytes}
 }
 
@@ -28,8 +28,8 @@ func fail(op, topic string, err error) error {
 	return &bus.Error{Op: op, Broker: "memory", Topic: topic, Err: err, Definite: true, Retryable: !errors.Is(err, bus.ErrClosed)}
 }
 
-// Publish implements bus.Driver.
-func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+// Publish implements driver.Driver.
+func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	n, err := d.store.topic(topic).append(ctx, d.closed, msgs)
 	if err == nil {
 		return nil
@@ -41,8 +41,8 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 	return &bus.PublishError{Errs: errs}
 }
 
-// Subscribe implements bus.Driver.
-func (d *driver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+// Subscribe implements driver.Driver.
+func (d *busDriver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if at, ok := s.Start.Time(); ok && at.IsZero() {
 		return nil, fail("subscribe", s.Topic, fmt.Errorf("%w: start at the zero time", bus.ErrInvalid))
 	}
@@ -60,13 +60,13 @@ func (d *driver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneObse
 	return src, nil
 }
 
-// Lag implements bus.Lagger.
-func (d *driver) Lag(_ context.Context, topic, group string) (int64, error) {
+// Lag implements driver.Lagger.
+func (d *busDriver) Lag(_ context.Context, topic, group string) (int64, error) {
 	return d.store.topic(topic).lag(group)
 }
 
-// Close implements bus.Driver.
-func (d *driver) Close(ctx context.Context) error {
+// Close implements driver.Driver.
+func (d *busDriver) Close(ctx context.Context) error {
 	d.mu.Lock()
 	if d.isOver {
 		d.mu.Unlock()

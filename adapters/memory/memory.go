@@ -36,9 +36,10 @@ import (
 	"sync/atomic"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-func init() { bus.RegisterDriver("memory", fromURL) }
+func init() { driver.Register("memory", fromURL) }
 
 // Config configures a memory bus. A field that is zero has its default.
 type Config struct {
@@ -60,7 +61,7 @@ const (
 	DefaultRetain   = 10_000
 )
 
-func fromURL(_ context.Context, p *bus.Params) (bus.Driver, error) {
+func fromURL(_ context.Context, p *driver.Params) (driver.Driver, error) {
 	u := p.URL()
 	if u.Host != "" || u.Path != "" || u.User != nil {
 		p.Fail("want memory: or memory:NAME, without slashes")
@@ -89,7 +90,7 @@ func Open(c Config, opts ...bus.Option) (*bus.Bus, error) {
 	return bus.New(d, opts...), nil
 }
 
-func open(c Config) (*driver, error) {
+func open(c Config) (*busDriver, error) {
 	if c.Capacity == 0 {
 		c.Capacity = DefaultCapacity
 	}
@@ -105,7 +106,7 @@ func open(c Config) (*driver, error) {
 	if c.Capacity < 1 || c.Bytes < 1 || c.Retain < 0 || c.Retain > c.Capacity {
 		return nil, fmt.Errorf("memory: %w: Capacity %d, Bytes %d, Retain %d: want at least 1, at least 1, and -1 to Capacity", bus.ErrInvalid, c.Capacity, c.Bytes, c.Retain)
 	}
-	return &driver{store: shared.open(c), sources: map[*source]struct{}{}, closed: make(chan struct{})}, nil
+	return &busDriver{store: shared.open(c), sources: map[*source]struct{}{}, closed: make(chan struct{})}, nil
 }
 
 // shared are the stores that have a name.

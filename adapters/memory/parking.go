@@ -6,18 +6,19 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parkedMessages are those of one lane of a group, by position. Guarded by the topic's lock.
 type parkedMessages struct {
-	byPosition map[int64]bus.Parking
+	byPosition map[int64]driver.Parking
 	last       int64 // the last position that was given out
 }
 
 // put stores p at its place, or behind all others.
-func (m *parkedMessages) put(p *bus.Parking, lane int32, epoch uint64) {
+func (m *parkedMessages) put(p *driver.Parking, lane int32, epoch uint64) {
 	if m.byPosition == nil {
-		m.byPosition = map[int64]bus.Parking{}
+		m.byPosition = map[int64]driver.Parking{}
 	}
 	if !p.Token.Parked {
 		m.last++
@@ -30,23 +31,23 @@ func (m *parkedMessages) put(p *bus.Parking, lane int32, epoch uint64) {
 }
 
 // all returns what the owner of the lane has to know, in order.
-func (m *parkedMessages) all(epoch uint64) []bus.Parked {
-	ps := make([]bus.Parked, 0, len(m.byPosition))
+func (m *parkedMessages) all(epoch uint64) []driver.Parked {
+	ps := make([]driver.Parked, 0, len(m.byPosition))
 	for _, p := range m.byPosition {
 		ps = append(ps, parkedOf(&p, epoch))
 	}
-	slices.SortFunc(ps, func(a, b bus.Parked) int { return int(a.Position - b.Position) })
+	slices.SortFunc(ps, func(a, b driver.Parked) int { return int(a.Position - b.Position) })
 	return ps
 }
 
-func parkedOf(p *bus.Parking, epoch uint64) bus.Parked {
+func parkedOf(p *driver.Parking, epoch uint64) driver.Parked {
 	token := p.Token
 	token.Epoch = epoch
-	return bus.Parked{Token: token, Key: p.Key, Due: p.Due, Free: p.Free}
+	return driver.Parked{Token: token, Key: p.Key, Due: p.Due, Free: p.Free}
 }
 
-// Park implements bus.ParkingSource.
-func (s *source) Park(_ context.Context, ps []bus.Parking) error {
+// Park implements driver.ParkingSource.
+func (s *source) Park(_ context.Context, ps []driver.Parking) error {
 	t := s.topic
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -76,7 +77,7 @@ func (s *source) Park(_ context.Context, ps []bus.Parking) error {
 	return nil
 }
 
-// Fetch implements bus.ParkingSource.
+// Fetch implements driver.ParkingSource.
 func (s *source) Fetch(_ context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	t := s.topic
 	t.mu.Lock()
@@ -101,8 +102,8 @@ func (s *source) Fetch(_ context.Context, tokens []bus.Token, dst []bus.Delivery
 	return n, nil
 }
 
-// Inject implements bus.Injector.
-func (d *driver) Inject(_ context.Context, topic, group string, ps []bus.Parking) error {
+// Inject implements driver.Injector.
+func (d *busDriver) Inject(_ context.Context, topic, group string, ps []driver.Parking) error {
 	d.mu.Lock()
 	over := d.isOver
 	d.mu.Unlock()
@@ -125,7 +126,7 @@ func (d *driver) Inject(_ context.Context, topic, group string, ps []bus.Parking
 			continue
 		}
 		l := &g.lanes[id]
-		change := bus.Parked{Token: p.Token}
+		change := driver.Parked{Token: p.Token}
 		if p.Token.Parked {
 			if old, ok := l.parked.byPosition[p.Position]; !ok || old.ID != p.Message.ID {
 				continue // it is gone, or another one has its place
@@ -141,7 +142,7 @@ func (d *driver) Inject(_ context.Context, topic, group string, ps []bus.Parking
 		}
 		if l.owner != nil {
 			change.Epoch = l.epoch
-			tell(l.owner.observer, []bus.Parked{change})
+			tell(l.owner.observer, []driver.Parked{change})
 		}
 	}
 	return nil
@@ -159,8 +160,8 @@ func (s *source) lane(t bus.Token) *groupLane {
 }
 
 // tell tells a router of parked messages, if it can handle them.
-func tell(o bus.LaneObserver, ps []bus.Parked) {
-	if po, ok := o.(bus.ParkingObserver); ok && len(ps) > 0 {
+func tell(o bus.LaneObserver, ps []driver.Parked) {
+	if po, ok := o.(driver.ParkingObserver); ok && len(ps) > 0 {
 		po.Parked(ps)
 	}
 }

@@ -7,18 +7,19 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // nobody takes lanes and parked messages without a look.
-type nobody struct{ bus.ParkingObserver }
+type nobody struct{ driver.ParkingObserver }
 
 func (nobody) Assigned([]bus.Lane)                  {}
 func (nobody) Revoking(context.Context, []bus.Lane) {}
 func (nobody) Lost([]bus.Lane, error)               {}
-func (nobody) Parked([]bus.Parked)                  {}
+func (nobody) Parked([]driver.Parked)               {}
 
 // parkOne makes a group with one message, "mine", that is parked.
-func parkOne(t *testing.T) (bus.Injector, bus.ParkingSource, bus.Parking) {
+func parkOne(t *testing.T) (driver.Injector, driver.ParkingSource, driver.Parking) {
 	t.Helper()
 	b, err := memory.Open(memory.Config{})
 	if err != nil {
@@ -36,17 +37,17 @@ func parkOne(t *testing.T) (bus.Injector, bus.ParkingSource, bus.Parking) {
 	if _, err := s.Receive(t.Context(), dst, 1000); err != nil {
 		t.Fatal(err)
 	}
-	source := s.(bus.ParkingSource)
-	ps := []bus.Parking{{Delivery: dst[0], Due: time.Now()}}
+	source := s.(driver.ParkingSource)
+	ps := []driver.Parking{{Delivery: dst[0], Due: time.Now()}}
 	if err := source.Park(t.Context(), ps); err != nil {
 		t.Fatal(err)
 	}
-	injector, _ := bus.As[bus.Injector](b)
+	injector, _ := bus.As[driver.Injector](b)
 	return injector, source, ps[0]
 }
 
 // stored returns the id of what is parked at a place, "" if there is nothing.
-func stored(t *testing.T, source bus.ParkingSource, p bus.Token) string {
+func stored(t *testing.T, source driver.ParkingSource, p bus.Token) string {
 	t.Helper()
 	dst := make([]bus.Delivery, 1)
 	n, err := source.Fetch(t.Context(), []bus.Token{p}, dst)
@@ -66,7 +67,7 @@ func TestInjectLeavesAnotherMessageAlone(t *testing.T) {
 		other := p
 		other.Withdraw = withdraw
 		other.Message = &bus.Message{ID: "other", Key: "k"}
-		if err := injector.Inject(t.Context(), "t", "g", []bus.Parking{other}); err != nil {
+		if err := injector.Inject(t.Context(), "t", "g", []driver.Parking{other}); err != nil {
 			t.Fatal(err)
 		}
 		if got := stored(t, source, p.Token); got != "mine" {
@@ -75,7 +76,7 @@ func TestInjectLeavesAnotherMessageAlone(t *testing.T) {
 		p.Withdraw = withdraw
 		p.Message = p.Message.Clone()
 		p.Message.Type = "edited"
-		if err := injector.Inject(t.Context(), "t", "g", []bus.Parking{p}); err != nil {
+		if err := injector.Inject(t.Context(), "t", "g", []driver.Parking{p}); err != nil {
 			t.Fatal(err)
 		}
 		want := "mine"
@@ -93,10 +94,10 @@ func TestWithdrawnIsNotParkedAgain(t *testing.T) {
 	injector, source, p := parkOne(t)
 	w := p
 	w.Withdraw = true
-	if err := injector.Inject(t.Context(), "t", "g", []bus.Parking{w}); err != nil {
+	if err := injector.Inject(t.Context(), "t", "g", []driver.Parking{w}); err != nil {
 		t.Fatal(err)
 	}
-	if err := source.Park(t.Context(), []bus.Parking{p}); err != nil {
+	if err := source.Park(t.Context(), []driver.Parking{p}); err != nil {
 		t.Fatal(err)
 	}
 	if got := stored(t, source, p.Token); got != "" {

@@ -7,17 +7,18 @@ import (
 	"sync"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // poisonStore keeps the entries of one group, in the order in which they first came.
 type poisonStore struct {
 	mu    sync.Mutex
-	order list.List // of bus.PoisonEntry
+	order list.List // of driver.PoisonEntry
 	byID  map[string]*list.Element
 }
 
-// Poison implements bus.Driver.
-func (d *driver) Poison(_ context.Context, group string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver.
+func (d *busDriver) Poison(_ context.Context, group string) (driver.PoisonStore, error) {
 	select {
 	case <-d.closed:
 		return nil, fail("poison", "", bus.ErrClosed)
@@ -33,8 +34,8 @@ func (d *driver) Poison(_ context.Context, group string) (bus.PoisonStore, error
 	return s, nil
 }
 
-// Put implements bus.PoisonStore.
-func (s *poisonStore) Put(_ context.Context, entries ...bus.PoisonEntry) error {
+// Put implements driver.PoisonStore.
+func (s *poisonStore) Put(_ context.Context, entries ...driver.PoisonEntry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range entries {
@@ -48,18 +49,18 @@ func (s *poisonStore) Put(_ context.Context, entries ...bus.PoisonEntry) error {
 	return nil
 }
 
-// List implements bus.PoisonStore.
-func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
-	return func(yield func(bus.PoisonEntry, error) bool) {
+// List implements driver.PoisonStore.
+func (s *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
+	return func(yield func(driver.PoisonEntry, error) bool) {
 		s.mu.Lock()
-		entries := make([]bus.PoisonEntry, 0, s.order.Len())
+		entries := make([]driver.PoisonEntry, 0, s.order.Len())
 		for at := s.order.Front(); at != nil; at = at.Next() {
-			entries = append(entries, at.Value.(bus.PoisonEntry))
+			entries = append(entries, at.Value.(driver.PoisonEntry))
 		}
 		s.mu.Unlock()
 		for _, e := range entries {
 			if err := ctx.Err(); err != nil {
-				yield(bus.PoisonEntry{}, err)
+				yield(driver.PoisonEntry{}, err)
 				return
 			}
 			e.Message = e.Message.Clone()
@@ -70,7 +71,7 @@ func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 	}
 }
 
-// Remove implements bus.PoisonStore.
+// Remove implements driver.PoisonStore.
 func (s *poisonStore) Remove(_ context.Context, ids ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

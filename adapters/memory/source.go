@@ -10,7 +10,7 @@ import (
 
 // source is one member of a group on one topic. Its fields are guarded by the topic's lock.
 type source struct {
-	driver   *driver
+	driver   *busDriver
 	topic    *topic
 	group    *group
 	observer bus.LaneObserver

@@ -16,7 +16,7 @@ import (
 // The benchmarks compare with the client library alone, on the same topology: durable, confirmed, mandatory, with
 // headers of the same number and size.
 
-func benchTopic(b *testing.B) (string, *driver, bus.Source) {
+func benchTopic(b *testing.B) (string, *busDriver, bus.Source) {
 	c := brokerConfig(b)
 	topic := newTopic(b, "g")
 	d := openDriver(b, c)
@@ -117,7 +117,7 @@ func BenchmarkPublish(b *testing.B) {
 }
 
 func BenchmarkConsume(b *testing.B) {
-	fill := func(b *testing.B, d *driver, topic string) {
+	fill := func(b *testing.B, d *busDriver, topic string) {
 		for i := 0; i < b.N; i += 500 {
 			ms := make([]*bus.Message, min(500, b.N-i))
 			for k := range ms {

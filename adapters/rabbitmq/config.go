@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 func init() {
-	bus.RegisterDriver("amqp", fromURL)
-	bus.RegisterDriver("amqps", fromURL)
+	driver.Register("amqp", fromURL)
+	driver.Register("amqps", fromURL)
 }
 
 // Defaults of [Config].
@@ -82,14 +83,14 @@ func (c Config) GoString() string { return c.String() }
 
 // ParseURL reads the configuration from a URL, which the package's documentation describes.
 func ParseURL(rawURL string) (Config, error) {
-	p, err := bus.ParseParams(rawURL)
+	p, err := driver.ParseParams(rawURL)
 	if err != nil {
 		return Config{}, err
 	}
 	return fromParams(p)
 }
 
-func fromURL(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	c, err := fromParams(p)
 	if err != nil {
 		return nil, err
@@ -112,7 +113,7 @@ func Open(ctx context.Context, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	return bus.New(d, opts...), nil
 }
 
-func fromParams(p *bus.Params) (Config, error) {
+func fromParams(p *driver.Params) (Config, error) {
 	u := p.URL()
 	c := Config{
 		Name:       p.Text("name", ""),

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/conformance"
 )
 
@@ -61,23 +62,23 @@ func (n *names) delete(t *testing.T, c Config) {
 
 // noting is a driver that notes the names.
 type noting struct {
-	*driver
+	*busDriver
 	names *names
 }
 
 func (n *noting) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	n.names.add(topic, "")
-	return n.driver.Publish(ctx, topic, msgs)
+	return n.busDriver.Publish(ctx, topic, msgs)
 }
 
 func (n *noting) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	n.names.add(s.Topic, s.Group)
-	return n.driver.Subscribe(ctx, s, o)
+	return n.busDriver.Subscribe(ctx, s, o)
 }
 
-func (n *noting) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (n *noting) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	n.names.mu.Lock()
 	n.names.poison[group] = true
 	n.names.mu.Unlock()
-	return n.driver.Poison(ctx, group)
+	return n.busDriver.Poison(ctx, group)
 }

@@ -8,6 +8,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // answerPatience is how long a lane's queue may take to confirm a marker before nobody registers with it.
@@ -194,8 +195,8 @@ func (c *consumer) arrive(ctx context.Context, m *amqp.Delivery) error {
 // assign makes the lane this member's: the first delivery says that it is the active consumer.
 func (c *consumer) assign(ctx context.Context) error {
 	s := c.lane.source
-	o, parks := s.observer.(bus.ParkingObserver)
-	var parked []bus.Parked
+	o, parks := s.observer.(driver.ParkingObserver)
+	var parked []driver.Parked
 	if parks {
 		var err error
 		if parked, err = c.openParking(ctx); err != nil {

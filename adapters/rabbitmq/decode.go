@@ -8,6 +8,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
 
@@ -138,6 +139,6 @@ func addHeaders(m *bus.Message, rest []header, order []any) {
 // of this delivery: when the message is delivered again, it has another.
 func identify(m *bus.Message, topic string, t bus.Token) {
 	if m.ID == "" {
-		m.ID = bus.TransientID(topic, t)
+		m.ID = driver.TransientID(topic, t)
 	}
 }

@@ -62,7 +62,7 @@
 // majority. The driver goes on trying. While the node is down that has the queue of the members, they cannot be counted, and each
 // keeps the lanes that it has.
 //
-// What is parked ([bus.ParkingSource]) is stored in a queue of its own for each lane, 50,000 messages at most, and replayed ones beside
+// What is parked ([driver.ParkingSource]) is stored in a queue of its own for each lane, 50,000 messages at most, and replayed ones beside
 // them. All of it is delivered to the lane's owner when it takes the lane, and again after ten minutes; so a consumer_timeout of the server
 // must be longer than that. An owner keeps some two hundred bytes of each message in memory. More than 65,535 records in one such queue
 // slow down all that is parked there; replays are refused from 60,000 on. While an alarm of the broker blocks publishers,
@@ -141,7 +141,7 @@
 // # Native client
 //
 // [bus.As] finds *amqp091.Connection, the connection that publishes, while there is one. Open channels of your own on it
-// and do not close it; after a repair there is another. It also finds [bus.Pinger], and [bus.Lagger], which counts what
+// and do not close it; after a repair there is another. It also finds [driver.Pinger], and [driver.Lagger], which counts what
 // waits in the group's queues and what members in this process hold; what members in other processes hold is not
 // counted, as RabbitMQ does not tell it over AMQP.
 package rabbitmq

@@ -7,10 +7,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// driver implements bus.Driver.
-type driver struct {
+// driver implements driver.Driver.
+type busDriver struct {
 	cfg     Config
 	parking parkingBounds
 	pub     *publisher
@@ -25,7 +26,7 @@ type driver struct {
 	turns   map[string]chan struct{} // by topic: see lockTopic
 }
 
-func open(ctx context.Context, c Config) (*driver, error) {
+func open(ctx context.Context, c Config) (*busDriver, error) {
 	c, err := c.complete()
 	if err != nil {
 		return nil, err
@@ -34,7 +35,7 @@ func open(ctx context.Context, c Config) (*driver, error) {
 	if err := l.connect(ctx); err != nil {
 		return nil, fail("open", "", err)
 	}
-	d := &driver{
+	d := &busDriver{
 		cfg: c, parking: defaultParkingBounds, pub: newPublisher(c, l), consume: newLink(c, "consume"), closed: make(chan struct{}),
 		sources: map[*source]struct{}{}, turns: map[string]chan struct{}{},
 	}
@@ -42,8 +43,8 @@ func open(ctx context.Context, c Config) (*driver, error) {
 	return d, nil
 }
 
-// Publish implements bus.Driver.
-func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+// Publish implements driver.Driver.
+func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	err := bus.CheckName("topic", topic)
 	if err == nil {
 		err = ctx.Err()
@@ -52,7 +53,7 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 		err = bus.ErrClosed
 	}
 	if err != nil {
-		return bus.FailAll(len(msgs), &bus.Error{
+		return driver.FailAll(len(msgs), &bus.Error{
 			Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: retryable(err),
 		})
 	}
@@ -61,7 +62,7 @@ func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 }
 
 // enter counts a call that Close waits for, unless Close has begun.
-func (d *driver) enter() bool {
+func (d *busDriver) enter() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closing.Err() != nil {
@@ -71,7 +72,7 @@ func (d *driver) enter() bool {
 	return true
 }
 
-func (d *driver) register(s *source) bool {
+func (d *busDriver) register(s *source) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closing.Err() != nil {
@@ -81,19 +82,19 @@ func (d *driver) register(s *source) bool {
 	return true
 }
 
-func (d *driver) unregister(s *source) {
+func (d *busDriver) unregister(s *source) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.sources, s)
 }
 
-// Capabilities implements bus.Driver.
-func (d *driver) Capabilities() bus.Capabilities {
+// Capabilities implements driver.Driver.
+func (d *busDriver) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Broker: broker, Durable: true, Parking: true, MaxMessage: d.cfg.MaxMessage}
 }
 
-// Ping implements bus.Pinger: it asks the broker on each connection that is in use.
-func (d *driver) Ping(ctx context.Context) error {
+// Ping implements driver.Pinger: it asks the broker on each connection that is in use.
+func (d *busDriver) Ping(ctx context.Context) error {
 	links := []*link{d.pub.link}
 	if d.consume.used() {
 		links = append(links, d.consume)
@@ -110,10 +111,10 @@ func (d *driver) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Lag implements bus.Lagger. It counts what waits in the group's queues, and what this process's members hold
+// Lag implements driver.Lagger. It counts what waits in the group's queues, and what this process's members hold
 // unsettled. What members in other processes hold is not counted, at most the in-flight bound of each: RabbitMQ does
 // not tell it over AMQP.
-func (d *driver) Lag(ctx context.Context, topic, group string) (int64, error) {
+func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error) {
 	if err := checkNames(topic, group); err != nil {
 		return 0, fail("lag", topic, err)
 	}
@@ -151,7 +152,7 @@ func (d *driver) Lag(ctx context.Context, topic, group string) (int64, error) {
 
 // As implements the method that bus.As looks for: **amqp091.Connection is given the connection that publishes, while
 // there is one.
-func (d *driver) As(target any) bool {
+func (d *busDriver) As(target any) bool {
 	t, ok := target.(**amqp.Connection)
 	if !ok {
 		return false
@@ -164,8 +165,8 @@ func (d *driver) As(target any) bool {
 	return true
 }
 
-// Close implements bus.Driver. It waits for publishes that were sent; those that wait for a connection fail.
-func (d *driver) Close(ctx context.Context) error {
+// Close implements driver.Driver. It waits for publishes that were sent; those that wait for a connection fail.
+func (d *busDriver) Close(ctx context.Context) error {
 	d.mu.Lock()
 	first := d.closing.Err() == nil
 	d.shut()
@@ -189,7 +190,7 @@ func (d *driver) Close(ctx context.Context) error {
 }
 
 // end closes everything within ctx, and without regard to what is under way when ctx ends.
-func (d *driver) end(ctx context.Context, sources []*source) {
+func (d *busDriver) end(ctx context.Context, sources []*source) {
 	d.pub.link.stop()
 	var closing sync.WaitGroup
 	for _, s := range sources {

@@ -22,7 +22,7 @@ type groupState struct {
 
 // prepare declares topic and group, and attaches the group to the topic. A group's first member also decides where
 // the group starts.
-func (d *driver) prepare(ctx context.Context, t *topology, sub bus.Subscription) (groupState, error) {
+func (d *busDriver) prepare(ctx context.Context, t *topology, sub bus.Subscription) (groupState, error) {
 	group := groupName(sub.Topic, sub.Group)
 	if err := t.declareTopic(d.cfg, sub.Topic); err != nil {
 		return groupState{}, err
@@ -98,7 +98,7 @@ func (t *topology) state(group string, lanes int) (groupState, error) {
 
 // lockFor excludes all other processes, and other callers in this one, from what is to be made. For a topic, that is attaching a group to it:
 // while the first group takes over what was kept, a second one that attached would end the keeping too early for it.
-func (d *driver) lockFor(ctx context.Context, t *topology, name string) (unlock func(), err error) {
+func (d *busDriver) lockFor(ctx context.Context, t *topology, name string) (unlock func(), err error) {
 	d.mu.Lock()
 	turn := d.turns[name]
 	if turn == nil {
@@ -187,7 +187,7 @@ func marker(kind string) amqp.Publishing {
 // sweep republishes what came into the unrouted queue of a topic that has groups: messages that the broker was just
 // routing when the first group was attached. They go to all groups. The caller is a member of a group that took over
 // what was kept, so that nothing else is in the queue.
-func (d *driver) sweep(ctx context.Context, t *topology, topic string) error {
+func (d *busDriver) sweep(ctx context.Context, t *topology, topic string) error {
 	kept, _, err := t.queue(unroutedName(topic))
 	if err != nil || kept.Messages == 0 { // or there was no answer: then the next sweep finds them
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // A group has the number of lanes that it was created with, whatever its members are configured to.
@@ -409,7 +410,7 @@ func TestLanesOfLongNames(t *testing.T) {
 			t.Errorf("lag %d, %v", lag, err)
 		}
 	}
-	if err := eight.Inject(ctx, topic, group, []bus.Parking{{Delivery: held[0]}}); err != nil {
+	if err := eight.Inject(ctx, topic, group, []driver.Parking{{Delivery: held[0]}}); err != nil {
 		t.Error(err)
 	}
 	if err := eight.Inject(ctx, topic, "nobody", nil); !errors.Is(err, bus.ErrNotFound) {

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 const (
@@ -19,8 +20,8 @@ const (
 	maxWaiting = maxParked + 10_000
 )
 
-// Inject implements bus.Injector.
-func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+// Inject implements driver.Injector.
+func (d *busDriver) Inject(ctx context.Context, topic, group string, ps []driver.Parking) error {
 	err := checkNames(topic, group)
 	if err == nil && !d.enter() {
 		err = bus.ErrClosed
@@ -38,7 +39,7 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 	if err != nil {
 		return fail("inject", topic, err)
 	}
-	commands := make([]*bus.Parking, 0, len(ps))
+	commands := make([]*driver.Parking, 0, len(ps))
 	queues := map[string]bool{}
 	for i := range ps {
 		if lane := laneFor(&ps[i], lanes); lane < lanes { // else it is gone, with its lane
@@ -59,7 +60,7 @@ func (d *driver) Inject(ctx context.Context, topic, group string, ps []bus.Parki
 }
 
 // laneFor is the lane to which a command goes; it is lanes if there is none.
-func laneFor(p *bus.Parking, lanes int) int {
+func laneFor(p *driver.Parking, lanes int) int {
 	switch {
 	case !p.Token.Parked:
 		return slot(p.Key) % lanes
@@ -85,7 +86,7 @@ func (t *topology) haveRoom(queues map[string]bool, most int) error {
 }
 
 // inject makes the record of a command.
-func inject(p *bus.Parking, group string, lanes int, x *parcel) (err error) {
+func inject(p *driver.Parking, group string, lanes int, x *parcel) (err error) {
 	kind := parkReplace
 	switch {
 	case p.Withdraw:
@@ -147,7 +148,7 @@ func (p *parking) carryOut(commands []amqp.Delivery) {
 }
 
 // understand removes what is withdrawn, and returns what is to be stored.
-func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []bus.Parked) {
+func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []driver.Parked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range commands {
@@ -162,7 +163,7 @@ func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []b
 		if kind == parkWithdraw {
 			p.remove(position)
 			p.ackLocked(c.DeliveryTag)
-			told = append(told, bus.Parked{Token: parkedToken(p.lane, position), Withdrawn: true})
+			told = append(told, driver.Parked{Token: parkedToken(p.lane, position), Withdrawn: true})
 			continue
 		}
 		o := order{command: c, record: republish(c), position: position, revision: p.revise(position)}
@@ -174,7 +175,7 @@ func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []b
 
 // carriedOut tells of what is stored, and returns what is to be tried again.
 func (p *parking) carriedOut(orders []order, errs []error) (left []order) {
-	var told []bus.Parked
+	var told []driver.Parked
 	p.mu.Lock()
 	for i := range orders {
 		o := &orders[i]

@@ -24,7 +24,7 @@ type mover struct {
 }
 
 // withMover takes the topic's lock and runs f.
-func (d *driver) withMover(ctx context.Context, topic string, f func(ctx context.Context, m *mover) error) error {
+func (d *busDriver) withMover(ctx context.Context, topic string, f func(ctx context.Context, m *mover) error) error {
 	conn, err := newLink(d.cfg, "setup").dial(ctx)
 	if err != nil {
 		return err

@@ -10,10 +10,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // limitQueue makes a queue as another version did, or as a policy changes it: the broker drops what it takes back more than limit times.
-func limitQueue(t testing.TB, d *driver, name string, limit int64) {
+func limitQueue(t testing.TB, d *busDriver, name string, limit int64) {
 	t.Helper()
 	_, err := call(testContext(t), d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
 		return struct{}{}, tp.declareQueue(name, amqp.Table{amqp.QueueTypeArg: Quorum, amqp.SingleActiveConsumerArg: true, "x-delivery-limit": limit})
@@ -63,9 +64,9 @@ func TestParkedOutlivesRefreshes(t *testing.T) {
 	if err := s.Park(ctx, ps); err != nil {
 		t.Fatal(err)
 	}
-	var told []bus.Parked
+	var told []driver.Parked
 	for _, p := range ps {
-		told = append(told, bus.Parked{Token: p.Token})
+		told = append(told, driver.Parked{Token: p.Token})
 	}
 	p := s.lanes[0].current.Load().parking()
 	for range 12 {

@@ -9,7 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 const (
@@ -23,7 +23,7 @@ var errNotLoaded = errors.New("the broker does not deliver it")
 
 // loading is what is known while the parking queue is read for the first time.
 type loading struct {
-	told    map[int64]bus.Parked
+	told    map[int64]driver.Parked
 	markers []uint64 // of other members
 	turned  int      // records that were given back to make room
 	again   int      // records that came again since
@@ -36,10 +36,10 @@ type loading struct {
 // While the broker blocks publishers, no marker can be sent, but who wants to make room by handling messages must be able
 // to begin. Then it reads until nothing more comes, or as much as the broker delivers. What comes later is adopted: at worst it is handled
 // out of its key's order, or twice.
-func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]bus.Parked, error) {
+func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.Parked, error) {
 	marker := p.id + "/first"
 	active := false // the first delivery says so
-	l := loading{told: map[int64]bus.Parked{}}
+	l := loading{told: map[int64]driver.Parked{}}
 	late := time.NewTimer(0)
 	defer late.Stop()
 	quiet := false
@@ -163,13 +163,13 @@ func (p *parking) copyNow(ctx context.Context, l *loading, last bool) {
 }
 
 // finishLoad returns what the router is to be told. The commands that wait are carried out after that, by write.
-func (p *parking) finishLoad(ctx context.Context, l *loading) []bus.Parked {
+func (p *parking) finishLoad(ctx context.Context, l *loading) []driver.Parked {
 	p.copyNow(ctx, l, true)
-	told := make([]bus.Parked, 0, len(l.told))
+	told := make([]driver.Parked, 0, len(l.told))
 	for _, t := range l.told {
 		told = append(told, t)
 	}
-	slices.SortFunc(told, func(a, b bus.Parked) int { return cmp.Compare(a.Position, b.Position) })
+	slices.SortFunc(told, func(a, b driver.Parked) int { return cmp.Compare(a.Position, b.Position) })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, tag := range l.markers {

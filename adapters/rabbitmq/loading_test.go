@@ -10,13 +10,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-func injectAll(t testing.TB, d *driver, topic string, ms ...*bus.Message) {
+func injectAll(t testing.TB, d *busDriver, topic string, ms ...*bus.Message) {
 	t.Helper()
-	var ps []bus.Parking
+	var ps []driver.Parking
 	for _, m := range ms {
-		ps = append(ps, bus.Parking{Free: true, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m}})
+		ps = append(ps, driver.Parking{Free: true, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m}})
 	}
 	if err := d.Inject(testContext(t), topic, "g", ps); err != nil {
 		t.Fatal(err)

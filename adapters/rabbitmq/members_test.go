@@ -82,7 +82,7 @@ func (m *member) leave(t testing.TB, ctx context.Context) {
 	<-m.ended
 }
 
-func join(t testing.TB, d *driver, sub bus.Subscription, name string, l *ledger) *member {
+func join(t testing.TB, d *busDriver, sub bus.Subscription, name string, l *ledger) *member {
 	t.Helper()
 	m := &member{observer: newObserver(), name: name, ended: make(chan struct{}), gone: map[bus.Lane]bool{}}
 	m.revoking = func(_ context.Context, lanes []bus.Lane) {

@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Every field of a message comes back as it was, through the real broker.
@@ -298,7 +299,7 @@ func TestIdentify(t *testing.T) {
 		m := decode(d)
 		foreign := m.ID == ""
 		identify(m, "t", bus.Token{Epoch: 1, Position: 1})
-		if bus.IsTransientID(m.ID) != foreign || !foreign && m.ID != "7" || foreign != (d.MessageId == "" && len(d.Headers) == 0) {
+		if driver.IsTransientID(m.ID) != foreign || !foreign && m.ID != "7" || foreign != (d.MessageId == "" && len(d.Headers) == 0) {
 			t.Errorf("%+v: %q", d, m.ID)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parkingOf is what a token's lane has parked, or nil if the token is stale.
@@ -31,8 +32,8 @@ type place struct {
 	position, revision int64
 }
 
-// Park implements bus.ParkingSource.
-func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
+// Park implements driver.ParkingSource.
+func (s *source) Park(ctx context.Context, ps []driver.Parking) error {
 	if s.ctx.Err() != nil {
 		return fail("park", s.sub.Topic, bus.ErrClosed)
 	}
@@ -70,7 +71,7 @@ func (s *source) Park(ctx context.Context, ps []bus.Parking) error {
 }
 
 // places has a place for each message whose lane is ours and has room.
-func (s *source) places(ps []bus.Parking, failed func(i int, err error, definite bool)) []place {
+func (s *source) places(ps []driver.Parking, failed func(i int, err error, definite bool)) []place {
 	places := make([]place, 0, len(ps))
 	for i := range ps {
 		p := s.parkingOf(ps[i].Token)
@@ -89,7 +90,7 @@ func (s *source) places(ps []bus.Parking, failed func(i int, err error, definite
 }
 
 // parked settles at their origin what has been stored. errs has what failed otherwise.
-func (s *source) parked(ps []bus.Parking, places []place, errs []error) error {
+func (s *source) parked(ps []driver.Parking, places []place, errs []error) error {
 	parked := 0
 	for _, at := range places {
 		t := &ps[at.of].Token
@@ -156,7 +157,7 @@ func (f *fetching) done() {
 	}
 }
 
-// Fetch implements bus.ParkingSource.
+// Fetch implements driver.ParkingSource.
 func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	if s.ctx.Err() != nil {
 		return 0, fail("fetch", s.sub.Topic, bus.ErrClosed)

@@ -7,6 +7,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Records in a lane's parking queue are parked messages; commands from outside, which the lane's owner carries out; and
@@ -39,7 +40,7 @@ type parkedFacts struct {
 }
 
 // encodeParked makes the record of a message that is parked, or is to be parked, but for its position.
-func encodeParked(p *bus.Parking, kind string) (amqp.Publishing, error) {
+func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 	pub, err := encodeStored(p.Message, parkedFacts{
 		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure,
 	})
@@ -59,8 +60,8 @@ func encodeParked(p *bus.Parking, kind string) (amqp.Publishing, error) {
 }
 
 // parkedOf is what a router has to know of a record at this position.
-func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) bus.Parked {
-	p := bus.Parked{Token: parkedToken(lane, position), Key: storedKey(d)}
+func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
+	p := driver.Parked{Token: parkedToken(lane, position), Key: storedKey(d)}
 	p.Free, _ = d.Headers[freeHeader].(bool)
 	if due, _ := d.Headers[dueHeader].(int64); due > 0 {
 		p.Due = time.UnixMicro(due)

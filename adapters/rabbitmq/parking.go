@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // maxParked is how many messages may be parked in a lane. There must be room for commands and later revisions.
@@ -114,7 +115,7 @@ type parkedEntry struct {
 
 // openParking registers with the lane's parking queue, and reads it. It returns what the router is to be told. After
 // that, start goes on.
-func (c *consumer) openParking(ctx context.Context) ([]bus.Parked, error) {
+func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
 	ch, err := c.session.conn.Channel()
 	if err != nil {
 		return nil, err
@@ -215,7 +216,7 @@ func (p *parking) arrive(d *amqp.Delivery) {
 	switch kind := text(d.Headers[parkHeader]); {
 	case kind == parkMessage && number(d, positionHeader) > 0:
 		if counts, known := p.take(d); counts && !known {
-			p.tell([]bus.Parked{parkedOf(d, p.lane, number(d, positionHeader))})
+			p.tell([]driver.Parked{parkedOf(d, p.lane, number(d, positionHeader))})
 		}
 	case kind == parkNew, kind == parkReplace, kind == parkWithdraw:
 		p.mu.Lock()
@@ -230,8 +231,8 @@ func (p *parking) arrive(d *amqp.Delivery) {
 	}
 }
 
-func (p *parking) tell(told []bus.Parked) {
-	if o, ok := p.source.observer.(bus.ParkingObserver); ok && len(told) > 0 {
+func (p *parking) tell(told []driver.Parked) {
+	if o, ok := p.source.observer.(driver.ParkingObserver); ok && len(told) > 0 {
 		p.telling.Lock()
 		defer p.telling.Unlock()
 		o.Parked(told)

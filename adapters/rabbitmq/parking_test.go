@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -19,7 +20,7 @@ import (
 type parkingObserver struct {
 	*observer
 	assigned map[bus.Lane]bool
-	parked   []bus.Parked
+	parked   []driver.Parked
 }
 
 func (o *parkingObserver) Assigned(lanes []bus.Lane) {
@@ -31,7 +32,7 @@ func (o *parkingObserver) Assigned(lanes []bus.Lane) {
 	}
 }
 
-func (o *parkingObserver) Parked(ps []bus.Parked) {
+func (o *parkingObserver) Parked(ps []driver.Parked) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, p := range ps {
@@ -43,7 +44,7 @@ func (o *parkingObserver) Parked(ps []bus.Parked) {
 	o.note()
 }
 
-func (o *parkingObserver) told(t testing.TB, ctx context.Context, n int) []bus.Parked {
+func (o *parkingObserver) told(t testing.TB, ctx context.Context, n int) []driver.Parked {
 	t.Helper()
 	o.wait(t, ctx, fmt.Sprintf("%d parked messages", n), func() bool { return len(o.parked) >= n })
 	o.mu.Lock()
@@ -54,7 +55,7 @@ func (o *parkingObserver) told(t testing.TB, ctx context.Context, n int) []bus.P
 	return slices.Clone(o.parked)
 }
 
-func parkingSource(t testing.TB, d *driver, topic string) (*source, *parkingObserver) {
+func parkingSource(t testing.TB, d *busDriver, topic string) (*source, *parkingObserver) {
 	t.Helper()
 	o := &parkingObserver{observer: newObserver(), assigned: map[bus.Lane]bool{}}
 	t.Cleanup(func() {
@@ -67,16 +68,16 @@ func parkingSource(t testing.TB, d *driver, topic string) (*source, *parkingObse
 	return subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o).(*source), o
 }
 
-func parkAll(ds []bus.Delivery) []bus.Parking {
-	ps := make([]bus.Parking, len(ds))
+func parkAll(ds []bus.Delivery) []driver.Parking {
+	ps := make([]driver.Parking, len(ds))
 	for i := range ds {
-		ps[i] = bus.Parking{Delivery: ds[i], Due: time.Now().Add(time.Hour)}
+		ps[i] = driver.Parking{Delivery: ds[i], Due: time.Now().Add(time.Hour)}
 	}
 	return ps
 }
 
 // fetchIDs fetches all that is parked, and returns the sorted ids.
-func fetchIDs(t testing.TB, ctx context.Context, s *source, ps []bus.Parked) (ids []string) {
+func fetchIDs(t testing.TB, ctx context.Context, s *source, ps []driver.Parked) (ids []string) {
 	t.Helper()
 	for chunk := range slices.Chunk(ps, 64) {
 		var ts []bus.Token
@@ -365,8 +366,8 @@ func TestFullLane(t *testing.T) {
 	publish(t, d, topic, messages(0, 8, 8)...)
 	ps := parkAll(receive(t, ctx, s, 8))
 	full := ps[0].Lane
-	there := slices.IndexFunc(ps[1:], func(p bus.Parking) bool { return p.Lane == full }) + 1
-	if there == 0 || !slices.ContainsFunc(ps, func(p bus.Parking) bool { return p.Lane != full }) {
+	there := slices.IndexFunc(ps[1:], func(p driver.Parking) bool { return p.Lane == full }) + 1
+	if there == 0 || !slices.ContainsFunc(ps, func(p driver.Parking) bool { return p.Lane != full }) {
 		t.Fatal("the test's keys are all in one lane, or none is with the first")
 	}
 	if err := s.Park(ctx, ps[there:there+1]); err != nil {

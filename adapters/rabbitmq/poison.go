@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // poisonStore keeps a group's entries in a stream queue: a log of puts and removals, which any number of readers
@@ -19,7 +20,7 @@ import (
 //
 // A stream has no end to read up to. So a reader appends a fence, and reads to that.
 type poisonStore struct {
-	d      *driver
+	d      *busDriver
 	group  string
 	stream string
 }
@@ -50,8 +51,8 @@ type poisonFacts struct {
 	Time     time.Time   `json:"time"`
 }
 
-// Poison implements bus.Driver.
-func (d *driver) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver.
+func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	if err := bus.CheckName("group", group); err != nil {
 		return nil, fail("poison", "", err)
 	}
@@ -80,8 +81,8 @@ func (p *poisonStore) declare(ctx context.Context) error {
 	return err
 }
 
-// Put implements bus.PoisonStore.
-func (p *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+// Put implements driver.PoisonStore.
+func (p *poisonStore) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	return p.append(ctx, "poison put", len(entries), func(i int, x *parcel) (err error) {
 		x.key = p.stream
 		x.Publishing, err = encodeEntry(&entries[i])
@@ -89,7 +90,7 @@ func (p *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error
 	})
 }
 
-// Remove implements bus.PoisonStore.
+// Remove implements driver.PoisonStore.
 func (p *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	if len(ids) == 0 {
 		return nil
@@ -136,7 +137,7 @@ func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i 
 	return nil
 }
 
-func encodeEntry(e *bus.PoisonEntry) (amqp.Publishing, error) {
+func encodeEntry(e *driver.PoisonEntry) (amqp.Publishing, error) {
 	pub, err := encodeStored(e.Message, poisonFacts{
 		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
 		Failure: e.Failure, Host: e.Host, Time: e.Time,
@@ -150,7 +151,7 @@ func encodeEntry(e *bus.PoisonEntry) (amqp.Publishing, error) {
 }
 
 // decodeEntry reads an entry. What cannot be read is one, too, and so is what somebody else has written.
-func decodeEntry(d *amqp.Delivery, id, group string) bus.PoisonEntry {
+func decodeEntry(d *amqp.Delivery, id, group string) driver.PoisonEntry {
 	var facts poisonFacts
 	err := errors.New("no record of a poison queue")
 	var m *bus.Message
@@ -159,18 +160,18 @@ func decodeEntry(d *amqp.Delivery, id, group string) bus.PoisonEntry {
 	}
 	if err != nil {
 		m, failure := unreadable(d, id, err)
-		return bus.PoisonEntry{ID: id, Message: m, Group: group, Failure: *failure, Time: m.Time}
+		return driver.PoisonEntry{ID: id, Message: m, Group: group, Failure: *failure, Time: m.Time}
 	}
-	return bus.PoisonEntry{
+	return driver.PoisonEntry{
 		ID: id, Message: m, Topic: facts.Topic, Group: facts.Group, Handler: facts.Handler, Lane: facts.Lane,
 		Position: facts.Position, Waits: facts.Waits, Failure: facts.Failure, Host: facts.Host, Time: facts.Time,
 	}
 }
 
-// List implements bus.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps
+// List implements driver.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps
 // their ids in memory, and not the entries.
-func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
-	return func(yield func(bus.PoisonEntry, error) bool) {
+func (p *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
+	return func(yield func(driver.PoisonEntry, error) bool) {
 		there, err := p.scan(ctx)
 		// A stream that was just declared is not always there for who wants to read it: "Stream not found".
 		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && pause(ctx, backoff(n)); n++ {
@@ -190,7 +191,7 @@ func (p *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 			})
 		}
 		if err != nil {
-			yield(bus.PoisonEntry{}, fail("poison list", "", err))
+			yield(driver.PoisonEntry{}, fail("poison list", "", err))
 		}
 	}
 }

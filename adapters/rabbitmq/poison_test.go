@@ -12,9 +12,10 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-func newPoison(t testing.TB) (bus.PoisonStore, *driver) {
+func newPoison(t testing.TB) (driver.PoisonStore, *busDriver) {
 	t.Helper()
 	d := openDriver(t, brokerConfig(t))
 	group := newName(t, "group")
@@ -33,7 +34,7 @@ func newPoison(t testing.TB) (bus.PoisonStore, *driver) {
 	return p, d
 }
 
-func listIDs(t testing.TB, p bus.PoisonStore) (ids []string) {
+func listIDs(t testing.TB, p driver.PoisonStore) (ids []string) {
 	t.Helper()
 	for e, err := range p.List(testContext(t)) {
 		if err != nil {
@@ -44,15 +45,15 @@ func listIDs(t testing.TB, p bus.PoisonStore) (ids []string) {
 	return ids
 }
 
-func entry(id string) bus.PoisonEntry {
-	return bus.PoisonEntry{ID: id, Message: message("m-"+id, "k"), Topic: "t", Group: "g"}
+func entry(id string) driver.PoisonEntry {
+	return driver.PoisonEntry{ID: id, Message: message("m-"+id, "k"), Topic: "t", Group: "g"}
 }
 
 // TestPoisonAtOnce: several processes, and several in each, put the first entries of a group at the same moment.
 func TestPoisonAtOnce(t *testing.T) {
 	const rounds, processes, each = 20, 3, 3
 	ctx := testContext(t)
-	var ds []*driver
+	var ds []*busDriver
 	for range processes {
 		ds = append(ds, openDriver(t, brokerConfig(t)))
 	}
@@ -92,7 +93,7 @@ func TestPoison(t *testing.T) {
 	if ids := listIDs(t, p); len(ids) != 0 {
 		t.Fatal(ids)
 	}
-	odd := bus.PoisonEntry{
+	odd := driver.PoisonEntry{
 		ID: "odd", Topic: "topic", Group: "group", Handler: "handler", Lane: 7, Position: 1 << 40, Host: "host",
 		Time: time.Now().Round(0),
 		Failure: bus.Failure{
@@ -112,7 +113,7 @@ func TestPoison(t *testing.T) {
 	if err := p.Put(ctx, odd, tombstone, empty, large, entry("1"), entry("2")); err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]bus.PoisonEntry{}
+	got := map[string]driver.PoisonEntry{}
 	for e, err := range p.List(ctx) {
 		if err != nil {
 			t.Fatal(err)

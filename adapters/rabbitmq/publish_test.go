@@ -14,7 +14,7 @@ import (
 )
 
 // admin runs f with a channel beside the driver's own.
-func admin(t testing.TB, d *driver, f func(tp *topology) error) {
+func admin(t testing.TB, d *busDriver, f func(tp *topology) error) {
 	t.Helper()
 	tp := &topology{session: d.pub.link.current()}
 	defer tp.close()

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // maxLaneReturns is from how many returns on a message is not left in its lane's queue: see maxReturns. There it is often enough that an
@@ -19,12 +20,12 @@ func (c *consumer) shelter(ctx context.Context, m *bus.Message, tag int64) bool 
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.bounds.marker)
 	defer cancel()
-	ps := []bus.Parking{{Delivery: bus.Delivery{
+	ps := []driver.Parking{{Delivery: bus.Delivery{
 		Message: m, Token: bus.Token{Lane: c.lane.id, Epoch: c.own.lane.Epoch, Position: tag}, Topic: s.sub.Topic, Group: s.sub.Group,
 	}}}
 	if s.Park(ctx, ps) != nil {
 		return false
 	}
-	p.tell([]bus.Parked{{Token: ps[0].Token, Key: m.Key}})
+	p.tell([]driver.Parked{{Token: ps[0].Token, Key: m.Key}})
 	return true
 }

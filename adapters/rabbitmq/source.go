@@ -17,7 +17,7 @@ import (
 // deliveries into ready. Receive empties ready. Locks: mu guards ready; each ownership has its own; none is held
 // while another is taken, or while the broker or the observer is waited for.
 type source struct {
-	d        *driver
+	d        *busDriver
 	sub      bus.Subscription
 	group    string
 	observer bus.LaneObserver
@@ -67,8 +67,8 @@ func prefetchFor(sub bus.Subscription, lanes int) int {
 	return max(1, min(bound, max(lanePrefetch, 2*bound/lanes)))
 }
 
-// Subscribe implements bus.Driver.
-func (d *driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+// Subscribe implements driver.Driver.
+func (d *busDriver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if err := checkNames(sub.Topic, sub.Group); err != nil {
 		return nil, fail("subscribe", sub.Topic, err)
 	}
@@ -295,7 +295,7 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 	return nil
 }
 
-// Commit implements bus.Committer.
+// Commit implements driver.Committer.
 func (s *source) Commit(ctx context.Context) error {
 	for _, l := range s.lanes {
 		if o := l.current.Load(); o != nil {

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Stored messages are those of the poison queue and those that are parked: a message with facts about it. A stored message is written
@@ -159,5 +160,5 @@ func unreadable(d *amqp.Delivery, id string, err error) (*bus.Message, *bus.Fail
 	if m.Time.IsZero() {
 		m.Time = time.Now()
 	}
-	return m, &bus.Failure{Class: bus.Unreadable, Text: err.Error(), First: m.Time, Last: m.Time}
+	return m, &bus.Failure{Class: driver.Unreadable, Text: err.Error(), First: m.Time, Last: m.Time}
 }

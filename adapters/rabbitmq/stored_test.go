@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // longMessage has texts that no AMQP publisher could have sent as they are, but a structured event has.
@@ -52,10 +53,10 @@ func TestStoredLongTexts(t *testing.T) {
 	// It is known by its whole id.
 	other := *want
 	other.ID += "x"
-	withdraw := func(m *bus.Message) bus.Parking {
-		return bus.Parking{Withdraw: true, Delivery: bus.Delivery{Message: m, Token: told[0].Token}}
+	withdraw := func(m *bus.Message) driver.Parking {
+		return driver.Parking{Withdraw: true, Delivery: bus.Delivery{Message: m, Token: told[0].Token}}
 	}
-	if err := d.Inject(ctx, topic, "g", []bus.Parking{withdraw(&other), withdraw(want)}); err != nil {
+	if err := d.Inject(ctx, topic, "g", []driver.Parking{withdraw(&other), withdraw(want)}); err != nil {
 		t.Fatal(err)
 	}
 	if told := o.told(t, ctx, 2); !told[1].Withdrawn {
@@ -63,7 +64,7 @@ func TestStoredLongTexts(t *testing.T) {
 	}
 
 	p, _ := newPoison(t)
-	e := bus.PoisonEntry{ID: "e", Message: want, Topic: "t", Group: "g"}
+	e := driver.PoisonEntry{ID: "e", Message: want, Topic: "t", Group: "g"}
 	if err := p.Put(ctx, e); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +119,7 @@ func TestTooLargeToStore(t *testing.T) {
 		})
 	}()
 	before = closed()
-	err = p.Put(ctx, bus.PoisonEntry{ID: "large", Message: &large}, bus.PoisonEntry{ID: "largest", Message: largest, Failure: *ps[0].Failure})
+	err = p.Put(ctx, driver.PoisonEntry{ID: "large", Message: &large}, driver.PoisonEntry{ID: "largest", Message: largest, Failure: *ps[0].Failure})
 	if !errors.Is(err, bus.ErrTooLarge) || bus.IsRetryable(err) {
 		t.Errorf("put: %v", err)
 	}
@@ -177,7 +178,7 @@ func TestUnreadableParked(t *testing.T) {
 		t.Fatalf("fetched %d, %v", n, err)
 	}
 	bad := dst[0]
-	if bad.Failure == nil || bad.Failure.Class != bus.Unreadable || string(bad.Payload) != "damaged" || bad.ID == "" || bad.Key != "k" || dst[1].ID != "m" {
+	if bad.Failure == nil || bad.Failure.Class != driver.Unreadable || string(bad.Payload) != "damaged" || bad.ID == "" || bad.Key != "k" || dst[1].ID != "m" {
 		t.Errorf("fetched %+v and %+v", bad, dst[1])
 	}
 	if err := s.Settle(ctx, tokens(dst)); err != nil {
@@ -218,7 +219,7 @@ func TestUnreadablePoison(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e.Failure.Class == bus.Unreadable {
+		if e.Failure.Class == driver.Unreadable {
 			if got, want := string(e.Message.Payload), string(bad[len(ids)].Body); got != want {
 				t.Errorf("%s: %q, want %q", e.ID, got, want)
 			}
@@ -251,10 +252,10 @@ func TestCommandsNameTheirMessage(t *testing.T) {
 	if err := s.Park(ctx, ps); err != nil {
 		t.Fatal(err)
 	}
-	at := func(i int, id string, withdraw bool) bus.Parking {
-		return bus.Parking{Withdraw: withdraw, Due: time.Now(), Delivery: bus.Delivery{Message: message(id, ps[i].Key), Token: ps[i].Token}}
+	at := func(i int, id string, withdraw bool) driver.Parking {
+		return driver.Parking{Withdraw: withdraw, Due: time.Now(), Delivery: bus.Delivery{Message: message(id, ps[i].Key), Token: ps[i].Token}}
 	}
-	if err := d.Inject(ctx, topic, "g", []bus.Parking{
+	if err := d.Inject(ctx, topic, "g", []driver.Parking{
 		at(0, "other", true), at(0, "other", false), at(1, ps[1].ID, false), at(2, ps[2].ID, true),
 	}); err != nil {
 		t.Fatal(err)
@@ -268,8 +269,8 @@ func TestCommandsNameTheirMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := o.told(t, ctx, 3)
-	slices.SortFunc(told, func(a, b bus.Parked) int { return int(a.Position - b.Position) })
-	for i, want := range []bus.Parked{{Token: ps[1].Token}, {Token: ps[1].Token, Withdrawn: true}, {Token: ps[2].Token, Withdrawn: true}} {
+	slices.SortFunc(told, func(a, b driver.Parked) int { return int(a.Position - b.Position) })
+	for i, want := range []driver.Parked{{Token: ps[1].Token}, {Token: ps[1].Token, Withdrawn: true}, {Token: ps[2].Token, Withdrawn: true}} {
 		if told[i].Token != want.Token || told[i].Withdrawn != want.Withdrawn {
 			t.Errorf("told of %+v, want %+v", told[i], want)
 		}

@@ -33,7 +33,7 @@ func testContext(t testing.TB) context.Context {
 	return ctx
 }
 
-func openDriver(t testing.TB, c Config) *driver {
+func openDriver(t testing.TB, c Config) *busDriver {
 	t.Helper()
 	d, err := open(testContext(t), c)
 	if err != nil {
@@ -183,7 +183,7 @@ func (o *observer) waitLanes(t testing.TB, ctx context.Context, n int) {
 	o.wait(t, ctx, fmt.Sprintf("%d lanes", n), func() bool { return len(o.owned) == n })
 }
 
-func subscribe(t testing.TB, d *driver, sub bus.Subscription, o bus.LaneObserver) bus.Source {
+func subscribe(t testing.TB, d *busDriver, sub bus.Subscription, o bus.LaneObserver) bus.Source {
 	t.Helper()
 	if sub.InFlight == 0 {
 		sub.InFlight = 1000
@@ -246,7 +246,7 @@ func messages(from, to, keys int) []*bus.Message {
 	return ms
 }
 
-func publish(t testing.TB, d *driver, topic string, ms ...*bus.Message) {
+func publish(t testing.TB, d *busDriver, topic string, ms ...*bus.Message) {
 	t.Helper()
 	if err := d.Publish(testContext(t), topic, ms); err != nil {
 		t.Fatal("publish:", err)

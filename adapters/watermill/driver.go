@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Subscribers makes the subscriber of a group: with Watermill the group is a property of the subscriber (a consumer
@@ -44,7 +45,7 @@ type Config struct {
 	Reader func() (message.Subscriber, error)
 	// Poison opens the poison stores, which may be those of another bus. Defaults to the topic "GROUP.poison" of the
 	// pub/sub itself: a log to which removals, too, are appended. Without a Reader entries can only be put.
-	Poison func(ctx context.Context, group string) (bus.PoisonStore, error)
+	Poison func(ctx context.Context, group string) (driver.PoisonStore, error)
 	// Close is called when the driver is closed, after the publisher and all subscribers: for what they share.
 	Close func() error
 }
@@ -57,13 +58,13 @@ type Config struct {
 // and has one message at a time where the pub/sub keeps to Watermill's contract (some have one per partition). So
 // a message that waits for its retry holds up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack
 // is what settles; Watermill does not tell whether it reached the broker.
-func Driver(pub message.Publisher, subscribers Subscribers, c Config) bus.Driver {
+func Driver(pub message.Publisher, subscribers Subscribers, c Config) driver.Driver {
 	c.Broker = cmp.Or(c.Broker, "watermill")
 	c.Batch = max(c.Batch, 1)
-	return &driver{pub: pub, subscribers: subscribers, config: c, sources: map[*source]struct{}{}}
+	return &busDriver{pub: pub, subscribers: subscribers, config: c, sources: map[*source]struct{}{}}
 }
 
-type driver struct {
+type busDriver struct {
 	pub         message.Publisher
 	subscribers Subscribers
 	config      Config
@@ -82,18 +83,18 @@ var ownerships atomic.Uint64
 
 func init() { ownerships.Store(uint64(time.Now().UnixNano())) }
 
-// Capabilities implements bus.Driver.
-func (d *driver) Capabilities() bus.Capabilities {
+// Capabilities implements driver.Driver.
+func (d *busDriver) Capabilities() bus.Capabilities {
 	c := d.config
 	return bus.Capabilities{Broker: c.Broker, Durable: c.Durable, Replay: c.Replay, Serial: true, MaxMessage: c.MaxMessage}
 }
 
-func (d *driver) fail(op, topic string, err error) error {
+func (d *busDriver) fail(op, topic string, err error) error {
 	return &bus.Error{Op: op, Broker: d.config.Broker, Topic: topic, Err: err, Definite: true, Retryable: bus.IsRetryable(err)}
 }
 
 // As finds the Watermill publisher, for [bus.As].
-func (d *driver) As(target any) bool {
+func (d *busDriver) As(target any) bool {
 	p, ok := target.(*message.Publisher)
 	if ok {
 		*p = d.pub
@@ -101,8 +102,8 @@ func (d *driver) As(target any) bool {
 	return ok
 }
 
-// Subscribe implements bus.Driver.
-func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+// Subscribe implements driver.Driver.
+func (d *busDriver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if s.Start != bus.Earliest && (s.Start != bus.Latest || !d.config.Latest) {
 		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill's subscribers cannot be told where to begin", s.Start, bus.ErrUnsupported))
 	}
@@ -122,22 +123,22 @@ func (d *driver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	return src, nil
 }
 
-func (d *driver) forget(s *source) {
+func (d *busDriver) forget(s *source) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.sources, s)
 }
 
-// Poison implements bus.Driver.
-func (d *driver) Poison(ctx context.Context, group string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver.
+func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
 	if d.config.Poison != nil {
 		return d.config.Poison(ctx, group)
 	}
 	return &poisonLog{driver: d, topic: group + poisonSuffix}, nil
 }
 
-// Close implements bus.Driver.
-func (d *driver) Close(ctx context.Context) error {
+// Close implements driver.Driver.
+func (d *busDriver) Close(ctx context.Context) error {
 	d.mu.Lock()
 	d.over = true
 	open := make([]*source, 0, len(d.sources))

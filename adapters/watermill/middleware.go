@@ -59,17 +59,17 @@ func HandlerMiddleware(b *bus.Bus, mw bus.Middleware) message.HandlerMiddleware 
 			}))
 			ctx := w.Context()
 			m := FromWatermill(w)
-			handling := bus.NewHandling(ctx, b, bus.Delivery{
+			handling := engine.New(ctx, b, bus.Delivery{
 				Message: m, Topic: message.SubscribeTopicFromCtx(ctx), Handler: message.HandlerNameFromCtx(ctx), Attempt: 1,
 			})
 			if err := handler.Handle(handling, m); err != nil {
-				handling.Discard()
+				engine.Discard(handling)
 				if bus.IsIgnored(err) {
 					err = nil
 				}
 				return nil, err
 			}
-			if err := handling.Flush(ctx, nil); err != nil {
+			if err := engine.Flush(ctx, handling, nil); err != nil {
 				return nil, err
 			}
 			return produced, nil

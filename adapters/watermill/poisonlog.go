@@ -14,12 +14,13 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // poisonLog is a poison store on a topic, to which Watermill can only append: entries, removals, and a mark by each
 // List, which reads from the beginning to its own mark. All have one key, so that they stay in order.
 type poisonLog struct {
-	driver *driver
+	driver *busDriver
 	topic  string
 }
 
@@ -33,7 +34,7 @@ type poisonRecord struct {
 	Mark   string         `json:"mark,omitempty"`
 }
 
-// poisonedEntry is a bus.PoisonEntry in JSON, with all texts that may be no UTF-8 as bytes.
+// poisonedEntry is a driver.PoisonEntry in JSON, with all texts that may be no UTF-8 as bytes.
 type poisonedEntry struct {
 	ID       string        `json:"id"`
 	Topic    string        `json:"topic"`
@@ -60,7 +61,7 @@ type storedMessage struct {
 	Payload     []byte        `json:"payload"` // null is a tombstone
 }
 
-func storeEntry(p bus.PoisonEntry) *poisonedEntry {
+func storeEntry(p driver.PoisonEntry) *poisonedEntry {
 	m := p.Message
 	e := &poisonedEntry{
 		ID: p.ID, Topic: p.Topic, Group: p.Group, Handler: p.Handler, Lane: p.Lane, Position: p.Position, Waits: p.Waits, Failure: p.Failure, Host: p.Host, Time: p.Time,
@@ -74,7 +75,7 @@ func storeEntry(p bus.PoisonEntry) *poisonedEntry {
 	return e
 }
 
-func (e *poisonedEntry) entry() bus.PoisonEntry {
+func (e *poisonedEntry) entry() driver.PoisonEntry {
 	s := e.Message
 	m := &bus.Message{
 		ID: s.ID, Key: string(s.Key), Type: s.Type, Source: s.Source, Subject: s.Subject, Time: s.Time, ContentType: s.ContentType, Payload: s.Payload,
@@ -82,7 +83,7 @@ func (e *poisonedEntry) entry() bus.PoisonEntry {
 	for _, h := range s.Headers {
 		m.Headers.Add(h.Name, string(h.Value))
 	}
-	return bus.PoisonEntry{
+	return driver.PoisonEntry{
 		ID: e.ID, Message: m, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time,
 	}
 }
@@ -101,8 +102,8 @@ func (l *poisonLog) append(ctx context.Context, records ...poisonRecord) error {
 	return l.driver.Publish(ctx, l.topic, msgs)
 }
 
-// Put implements bus.PoisonStore.
-func (l *poisonLog) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+// Put implements driver.PoisonStore.
+func (l *poisonLog) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	if len(entries) == 0 {
 		return nil
 	}
@@ -113,7 +114,7 @@ func (l *poisonLog) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
 	return l.append(ctx, records...)
 }
 
-// Remove implements bus.PoisonStore.
+// Remove implements driver.PoisonStore.
 func (l *poisonLog) Remove(ctx context.Context, ids ...string) error {
 	if l.driver.config.Reader == nil {
 		return l.unreadable("remove from the poison queue")
@@ -124,12 +125,12 @@ func (l *poisonLog) Remove(ctx context.Context, ids ...string) error {
 	return l.append(ctx, poisonRecord{Remove: ids})
 }
 
-// List implements bus.PoisonStore.
-func (l *poisonLog) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
-	return func(yield func(bus.PoisonEntry, error) bool) {
+// List implements driver.PoisonStore.
+func (l *poisonLog) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
+	return func(yield func(driver.PoisonEntry, error) bool) {
 		entries, err := l.read(ctx)
 		if err != nil {
-			yield(bus.PoisonEntry{}, err)
+			yield(driver.PoisonEntry{}, err)
 			return
 		}
 		for _, e := range entries {
@@ -193,7 +194,7 @@ func (l *poisonLog) readRecord(w *message.Message) (r poisonRecord) {
 		id = fmt.Sprintf("%x", sha256.Sum256(w.Payload))
 	}
 	return poisonRecord{Put: &poisonedEntry{
-		ID: "unreadable-" + id, Group: strings.TrimSuffix(l.topic, poisonSuffix), Failure: bus.Failure{Class: bus.Unreadable, Text: err.Error()},
+		ID: "unreadable-" + id, Group: strings.TrimSuffix(l.topic, poisonSuffix), Failure: bus.Failure{Class: driver.Unreadable, Text: err.Error()},
 		Message: storedMessage{ID: id, Payload: w.Payload},
 	}}
 }

@@ -7,18 +7,19 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Publish implements bus.Driver. Publishers of Watermill need not heed a context, so when ctx ends the call goes on
+// Publish implements driver.Driver. Publishers of Watermill need not heed a context, so when ctx ends the call goes on
 // in the background: it is not known then whether it publishes.
-func (d *driver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
+func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	if err := ctx.Err(); err != nil {
-		return bus.FailAll(len(msgs), d.fail("publish", topic, err))
+		return driver.FailAll(len(msgs), d.fail("publish", topic, err))
 	}
 	d.mu.Lock()
 	if d.over {
 		d.mu.Unlock()
-		return bus.FailAll(len(msgs), d.fail("publish", topic, bus.ErrClosed))
+		return driver.FailAll(len(msgs), d.fail("publish", topic, bus.ErrClosed))
 	}
 	d.publishing.Add(1)
 	d.mu.Unlock()

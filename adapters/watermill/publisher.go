@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // PublisherConfig configures a [Publisher]. The zero value is its default.
@@ -31,7 +32,7 @@ type publisher struct {
 // Publish implements message.Publisher.
 func (p *publisher) Publish(topic string, ws ...*message.Message) error {
 	if p.closed.Load() {
-		return bus.FailAll(len(ws), fmt.Errorf("publish %q: %w", topic, bus.ErrClosed))
+		return driver.FailAll(len(ws), fmt.Errorf("publish %q: %w", topic, bus.ErrClosed))
 	}
 	msgs := make([]*bus.Message, len(ws))
 	for i, w := range ws {
@@ -41,7 +42,7 @@ func (p *publisher) Publish(topic string, ws ...*message.Message) error {
 		}
 		key, err := p.config.Key(topic, w)
 		if err != nil { // before anything is published
-			return bus.FailAll(len(ws), fmt.Errorf("publish %q: key of message %s: %w", topic, w.UUID, err))
+			return driver.FailAll(len(ws), fmt.Errorf("publish %q: key of message %s: %w", topic, w.UUID, err))
 		}
 		msgs[i].Key = key
 	}

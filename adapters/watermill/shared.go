@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Shared makes a bus for topics that Watermill services use too, over Millrace's own driver d for Kafka or RabbitMQ: those
@@ -17,9 +18,9 @@ import (
 //
 // It has the abilities of d, transactions, parking and replays included.
 // It need not stay: a service that reads through d alone sees the same messages, and Watermill's UUID as a header.
-func Shared(d bus.Driver) bus.Driver { return &shared{d} }
+func Shared(d bus.Driver) bus.Driver { return &shared{driver.Of(bus.New(d))} }
 
-type shared struct{ bus.Driver }
+type shared struct{ driver.Driver }
 
 // As finds target in the driver, for [bus.As]: an ability of the driver itself, or what it has inside.
 func (d *shared) As(target any) bool {
@@ -31,7 +32,7 @@ func (d *shared) As(target any) bool {
 	return ok && a.As(target)
 }
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (d *shared) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	readable := make([]*bus.Message, len(msgs))
 	for i, m := range msgs {
@@ -59,8 +60,8 @@ func (d *shared) readable(m *bus.Message) *bus.Message {
 }
 
 // outputs are what a handler emits, as Watermill services can read it.
-func (d *shared) outputs(outputs []bus.Output) []bus.Output {
-	readable := make([]bus.Output, len(outputs))
+func (d *shared) outputs(outputs []driver.Output) []driver.Output {
+	readable := make([]driver.Output, len(outputs))
 	for i, o := range outputs {
 		readable[i] = o
 		readable[i].Message = d.readable(o.Message)
@@ -68,7 +69,7 @@ func (d *shared) outputs(outputs []bus.Output) []bus.Output {
 	return readable
 }
 
-// Subscribe implements bus.Driver. The source has the abilities of the driver's: routers look for them in it.
+// Subscribe implements driver.Driver. The source has the abilities of the driver's: routers look for them in it.
 func (d *shared) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	src, err := d.Driver.Subscribe(ctx, s, o)
 	if err != nil {
@@ -77,7 +78,7 @@ func (d *shared) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 	base := &sharedSource{src}
 	parks, canPark := src.(parking)
 	switch t := src.(type) {
-	case bus.JoiningSource:
+	case driver.JoiningSource:
 		transacts, joins := transacting{t, d}, joining{t, d}
 		if canPark {
 			return struct {
@@ -92,7 +93,7 @@ func (d *shared) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 			transacting
 			joining
 		}{base, transacts, joins}, nil
-	case bus.TransactionalSource:
+	case driver.TransactionalSource:
 		if canPark {
 			return struct {
 				*sharedSource
@@ -127,42 +128,42 @@ func (s *sharedSource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes
 	return n, err
 }
 
-// Commit implements bus.Committer. Where the driver's source is none, settlements are durable already.
+// Commit implements driver.Committer. Where the driver's source is none, settlements are durable already.
 func (s *sharedSource) Commit(ctx context.Context) error {
-	if c, ok := s.Source.(bus.Committer); ok {
+	if c, ok := s.Source.(driver.Committer); ok {
 		return c.Commit(ctx)
 	}
 	return nil
 }
 
-// parking is what bus.ParkingSource adds. What was parked stays as it is: it was read by Receive before.
+// parking is what driver.ParkingSource adds. What was parked stays as it is: it was read by Receive before.
 type parking interface {
-	Park(ctx context.Context, ps []bus.Parking) error
+	Park(ctx context.Context, ps []driver.Parking) error
 	Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error)
 }
 
-// transacting is what bus.TransactionalSource adds.
+// transacting is what driver.TransactionalSource adds.
 type transacting struct {
-	source bus.TransactionalSource
+	source driver.TransactionalSource
 	driver *shared
 }
 
-// SettleWith implements bus.TransactionalSource.
-func (t transacting) SettleWith(ctx context.Context, ss []bus.Settlement) error {
-	readable := make([]bus.Settlement, len(ss))
+// SettleWith implements driver.TransactionalSource.
+func (t transacting) SettleWith(ctx context.Context, ss []driver.Settlement) error {
+	readable := make([]driver.Settlement, len(ss))
 	for i, s := range ss {
-		readable[i] = bus.Settlement{Token: s.Token, Outputs: t.driver.outputs(s.Outputs)}
+		readable[i] = driver.Settlement{Token: s.Token, Outputs: t.driver.outputs(s.Outputs)}
 	}
 	return t.source.SettleWith(ctx, readable)
 }
 
-// joining is what bus.JoiningSource adds to that.
+// joining is what driver.JoiningSource adds to that.
 type joining struct {
-	joins  bus.JoiningSource
+	joins  driver.JoiningSource
 	shares *shared
 }
 
-// SettleIn implements bus.JoiningSource.
-func (j joining) SettleIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, outputs []bus.Output) (end func(err error) error, err error) {
+// SettleIn implements driver.JoiningSource.
+func (j joining) SettleIn(ctx context.Context, tx driver.Execer, tokens []bus.Token, outputs []driver.Output) (end func(err error) error, err error) {
 	return j.joins.SettleIn(ctx, tx, tokens, j.shares.outputs(outputs))
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/conformance"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/poison"
@@ -74,10 +75,10 @@ func TestSharedAbilities(t *testing.T) {
 					t.Errorf("%s: the driver has it: %v, shared: %v", ability, want, got)
 				}
 			}
-			same("Pinger", has[bus.Pinger](plain), has[bus.Pinger](b))
-			same("Lagger", has[bus.Lagger](plain), has[bus.Lagger](b))
-			same("Injector", has[bus.Injector](plain), has[bus.Injector](b))
-			same("TransactionHost", has[bus.TransactionHost](plain), has[bus.TransactionHost](b))
+			same("Pinger", has[driver.Pinger](plain), has[driver.Pinger](b))
+			same("Lagger", has[driver.Lagger](plain), has[driver.Lagger](b))
+			same("Injector", has[driver.Injector](plain), has[driver.Injector](b))
+			same("TransactionHost", has[driver.TransactionHost](plain), has[driver.TransactionHost](b))
 			for _, transactional := range []bool{false, plain.Driver().Capabilities().Transactions} {
 				source := func(b *bus.Bus) bus.Source {
 					s, err := b.Driver().Subscribe(t.Context(), bus.Subscription{Topic: name("t"), Group: "g", InFlight: 1, Bytes: 1, Transactional: transactional}, quiet{})
@@ -88,10 +89,10 @@ func TestSharedAbilities(t *testing.T) {
 					return s
 				}
 				p, s := source(plain), source(b)
-				same("ParkingSource", is[bus.ParkingSource](p), is[bus.ParkingSource](s))
-				same("TransactionalSource", is[bus.TransactionalSource](p), is[bus.TransactionalSource](s))
-				same("JoiningSource", is[bus.JoiningSource](p), is[bus.JoiningSource](s))
-				if !is[bus.Committer](s) {
+				same("ParkingSource", is[driver.ParkingSource](p), is[driver.ParkingSource](s))
+				same("TransactionalSource", is[driver.TransactionalSource](p), is[driver.TransactionalSource](s))
+				same("JoiningSource", is[driver.JoiningSource](p), is[driver.JoiningSource](s))
+				if !is[driver.Committer](s) {
 					t.Error("it cannot be told to make settlements durable")
 				}
 			}
@@ -194,4 +195,4 @@ func TestSharedPoison(t *testing.T) {
 type hook chan struct{}
 
 // Poisoned implements part of the router's hooks.
-func (h hook) Poisoned(context.Context, bus.PoisonEntry) { h <- struct{}{} }
+func (h hook) Poisoned(context.Context, driver.PoisonEntry) { h <- struct{}{} }

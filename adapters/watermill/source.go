@@ -11,12 +11,13 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // source is one subscription, a lane of its own. Watermill says nothing of who else is in the group, so no lane is
 // ever revoked; it is lost and owned anew when the pub/sub ends the subscription by itself.
 type source struct {
-	driver   *driver
+	driver   *busDriver
 	topic    string
 	group    string
 	observer bus.LaneObserver
@@ -37,7 +38,7 @@ type source struct {
 	open     map[int64]*message.Message // received and not settled, by position
 }
 
-func newSource(d *driver, topic, group string, o bus.LaneObserver) *source {
+func newSource(d *busDriver, topic, group string, o bus.LaneObserver) *source {
 	return &source{driver: d, topic: topic, group: group, observer: o, closed: make(chan struct{})}
 }
 
@@ -186,7 +187,7 @@ func (s *source) deliver(w *message.Message, m *bus.Message) bus.Delivery {
 	s.open[s.position] = w
 	s.position++
 	if m.ID == "" { // a foreign message; Watermill has no place that lasts, so a repeat has another id
-		m.ID = bus.TransientID(s.topic, t)
+		m.ID = driver.TransientID(s.topic, t)
 	}
 	if m.Time.IsZero() {
 		m.Time = time.Now()

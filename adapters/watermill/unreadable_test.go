@@ -8,6 +8,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // appended is a pub/sub of one topic, of which a subscriber is given all that is there.
@@ -39,14 +40,14 @@ func TestUnreadablePoison(t *testing.T) {
 		Reader: func() (message.Subscriber, error) { return l, nil },
 	})))
 	publish(t, b, "g.poison", &bus.Message{ID: "text", Payload: []byte("no record")}, &bus.Message{ID: "json", Payload: []byte(`{"foreign":1}`)})
-	q, err := b.Driver().Poison(t.Context(), "g")
+	q, err := driver.Of(b).Poison(t.Context(), "g")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := q.Put(t.Context(), bus.PoisonEntry{ID: "entry", Group: "g", Message: &bus.Message{ID: "1"}}); err != nil {
+	if err := q.Put(t.Context(), driver.PoisonEntry{ID: "entry", Group: "g", Message: &bus.Message{ID: "1"}}); err != nil {
 		t.Fatal(err)
 	}
-	list := func() (entries []bus.PoisonEntry) {
+	list := func() (entries []driver.PoisonEntry) {
 		t.Helper()
 		for e, err := range q.List(t.Context()) {
 			if err != nil {
@@ -61,7 +62,7 @@ func TestUnreadablePoison(t *testing.T) {
 		t.Fatalf("%+v", entries)
 	}
 	for i, payload := range []string{"no record", `{"foreign":1}`} {
-		if e := entries[i]; e.Failure.Class != bus.Unreadable || e.Group != "g" || string(e.Message.Payload) != payload || e.ID == "" {
+		if e := entries[i]; e.Failure.Class != driver.Unreadable || e.Group != "g" || string(e.Message.Payload) != payload || e.ID == "" {
 			t.Errorf("%+v", e)
 		}
 		if err := q.Remove(t.Context(), entries[i].ID); err != nil {

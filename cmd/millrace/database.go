@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 )
@@ -44,7 +45,7 @@ func (t *tables) flags(fs *flag.FlagSet) {
 // openDatabase opens the database of a URL such as postgres://…, mysql://… or sqlite:orders.db. Its errors never hold the
 // URL's password.
 func openDatabase(ctx context.Context, rawURL string, t tables) (d *database, err error) {
-	p, err := bus.ParseParams(rawURL)
+	p, err := driver.ParseParams(rawURL)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func (d *database) close() {
 }
 
 // sqliteFile returns the file of an SQLite URL, which must exist: SQLite would create it.
-func sqliteFile(p *bus.Params) (path string, err error) {
+func sqliteFile(p *driver.Params) (path string, err error) {
 	path = p.URL().Path
 	if p.URL().Opaque != "" {
 		if path, err = url.PathUnescape(p.URL().Opaque); err != nil {
@@ -101,7 +102,7 @@ func sqliteFile(p *bus.Params) (path string, err error) {
 
 // openBus opens a bus that is there already: a wrong name must not create a database.
 func openBus(ctx context.Context, rawURL string) (*bus.Bus, error) {
-	if p, err := bus.ParseParams(rawURL); err == nil && p.URL().Scheme == "sqlite" {
+	if p, err := driver.ParseParams(rawURL); err == nil && p.URL().Scheme == "sqlite" {
 		if _, err := sqliteFile(p); err != nil {
 			return nil, fmt.Errorf("database %s: %w", p, err)
 		}
@@ -140,7 +141,7 @@ func (d *database) openPostgres(ctx context.Context, u *url.URL) error {
 	return nil
 }
 
-func (d *database) openMySQL(p *bus.Params) error {
+func (d *database) openMySQL(p *driver.Params) error {
 	u := p.URL()
 	c := mysql.NewConfig()
 	c.TLSConfig = p.Enum("tls", "false", "true", "skip-verify", "preferred")
@@ -169,7 +170,7 @@ func (d *database) openMySQL(p *bus.Params) error {
 	return nil
 }
 
-func (d *database) openSQLite(p *bus.Params) error {
+func (d *database) openSQLite(p *driver.Params) error {
 	path, err := sqliteFile(p)
 	if err == nil {
 		err = p.Err()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
@@ -90,19 +91,19 @@ func TestRelayAndOutbox(t *testing.T) {
 }
 
 // refusing is a memory bus that takes no message for its topics.
-type refusing struct{ bus.Driver }
+type refusing struct{ driver.Driver }
 
 func (refusing) Publish(context.Context, string, []*bus.Message) error {
 	return &bus.Error{Op: "publish", Err: bus.ErrTooLarge, Definite: true}
 }
 
 func init() {
-	bus.RegisterDriver("refusing", func(_ context.Context, p *bus.Params) (bus.Driver, error) {
+	driver.Register("refusing", func(_ context.Context, p *driver.Params) (driver.Driver, error) {
 		b, err := memory.Open(memory.Config{Name: p.URL().Opaque})
 		if err != nil {
 			return nil, err
 		}
-		return refusing{b.Driver()}, p.Err()
+		return refusing{driver.Of(b)}, p.Err()
 	})
 }
 
@@ -121,7 +122,7 @@ func TestOutboxRetry(t *testing.T) {
 	if _, err := s.db.ExecContext(t.Context(), "UPDATE millrace_outbox SET parked = 'too large' WHERE id = 'parked'"); err != nil {
 		t.Fatal(err)
 	}
-	store, err := b.Driver().Poison(t.Context(), outbox.PoisonGroup)
+	store, err := driver.Of(b).Poison(t.Context(), outbox.PoisonGroup)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +184,7 @@ func TestOutboxPrune(t *testing.T) {
 	h := outbox.Once(s.outbox, outbox.SQL(s.db, nil), func(context.Context, *sql.Tx, map[string]int) error { return nil })
 	for _, id := range []string{"old", "older", "new"} {
 		m := &bus.Message{ID: id, Payload: []byte("{}")}
-		if err := h.Handle(bus.NewHandling(t.Context(), b, bus.Delivery{Message: m, Topic: "orders", Group: "billing"}), m); err != nil {
+		if err := h.Handle(engine.New(t.Context(), b, bus.Delivery{Message: m, Topic: "orders", Group: "billing"}), m); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,28 +10,29 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // breaking is a memory bus that breaks down in the midst of a replay.
 type breaking struct {
-	bus.Driver
+	driver.Driver
 	injects int
 }
 
-func (d *breaking) Inject(ctx context.Context, topic, group string, ps []bus.Parking) error {
+func (d *breaking) Inject(ctx context.Context, topic, group string, ps []driver.Parking) error {
 	if d.injects++; d.injects > 1 {
 		return errors.New("the broker is away")
 	}
-	return d.Driver.(bus.Injector).Inject(ctx, topic, group, ps)
+	return d.Driver.(driver.Injector).Inject(ctx, topic, group, ps)
 }
 
 func init() {
-	bus.RegisterDriver("breaking", func(_ context.Context, p *bus.Params) (bus.Driver, error) {
+	driver.Register("breaking", func(_ context.Context, p *driver.Params) (driver.Driver, error) {
 		b, err := memory.Open(memory.Config{Name: p.URL().Opaque})
 		if err != nil {
 			return nil, err
 		}
-		return &breaking{Driver: b.Driver()}, p.Err()
+		return &breaking{Driver: driver.Of(b)}, p.Err()
 	})
 }
 
@@ -48,12 +49,12 @@ func TestPoisonPartly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close(context.Background()) }()
-	store, err := b.Driver().Poison(t.Context(), "billing")
+	store, err := driver.Of(b).Poison(t.Context(), "billing")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 150 {
-		e := bus.PoisonEntry{ID: fmt.Sprint(i), Message: &bus.Message{ID: fmt.Sprint(i)}, Topic: "orders", Group: "billing", Time: time.Now()}
+		e := driver.PoisonEntry{ID: fmt.Sprint(i), Message: &bus.Message{ID: fmt.Sprint(i)}, Topic: "orders", Group: "billing", Time: time.Now()}
 		if err := store.Put(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}

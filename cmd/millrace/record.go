@@ -5,6 +5,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // record is a poison entry as it is printed.
@@ -37,7 +38,7 @@ type messageRecord struct {
 	Base64      []byte      `json:"base64,omitempty"`
 }
 
-func recordOf(e *bus.PoisonEntry) *record {
+func recordOf(e *driver.PoisonEntry) *record {
 	r := &record{
 		ID: e.ID, Time: e.Time, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
 		Waits: e.Waits, Host: e.Host, Failure: e.Failure,

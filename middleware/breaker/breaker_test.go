@@ -18,6 +18,7 @@ import (
 
 	_ "github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/middleware/breaker"
@@ -69,7 +70,7 @@ func TestRouterPausesWhileOpen(t *testing.T) {
 				t.Errorf("call %d at %v, want about %v", i+1, at, least)
 			}
 		}
-		store, err := b.Driver().Poison(t.Context(), "g")
+		store, err := driver.Of(b).Poison(t.Context(), "g")
 		if err != nil {
 			t.Fatal(err)
 		}

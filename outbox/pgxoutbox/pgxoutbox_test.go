@@ -121,7 +121,7 @@ func TestOnce(t *testing.T) {
 	})
 	m := &bus.Message{ID: "1", Payload: []byte(`{"ID":7}`)}
 	handle := func() error {
-		return h.Handle(bus.NewHandling(t.Context(), b, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
+		return h.Handle(engine.New(t.Context(), b, bus.Delivery{Message: m, Topic: "t", Group: "g"}), m)
 	}
 	if err := handle(); err == nil {
 		t.Error("no error")

@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // settleText has the epoch come back as the last id: it is told whether or not the row has changed, and by connections
@@ -14,7 +14,7 @@ AND (? = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = l.shard 
 AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= ?)`
 
 // Settle implements sqllog.Store.
-func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
 	b := &p.Basis
 	var win any
 	if len(p.Window) > 0 {
@@ -30,7 +30,7 @@ func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member st
 }
 
 // AppendIn implements sqllog.Store. The statements are not prepared for the next time: the connection is somebody else's.
-func (s *store) AppendIn(ctx context.Context, x bus.Execer, batch []sqllog.Record) error {
+func (s *store) AppendIn(ctx context.Context, x driver.Execer, batch []sqllog.Record) error {
 	b := buffers.Get().(*buffer)
 	defer b.free()
 	for batch = byTopic(batch); len(batch) > 0; {

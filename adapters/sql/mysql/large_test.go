@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
@@ -16,7 +17,7 @@ import (
 // counting has a value for each message that was poisoned.
 type counting chan struct{}
 
-func (c counting) Poisoned(context.Context, bus.PoisonEntry) { c <- struct{}{} }
+func (c counting) Poisoned(context.Context, driver.PoisonEntry) { c <- struct{}{} }
 
 // TestLargestMessages: what may be published may be parked and poisoned too, several at once.
 func TestLargestMessages(t *testing.T) {

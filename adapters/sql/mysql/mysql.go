@@ -58,7 +58,7 @@ package mysql
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
+	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
@@ -70,11 +70,12 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 func init() {
-	bus.RegisterDriver("mysql", fromURL)
-	bus.RegisterDriver("mariadb", fromURL)
+	driver.Register("mysql", fromURL)
+	driver.Register("mariadb", fromURL)
 }
 
 // Config configures a bus. A field that is zero has its default.
@@ -104,7 +105,7 @@ const (
 	DefaultMaxConns       = 16
 )
 
-func fromURL(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	u := p.URL()
 	c := Config{Prefix: p.Text("prefix", DefaultPrefix)}
 	if err := sqllog.CheckIdentifier("parameter \"prefix\"", c.Prefix); err != nil {
@@ -224,15 +225,15 @@ func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqll
 }
 
 // connector makes sessions in which a statement locks what it changes, and not what it only looks at.
-type connector struct{ driver.Connector }
+type connector struct{ sqldriver.Connector }
 
-// Connect implements driver.Connector.
-func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+// Connect implements sqldriver.Connector.
+func (c connector) Connect(ctx context.Context) (sqldriver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if x, ok := conn.(driver.ExecerContext); ok { // the names of the variable differ
+	if x, ok := conn.(sqldriver.ExecerContext); ok { // the names of the variable differ
 		_, err = x.ExecContext(ctx, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", nil)
 	}
 	if err != nil {

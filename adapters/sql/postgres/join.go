@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
@@ -21,7 +21,7 @@ AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.
 SELECT set_config('idle_in_transaction_session_timeout', '10000', TRUE) FROM settled`
 
 // Settle implements sqllog.Store.
-func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
 	b := &p.Basis
 	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), p.Position, p.Window, group, p.Shard, member, int64(p.Epoch), p.Position, b.Stored,
 		b.Top, b.Topic, p.Shard, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes)
@@ -33,7 +33,7 @@ func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member st
 }
 
 // AppendIn implements sqllog.Store.
-func (s *store) AppendIn(ctx context.Context, x bus.Execer, batch []sqllog.Record) error {
+func (s *store) AppendIn(ctx context.Context, x driver.Execer, batch []sqllog.Record) error {
 	var columns [12]textArray
 	for i := range batch {
 		r, m := &batch[i], batch[i].Message

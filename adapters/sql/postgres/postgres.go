@@ -65,11 +65,12 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 func init() {
-	bus.RegisterDriver("postgres", fromURL)
-	bus.RegisterDriver("postgresql", fromURL)
+	driver.Register("postgres", fromURL)
+	driver.Register("postgresql", fromURL)
 }
 
 // Config configures a bus. A field that is zero has its default.
@@ -110,7 +111,7 @@ var connection = []string{
 	"pool_health_check_period",
 }
 
-func fromURL(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	c := Config{Schema: p.Text("schema", DefaultSchema), NoListen: !p.Bool("listen", true)}
 	if err := sqllog.CheckIdentifier("parameter \"schema\"", c.Schema); err != nil {
 		p.Fail("%w", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/adapters/sql/postgres"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
@@ -96,7 +97,7 @@ func TestDeferredConstraints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := source.(bus.JoiningSource)
+	s := source.(driver.JoiningSource)
 	ds := sqltest.Receive(t, s, 2)
 	for _, q := range []string{
 		"CREATE TABLE " + db.Prefix + "parent (id int PRIMARY KEY)",

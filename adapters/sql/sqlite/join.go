@@ -6,11 +6,11 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Settle implements sqllog.Store.
-func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
 	r, err := x.ExecContext(ctx, s.topic(p.Basis.Topic).commit.text, commitArgs(group, member, &p)...)
 	if err != nil {
 		return false, err
@@ -20,7 +20,7 @@ func (s *store) Settle(ctx context.Context, x bus.Execer, group int64, member st
 }
 
 // AppendIn implements sqllog.Store.
-func (s *store) AppendIn(ctx context.Context, x bus.Execer, batch []sqllog.Record) error {
+func (s *store) AppendIn(ctx context.Context, x driver.Execer, batch []sqllog.Record) error {
 	created := time.Now().UnixMicro() // inside the transaction, so that it grows with the position
 	for len(batch) > 0 {
 		n := 1

@@ -58,9 +58,10 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-func init() { bus.RegisterDriver("sqlite", fromURL) }
+func init() { driver.Register("sqlite", fromURL) }
 
 // Config configures a bus. A field that is zero has its default.
 type Config struct {
@@ -91,7 +92,7 @@ const (
 	DefaultPrefix      = "millrace_"
 )
 
-func fromURL(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	u := p.URL()
 	path := u.Path
 	if u.Opaque != "" {

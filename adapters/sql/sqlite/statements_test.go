@@ -3,7 +3,7 @@ package sqlite_test
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
+	sqldriver "database/sql/driver"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -16,11 +16,12 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/adapters/sql/sqlite"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // counter is a connector whose connections count what they run.
 type counter struct {
-	of   driver.Driver
+	of   sqldriver.Driver
 	name string
 	runs atomic.Int64
 	// passed counts the rows that reads of messages passed over, wanted or not.
@@ -43,35 +44,35 @@ func pool(t *testing.T) (*sql.DB, *counter) {
 	return db, c
 }
 
-func (c *counter) Driver() driver.Driver { return c.of }
+func (c *counter) Driver() sqldriver.Driver { return c.of }
 
-func (c *counter) Connect(context.Context) (driver.Conn, error) {
+func (c *counter) Connect(context.Context) (sqldriver.Conn, error) {
 	conn, err := c.of.Open(c.name)
 	return countedConn{conn, c}, err
 }
 
 type countedConn struct {
-	driver.Conn
+	sqldriver.Conn
 	c *counter
 }
 
-func (c countedConn) Prepare(query string) (driver.Stmt, error) {
+func (c countedConn) Prepare(query string) (sqldriver.Stmt, error) {
 	stmt, err := c.Conn.Prepare(query)
 	return countedStmt{stmt, c.c, strings.Contains(query, "seq >= ? AND seq <= ?")}, err
 }
 
 type countedStmt struct {
-	driver.Stmt
+	sqldriver.Stmt
 	c     *counter
 	reads bool
 }
 
-func (s countedStmt) Exec(args []driver.Value) (driver.Result, error) {
+func (s countedStmt) Exec(args []sqldriver.Value) (sqldriver.Result, error) {
 	s.c.runs.Add(1)
 	return s.Stmt.Exec(args) //nolint:staticcheck // the least that a statement can do
 }
 
-func (s countedStmt) Query(args []driver.Value) (driver.Rows, error) {
+func (s countedStmt) Query(args []sqldriver.Value) (sqldriver.Rows, error) {
 	s.c.runs.Add(1)
 	rows, err := s.Stmt.Query(args) //nolint:staticcheck // as above
 	if s.reads {
@@ -82,11 +83,11 @@ func (s countedStmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 type failingRows struct {
-	driver.Rows
+	sqldriver.Rows
 	c *counter
 }
 
-func (r failingRows) Next(row []driver.Value) error {
+func (r failingRows) Next(row []sqldriver.Value) error {
 	if r.c.rows.Load() > 0 && r.c.rows.Add(-1) == 0 {
 		return errors.New("the disk is broken")
 	}
@@ -131,7 +132,7 @@ func TestStatements(t *testing.T) {
 			if err := s.Settle(t.Context(), toks); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.(bus.Committer).Commit(t.Context()); err != nil {
+			if err := s.(driver.Committer).Commit(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/rabbitmq"
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // AMQPMarshaler is watermill-amqp's default marshaler, which also reads what that refuses and would be given again for
@@ -47,7 +48,7 @@ const (
 	presetQueue  = "queue"
 )
 
-func openAMQP(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func openAMQP(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	u := *p.URL()
 	if u.Host == "" {
 		p.Fail("want watermill+amqp://user:password@host:5672/vhost")
@@ -89,7 +90,7 @@ type poisonOnRabbitMQ struct {
 	closed bool
 }
 
-func (p *poisonOnRabbitMQ) open(ctx context.Context, group string) (bus.PoisonStore, error) {
+func (p *poisonOnRabbitMQ) open(ctx context.Context, group string) (driver.PoisonStore, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -104,7 +105,7 @@ func (p *poisonOnRabbitMQ) open(ctx context.Context, group string) (bus.PoisonSt
 			return nil, err
 		}
 	}
-	return p.bus.Driver().Poison(ctx, group)
+	return driver.Of(p.bus).Poison(ctx, group)
 }
 
 func (p *poisonOnRabbitMQ) close() error {

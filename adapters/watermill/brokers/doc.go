@@ -12,11 +12,11 @@
 // [github.com/millrace-go/millrace/adapters/watermill.Driver].
 package brokers
 
-import "github.com/millrace-go/millrace/bus"
+import "github.com/millrace-go/millrace/bus/driver"
 
 func init() {
-	bus.RegisterDriver("watermill+kafka", openKafka)
-	bus.RegisterDriver("watermill+amqp", openAMQP)
-	bus.RegisterDriver("watermill+sql+postgres", openPostgres)
-	bus.RegisterDriver("watermill+gochannel", openGoChannel)
+	driver.Register("watermill+kafka", openKafka)
+	driver.Register("watermill+amqp", openAMQP)
+	driver.Register("watermill+sql+postgres", openPostgres)
+	driver.Register("watermill+gochannel", openGoChannel)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // channels are the gochannels that have a name. Poison stores, which a gochannel cannot be, are kept in memory beside it.
@@ -27,7 +28,7 @@ type channel struct {
 	users  int
 }
 
-func openGoChannel(_ context.Context, p *bus.Params) (bus.Driver, error) {
+func openGoChannel(_ context.Context, p *driver.Params) (driver.Driver, error) {
 	u := p.URL()
 	if u.Host != "" || u.Path != "" || u.User != nil {
 		p.Fail("want watermill+gochannel: or watermill+gochannel:NAME, without slashes")
@@ -51,7 +52,7 @@ func openGoChannel(_ context.Context, p *bus.Params) (bus.Driver, error) {
 	c.users++
 	subscribers := func(string) (message.Subscriber, error) { return &one{Subscriber: c.GoChannel}, nil }
 	return watermill.Driver(open{c}, subscribers, watermill.Config{
-		Broker: "watermill-gochannel", Replay: true, Poison: c.poison.Driver().Poison, Close: c.release,
+		Broker: "watermill-gochannel", Replay: true, Poison: driver.Of(c.poison).Poison, Close: c.release,
 	}), nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // KafkaMarshaler is watermill-kafka's default marshaler with the key: the record's key is the metadata
@@ -41,7 +42,7 @@ func (m KafkaMarshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Mess
 // kafkaMaxMessage is sarama's bound for a message, less what a record needs.
 const kafkaMaxMessage = 1_000_000
 
-func openKafka(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func openKafka(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	u := p.URL()
 	if u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil {
 		p.Fail("want watermill+kafka://host:port,host2:port")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // postgresBatch is how many messages one INSERT has: PostgreSQL takes 65,535 parameters, three a message.
@@ -21,7 +22,7 @@ const postgresBatch = 1000
 // postgresUUID is the length of the default schema's column uuid.
 const postgresUUID = 36
 
-func openPostgres(ctx context.Context, p *bus.Params) (bus.Driver, error) {
+func openPostgres(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	u := *p.URL()
 	if u.Host == "" {
 		p.Fail("want watermill+sql+postgres://user:password@host:5432/database")

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Config is what the dialects' configurations have in common. A zero field has its default.
@@ -38,7 +39,7 @@ const (
 )
 
 // FromParams reads the common parameters of a URL.
-func FromParams(p *bus.Params) Config {
+func FromParams(p *driver.Params) Config {
 	return Config{
 		Shards:    p.Int("shards", DefaultShards, 1, MaxShards),
 		Lease:     p.Duration("lease", DefaultLease, MinLease, MaxLease),

@@ -8,9 +8,10 @@ import (
 	"sync"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Driver implements bus.Driver over a store.
+// Driver implements driver.Driver over a store.
 type Driver struct {
 	store   Store
 	dialect *Dialect
@@ -62,7 +63,7 @@ func New(ctx context.Context, s Store, c Config) (*Driver, error) {
 	return d, nil
 }
 
-// Capabilities implements bus.Driver.
+// Capabilities implements driver.Driver.
 func (d *Driver) Capabilities() bus.Capabilities {
 	return bus.Capabilities{
 		Broker: d.dialect.Name, Durable: d.dialect.Durable, Replay: true, StartAt: true, Parking: true, Transactions: true, MaxMessage: d.dialect.MaxMessage,
@@ -72,7 +73,7 @@ func (d *Driver) Capabilities() bus.Capabilities {
 // As finds a native client, for bus.As.
 func (d *Driver) As(target any) bool { return d.store.As(target) }
 
-// Ping implements bus.Pinger.
+// Ping implements driver.Pinger.
 func (d *Driver) Ping(ctx context.Context) error {
 	if !d.enter() {
 		return d.fail("ping", "", bus.ErrClosed)
@@ -117,7 +118,7 @@ func (d *Driver) persist(ctx context.Context, do func(context.Context) error) er
 	}
 }
 
-// Close implements bus.Driver.
+// Close implements driver.Driver.
 func (d *Driver) Close(ctx context.Context) error {
 	d.mu.Lock()
 	if d.isClosed {
@@ -196,7 +197,7 @@ type uncertainCommit struct{ error } //nolint:errname // it says what the outcom
 func (e *uncertainCommit) Unwrap() error { return e.error }
 
 // affected runs a statement and returns how many rows it affected.
-func affected(ctx context.Context, q bus.Execer, query string, args ...any) (int64, error) {
+func affected(ctx context.Context, q driver.Execer, query string, args ...any) (int64, error) {
 	r, err := q.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, err

@@ -103,7 +103,7 @@ func (d *Driver) since(ctx context.Context, t topic, shard int, at time.Time, he
 	return seq, err
 }
 
-// Lag implements bus.Lagger.
+// Lag implements driver.Lagger.
 func (d *Driver) Lag(ctx context.Context, name, group string) (int64, error) {
 	if !d.enter() {
 		return 0, d.fail("lag", name, bus.ErrClosed)

@@ -6,10 +6,11 @@ import (
 	"errors"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Inject implements bus.Injector.
-func (d *Driver) Inject(ctx context.Context, name, group string, ps []bus.Parking) error {
+// Inject implements driver.Injector.
+func (d *Driver) Inject(ctx context.Context, name, group string, ps []driver.Parking) error {
 	if !d.enter() {
 		return d.fail("inject", name, bus.ErrClosed)
 	}
@@ -22,7 +23,7 @@ func (d *Driver) Inject(ctx context.Context, name, group string, ps []bus.Parkin
 	if err != nil {
 		return d.fail("inject", name, err)
 	}
-	byShard := map[int32][]*bus.Parking{}
+	byShard := map[int32][]*driver.Parking{}
 	for i := range ps {
 		p := &ps[i]
 		shard := p.Lane
@@ -49,7 +50,7 @@ func (d *Driver) Inject(ctx context.Context, name, group string, ps []bus.Parkin
 	return nil
 }
 
-func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard int32, ps []*bus.Parking) error {
+func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard int32, ps []*driver.Parking) error {
 	if len(ps) == 0 {
 		return nil
 	}

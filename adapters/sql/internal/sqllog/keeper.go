@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -275,8 +276,8 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 	if err := s.limit(ctx, taken); err != nil {
 		return err
 	}
-	parking, parks := s.observer.(bus.ParkingObserver)
-	var known []bus.Parked
+	parking, parks := s.observer.(driver.ParkingObserver)
+	var known []driver.Parked
 	lanes := make([]*lane, len(taken))
 	ids := make([]bus.Lane, len(taken))
 	for i, c := range taken {
@@ -286,7 +287,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		s.epochs[c.shard] = c.epoch
 		lanes[i] = &lane{id: ids[i], window: w, read: c.position, stored: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
 	}
-	var parked []bus.Parked
+	var parked []driver.Parked
 	if parks {
 		var err error
 		if parked, err = s.loadLanes(ctx, lanes); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 var errBusyLane = errors.New("the lane's row is locked by another transaction")
@@ -17,14 +18,14 @@ var errBusyLane = errors.New("the lane's row is locked by another transaction")
 // parkings is one call of Park.
 type parkings struct {
 	source *Source
-	ps     []bus.Parking
+	ps     []driver.Parking
 	docs   []string
 	errs   []error // by delivery
 	lanes  []parkedLane
 }
 
-// Park implements bus.ParkingSource.
-func (s *Source) Park(ctx context.Context, ps []bus.Parking) error {
+// Park implements driver.ParkingSource.
+func (s *Source) Park(ctx context.Context, ps []driver.Parking) error {
 	p := &parkings{source: s, ps: ps, docs: make([]string, len(ps)), errs: make([]error, len(ps))}
 	all := make([]int, 0, len(ps))
 	for i := range ps {

@@ -9,9 +9,10 @@ import (
 	"strings"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Fetch implements bus.ParkingSource.
+// Fetch implements driver.ParkingSource.
 func (s *Source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	s.mu.Lock()
 	if s.closed != nil {
@@ -116,7 +117,7 @@ func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane)
 }
 
 // loadLanes reads all that is parked in lanes that were just taken.
-func (s *Source) loadLanes(ctx context.Context, lanes []*lane) ([]bus.Parked, error) {
+func (s *Source) loadLanes(ctx context.Context, lanes []*lane) ([]driver.Parked, error) {
 	d := s.driver
 	byShard := map[int32]*lane{}
 	args := []any{s.group}
@@ -141,9 +142,9 @@ func (s *Source) loadLanes(ctx context.Context, lanes []*lane) ([]bus.Parked, er
 
 const parkedSelect = "SELECT shard, pos, due, free, msg_key, CASE WHEN doc IS NULL THEN 1 ELSE 0 END"
 
-func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lane, query string, args ...any) (ps []bus.Parked, err error) {
+func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lane, query string, args ...any) (ps []driver.Parked, err error) {
 	err = collect(ctx, s.driver.store.KeeperDB(), func(rows *sql.Rows) error {
-		p := bus.Parked{Token: bus.Token{Parked: true}}
+		p := driver.Parked{Token: bus.Token{Parked: true}}
 		var due int64
 		var key []byte
 		if err := rows.Scan(&p.Lane, &p.Position, &due, &p.Free, &key, &p.Withdrawn); err != nil {
@@ -158,7 +159,7 @@ func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lan
 
 // loadChanges reads what others have parked, changed or withdrawn in a lane after a number. last is the number up to which
 // that is.
-func (s *Source) loadChanges(ctx context.Context, id bus.Lane, after int64) (ps []bus.Parked, last int64, err error) {
+func (s *Source) loadChanges(ctx context.Context, id bus.Lane, after int64) (ps []driver.Parked, last int64, err error) {
 	d := s.driver
 	err = d.store.KeeperDB().QueryRowContext(ctx, d.dialect.SQL("SELECT COALESCE(MAX(chg), 0) FROM {parked} WHERE grp = ? AND shard = ? AND pos = 0"), s.group, id.ID).Scan(&last)
 	if err != nil || last == 0 {
@@ -170,7 +171,7 @@ func (s *Source) loadChanges(ctx context.Context, id bus.Lane, after int64) (ps 
 }
 
 // forgetWithdrawn deletes the rows of withdrawn messages, of which the owner has heard.
-func (s *Source) forgetWithdrawn(ctx context.Context, ps []bus.Parked) error {
+func (s *Source) forgetWithdrawn(ctx context.Context, ps []driver.Parked) error {
 	for _, p := range ps {
 		if !p.Withdrawn {
 			continue
@@ -185,7 +186,7 @@ func (s *Source) forgetWithdrawn(ctx context.Context, ps []bus.Parked) error {
 
 // hear tells the router what others have parked, changed or withdrawn in lanes that it owns.
 func (s *Source) hear(ctx context.Context, v *view) error {
-	o, ok := s.observer.(bus.ParkingObserver)
+	o, ok := s.observer.(driver.ParkingObserver)
 	if !ok {
 		return nil
 	}

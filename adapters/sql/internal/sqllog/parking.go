@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Parked messages are rows of a table, with the message in a JSON document. The row with position 0 is the lane's
@@ -25,7 +26,7 @@ type parkedDocument struct {
 	Message   *original    `json:"message"`
 }
 
-func encodeParked(p *bus.Parking) (string, error) {
+func encodeParked(p *driver.Parking) (string, error) {
 	doc, err := json.Marshal(parkedDocument{
 		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure, Message: originalOf(p.Message),
 	})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // poisonStore is the poison table's part for one group. An entry is one row with a JSON document, so that whoever looks
@@ -17,8 +18,8 @@ type poisonStore struct {
 	group  string
 }
 
-// Poison implements bus.Driver.
-func (d *Driver) Poison(_ context.Context, group string) (bus.PoisonStore, error) {
+// Poison implements driver.Driver.
+func (d *Driver) Poison(_ context.Context, group string) (driver.PoisonStore, error) {
 	if !d.enter() {
 		return nil, d.fail("poison", "", bus.ErrClosed)
 	}
@@ -37,8 +38,8 @@ func (s *poisonStore) do(ctx context.Context, op string, do func(ctx context.Con
 	return nil
 }
 
-// Put implements bus.PoisonStore.
-func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error {
+// Put implements driver.PoisonStore.
+func (s *poisonStore) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
 	put := s.driver.dialect.SQL("INSERT INTO {poison} (grp, id, entry) VALUES (?, ?, ?) {upsert}")
 	return s.do(ctx, "poison put", func(ctx context.Context) error {
 		return s.driver.transact(ctx, s.driver.store.DB(), func(tx *sql.Tx) error {
@@ -59,10 +60,10 @@ func (s *poisonStore) Put(ctx context.Context, entries ...bus.PoisonEntry) error
 // listPage is how many entries List reads at once: it keeps no cursor open while its caller looks at them.
 const listPage = 100
 
-// List implements bus.PoisonStore.
-func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error] {
+// List implements driver.PoisonStore.
+func (s *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
 	page := s.driver.dialect.SQL("SELECT ord, id, entry FROM {poison} WHERE grp = ? AND ord > ? ORDER BY ord LIMIT ?")
-	return func(yield func(bus.PoisonEntry, error) bool) {
+	return func(yield func(driver.PoisonEntry, error) bool) {
 		last := int64(-1)
 		for {
 			type row struct {
@@ -83,7 +84,7 @@ func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 				}, page, s.group, last, listPage)
 			})
 			if err != nil {
-				yield(bus.PoisonEntry{}, err)
+				yield(driver.PoisonEntry{}, err)
 				return
 			}
 			for _, r := range docs {
@@ -104,7 +105,7 @@ func (s *poisonStore) List(ctx context.Context) iter.Seq2[bus.PoisonEntry, error
 	}
 }
 
-// Remove implements bus.PoisonStore.
+// Remove implements driver.PoisonStore.
 func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	remove := s.driver.dialect.SQL("DELETE FROM {poison} WHERE grp = ? AND id = ?")
 	return s.do(ctx, "poison remove", func(ctx context.Context) error {
@@ -146,7 +147,7 @@ type original struct {
 	Payload     []byte      `json:"payload"` // null and "" are told apart
 }
 
-func encodeEntry(e *bus.PoisonEntry) ([]byte, error) {
+func encodeEntry(e *driver.PoisonEntry) ([]byte, error) {
 	d := document{
 		ID: e.ID, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
 		Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time, Message: originalOf(e.Message),
@@ -182,24 +183,24 @@ func (o *original) message() *bus.Message {
 	return m
 }
 
-func decodeEntry(doc []byte) (bus.PoisonEntry, error) {
+func decodeEntry(doc []byte) (driver.PoisonEntry, error) {
 	var d document
 	if err := json.Unmarshal(doc, &d); err != nil {
-		return bus.PoisonEntry{}, err
+		return driver.PoisonEntry{}, err
 	}
 	if d.Message == nil {
-		return bus.PoisonEntry{}, errNoMessage
+		return driver.PoisonEntry{}, errNoMessage
 	}
-	return bus.PoisonEntry{
+	return driver.PoisonEntry{
 		ID: d.ID, Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
 		Waits: d.Waits, Failure: d.Failure, Host: d.Host, Time: d.Time, Message: d.Message.message(),
 	}, nil
 }
 
 // unreadable is the entry of a row that cannot be read: its own bytes, and why.
-func unreadable(id string, doc []byte, why error) bus.PoisonEntry {
-	return bus.PoisonEntry{
+func unreadable(id string, doc []byte, why error) driver.PoisonEntry {
+	return driver.PoisonEntry{
 		ID: id, Message: &bus.Message{ID: id, Payload: doc},
-		Failure: bus.Failure{Class: bus.Unreadable, Text: "the row cannot be read: " + why.Error()},
+		Failure: bus.Failure{Class: driver.Unreadable, Text: "the row cannot be read: " + why.Error()},
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // publisher writes what concurrent calls publish in common batches: what comes while a batch is under way is the
@@ -50,15 +51,15 @@ func (p *publisher) init(d *Driver) { p.driver = d }
 // callTimeout bounds a single statement, so that a connection that died without a word is noticed.
 const callTimeout = 30 * time.Second
 
-// Publish implements bus.Driver.
+// Publish implements driver.Driver.
 func (d *Driver) Publish(ctx context.Context, name string, msgs []*bus.Message) error {
 	if !d.enter() {
-		return bus.FailAll(len(msgs), d.fail("publish", name, bus.ErrClosed))
+		return driver.FailAll(len(msgs), d.fail("publish", name, bus.ErrClosed))
 	}
 	defer d.calls.Done()
 	t, err := d.topics.get(ctx, name)
 	if err != nil {
-		return bus.FailAll(len(msgs), d.fail("publish", name, err))
+		return driver.FailAll(len(msgs), d.fail("publish", name, err))
 	}
 	r := &request{topic: name, records: make([]Record, len(msgs)), done: make(chan struct{})}
 	copies := make([]bus.Message, len(msgs)) // they are still being sent when the caller's context ends early

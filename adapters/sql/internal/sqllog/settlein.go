@@ -7,10 +7,11 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// SettleIn implements bus.JoiningSource.
-func (s *Source) SettleIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, outputs []bus.Output) (end func(error) error, err error) {
+// SettleIn implements driver.JoiningSource.
+func (s *Source) SettleIn(ctx context.Context, tx driver.Execer, tokens []bus.Token, outputs []driver.Output) (end func(error) error, err error) {
 	missing, records := s.known(outputs)
 	var st *settlement
 	switch {
@@ -27,7 +28,7 @@ func (s *Source) SettleIn(ctx context.Context, tx bus.Execer, tokens []bus.Token
 			if _, err := s.driver.topics.get(context.WithoutCancel(ctx), missing); err != nil {
 				return s.driver.fail("publish", missing, err)
 			}
-			return fmt.Errorf("%w: %w", bus.ErrAgain, cause)
+			return fmt.Errorf("%w: %w", driver.ErrAgain, cause)
 		case st == nil:
 			return cause
 		}
@@ -39,7 +40,7 @@ func (s *Source) SettleIn(ctx context.Context, tx bus.Execer, tokens []bus.Token
 }
 
 // joinIn settles and publishes in tx.
-func (s *Source) joinIn(ctx context.Context, tx bus.Execer, tokens []bus.Token, records []Record) (*settlement, error) {
+func (s *Source) joinIn(ctx context.Context, tx driver.Execer, tokens []bus.Token, records []Record) (*settlement, error) {
 	if lock := s.driver.dialect.WriteLock; lock != "" {
 		if _, err := tx.ExecContext(ctx, s.driver.dialect.SQL(lock)); err != nil {
 			return nil, err
@@ -82,7 +83,7 @@ const passing = 50 * time.Millisecond
 
 // known makes records of outputs. The first topic that is not known is missing: it cannot be looked for or created while the
 // transaction lasts, whose locks may be in the way.
-func (s *Source) known(outputs []bus.Output) (missing string, records []Record) {
+func (s *Source) known(outputs []driver.Output) (missing string, records []Record) {
 	for _, o := range outputs {
 		t, ok := s.driver.topics.cached(o.Topic)
 		if !ok {
@@ -94,9 +95,9 @@ func (s *Source) known(outputs []bus.Output) (missing string, records []Record) 
 	return "", records
 }
 
-// CheckTransaction implements bus.TransactionHost. It looks for the identity of the installation, by a change that a driver counts
+// CheckTransaction implements driver.TransactionHost. It looks for the identity of the installation, by a change that a driver counts
 // in every mode.
-func (d *Driver) CheckTransaction(ctx context.Context, tx bus.Execer) error {
+func (d *Driver) CheckTransaction(ctx context.Context, tx driver.Execer) error {
 	if !d.enter() {
 		return d.fail("check", "", bus.ErrClosed)
 	}
@@ -120,6 +121,6 @@ func (d *Driver) CheckTransaction(ctx context.Context, tx bus.Execer) error {
 }
 
 var (
-	_ bus.JoiningSource   = (*Source)(nil)
-	_ bus.TransactionHost = (*Driver)(nil)
+	_ driver.JoiningSource   = (*Source)(nil)
+	_ driver.TransactionHost = (*Driver)(nil)
 )

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -147,7 +148,7 @@ func (l *settled) isComplete() bool {
 }
 
 // write settles within the transaction x. It fails by token if parked messages are not there any more.
-func (st *settlement) write(ctx context.Context, x bus.Execer, tokens []bus.Token) (err error) {
+func (st *settlement) write(ctx context.Context, x driver.Execer, tokens []bus.Token) (err error) {
 	s := st.source
 	defer func() { st.failed = err != nil }()
 	for _, l := range st.lanes {

@@ -9,12 +9,13 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 var errNotTransactional = fmt.Errorf("%w: the subscription is not transactional", bus.ErrUnsupported)
 
-// SettleWith implements bus.TransactionalSource.
-func (s *Source) SettleWith(ctx context.Context, ss []bus.Settlement) error {
+// SettleWith implements driver.TransactionalSource.
+func (s *Source) SettleWith(ctx context.Context, ss []driver.Settlement) error {
 	if !s.transactional {
 		return s.driver.fail("settle", s.topic.name, errNotTransactional)
 	}
@@ -31,7 +32,7 @@ func (s *Source) SettleWith(ctx context.Context, ss []bus.Settlement) error {
 
 // settleTransactional is Settle of a source that is transactional.
 func (s *Source) settleTransactional(ctx context.Context, tokens []bus.Token) error {
-	ss := make([]bus.Settlement, len(tokens))
+	ss := make([]driver.Settlement, len(tokens))
 	for i, t := range tokens {
 		ss[i].Token = t
 	}
@@ -45,7 +46,7 @@ func (s *Source) settleTransactional(ctx context.Context, tokens []bus.Token) er
 
 // settleAll settles those at places in one transaction, and notes in errs which cannot be. If the database will never take one
 // of the outputs, those at places are settled in smaller transactions, to find out whose that is.
-func (s *Source) settleAll(ctx context.Context, ss []bus.Settlement, places []int, errs []error) error {
+func (s *Source) settleAll(ctx context.Context, ss []driver.Settlement, places []int, errs []error) error {
 	for {
 		var left []int
 		for _, i := range places {
@@ -140,7 +141,7 @@ func (s *Source) inTransaction(ctx context.Context, do func(ctx context.Context,
 }
 
 // append inserts records in batches that the database takes.
-func (s *Source) append(ctx context.Context, x bus.Execer, records []Record) error {
+func (s *Source) append(ctx context.Context, x driver.Execer, records []Record) error {
 	d := s.driver.dialect
 	for len(records) > 0 {
 		n, size := 0, 0
@@ -160,7 +161,7 @@ func (s *Source) append(ctx context.Context, x bus.Execer, records []Record) err
 
 // outputs are the records of the outputs of those at places, by topic, so that locks are taken in one order. It is nil if it
 // has noted in errs that some are refused.
-func (s *Source) outputs(ctx context.Context, ss []bus.Settlement, places []int, errs []error) ([]Record, error) {
+func (s *Source) outputs(ctx context.Context, ss []driver.Settlement, places []int, errs []error) ([]Record, error) {
 	d := s.driver
 	records := []Record{}
 	refused := false

@@ -124,7 +124,7 @@ const maxAhead = 2048
 // maxAheadBytes does the same in bytes.
 const maxAheadBytes = 8 << 20
 
-// Subscribe implements bus.Driver.
+// Subscribe implements driver.Driver.
 func (d *Driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if !d.enter() {
 		return nil, d.fail("subscribe", sub.Topic, bus.ErrClosed)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Store is a dialect: what has to be fast or differs from one database to another.
@@ -27,10 +28,10 @@ type Store interface {
 	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
 	// Settle is Commit of one lane within the transaction x, which may be of another client library and has the row's lock
 	// afterwards. It returns whether it has written.
-	Settle(ctx context.Context, x bus.Execer, group int64, member string, p Progress) (mine bool, err error)
+	Settle(ctx context.Context, x driver.Execer, group int64, member string, p Progress) (mine bool, err error)
 	// AppendIn is Append within the transaction x, of one batch by topic: from here on until its end it may hold up writers
 	// and readers of the topics.
-	AppendIn(ctx context.Context, x bus.Execer, batch []Record) error
+	AppendIn(ctx context.Context, x driver.Execer, batch []Record) error
 	// Head returns a position of the topic up to which all messages are visible, and which all that are published
 	// from now on exceed.
 	Head(ctx context.Context, topic int64) (int64, error)

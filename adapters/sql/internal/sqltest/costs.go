@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // tries is how often a cost is measured. The least counts: what runs in the background only adds.
@@ -45,7 +46,7 @@ func RoundTrips(t *testing.T, db Database, params ...string) {
 			if err := s.Settle(t.Context(), tokens(Receive(t, s, n))); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.(bus.Committer).Commit(t.Context()); err != nil {
+			if err := s.(driver.Committer).Commit(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
@@ -197,7 +198,7 @@ func (db Database) shop(t *testing.T, way string, n int) (s *shop, sum int64) {
 // await waits until all is handled, of which nobody tells.
 func (s *shop) await(t *testing.T, db Database, n int) (done bool) {
 	t.Helper()
-	lagger, _ := bus.As[bus.Lagger](db.Open(t))
+	lagger, _ := bus.As[driver.Lagger](db.Open(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // StandsStill has a process stand still in a transaction that holds rows of the bus, as one that is paused or has vanished with its host.
@@ -125,7 +126,7 @@ func lockedOtherGroup(t *testing.T, db Database) {
 	end := db.lock(t, fmt.Sprintf("lane WHERE grp = %d AND shard = 3", db.groupID(t, topic)))
 	Settle(t, s, ds...)
 	committed := make(chan error, 1)
-	go func() { committed <- s.(bus.Committer).Commit(bounded(t)) }()
+	go func() { committed <- s.(driver.Committer).Commit(bounded(t)) }()
 	select {
 	case err := <-committed:
 		if err != nil {

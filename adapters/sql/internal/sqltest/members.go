@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
@@ -377,7 +378,7 @@ func child(url, topic string) error {
 		return err
 	}
 	// Lag commits what was settled here.
-	lagger, _ := bus.As[bus.Lagger](b)
+	lagger, _ := bus.As[driver.Lagger](b)
 	if _, err := lagger.Lag(ctx, topic, "g"); err != nil {
 		return err
 	}

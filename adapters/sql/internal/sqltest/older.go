@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Older has the database come back in an older state while a member lives, as after a failover to a replica that was
@@ -60,15 +61,15 @@ func (o *older) subscribe(t *testing.T) bus.Source {
 // parkingObserver takes parked messages and looks at none.
 type parkingObserver struct {
 	*Observer
-	seen chan bus.Parked
+	seen chan driver.Parked
 }
 
 func newParkingObserver() *parkingObserver {
-	return &parkingObserver{Observer: NewObserver(), seen: make(chan bus.Parked, 1000)}
+	return &parkingObserver{Observer: NewObserver(), seen: make(chan driver.Parked, 1000)}
 }
 
-// Parked implements bus.ParkingObserver.
-func (o *parkingObserver) Parked(ps []bus.Parked) {
+// Parked implements driver.ParkingObserver.
+func (o *parkingObserver) Parked(ps []driver.Parked) {
 	for _, p := range ps {
 		o.seen <- p
 	}
@@ -76,7 +77,7 @@ func (o *parkingObserver) Parked(ps []bus.Parked) {
 
 func (o *older) commit(t *testing.T) error {
 	t.Helper()
-	return o.s.(bus.Committer).Commit(bounded(t))
+	return o.s.(driver.Committer).Commit(bounded(t))
 }
 
 // last is the newest message's position, and the lane's as it is stored.
@@ -198,7 +199,7 @@ func (o *older) parked(t *testing.T) {
 	Publish(t, o.b, o.topic, Texts("a", "b")...)
 	last, _ := o.state(t)
 	ds := Receive(t, o.s, 2)
-	if err := o.s.(bus.ParkingSource).Park(bounded(t), []bus.Parking{{Delivery: ds[0]}}); err != nil {
+	if err := o.s.(driver.ParkingSource).Park(bounded(t), []driver.Parking{{Delivery: ds[0]}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := o.commit(t); err != nil {

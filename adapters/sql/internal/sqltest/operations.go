@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Retention deletes only what every group has finished, and only what is old enough. Nothing else may use the database
@@ -93,7 +94,7 @@ func Retention(t *testing.T, db Database) {
 func lag(t *testing.T, db Database) {
 	b := db.Open(t)
 	topic := Topic()
-	l, ok := bus.As[bus.Lagger](b)
+	l, ok := bus.As[driver.Lagger](b)
 	if !ok {
 		t.Fatal("no Lagger")
 	}
@@ -119,7 +120,7 @@ func lag(t *testing.T, db Database) {
 	expect(50)
 	Settle(t, s, ds...)
 	expect(0)
-	if p, ok := bus.As[bus.Pinger](b); !ok || p.Ping(bounded(t)) != nil {
+	if p, ok := bus.As[driver.Pinger](b); !ok || p.Ping(bounded(t)) != nil {
 		t.Error("ping")
 	}
 }
@@ -127,13 +128,13 @@ func lag(t *testing.T, db Database) {
 func poison(t *testing.T, db Database) {
 	b := db.Open(t)
 	group, other := Topic(), Topic()
-	store, err := b.Driver().Poison(bounded(t), group)
+	store, err := driver.Of(b).Poison(bounded(t), group)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := time.Now().Round(0)
-	entry := func(id, text string) bus.PoisonEntry {
-		return bus.PoisonEntry{
+	entry := func(id, text string) driver.PoisonEntry {
+		return driver.PoisonEntry{
 			ID: id, Topic: "t", Group: group, Handler: "h", Lane: 3, Position: 1 << 40, Host: "host", Time: at,
 			Failure: bus.Failure{Class: "permanent", Text: text, Stack: "a\n\tb", Attempts: 3, First: at.Add(-time.Hour), Last: at},
 			Message: &bus.Message{
@@ -146,7 +147,7 @@ func poison(t *testing.T, db Database) {
 	tombstone.Message = &bus.Message{ID: "m2", Time: at}
 	empty := entry("empty", "x")
 	empty.Message = &bus.Message{ID: "m3", Time: at, Payload: []byte{}}
-	want := []bus.PoisonEntry{entry("one", "first"), tombstone, empty}
+	want := []driver.PoisonEntry{entry("one", "first"), tombstone, empty}
 	for i := range 250 {
 		want = append(want, entry(fmt.Sprint("n", i), "many"))
 	}
@@ -160,14 +161,14 @@ func poison(t *testing.T, db Database) {
 	if err := store.Put(bounded(t), want[0]); err != nil { // the same again
 		t.Fatal(err)
 	}
-	elsewhere, err := b.Driver().Poison(bounded(t), other)
+	elsewhere, err := driver.Of(b).Poison(bounded(t), other)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := elsewhere.Put(bounded(t), entry("one", "of another group")); err != nil {
 		t.Fatal(err)
 	}
-	check := func(want []bus.PoisonEntry) {
+	check := func(want []driver.PoisonEntry) {
 		t.Helper()
 		i := 0
 		for got, err := range store.List(bounded(t)) {
@@ -201,7 +202,7 @@ func poison(t *testing.T, db Database) {
 	}
 }
 
-func same(a, b bus.PoisonEntry) bool {
+func same(a, b driver.PoisonEntry) bool {
 	for _, times := range [][2]*time.Time{
 		{&a.Time, &b.Time},
 		{&a.Failure.First, &b.Failure.First},
@@ -224,7 +225,7 @@ func closing(t *testing.T, db Database) {
 	topic := Topic()
 	s := Subscribe(t, b, topic, "g", bus.Earliest, NewObserver())
 	blocked := Subscribe(t, b, topic, "h", bus.Earliest, NewObserver())
-	store, err := b.Driver().Poison(bounded(t), "g")
+	store, err := driver.Of(b).Poison(bounded(t), "g")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,10 +273,10 @@ func closing(t *testing.T, db Database) {
 	if !isClosed(err) {
 		t.Errorf("subscribe after close: %v", err)
 	}
-	if _, err := b.Driver().Poison(bounded(t), "g"); !isClosed(err) {
+	if _, err := driver.Of(b).Poison(bounded(t), "g"); !isClosed(err) {
 		t.Errorf("poison after close: %v", err)
 	}
-	if err := store.Put(bounded(t), bus.PoisonEntry{ID: "x"}); !isClosed(err) {
+	if err := store.Put(bounded(t), driver.PoisonEntry{ID: "x"}); !isClosed(err) {
 		t.Errorf("put after close: %v", err)
 	}
 }
@@ -347,11 +348,11 @@ func Existing(t *testing.T, b *bus.Bus) {
 	Close(t, one)
 	one = Subscribe(t, b, topic, "one", bus.Earliest, NewObserver())
 	Settle(t, one, Receive(t, one, 150)...)
-	store, err := b.Driver().Poison(bounded(t), "one")
+	store, err := driver.Of(b).Poison(bounded(t), "one")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(bounded(t), bus.PoisonEntry{ID: "x", Message: ds[0].Message}); err != nil {
+	if err := store.Put(bounded(t), driver.PoisonEntry{ID: "x", Message: ds[0].Message}); err != nil {
 		t.Fatal(err)
 	}
 	n := 0

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // parker is a member that has received messages, in few lanes.
@@ -17,7 +18,7 @@ type parker struct {
 	db    Database
 	b     *bus.Bus
 	topic string
-	s     bus.ParkingSource
+	s     driver.ParkingSource
 	seen  *parkingObserver
 	ds    []bus.Delivery
 }
@@ -26,22 +27,22 @@ func (db Database) parker(t *testing.T, texts ...string) *parker {
 	t.Helper()
 	p := &parker{db: db, b: db.Open(t, "shards=2", "lease=10m"), topic: Topic(), seen: newParkingObserver()}
 	Publish(t, p.b, p.topic, Texts(texts...)...)
-	p.s = Subscribe(t, p.b, p.topic, "g", bus.Earliest, p.seen).(bus.ParkingSource)
+	p.s = Subscribe(t, p.b, p.topic, "g", bus.Earliest, p.seen).(driver.ParkingSource)
 	p.seen.Await(t, 2)
 	p.ds = Receive(t, p.s, len(texts))
 	slices.SortFunc(p.ds, func(a, b bus.Delivery) int { return strings.Compare(string(a.Payload), string(b.Payload)) })
 	return p
 }
 
-func (p *parker) parkings() []bus.Parking {
-	ps := make([]bus.Parking, len(p.ds))
+func (p *parker) parkings() []driver.Parking {
+	ps := make([]driver.Parking, len(p.ds))
 	for i, d := range p.ds {
-		ps[i] = bus.Parking{Delivery: d, Due: time.Now().Add(time.Hour)}
+		ps[i] = driver.Parking{Delivery: d, Due: time.Now().Add(time.Hour)}
 	}
 	return ps
 }
 
-func (p *parker) park(t *testing.T) []bus.Parking {
+func (p *parker) park(t *testing.T) []driver.Parking {
 	t.Helper()
 	ps := p.parkings()
 	if err := p.s.Park(bounded(t), ps); err != nil {
@@ -61,9 +62,9 @@ func (p *parker) at(t *testing.T, place bus.Token) string {
 	return fmt.Sprintf(" WHERE grp = %d AND shard = %d AND pos = %d", p.db.groupID(t, p.topic), place.Lane, place.Position)
 }
 
-func (p *parker) injector(t *testing.T) bus.Injector {
+func (p *parker) injector(t *testing.T) driver.Injector {
 	t.Helper()
-	i, ok := bus.As[bus.Injector](p.b)
+	i, ok := bus.As[driver.Injector](p.b)
 	if !ok {
 		t.Fatal("no Injector")
 	}
@@ -147,7 +148,7 @@ func injectsByID(t *testing.T, db Database) {
 	other := *ps[0].Message
 	other.ID, other.Payload = "another", []byte("other")
 	for _, withdraw := range []bool{false, true} {
-		if err := inject.Inject(bounded(t), p.topic, "g", []bus.Parking{{Delivery: bus.Delivery{Message: &other, Token: ps[0].Token}, Withdraw: withdraw}}); err != nil {
+		if err := inject.Inject(bounded(t), p.topic, "g", []driver.Parking{{Delivery: bus.Delivery{Message: &other, Token: ps[0].Token}, Withdraw: withdraw}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -155,7 +156,7 @@ func injectsByID(t *testing.T, db Database) {
 	if n, err := p.s.Fetch(bounded(t), []bus.Token{ps[0].Token}, dst); n != 1 || err != nil || string(dst[0].Payload) != "a" {
 		t.Errorf("%d came, %v: the place has another message", n, err)
 	}
-	if err := inject.Inject(bounded(t), p.topic, "g", []bus.Parking{{Delivery: ps[1].Delivery, Withdraw: true}}); err != nil {
+	if err := inject.Inject(bounded(t), p.topic, "g", []driver.Parking{{Delivery: ps[1].Delivery, Withdraw: true}}); err != nil {
 		t.Fatal(err)
 	}
 	for seen := range p.seen.seen {
@@ -209,7 +210,7 @@ func unreadable(t *testing.T, db Database) {
 	if n != 1 || err != nil || dst[0].ID != ps[1].ID {
 		t.Errorf("%d came back: %v", n, err)
 	}
-	store, err := p.b.Driver().Poison(bounded(t), "g")
+	store, err := driver.Of(p.b).Poison(bounded(t), "g")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +226,7 @@ func unreadable(t *testing.T, db Database) {
 		if !strings.HasPrefix(e.ID, p.topic) {
 			continue // of another test
 		}
-		if e.Failure.Class != bus.Unreadable || e.Failure.Text == "" || len(e.Message.Payload) == 0 || e.Group != "g" {
+		if e.Failure.Class != driver.Unreadable || e.Failure.Text == "" || len(e.Message.Payload) == 0 || e.Group != "g" {
 			t.Errorf("%+v", e)
 		}
 		if e.Topic == p.topic && (e.Lane != ps[0].Lane || e.Position != ps[0].Position || string(e.Message.Payload) != "[1]") {
@@ -268,7 +269,7 @@ func parksWhileInjecting(t *testing.T, db Database) {
 		both.Go(func() {
 			for i := range ps {
 				m := &bus.Message{ID: bus.NewID(), Key: ps[i].Key}
-				if err := inject.Inject(bounded(t), p.topic, "g", []bus.Parking{{Delivery: bus.Delivery{Message: m}}}); err != nil {
+				if err := inject.Inject(bounded(t), p.topic, "g", []driver.Parking{{Delivery: bus.Delivery{Message: m}}}); err != nil {
 					t.Error(err)
 				}
 			}

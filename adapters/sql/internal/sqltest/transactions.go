@@ -13,20 +13,21 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // transactional subscribes as a router does that was asked for exactly once.
-func transactional(t *testing.T, b *bus.Bus, topic string, o bus.LaneObserver) bus.JoiningSource {
+func transactional(t *testing.T, b *bus.Bus, topic string, o bus.LaneObserver) driver.JoiningSource {
 	t.Helper()
 	s, err := b.Driver().Subscribe(bounded(t), bus.Subscription{Topic: topic, Group: "g", InFlight: 512, Bytes: 1 << 20, Transactional: true}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.(bus.JoiningSource)
+	return s.(driver.JoiningSource)
 }
 
-func output(topic, text string) []bus.Output {
-	return []bus.Output{{Topic: topic, Message: &bus.Message{ID: bus.NewID(), Source: "/s", Key: "k", Time: time.Now(), Payload: []byte(text), Headers: bus.Headers{{Name: "h", Value: `a"\b{},`}}}}}
+func output(topic, text string) []driver.Output {
+	return []driver.Output{{Topic: topic, Message: &bus.Message{ID: bus.NewID(), Source: "/s", Key: "k", Time: time.Now(), Payload: []byte(text), Headers: bus.Headers{{Name: "h", Value: `a"\b{},`}}}}}
 }
 
 // published returns what has been published to a topic, as a new group sees it.
@@ -56,9 +57,9 @@ func settlesWith(t *testing.T, db Database) {
 	Publish(t, b, in, Texts("a", "b", "c", "d", "e")...)
 	s := transactional(t, b, in, NewObserver())
 	ds := Receive(t, s, 5)
-	ss := make([]bus.Settlement, 0, 4)
+	ss := make([]driver.Settlement, 0, 4)
 	for _, d := range ds[:4] {
-		ss = append(ss, bus.Settlement{Token: d.Token, Outputs: append(output(out, "1 of "+string(d.Payload)), output(out, "2 of "+string(d.Payload))...)})
+		ss = append(ss, driver.Settlement{Token: d.Token, Outputs: append(output(out, "1 of "+string(d.Payload)), output(out, "2 of "+string(d.Payload))...)})
 	}
 	ss[1].Token.Epoch++
 	refused := limit > 0 && limit < 100<<20
@@ -102,9 +103,9 @@ func transactionOfAStaleOwner(t *testing.T, db Database) {
 	Publish(t, b, in, Texts(numbers(20)...)...)
 	ds := Receive(t, s, 20)
 	db.exec(t, "UPDATE "+db.Prefix+"lane SET owner = 'somebody', epoch = epoch + 1 WHERE grp = "+fmt.Sprint(db.groupID(t, in)))
-	var ss []bus.Settlement
+	var ss []driver.Settlement
 	for _, d := range ds {
-		ss = append(ss, bus.Settlement{Token: d.Token, Outputs: output(out, "no")})
+		ss = append(ss, driver.Settlement{Token: d.Token, Outputs: output(out, "no")})
 	}
 	for i, err := range bus.Outcomes(s.SettleWith(bounded(t), ss), len(ss)) {
 		if !errors.Is(err, bus.ErrStale) {
@@ -130,27 +131,27 @@ func parksInTransactions(t *testing.T, db Database) {
 	s := transactional(t, b, in, NewObserver())
 	ds := Receive(t, s, 4)
 	slices.SortFunc(ds, func(a, b bus.Delivery) int { return strings.Compare(string(a.Payload), string(b.Payload)) })
-	if err := s.SettleWith(bounded(t), []bus.Settlement{{Token: ds[3].Token, Outputs: output(out, "D")}}); err != nil {
+	if err := s.SettleWith(bounded(t), []driver.Settlement{{Token: ds[3].Token, Outputs: output(out, "D")}}); err != nil {
 		t.Fatal(err)
 	}
-	parking := s.(bus.ParkingSource)
-	ps := make([]bus.Parking, 3)
+	parking := s.(driver.ParkingSource)
+	ps := make([]driver.Parking, 3)
 	for i, k := range []int{0, 3, 1} {
-		ps[i] = bus.Parking{Delivery: ds[k]}
+		ps[i] = driver.Parking{Delivery: ds[k]}
 	}
 	if err := parking.Park(bounded(t), ps); !errors.Is(err, bus.ErrStale) || !ps[0].Token.Parked || ps[1].Token.Parked || !ps[2].Token.Parked {
 		t.Errorf("%v: %v %v %v", err, ps[0].Token, ps[1].Token, ps[2].Token)
 	}
-	if err := s.SettleWith(bounded(t), []bus.Settlement{{Token: ds[0].Token, Outputs: output(out, "no")}}); !errors.Is(err, bus.ErrStale) {
+	if err := s.SettleWith(bounded(t), []driver.Settlement{{Token: ds[0].Token, Outputs: output(out, "no")}}); !errors.Is(err, bus.ErrStale) {
 		t.Errorf("settling what is parked at its origin: %v", err)
 	}
 	db.exec(t, "DELETE FROM "+db.Prefix+"parked WHERE grp = "+fmt.Sprint(db.groupID(t, in))+" AND pos > 0 AND shard = "+fmt.Sprint(int64(ps[2].Token.Lane))+" AND pos = "+fmt.Sprint(ps[2].Token.Position))
-	errs := bus.Outcomes(s.SettleWith(bounded(t), []bus.Settlement{{Token: ps[0].Token, Outputs: output(out, "A")}, {Token: ps[2].Token, Outputs: output(out, "no")}}), 2)
+	errs := bus.Outcomes(s.SettleWith(bounded(t), []driver.Settlement{{Token: ps[0].Token, Outputs: output(out, "A")}, {Token: ps[2].Token, Outputs: output(out, "no")}}), 2)
 	if errs[0] != nil || !errors.Is(errs[1], bus.ErrStale) {
 		t.Errorf("%v", errs)
 	}
 	// What Park has settled at the origin is durable when it returns.
-	lagger, _ := bus.As[bus.Lagger](db.Open(t))
+	lagger, _ := bus.As[driver.Lagger](db.Open(t))
 	if left, err := lagger.Lag(bounded(t), in, "g"); left != 1 || err != nil {
 		t.Errorf("%d left: %v", left, err)
 	}
@@ -176,7 +177,7 @@ func (db Database) begin(t *testing.T) *sql.Tx {
 }
 
 // settleIn settles in a transaction of its own, of which the caller says how it ends, and what is said of it.
-func (db Database) settleIn(t *testing.T, s bus.JoiningSource, d bus.Delivery, outputs []bus.Output, end func(*sql.Tx) error) error {
+func (db Database) settleIn(t *testing.T, s driver.JoiningSource, d bus.Delivery, outputs []driver.Output, end func(*sql.Tx) error) error {
 	t.Helper()
 	tx := db.begin(t)
 	defer tx.Rollback()
@@ -200,7 +201,7 @@ func settlesInForeignTransactions(t *testing.T, db Database) {
 	committedAndCut := func(tx *sql.Tx) error { return errors.Join(tx.Commit(), cut) }
 	undoneAndCut := func(tx *sql.Tx) error { return errors.Join(tx.Rollback(), cut) }
 
-	if err := db.settleIn(t, s, ds[0], output(out, "A"), commit); !errors.Is(err, bus.ErrAgain) {
+	if err := db.settleIn(t, s, ds[0], output(out, "A"), commit); !errors.Is(err, driver.ErrAgain) {
 		t.Errorf("with a topic that is new: %v", err)
 	}
 	for i, step := range []struct {
@@ -222,8 +223,8 @@ func settlesInForeignTransactions(t *testing.T, db Database) {
 			t.Errorf("step %d: %v, want %v", i, err, step.want)
 		}
 	}
-	parking := s.(bus.ParkingSource)
-	ps := []bus.Parking{{Delivery: ds[4]}}
+	parking := s.(driver.ParkingSource)
+	ps := []driver.Parking{{Delivery: ds[4]}}
 	if err := parking.Park(bounded(t), ps); err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +308,7 @@ func manyForeignTransactions(t *testing.T, db Database) {
 	}
 	close(next)
 	settling.Wait()
-	lagger, _ := bus.As[bus.Lagger](db.Open(t))
+	lagger, _ := bus.As[driver.Lagger](db.Open(t))
 	if left, err := lagger.Lag(bounded(t), in, "g"); left != 0 || err != nil {
 		t.Errorf("%d left: %v", left, err)
 	}
@@ -323,7 +324,7 @@ func manyForeignTransactions(t *testing.T, db Database) {
 
 // checksTransactions: only those in the database of the bus will do.
 func checksTransactions(t *testing.T, db Database) {
-	host, _ := bus.As[bus.TransactionHost](db.Open(t))
+	host, _ := bus.As[driver.TransactionHost](db.Open(t))
 	tx := db.begin(t)
 	if err := host.CheckTransaction(bounded(t), tx); err != nil {
 		t.Error(err)
@@ -342,12 +343,12 @@ func checksTransactions(t *testing.T, db Database) {
 // fetching is an observer that fetches what is parked as soon as it is told of it.
 type fetching struct {
 	*Observer
-	source chan bus.ParkingSource
+	source chan driver.ParkingSource
 	got    chan int
 }
 
-// Parked implements bus.ParkingObserver.
-func (f *fetching) Parked(ps []bus.Parked) {
+// Parked implements driver.ParkingObserver.
+func (f *fetching) Parked(ps []driver.Parked) {
 	s := <-f.source
 	f.source <- s
 	tokens := make([]bus.Token, len(ps))
@@ -366,14 +367,14 @@ func fetchesAtOnce(t *testing.T, db Database) {
 	b, in := db.Open(t), Topic()
 	Publish(t, b, in, Texts("a")...)
 	s := transactional(t, b, in, NewObserver())
-	ps := []bus.Parking{{Delivery: Receive(t, s, 1)[0]}}
-	if err := s.(bus.ParkingSource).Park(bounded(t), ps); err != nil {
+	ps := []driver.Parking{{Delivery: Receive(t, s, 1)[0]}}
+	if err := s.(driver.ParkingSource).Park(bounded(t), ps); err != nil {
 		t.Fatal(err)
 	}
 	Close(t, s)
-	f := &fetching{NewObserver(), make(chan bus.ParkingSource, 1), make(chan int, 1)}
+	f := &fetching{NewObserver(), make(chan driver.ParkingSource, 1), make(chan int, 1)}
 	s = transactional(t, b, in, f)
-	f.source <- s.(bus.ParkingSource)
+	f.source <- s.(driver.ParkingSource)
 	if n := <-f.got; n != 1 {
 		t.Errorf("%d were fetched", n)
 	}

@@ -1,4 +1,4 @@
-package bus_test
+package driver_test
 
 import (
 	"context"
@@ -7,11 +7,13 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 func TestParamsReportEveryMistakeAtOnce(t *testing.T) {
-	p, err := bus.ParseParams("kafka://user:hunter2@h1:9092,h2:9092/x?linger=5&n=99&mode=up&flag=maybe&typo=1&n=3&password=hunter2")
+	p, err := driver.ParseParams("kafka://user:hunter2@h1:9092,h2:9092/x?linger=5&n=99&mode=up&flag=maybe&typo=1&n=3&password=hunter2")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +50,7 @@ func FuzzParseParams(f *testing.F) {
 		f.Add(u)
 	}
 	f.Fuzz(func(t *testing.T, u string) {
-		p, err := bus.ParseParams(u)
+		p, err := driver.ParseParams(u)
 		if err == nil {
 			err = p.Err()
 		}
@@ -76,7 +78,7 @@ func TestNoPasswordIsPrinted(t *testing.T) {
 			t.Errorf("%q: %v", u, err)
 		}
 	}
-	if _, err := bus.ParseParams("kafka://[::1]:1,[::2]:2"); err == nil || !strings.Contains(err.Error(), "more than one IPv6 host") {
+	if _, err := driver.ParseParams("kafka://[::1]:1,[::2]:2"); err == nil || !strings.Contains(err.Error(), "more than one IPv6 host") {
 		t.Errorf("two IPv6 hosts: %v", err)
 	}
 }

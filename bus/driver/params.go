@@ -1,6 +1,7 @@
-package bus
+package driver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -8,7 +9,25 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/redact"
 )
+
+// Opener opens a driver for a parsed URL. It reads its parameters from p and returns p.Err() if that is not nil. It waits
+// within ctx until the broker has answered once, so that a wrong address is an error at the start.
+type Opener func(ctx context.Context, p *Params) (Driver, error)
+
+// Register makes a driver known under a URL scheme, as [bus.RegisterDriver] does. open is given the URL's parameters.
+func Register(scheme string, open Opener) {
+	bus.RegisterDriver(scheme, func(ctx context.Context, rawURL string) (bus.Driver, error) {
+		p, err := ParseParams(rawURL)
+		if err != nil {
+			return nil, err
+		}
+		return open(ctx, p)
+	})
+}
 
 // Params reads a driver's URL. Each method takes one parameter of the query, or its default; mistakes are collected
 // and all reported by [Params.Err], which a driver calls last: it also reports parameters that nobody asked for.
@@ -24,85 +43,20 @@ type Params struct {
 func ParseParams(rawURL string) (*Params, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, fmt.Errorf("bus: URL: %w: %s", ErrInvalid, malformed(rawURL, err))
+		return nil, fmt.Errorf("bus: URL: %w: %s", bus.ErrInvalid, redact.Malformed(rawURL, err))
 	}
 	q, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return nil, fmt.Errorf("bus: query of the URL %s: %w: a parameter is malformed, or separated by ; and not &", Redact(u), ErrInvalid)
+		return nil, fmt.Errorf("bus: query of the URL %s: %w: a parameter is malformed, or separated by ; and not &", redact.URL(u), bus.ErrInvalid)
 	}
 	return &Params{url: u, query: q}, nil
-}
-
-// malformed says why a URL cannot be parsed. It quotes nothing: what the parser quotes may be a piece of the password.
-func malformed(rawURL string, err error) string {
-	switch text := err.Error(); {
-	case strings.Contains(text, "missing protocol scheme"):
-		return "missing protocol scheme"
-	case strings.Count(rawURL, "[") > 1:
-		return "more than one IPv6 host: a URL takes one; give the others names, or use the driver's Config"
-	case strings.Contains(text, "invalid port"):
-		return "malformed: a port is not a number; user and password come before an @, as in scheme://user:password@host"
-	}
-	return "malformed; characters such as / ? # % in user and password must be percent-encoded"
-}
-
-const hidden = "xxxxx"
-
-// Redact prints u without its password, and without what may hold one: some query parameters, and a part that has an @ where none belongs.
-func Redact(u *url.URL) string {
-	c := *u
-	q := c.Query()
-	for name, values := range q {
-		if !isName(name) {
-			q = nil
-			c.RawQuery = hidden
-			break
-		}
-		for i := range values {
-			values[i] = shown(name, values[i])
-		}
-	}
-	if len(q) > 0 {
-		c.RawQuery = q.Encode()
-	}
-	if strings.ContainsAny(c.Opaque, ":@") {
-		c.Opaque = hidden
-	}
-	if strings.Contains(c.Path, "@") {
-		c.Path, c.RawPath = "/"+hidden, ""
-	}
-	if c.Fragment != "" {
-		c.Fragment, c.RawFragment = hidden, ""
-	}
-	return c.Redacted()
-}
-
-// isName says whether a parameter's name looks like one: else it may be anything, such as the rest of a password.
-func isName(name string) bool {
-	const most = 40
-	return name != "" && len(name) <= most && !strings.ContainsFunc(name, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r))
-	})
-}
-
-// shown is a parameter's value as errors may print it.
-func shown(name, value string) string {
-	if isSecret(name) || strings.Contains(value, "@") || strings.Contains(value, "://") {
-		return hidden
-	}
-	return value
-}
-
-func isSecret(name string) bool {
-	name = strings.ToLower(name)
-	return slices.ContainsFunc([]string{"pass", "pwd", "secret", "token", "key", "auth", "credential"}, func(s string) bool { return strings.Contains(name, s) })
 }
 
 // URL returns the URL itself: host, path, user. Its String holds the password; print [Params.String] instead.
 func (p *Params) URL() *url.URL { return p.url }
 
 // String prints the URL redacted.
-func (p *Params) String() string { return Redact(p.url) }
+func (p *Params) String() string { return redact.URL(p.url) }
 
 // Fail reports a mistake in the URL outside of the query, such as a missing host.
 func (p *Params) Fail(format string, args ...any) {
@@ -137,7 +91,7 @@ func (p *Params) Duration(name string, def, lo, hi time.Duration) time.Duration 
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil || d < lo || d > hi {
-		p.Fail("parameter %q is %q: want a duration between %v and %v, such as %v", name, shown(name, v), lo, hi, def)
+		p.Fail("parameter %q is %q: want a duration between %v and %v, such as %v", name, redact.Value(name, v), lo, hi, def)
 		return def
 	}
 	return d
@@ -151,7 +105,7 @@ func (p *Params) Int(name string, def, lo, hi int) int {
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < lo || n > hi {
-		p.Fail("parameter %q is %q: want a whole number between %d and %d", name, shown(name, v), lo, hi)
+		p.Fail("parameter %q is %q: want a whole number between %d and %d", name, redact.Value(name, v), lo, hi)
 		return def
 	}
 	return n
@@ -169,7 +123,7 @@ func (p *Params) Enum(name string, allowed ...string) string {
 		return allowed[0]
 	}
 	if !slices.Contains(allowed, v) {
-		p.Fail("parameter %q is %q: want one of %s", name, shown(name, v), strings.Join(allowed, ", "))
+		p.Fail("parameter %q is %q: want one of %s", name, redact.Value(name, v), strings.Join(allowed, ", "))
 		return allowed[0]
 	}
 	return v
@@ -188,7 +142,7 @@ func (p *Params) Err() error {
 	slices.Sort(unknown)
 	errs := p.errs
 	for _, name := range unknown {
-		if !isName(name) {
+		if !redact.IsName(name) {
 			errs = append(errs, errors.New("a parameter of the query has no name that one can have"))
 			continue
 		}
@@ -201,5 +155,5 @@ func (p *Params) Err() error {
 	if len(errs) == 0 {
 		return nil
 	}
-	return fmt.Errorf("bus: URL %s: %w: %w", p, ErrInvalid, errors.Join(errs...))
+	return fmt.Errorf("bus: URL %s: %w: %w", p, bus.ErrInvalid, errors.Join(errs...))
 }

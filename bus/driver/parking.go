@@ -1,20 +1,22 @@
-package bus
+package driver
 
 import (
 	"context"
 	"time"
+
+	"github.com/millrace-go/millrace/bus"
 )
 
-// ParkingSource is a [Source] that can put messages aside at the broker: durably, until they are due. A driver that has
-// it says so with [Capabilities.Parking]. On one that has not, a router holds messages in memory instead.
+// ParkingSource is a [bus.Source] that can put messages aside at the broker: durably, until they are due. A driver that has
+// it says so with [bus.Capabilities.Parking]. On one that has not, a router holds messages in memory instead.
 //
-// What is parked belongs to the lane from which it came, and goes with it from owner to owner. After [LaneObserver]'s
+// What is parked belongs to the lane from which it came, and goes with it from owner to owner. After [bus.LaneObserver]'s
 // Assigned and before the lane's first delivery, the driver tells of all that is parked in it ([ParkingObserver]).
 // Bodies stay at the broker until they are fetched.
 //
 // A parked message is settled like any other, by its token: then it is gone.
 type ParkingSource interface {
-	Source
+	bus.Source
 
 	// Park puts deliveries aside, and settles them at their origin once they are stored: after a crash in between the
 	// message may come twice, with the same id, but it is never lost, and never forgotten that it waits. It changes
@@ -22,8 +24,8 @@ type ParkingSource interface {
 	// Due, Attempt and Failure are replaced. Others get a position behind all that is parked in their lane, in the order
 	// of the slice.
 	//
-	// Errors are those of Settle. Tokens of stale ones stay as they were. A *[PublishError], index-aligned with ps, tells each
-	// delivery's fate instead: nil is parked. An entry that is not retryable ([IsRetryable]: too large, invalid) says that this delivery
+	// Errors are those of Settle. Tokens of stale ones stay as they were. A *[bus.PublishError], index-aligned with ps, tells each
+	// delivery's fate instead: nil is parked. An entry that is not retryable ([bus.IsRetryable]: too large, invalid) says that this delivery
 	// can never be parked; the router holds it in the process, and does not ask again. Any other entry (the lane is full) is tried again
 	// later, by itself. One delivery's trouble never keeps the others of a call from being parked.
 	//
@@ -33,13 +35,13 @@ type ParkingSource interface {
 	// Fetch reads parked messages into dst, which is at least as long, in the order of tokens; it returns how many.
 	// Those that are not there any more, or whose token is stale, are left out. The deliveries have the tokens that were
 	// asked for, and Attempt, FirstSeen, Handler and Failure as they were parked.
-	Fetch(ctx context.Context, tokens []Token, dst []Delivery) (int, error)
+	Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error)
 }
 
-// ParkingObserver is a [LaneObserver] that takes parked messages. The driver calls it like the other methods: not from
+// ParkingObserver is a [bus.LaneObserver] that takes parked messages. The driver calls it like the other methods: not from
 // the goroutine in Receive, one call at a time for each lane.
 type ParkingObserver interface {
-	LaneObserver
+	bus.LaneObserver
 	// Parked tells of messages that are parked in lanes that this process owns: of all that are there, in the order of
 	// their positions, after Assigned and before the lane's first delivery; and later of those that an [Injector] has added,
 	// changed or withdrawn, in the order in which that was done, and of those that an earlier owner wrote so late that the driver
@@ -49,7 +51,7 @@ type ParkingObserver interface {
 
 // Parking is a delivery to put aside. Message, Token, Topic, Handler, Attempt, FirstSeen and Failure are kept.
 type Parking struct {
-	Delivery
+	bus.Delivery
 	// Due is when it may be handled again, at the earliest. Zero is any time.
 	Due time.Time
 	// Free is set for a message whose key does not wait for it: a delayed one.
@@ -61,7 +63,7 @@ type Parking struct {
 // Parked is what a router knows of a parked message while the body is at the broker.
 type Parked struct {
 	// Token names it; Token.Parked is set.
-	Token
+	bus.Token
 	Key string
 	// Due and Free are those of [Parking], in at least milliseconds.
 	Due  time.Time
@@ -70,7 +72,7 @@ type Parked struct {
 	Withdrawn bool
 }
 
-// Injector is an optional ability of a driver, found with [As]: to park messages in a group from outside. It is how
+// Injector is an optional ability of a driver, found with [bus.As]: to park messages in a group from outside. It is how
 // poisoned messages are replayed. The caller need not be a member of the group, nor need anybody be.
 type Injector interface {
 	// Inject parks messages of one topic for a group, each in the lane of its key, and tells the lane's owner, now or when there is

@@ -1,0 +1,21 @@
+// Package driver is the contract between Millrace and a broker. Authors of drivers, routers and tools read it;
+// applications use package bus, and never this one.
+//
+// A driver implements [Driver] and calls [Register] from init. Package conformance proves that it keeps the contract.
+// What a driver must do is in Driver, [bus.Source] and [bus.LaneObserver]. All else is an optional ability: an interface
+// which the driver, or its sources, implements or does not.
+//
+// # Optional abilities
+//
+//	ability               of       found by           for                                          drivers
+//	[Pinger]              driver   bus.As             Bus.Ping and health                          all but memory
+//	[Lagger]              driver   bus.As             the number of messages a group has to handle all
+//	[Injector]            driver   bus.As             replays; its sources are [ParkingSource]     all
+//	[TransactionHost]     driver   bus.As             its sources are [JoiningSource]              PostgreSQL, MySQL, SQLite
+//	[Committer]           source   type assertion     settlements that become durable later        Kafka, RabbitMQ, SQL
+//	[ParkingSource]       source   type assertion     delays and retries that survive a restart    all
+//	[TransactionalSource] source   type assertion     exactly once within the broker               Kafka, SQL
+//	[JoiningSource]       source   type assertion     settling in the handler's own transaction    PostgreSQL, MySQL, SQLite
+//
+// A driver that wraps another one has a method As(target any) bool: [bus.As] asks it for what the wrapper lacks.
+package driver
