@@ -20,6 +20,7 @@ const (
 	ignore
 	retryAfter
 	unavailable
+	postponed
 )
 
 func (v *verdict) Error() string { return v.err.Error() }
@@ -39,6 +40,10 @@ func RetryAfter(err error, d time.Duration) error { return mark(err, retryAfter,
 // before d has passed. No try is counted. The router holds the message and pauses the subscription of the handler's topic
 // and group for d; then it lets one message through to see whether the rest can follow. nil stays nil.
 func Unavailable(err error, d time.Duration) error { return mark(err, unavailable, d) }
+
+// Postpone marks an error that says nothing about the message, and nothing about others: it is not this message's turn. The
+// message is handled again in d, however often, and no try is counted. The later messages of its key wait, others go on. nil stays nil.
+func Postpone(err error, d time.Duration) error { return mark(err, postponed, d) }
 
 func mark(err error, kind verdictKind, d time.Duration) error {
 	if err == nil {
@@ -63,6 +68,9 @@ func RetryDelay(err error) (time.Duration, bool) { return delayOf(err, retryAfte
 
 // UnavailableFor returns the delay of an error marked by [Unavailable].
 func UnavailableFor(err error) (time.Duration, bool) { return delayOf(err, unavailable) }
+
+// PostponedFor returns the delay of an error marked by [Postpone].
+func PostponedFor(err error) (time.Duration, bool) { return delayOf(err, postponed) }
 
 func delayOf(err error, kind verdictKind) (time.Duration, bool) {
 	v, ok := errors.AsType[*verdict](err)

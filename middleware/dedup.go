@@ -36,9 +36,10 @@ type DedupStore interface {
 // remembered either, so that it can be replayed.
 //
 // While a message is being handled, others with its id that come to this process wait for its end, within their
-// context, and keep their workers: if it succeeds they are settled unhandled, if not the next one is handled. One whose
-// context ends meanwhile is [bus.Unavailable] for a moment. Different processes handle them at the same time, and remember
-// both as one. Repeats of a key's message go to the process that has the key's lane; it
+// context, and keep their workers: if it succeeds they are settled unhandled, if not the next one is handled. A call whose
+// context ends meanwhile is postponed for a moment ([bus.Postpone]). So is, without a wait, a repeat that a Retry outside
+// brings while other messages of its batch have succeeded: two batches could wait for each other for ever. Different
+// processes handle them at the same time, and remember both as one. Repeats of a key's message go to the process that has the key's lane; it
 // is messages without a key, and publishers who publish one id under two keys, that can meet so.
 //
 // Put it outside of Throttle and of a breaker, for which a repeat is no work, and inside of Filter and Validate. In
@@ -93,6 +94,8 @@ type inFlight struct{ scope, id string }
 // mark keeps others away from an id while one message of it is handled.
 type mark struct {
 	msg  *bus.Message
+	call *bus.Message  // what the context of the whole call has as its message
+	kept bool          // to the end of the whole call: msg has succeeded
 	done chan struct{} // closed when the mark is taken away
 }
 
@@ -103,6 +106,7 @@ type claim struct {
 	at   []int // the places in the call of the messages with the id
 	mark *mark // nil: it is not to be handled, or has no id
 	seen bool
+	err  error // it is not its turn
 }
 
 // handle handles those messages that are no repeats, and returns an outcome for each.
@@ -124,12 +128,17 @@ func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single boo
 	}
 	var kept []*bus.Message
 	var of []*claim
+	errs := make([]error, len(ms))
 	for _, c := range claims {
-		if !c.seen {
+		switch {
+		case c.err != nil:
+			for _, place := range c.at {
+				errs[place] = c.err
+			}
+		case !c.seen:
 			kept, of = append(kept, c.msg), append(of, c)
 		}
 	}
-	errs := make([]error, len(ms))
 	if len(kept) == 0 {
 		return errs
 	}
@@ -146,6 +155,7 @@ func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single boo
 		}
 	}
 	d.release(scope, failed)
+	d.keep(handled)
 	ended = true
 	if len(handled) == 0 {
 		return errs
@@ -192,8 +202,8 @@ func (d *deduplicator) id(m *bus.Message) string {
 	return id
 }
 
-// look marks the ids, and finds out which of them were seen before. Ids are marked in one order by everybody, so that
-// two batches cannot wait for each other.
+// look marks the ids, and finds out which of them were seen before. Ids are marked in one order by everybody, and whoever
+// has marks of an earlier call does not wait: so batches cannot wait for each other.
 func (d *deduplicator) look(ctx context.Context, scope string, claims []*claim, single bool) error {
 	sorted := slices.SortedFunc(slices.Values(claims), func(a, b *claim) int {
 		if a.id < b.id {
@@ -238,12 +248,13 @@ func (d *deduplicator) look(ctx context.Context, scope string, claims []*claim, 
 
 // mark waits until nobody else handles the id, and marks it.
 func (d *deduplicator) mark(ctx context.Context, scope string, c *claim, single bool) error {
+	call := bus.DeliveryFrom(ctx).Message
 	for {
 		d.mu.Lock()
 		other := d.now[inFlight{scope, c.id}]
 		switch {
 		case other == nil:
-			c.mark = &mark{c.msg, make(chan struct{})}
+			c.mark = &mark{msg: c.msg, call: call, done: make(chan struct{})}
 			d.now[inFlight{scope, c.id}] = c.mark
 			d.mu.Unlock()
 			return nil
@@ -255,14 +266,37 @@ func (d *deduplicator) mark(ctx context.Context, scope string, c *claim, single 
 			c.mark = other
 			d.mu.Unlock()
 			return nil
+		case d.keeps(call):
+			c.err = notItsTurn(fmt.Errorf("deduplicate: the handler was not called: another message with id %q is being handled, and messages of this batch have succeeded already", c.id), shortly)
+			d.mu.Unlock()
+			return nil
 		}
 		d.mu.Unlock()
 		select {
 		case <-other.done:
 		case <-ctx.Done():
-			return notBegun(fmt.Errorf("deduplicate: the handler was not called: another message with id %q was being handled until the context ended: %w", c.id, context.Cause(ctx)), shortly)
+			return notItsTurn(fmt.Errorf("deduplicate: the handler was not called: another message with id %q was being handled until the context ended: %w", c.id, context.Cause(ctx)), shortly)
 		}
 	}
+}
+
+// keep notes that the marks stay to the end of the whole call.
+func (d *deduplicator) keep(claims []*claim) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range claims {
+		c.mark.kept = true
+	}
+}
+
+// keeps says whether an earlier part of the call has left marks to its end.
+func (d *deduplicator) keeps(call *bus.Message) bool {
+	for _, m := range d.now {
+		if m.kept && m.call == call {
+			return true
+		}
+	}
+	return false
 }
 
 // finish remembers what has succeeded, and lets others have the ids.

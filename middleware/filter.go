@@ -64,16 +64,25 @@ type eachBatch struct {
 // HandleBatch implements bus.BatchHandler.
 func (e eachBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
 	errs := make([]error, len(ms))
+	return handleRest(ctx, e.next, ms, errs, func(i int) bool {
+		skip, err := e.look(ctx, ms[i])
+		errs[i] = err
+		return !skip && err == nil
+	})
+}
+
+// handleRest gives the messages of a batch that are to be handled to the handler, and returns the outcomes of all: errs
+// has those of the others.
+func handleRest(ctx context.Context, next bus.BatchHandler, ms []*bus.Message, errs []error, handled func(i int) bool) error {
 	kept := make([]*bus.Message, 0, len(ms))
 	place := make([]int, 0, len(ms))
 	for i, m := range ms {
-		skip, err := e.look(ctx, m)
-		if errs[i] = err; !skip && err == nil {
+		if handled(i) {
 			kept, place = append(kept, m), append(place, i)
 		}
 	}
 	if len(kept) > 0 {
-		for j, err := range bus.Outcomes(e.next.HandleBatch(ctx, kept), len(kept)) {
+		for j, err := range bus.Outcomes(next.HandleBatch(ctx, kept), len(kept)) {
 			errs[place[j]] = err
 		}
 	}

@@ -29,12 +29,16 @@ func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error)
 func comesAgain(err error) bool {
 	_, later := bus.RetryDelay(err)
 	_, away := bus.UnavailableFor(err)
-	return later || away
+	_, postponed := bus.PostponedFor(err)
+	return later || away || postponed
 }
 
-// notBegun is the error of a call that was not let through to the handler. It says nothing about the message, so no try
-// is counted.
+// notBegun is the error of a call that was not let through to the handler, and of which others would not be either. It says
+// nothing about the message, so no try is counted.
 func notBegun(err error, d time.Duration) error { return bus.Unavailable(&idleError{err}, d) }
+
+// notItsTurn is notBegun for one message, while others are let through.
+func notItsTurn(err error, d time.Duration) error { return bus.Postpone(&idleError{err}, d) }
 
 // idleError is known to Retry, which has a failure to tell of if there was a try before.
 type idleError struct{ err error }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -17,8 +18,8 @@ import (
 // A router retries by its policy, and keeps neither a worker nor a lane waiting for it; Retry does keep them. It is for
 // failures that pass in milliseconds, and for code that has no router.
 //
-// It returns an error at once that is marked by [bus.Permanent], [bus.Ignore] or [bus.Unavailable], and when its context
-// ends before the delay would. If middleware inside does not let a further try through, as Throttle before a deadline, the
+// It returns an error at once that is marked by [bus.Permanent], [bus.Ignore], [bus.Unavailable] or [bus.Postpone], and when
+// its context ends before the delay would. If middleware inside does not let a further try through, as Throttle before a deadline, the
 // error is that of the try before. A delay that the handler asked for ([bus.RetryAfter]) takes the place of the schedule's,
 // unless it is longer than all of them: then the error is returned, for the router to serve it. What a failed try has
 // emitted is dropped. Of a batch, only the messages that failed are tried again, together, after the longest of their
@@ -90,6 +91,9 @@ func (r retrying) after(err error, try int) (time.Duration, bool) {
 	if _, ok := bus.UnavailableFor(err); ok {
 		return 0, false
 	}
+	if _, ok := bus.PostponedFor(err); ok {
+		return 0, false
+	}
 	if d, told := bus.RetryDelay(err); told {
 		return d, d <= slices.Max(r.delays)
 	}
@@ -98,7 +102,7 @@ func (r retrying) after(err error, try int) (time.Duration, bool) {
 
 // wait waits for d and up to a tenth more. It returns false at once if ctx ends before.
 func wait(ctx context.Context, d time.Duration) bool {
-	if d >= 10 {
+	if d >= 10 && d <= math.MaxInt64-d/10 {
 		d += rand.N(d / 10)
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {

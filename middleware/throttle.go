@@ -13,21 +13,24 @@ import (
 // that are given the same middleware value. A call waits for its turn within its context; waiting calls keep their
 // workers. A batch waits for all of its messages.
 //
-// A call whose turn comes only after its context's deadline does not wait. It is [bus.Unavailable] until then, and no
-// try is counted: the handler was not called.
+// A message whose turn comes only after its context's deadline does not wait. It is [bus.Unavailable] until then, and no
+// try is counted: the handler was not called with it. The others of its batch go on.
 //
 // The rate may be as high as 1e9, and a burst has to be made up for within 100 years.
 //
 // Put it inside of whatever skips or refuses messages (Filter, Validate, Deduplicate, a breaker), which should not use
 // up the rate; inside of Retry if each try counts; and outside of Timeout: within router.Timeout, which is outside of
-// everything, the wait takes from the handler's time, and a batch that has to wait for longer is never handled.
+// everything, the wait takes from the handler's time.
 func Throttle(perSecond float64, burst int) bus.Middleware {
-	return throttle("Throttle", func(*bus.Message) string { return "" }, perSecond, burst)
+	return throttle("Throttle", nil, perSecond, burst)
 }
 
-// ThrottleBy is Throttle with a rate for each key: those that key makes of the messages, a tenant's name say. What waits
-// for one key keeps a worker from the others, so give the handler more workers than keys that are likely to be over
-// their rate. It forgets keys whose burst is whole again.
+// ThrottleBy is Throttle with a rate for each key: those that key makes of the messages, a tenant's name say. A message whose
+// turn comes after the deadline is postponed ([bus.Postpone]), and those of other keys go on. A long line comes
+// back one by one, at the key's rate.
+//
+// A message that waits within its deadline keeps a worker from other keys, so give the handler more workers than messages
+// that wait. ThrottleBy forgets keys whose burst is whole again.
 func ThrottleBy(key func(*bus.Message) string, perSecond float64, burst int) bus.Middleware {
 	if key == nil {
 		return invalidf("ThrottleBy: the key function is nil")
@@ -38,6 +41,7 @@ func ThrottleBy(key func(*bus.Message) string, perSecond float64, burst int) bus
 // longestBurst leaves room in a time.Duration for the debt of those who wait.
 const longestBurst = 100 * 365 * 24 * time.Hour
 
+// throttle makes a middleware with a rate for each key, or one for all if key is nil.
 func throttle(name string, key func(*bus.Message) string, perSecond float64, burst int) bus.Middleware {
 	interval := float64(time.Second) / perSecond
 	switch {
@@ -50,81 +54,169 @@ func throttle(name string, key func(*bus.Message) string, perSecond float64, bur
 	case interval*float64(burst) > float64(longestBurst):
 		return invalidf("%s: a burst of %d at %v messages a second is made up for in more than 100 years: want a higher rate or a smaller burst", name, burst, perSecond)
 	}
-	l := &limiter{interval: time.Duration(interval), full: map[string]time.Time{}, sweepAt: 1024}
+	l := &limiter{key: key, interval: time.Duration(interval), buckets: map[string]bucket{}, sweepAt: 1024}
 	l.burst = time.Duration(burst) * l.interval
-	return bus.Around(func(ctx context.Context, c bus.Call) error {
-		if err := l.wait(ctx, c, key); err != nil {
-			return err
+	return func(next bus.Handler) bus.Handler {
+		single := bus.HandlerFunc(func(ctx context.Context, m *bus.Message) error {
+			if errs := l.wait(ctx, []*bus.Message{m}); errs != nil {
+				return errs[0]
+			}
+			return next.Handle(ctx, m)
+		})
+		batch, ok := next.(bus.BatchHandler)
+		if !ok {
+			return single
 		}
-		return c.Next(ctx)
-	})
+		return throttledBatch{single, l, batch}
+	}
 }
 
-// limiter is a token bucket for each key, kept as the time at which it will be full.
+type throttledBatch struct {
+	bus.HandlerFunc
+	*limiter
+	next bus.BatchHandler
+}
+
+// HandleBatch implements bus.BatchHandler.
+func (b throttledBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
+	errs := b.wait(ctx, ms)
+	if errs == nil {
+		return b.next.HandleBatch(ctx, ms)
+	}
+	return handleRest(ctx, b.next, ms, errs, func(i int) bool { return errs[i] == nil })
+}
+
+// limiter is a token bucket for each key.
 type limiter struct {
+	key      func(*bus.Message) string // nil: one bucket for all
 	interval time.Duration
 	burst    time.Duration // what a full bucket is worth
 
 	mu      sync.Mutex
-	full    map[string]time.Time
+	buckets map[string]bucket
 	sweepAt int // this many keys are looked through for those that can be forgotten
 }
 
-// wait takes a token for each message, in debt if need be, and waits until the longest debt is paid. It gives them back
-// at once if that is not within the context's time: those behind would wait for nothing.
-func (l *limiter) wait(ctx context.Context, c bus.Call, key func(*bus.Message) string) error {
-	delay := l.take(c, key)
+type bucket struct {
+	full time.Time // when it will be full
+	turn time.Time // the last turn that a postponed message was given
+}
+
+// farthest is how far apart the turns of postponed messages may be: what waits in a long line asks again, so that it
+// follows a rate that was raised by a restart.
+const farthest = 10 * time.Minute
+
+// wait takes a token for each message, in debt if need be, and waits until the longest debt is paid. Messages that would
+// wait for longer than the context are refused at once: those behind would wait for nothing. It returns nil if no message
+// is refused.
+func (l *limiter) wait(ctx context.Context, ms []*bus.Message) []error {
+	delay, errs := l.take(ctx, ms)
 	if delay <= 0 {
-		return nil
-	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= delay {
-		l.giveBack(c, key)
-		return notBegun(fmt.Errorf("throttled: the handler was not called: its turn is in %v, after the deadline; put the time-out inside of Throttle, as middleware.Timeout: %w", delay, context.DeadlineExceeded), delay)
+		return errs
 	}
 	turn := time.Now().Add(delay)
 	t := time.NewTimer(delay)
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return nil
+		return errs
 	case <-ctx.Done():
-		l.giveBack(c, key)
-		return notBegun(fmt.Errorf("throttled: the handler was not called: its context ended before its turn: %w", context.Cause(ctx)), time.Until(turn))
 	}
+	if errs == nil {
+		errs = make([]error, len(ms))
+	}
+	l.giveBack(ms, errs)
+	err := l.refuse(fmt.Errorf("throttled: the handler was not called: its context ended before its turn: %w", context.Cause(ctx)), time.Until(turn))
+	for i := range errs {
+		if errs[i] == nil {
+			errs[i] = err
+		}
+	}
+	return errs
 }
 
-func (l *limiter) take(c bus.Call, key func(*bus.Message) string) (delay time.Duration) {
+// refuse is the error of a message that comes again in d.
+func (l *limiter) refuse(err error, d time.Duration) error {
+	if l.key == nil {
+		return notBegun(err, d)
+	}
+	return notItsTurn(err, d)
+}
+
+func (l *limiter) keyOf(m *bus.Message) string {
+	if l.key == nil {
+		return ""
+	}
+	return l.key(m)
+}
+
+func (l *limiter) take(ctx context.Context, ms []*bus.Message) (delay time.Duration, errs []error) {
+	deadline, bounded := ctx.Deadline()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for m := range c.Messages() {
-		k := key(m)
-		full := l.full[k]
-		if full.Before(now) {
-			full = now
+	for i, m := range ms {
+		k := l.keyOf(m)
+		b := l.buckets[k]
+		if b.full.Before(now) {
+			b.full = now
 		}
-		full = full.Add(l.interval)
-		l.full[k] = full
-		delay = max(delay, full.Sub(now)-l.burst)
-	}
-	if len(l.full) >= l.sweepAt {
-		for k, full := range l.full {
-			if full.Before(now) {
-				delete(l.full, k)
+		full := b.full.Add(l.interval)
+		d := full.Sub(now) - l.burst
+		if d > 0 && bounded && deadline.Sub(now) <= d {
+			if errs == nil {
+				errs = make([]error, len(ms))
 			}
+			errs[i] = l.refuse(fmt.Errorf("throttled: the handler was not called: its turn is in %v, after the deadline; put the time-out inside of Throttle, as middleware.Timeout: %w", d, context.DeadlineExceeded), b.postpone(now, d, l))
+			l.buckets[k] = b
+			continue
 		}
-		l.sweepAt = max(2*len(l.full), 1024)
+		b.full = full
+		l.buckets[k] = b
+		delay = max(delay, d)
 	}
-	return delay
+	l.sweep(now)
+	return delay, errs
 }
 
-// giveBack returns tokens that were not used.
-func (l *limiter) giveBack(c bus.Call, key func(*bus.Message) string) {
+// postpone gives a message of the bucket a turn, one interval behind the one before, and returns in what time it is. All
+// at once would come in vain but for one.
+func (b *bucket) postpone(now time.Time, d time.Duration, l *limiter) time.Duration {
+	if l.key == nil {
+		return d
+	}
+	first := now.Add(d)
+	if b.turn = b.turn.Add(l.interval); b.turn.Before(first) || b.turn.Sub(first) > farthest {
+		b.turn = first
+	}
+	return b.turn.Sub(now)
+}
+
+// sweep forgets keys of which nothing needs to be known.
+func (l *limiter) sweep(now time.Time) {
+	if len(l.buckets) < l.sweepAt {
+		return
+	}
+	for k, b := range l.buckets {
+		if b.full.Before(now) && b.turn.Before(now) {
+			delete(l.buckets, k)
+		}
+	}
+	l.sweepAt = max(2*len(l.buckets), 1024)
+}
+
+// giveBack returns the tokens of messages that were not refused.
+func (l *limiter) giveBack(ms []*bus.Message, errs []error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for m := range c.Messages() {
-		if k := key(m); !l.full[k].IsZero() {
-			l.full[k] = l.full[k].Add(-l.interval)
+	for i, m := range ms {
+		if errs[i] != nil {
+			continue
+		}
+		k := l.keyOf(m)
+		if b := l.buckets[k]; !b.full.IsZero() {
+			b.full = b.full.Add(-l.interval)
+			l.buckets[k] = b
 		}
 	}
 }

@@ -56,6 +56,12 @@ func (c *consumer) rule(t *task, err error) {
 		c.retryAt(t, now, 0)
 		return
 	}
+	if d, ok := bus.PostponedFor(err); ok {
+		c.log.Debug("the message is postponed", "handler", r.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+		t.tries--
+		c.retryLater(t, now, d, 0)
+		return
+	}
 	r.failed.Add(1)
 	last := err // of its own, so that err need not live on the heap of every call
 	r.lastError.Store(&last)
@@ -65,10 +71,7 @@ func (c *consumer) rule(t *task, err error) {
 	}
 	if ruling.kind == retry {
 		c.log.Warn("handler failed; the message is tried again", "handler", r.name, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
-		c.retryAt(t, now.Add(ruling.delay), 1)
-		if c.canPark && ruling.delay >= parkFrom {
-			t.outcome = park
-		}
+		c.retryLater(t, now, ruling.delay, 1)
 		return
 	}
 	t.failure.Class = ruling.class
@@ -135,6 +138,14 @@ func (c *consumer) halt(err error) {
 		defer cancel()
 		_ = c.stop(ctx) // the reason is kept for health
 	}()
+}
+
+// retryLater is retryAt in d from now. A long delay is spent at the broker.
+func (c *consumer) retryLater(t *task, now time.Time, d time.Duration, tries int) {
+	c.retryAt(t, now.Add(d), tries)
+	if c.canPark && d >= parkFrom {
+		t.outcome = park
+	}
 }
 
 // retryAt holds the task for another try: with a message of its own, since it may wait for long and the one that was

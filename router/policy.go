@@ -187,7 +187,8 @@ func (p *Policy) ignores(err error) (yes bool) {
 	}
 	_, later := bus.RetryDelay(err)
 	_, away := bus.UnavailableFor(err)
-	return !later && !away && p.Ignore(err)
+	_, postponed := bus.PostponedFor(err)
+	return !later && !away && !postponed && p.Ignore(err)
 }
 
 // judge rules on a try's error. attempt is the number of the try, first the time of the first failure.

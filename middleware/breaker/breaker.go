@@ -105,7 +105,9 @@ func judge(ctx context.Context, err error, n int) error {
 		if err == nil {
 			return nil
 		}
-		if _, away := bus.UnavailableFor(err); !away && !bus.IsPermanent(err) && !bus.IsIgnored(err) && !errors.Is(ctx.Err(), context.Canceled) {
+		_, away := bus.UnavailableFor(err)
+		_, postponed := bus.PostponedFor(err)
+		if !away && !postponed && !bus.IsPermanent(err) && !bus.IsIgnored(err) && !errors.Is(ctx.Err(), context.Canceled) {
 			verdict = err
 		}
 	}
