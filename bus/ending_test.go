@@ -33,7 +33,7 @@ func TestOnEndTellsEveryEnd(t *testing.T) {
 			return engine.Flush(left, h, nil)
 		}, []bool{false, true}, true},
 	} {
-		h := engine.NewBatch(t.Context(), b, bus.Delivery{})
+		h := engine.NewBatch(t.Context(), b, bus.Delivery{}, []*bus.Message{one, two})
 		var got []bool
 		if err := bus.OnEnd(h, func(_ context.Context, succeeded func(*bus.Message) bool) error {
 			got = []bool{succeeded(one), succeeded(two)}
@@ -90,7 +90,7 @@ func TestSavepoint(t *testing.T) {
 	}
 
 	one, two := &bus.Message{ID: "1"}, &bus.Message{ID: "2"}
-	batch := engine.NewBatch(t.Context(), b, bus.Delivery{})
+	batch := engine.NewBatch(t.Context(), b, bus.Delivery{}, []*bus.Message{one, two})
 	rollback = bus.Savepoint(batch)
 	emit(batch, "of one", bus.WithCause(one))
 	emit(batch, "of two", bus.WithCause(two))

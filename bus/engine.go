@@ -30,13 +30,13 @@ func (e engine) NewDirect(ctx context.Context, b *Bus, d Delivery) *Handling {
 	return h
 }
 
-// NewBatch is New for a batch. d holds what its messages share: topic, group, handler.
-func (e engine) NewBatch(ctx context.Context, b *Bus, d Delivery) *Handling {
+// NewBatch is New for a batch of ms. d holds what they share: topic, group, handler.
+func (e engine) NewBatch(ctx context.Context, b *Bus, d Delivery, ms []*Message) *Handling {
 	if d.Message == nil {
 		d.Message = &Message{}
 	}
 	h := e.New(ctx, b, d)
-	h.batch = true
+	h.batch, h.many = true, ms
 	return h
 }
 

@@ -20,7 +20,8 @@ type Handling struct {
 
 	bus    *Bus
 	batch  bool
-	direct bool // emitting is publishing
+	many   []*Message // of the batch
+	direct bool       // emitting is publishing
 
 	outer  *Handling // of an inner handling
 	joiner any       // nil: the handler's transaction cannot settle
@@ -33,6 +34,7 @@ type promises struct {
 	mu      sync.Mutex
 	out     []emitted
 	endings []ending
+	lastOf  int  // the batch's message that had the last output
 	done    bool // the call is over
 }
 
@@ -88,7 +90,8 @@ func DeliveryFrom(ctx context.Context) Delivery {
 
 // Emit publishes with the handler's success: after the handler and its middleware returned nil, and before the
 // message is settled. If the handler fails, nothing is published; if the publishing fails, the message counts as
-// failed. In a batch handler it needs [WithCause], so that it is known with whose success it goes.
+// failed. In a batch handler it needs [WithCause] with a message of the batch, so that it is known with whose success it
+// goes.
 //
 // It is an error outside of a handler, and after the handler has returned.
 func Emit(ctx context.Context, topic string, event any, opts ...PublishOption) error {
@@ -112,47 +115,73 @@ func (h emitter) Publish(ctx context.Context, topic string, event any, opts ...P
 	if err != nil {
 		return fmt.Errorf("emit %q: %w", topic, err)
 	}
-	return h.PublishMessages(ctx, topic, m)
+	if err = h.PublishMessages(ctx, topic, m); err == nil {
+		return nil
+	}
+	if pe, ok := err.(*PublishError); ok && len(pe.Errs) == 1 { //nolint:errorlint // made just below, never wrapped
+		return pe.Errs[0]
+	}
+	return err
 }
 
 func (h *Handling) encode(event any, opts []PublishOption) (*Message, error) {
 	return h.bus.encode(event, opts)
 }
 
-// PublishMessages implements Publisher; see [Emit].
+// PublishMessages implements Publisher; see [Emit]. It emits all messages or none.
 func (h emitter) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
 	if h.direct {
 		return h.bus.PublishMessages(ctx, topic, msgs...)
 	}
 	addOutgoing(ctx, msgs) // now, because the middleware's context ends before the handler's outputs are published
+	if err := h.emit(topic, msgs); err != nil {
+		return failAll(len(msgs), err)
+	}
+	return nil
+}
+
+func (h *Handling) emit(topic string, msgs []*Message) error {
+	if err := CheckName("topic", topic); err != nil {
+		return fmt.Errorf("emit: %w", err)
+	}
 	now := time.Now()
-	for _, m := range msgs { // now, too: it is this message's failure, and not that of all that end together
+	for _, m := range msgs { // now: it is this message's failure, and not that of all that end together
 		if err := h.bus.complete(m, now); err != nil {
 			return fmt.Errorf("emit %q: %w", topic, err)
 		}
-	}
-	return h.emit(topic, msgs...)
-}
-
-func (h *Handling) emit(topic string, msgs ...*Message) error {
-	if err := CheckName("topic", topic); err != nil {
-		return fmt.Errorf("emit: %w", err)
 	}
 	p := h.promises()
 	defer p.mu.Unlock()
 	if p.done {
 		return errors.New("emit: the handler has returned already; what it starts must end before it does")
 	}
+	before := len(p.out)
 	for _, m := range msgs {
 		e := emitted{topic: topic, msg: m}
 		if h.batch {
-			if e.cause = m.Headers.Get(HeaderCausationID); e.cause == "" {
-				return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")
+			e.cause = m.Headers.Get(HeaderCausationID)
+			if err := h.checkCause(p, e.cause); err != nil {
+				p.out = p.out[:before]
+				return err
 			}
 		}
 		p.out = append(p.out, e)
 	}
 	return nil
+}
+
+// checkCause refuses an output that nobody would know with whose success it goes.
+func (h *Handling) checkCause(p *promises, cause string) error {
+	if cause == "" {
+		return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")
+	}
+	for i := range h.many { // outputs come mostly in the order of the messages
+		if at := (p.lastOf + i) % len(h.many); h.many[at].ID == cause {
+			p.lastOf = at
+			return nil
+		}
+	}
+	return fmt.Errorf("emit: %w: its cause is %q, which is no message of the batch: bus.WithCause names the one whose success it goes with", ErrInvalid, cause)
 }
 
 func (h *Handling) flush(ctx context.Context, failed func(id string) bool) error {

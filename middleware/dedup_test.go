@@ -31,7 +31,7 @@ func ended(ctx context.Context, b *bus.Bus, mw bus.Middleware, m *bus.Message, h
 
 // endedBatch is ended for a batch; it returns an outcome for each message.
 func endedBatch(ctx context.Context, b *bus.Bus, mw bus.Middleware, h bus.BatchHandler, ms ...*bus.Message) []error {
-	ctx2 := engine.NewBatch(ctx, b, bus.Delivery{Topic: "t", Group: "g", Handler: "g/t", Attempt: 1})
+	ctx2 := engine.NewBatch(ctx, b, bus.Delivery{Topic: "t", Group: "g", Handler: "g/t", Attempt: 1}, ms)
 	errs := bus.Outcomes(mw(h).(bus.BatchHandler).HandleBatch(ctx2, ms), len(ms))
 	failed := map[string]bool{}
 	for i, err := range errs {

@@ -166,7 +166,7 @@ func TestPoisonInABatch(t *testing.T) {
 	for i := range 6 {
 		msgs = append(msgs, &bus.Message{ID: fmt.Sprint(i), Payload: fmt.Appendf(nil, `{"Number":%d}`, i)})
 	}
-	err := h.HandleBatch(engine.NewBatch(t.Context(), b, bus.Delivery{Topic: "t", Group: "g"}), msgs)
+	err := h.HandleBatch(engine.NewBatch(t.Context(), b, bus.Delivery{Topic: "t", Group: "g"}, msgs), msgs)
 	for i, err := range bus.Outcomes(err, len(msgs)) {
 		if (err != nil) != (i == 3) {
 			t.Errorf("%d: %v", i, err)
@@ -233,7 +233,7 @@ func TestInboxCostsOneStatement(t *testing.T) {
 				d.Message = msgs[0]
 				err = one.Handle(engine.New(t.Context(), b, d), msgs[0])
 			} else {
-				err = many.HandleBatch(engine.NewBatch(t.Context(), b, d), msgs)
+				err = many.HandleBatch(engine.NewBatch(t.Context(), b, d, msgs), msgs)
 			}
 			if err != nil {
 				t.Fatal(err)

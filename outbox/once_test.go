@@ -55,7 +55,7 @@ func (o *once) batch(ids ...string) []error {
 	for i, id := range ids {
 		msgs[i] = &bus.Message{ID: id, Payload: []byte("{}")}
 	}
-	return bus.Outcomes(o.many.HandleBatch(engine.NewBatch(o.t.Context(), o.bus, bus.Delivery{Topic: "t", Group: "g"}), msgs), len(msgs))
+	return bus.Outcomes(o.many.HandleBatch(engine.NewBatch(o.t.Context(), o.bus, bus.Delivery{Topic: "t", Group: "g"}, msgs), msgs), len(msgs))
 }
 
 // TestIDsThatCannotBeRemembered fail for good, with a hint, and by themselves.
@@ -141,7 +141,7 @@ func TestABatchStopsWithTheDatabase(t *testing.T) {
 	for i := range msgs {
 		msgs[i] = &bus.Message{ID: fmt.Sprint(i), Payload: []byte("{}")}
 	}
-	err := h.HandleBatch(engine.NewBatch(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}), msgs)
+	err := h.HandleBatch(engine.NewBatch(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}, msgs), msgs)
 	for i, err := range bus.Outcomes(err, len(msgs)) {
 		if !errors.Is(err, refused) {
 			t.Fatalf("%d: %v", i, err)
@@ -169,7 +169,7 @@ func TestAFailedCommitIsOfOneMessage(t *testing.T) {
 	for i := range msgs {
 		msgs[i] = &bus.Message{ID: fmt.Sprint(i), Payload: fmt.Appendf(nil, `{"Number":%d}`, i)}
 	}
-	err := h.HandleBatch(engine.NewBatch(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}), msgs)
+	err := h.HandleBatch(engine.NewBatch(t.Context(), bustest.New(t), bus.Delivery{Topic: "t", Group: "g"}, msgs), msgs)
 	for i, err := range bus.Outcomes(err, len(msgs)) {
 		if (err != nil) != (i == 3) {
 			t.Errorf("%d: %v", i, err)

@@ -223,7 +223,7 @@ func (w *worker) handleBatch(batch []*task) {
 	defer cancel(nil)
 	first := tasks[0].h.Delivery
 	shared := bus.Delivery{Topic: first.Topic, Group: first.Group, Handler: first.Handler, Attempt: first.Attempt, FirstSeen: first.FirstSeen}
-	h := engine.NewBatch(ctx, c.core.bus, shared)
+	h := engine.NewBatch(ctx, c.core.bus, shared, msgs)
 	if tasks[0].route.joining != nil {
 		engine.SetJoiner(h, driver.NewJoiner(c.join(tasks)))
 	}
