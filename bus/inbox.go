@@ -37,13 +37,13 @@ const (
 	inboxBytes    = 16 << 20
 )
 
-// open returns the topic for replies once the inbox is subscribed to. The subscribing does not end with the ctx of the
+// open returns the inbox once it is subscribed to. The subscribing does not end with the ctx of the
 // caller who happened to be first.
-func (in *inbox) open(ctx context.Context, b *Bus) (topic string, err error) {
+func (in *inbox) open(ctx context.Context, b *Bus) (*opening, error) {
 	in.mu.Lock()
 	if in.closed {
 		in.mu.Unlock()
-		return "", ErrClosed
+		return nil, ErrClosed
 	}
 	o := in.opening
 	if o == nil {
@@ -59,9 +59,9 @@ func (in *inbox) open(ctx context.Context, b *Bus) (topic string, err error) {
 	in.mu.Unlock()
 	select {
 	case <-o.ready:
-		return o.name, o.err
+		return o, o.err
 	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -155,10 +155,13 @@ func settleReplies(ctx context.Context, s Source, tokens []Token, b *Bus) {
 	}
 }
 
-// expect registers a request, before it is published.
-func (in *inbox) expect(id string) (<-chan *Message, error) {
+// expect registers a request whose reply is to come to o, before it is published.
+func (in *inbox) expect(o *opening, id string) (chan *Message, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.opening != o { // lost since
+		return nil, errInboxLost
+	}
 	if _, ok := in.waiting[id]; ok {
 		return nil, fmt.Errorf("%w: ID is %q: a request with this id is under way", ErrInvalid, id)
 	}
@@ -170,10 +173,13 @@ func (in *inbox) expect(id string) (<-chan *Message, error) {
 	return reply, nil
 }
 
-func (in *inbox) forget(id string) {
+// forget takes a registration back, but not one that the next request with the id has made since.
+func (in *inbox) forget(id string, reply chan<- *Message) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	delete(in.waiting, id)
+	if in.waiting[id] == reply {
+		delete(in.waiting, id)
+	}
 }
 
 func (in *inbox) deliver(m *Message) {

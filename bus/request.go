@@ -68,11 +68,11 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 		defer cancel()
 	}
 	start := time.Now()
-	replyTo, err := b.inbox.open(ctx, b)
+	in, err := b.inbox.open(ctx, b)
 	if err != nil {
 		return nil, fmt.Errorf("open the inbox for replies: %w", err)
 	}
-	toHere := func(m *Message) { m.Headers.Set(HeaderReplyTo, replyTo) }
+	toHere := func(m *Message) { m.Headers.Set(HeaderReplyTo, in.name) }
 	m, err := b.encode(req, append(slices.Clip(opts), toHere))
 	if err != nil {
 		return nil, err
@@ -80,11 +80,11 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 	if m.ID == "" {
 		m.ID = NewID()
 	}
-	reply, err := b.inbox.expect(m.ID)
+	reply, err := b.inbox.expect(in, m.ID)
 	if err != nil {
 		return nil, err
 	}
-	defer b.inbox.forget(m.ID)
+	defer b.inbox.forget(m.ID, reply)
 	if err := b.Publish(ctx, topic, m); err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 	case <-ctx.Done():
 		err = fmt.Errorf("no reply after %v (is there a handler for it, and is the request in its poison queue?): %w", time.Since(start).Round(time.Millisecond), context.Cause(ctx))
 	}
-	b.inbox.forget(m.ID)
+	b.inbox.forget(m.ID, reply)
 	select {
 	case r := <-reply: // at the same moment
 		return arrived(r)
@@ -108,7 +108,9 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 // arrived is what came for a request; nil if the inbox ended.
 func arrived(r *Message) (*Message, error) {
 	if r == nil {
-		return nil, errors.New("the driver has closed the inbox for replies; the next request opens another")
+		return nil, errInboxLost
 	}
 	return r, nil
 }
+
+var errInboxLost = errors.New("the driver has closed the inbox for replies; the next request opens another")
