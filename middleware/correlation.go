@@ -8,8 +8,8 @@ import (
 
 // Correlation passes on, through the handler's context, to everything that is published or emitted under it: the
 // correlation id of the message (or, if it has none, the message's id, which then begins the chain), the message's id
-// as causation id, and the W3C trace context (traceparent, tracestate, baggage). A batch passes nothing on by itself:
-// bus.WithCause does it for each output, with or without Correlation. What carries such a header of its own keeps it.
+// as causation id, and the W3C trace context (traceparent, tracestate, baggage). A batch, also one of a single
+// message, passes nothing on by itself: bus.WithCause does it for each output, with or without Correlation. What carries such a header of its own keeps it.
 //
 // Put it outside of all middleware that publishes.
 func Correlation() bus.Middleware {
@@ -36,8 +36,5 @@ type correlatingBatch struct {
 
 // HandleBatch implements bus.BatchHandler.
 func (c correlatingBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
-	if len(ms) == 1 {
-		ctx = bus.ContextWithCause(ctx, ms[0])
-	}
 	return c.batch.HandleBatch(ctx, ms)
 }
