@@ -4,7 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
+
+	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
 // Dialect is the kind of database that an outbox is in.
@@ -32,73 +33,29 @@ func (d Dialect) String() string {
 	return "Dialect(" + strconv.Itoa(int(d)) + ")"
 }
 
-// now is an expression for the database's time in microseconds since 1970. Leases are compared with nothing else: the
-// clocks of hosts differ.
-func (d Dialect) now() string {
+func (d Dialect) flavor() sqltext.Flavor {
 	switch d {
 	case Postgres:
-		return "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
+		return sqltext.Postgres
 	case MySQL:
-		return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
+		return sqltext.MySQL
 	default:
-		return "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"
+		return sqltext.SQLite
 	}
 }
 
-// insertNew and ifNew enclose an insert that passes over rows which exist.
-func (d Dialect) insertNew() string {
-	if d == MySQL {
-		return "INSERT IGNORE INTO"
-	}
-	return "INSERT INTO"
-}
-
-func (d Dialect) ifNew() string {
-	if d == MySQL {
-		return ""
-	}
-	return "ON CONFLICT DO NOTHING"
-}
-
-// compiler makes statements of templates: {outbox} and the other words in braces are tables, {now}, {insert} and {ifnew}
-// are as above, and ? is a parameter.
+// compiler makes the outbox's statements.
 type compiler struct {
-	dialect  Dialect
-	words    *strings.Replacer
-	compiled *sync.Map // template to statement: there are few
+	dialect   Dialect
+	templates *sqltext.Templates
 }
 
 func newCompiler(d Dialect, prefix string) compiler {
-	return compiler{d, strings.NewReplacer("{now}", d.now(), "{insert}", d.insertNew(), "{ifnew}", d.ifNew(), "{", prefix, "}", ""), &sync.Map{}}
+	return compiler{d, sqltext.New(d.flavor(), prefix)}
 }
 
-func (c compiler) sql(template string) string {
-	if s, ok := c.compiled.Load(template); ok {
-		return s.(string)
-	}
-	s := c.compile(template)
-	c.compiled.Store(template, s)
-	return s
-}
-
-func (c compiler) compile(template string) string {
-	text := c.words.Replace(template)
-	if c.dialect != Postgres {
-		return text
-	}
-	var b strings.Builder
-	n := 0
-	for _, ch := range []byte(text) { // no statement has a ? in a literal
-		if ch != '?' {
-			b.WriteByte(ch)
-			continue
-		}
-		n++
-		b.WriteByte('$')
-		b.WriteString(strconv.Itoa(n))
-	}
-	return b.String()
-}
+func (c compiler) sql(template string) string     { return c.templates.SQL(template) }
+func (c compiler) compile(template string) string { return c.templates.Compile(template) }
 
 // integers is a list for use after IN, and its parameter if it has one: the text of a statement with a parameter stays
 // the same, so that it is prepared once.
@@ -162,15 +119,10 @@ func joined(list []int64) string {
 // rows is n rows of parameters for VALUES.
 func rows(n int, row string) string { return row + strings.Repeat(", "+row, n-1) }
 
-// checkName says what is wrong with a name that becomes part of statements.
+// checkName says why a name cannot be part of statements.
 func checkName(what, name string) error {
-	bad := name == "" || len(name) > 40 || name[0] < 'a' || name[0] > 'z'
-	for i := 0; i < len(name) && !bad; i++ {
-		c := name[i]
-		bad = !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '_')
-	}
-	if bad {
-		return invalid("%s is %.60q: want 1 to 40 of the characters a-z 0-9 _, the first a letter", what, name)
+	if err := sqltext.CheckName(what, name); err != nil {
+		return invalid("%w", err)
 	}
 	return nil
 }

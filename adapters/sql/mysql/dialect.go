@@ -7,19 +7,17 @@ import (
 	"strconv"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
 func dialect(prefix string) *sqllog.Dialect {
 	// The server's locks are not of a database, and their names are short.
 	lock := "SHA2(CONCAT('millrace ', DATABASE(), ' " + prefix + "'), 256)"
 	return &sqllog.Dialect{
-		Name:    "mysql",
-		Prefix:  prefix,
-		Integer: "SIGNED",
-		// UTC, because an hour of local time comes twice a year.
-		Now:         now,
-		Insert:      "INSERT IGNORE INTO",
-		Upsert:      "ON DUPLICATE KEY UPDATE entry = VALUES(entry)",
+		Templates:   sqltext.New(sqltext.MySQL, prefix, "{upsert}", "ON DUPLICATE KEY UPDATE entry = VALUES(entry)"),
+		Name:        "mysql",
+		Prefix:      prefix,
+		Integer:     "SIGNED",
 		Draw:        "INSERT INTO {parked} (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON DUPLICATE KEY UPDATE chg = chg + VALUES(chg)",
 		ForUpdate:   " FOR UPDATE",
 		SkipLocked:  " FOR UPDATE SKIP LOCKED",
@@ -36,8 +34,6 @@ func dialect(prefix string) *sqllog.Dialect {
 		BatchBytes:  4 << 20,
 	}
 }
-
-const now = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
 
 // maxMessage is what fits into one packet of the server, also as a document in base64, as which it is parked and poisoned,
 // with room for the rest of the statement.

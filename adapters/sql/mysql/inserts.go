@@ -44,9 +44,9 @@ const (
 func (i *inserts) init(db *sql.DB, d *sqllog.Dialect) {
 	i.db = db
 	i.columns = d.SQL("INSERT INTO {log} (topic, shard, created, time, id, msg_key, type, source, subject, content_type, headers, payload) VALUES ")
-	const rest = ", ?, " + now + ", ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	const rest = ", ?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	i.first = d.SQL("((SELECT id FROM {topic} WHERE id = ? FOR UPDATE)" + rest)
-	i.further = ", (?" + rest
+	i.further = d.SQL(", (?" + rest)
 	i.bySize = map[int]*insert{}
 }
 

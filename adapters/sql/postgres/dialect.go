@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
 // maxMessage keeps a message's arrays well below the gigabyte that PostgreSQL gives to one value.
@@ -14,14 +15,10 @@ const maxMessage = 256 << 20
 func dialect(schema string) *sqllog.Dialect {
 	prefix := schema + "."
 	return &sqllog.Dialect{
+		Templates:  sqltext.New(sqltext.Postgres, prefix, "{upsert}", "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry"),
 		Name:       "postgres",
 		Prefix:     prefix,
-		Numbered:   true,
 		Integer:    "int8",
-		Now:        now,
-		Insert:     "INSERT INTO",
-		Ignore:     "ON CONFLICT DO NOTHING",
-		Upsert:     "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
 		Draw:       "INSERT INTO {parked} AS p (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON CONFLICT (grp, shard, pos) DO UPDATE SET chg = p.chg + excluded.chg",
 		ForUpdate:  " FOR UPDATE",
 		SkipLocked: " FOR UPDATE SKIP LOCKED",
@@ -44,8 +41,6 @@ func dialect(schema string) *sqllog.Dialect {
 		BatchBytes:  4 << 20,
 	}
 }
-
-const now = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 
 // lockClass is the first half of the advisory locks' keys; the second is a topic's id, or 0 for migrations. It depends
 // on the schema, so that installations in one database do not wait for each other.

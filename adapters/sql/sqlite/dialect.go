@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
 const writeLock = "UPDATE {meta} SET swept = swept WHERE FALSE"
@@ -13,13 +14,10 @@ const writeLock = "UPDATE {meta} SET swept = swept WHERE FALSE"
 func dialect(prefix string) *sqllog.Dialect {
 	log := func(topic int64) string { return prefix + "log_" + strconv.FormatInt(topic, 10) }
 	return &sqllog.Dialect{
+		Templates:   sqltext.New(sqltext.SQLite, prefix, "{upsert}", "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry"),
 		Name:        "sqlite",
 		Prefix:      prefix,
 		Integer:     "INTEGER",
-		Now:         "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
-		Insert:      "INSERT INTO",
-		Ignore:      "ON CONFLICT DO NOTHING",
-		Upsert:      "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry",
 		Guard:       writeLock,
 		Draw:        "INSERT INTO {parked} AS p (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON CONFLICT (grp, shard, pos) DO UPDATE SET chg = p.chg + excluded.chg",
 		WriteLock:   writeLock,

@@ -6,6 +6,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
 // Config is what the dialects' configurations have in common. A zero field has its default.
@@ -82,16 +83,10 @@ func (c *Config) Complete(broker string) error {
 	return nil
 }
 
-// CheckIdentifier says what is wrong with the name of a schema or the prefix of tables, which become part of
-// statements: small letters, digits and _ are allowed, and it must begin with a letter.
+// CheckIdentifier says why a schema, or the prefix of tables, cannot be part of statements.
 func CheckIdentifier(what, name string) error {
-	bad := name == "" || len(name) > 40 || name[0] < 'a' || name[0] > 'z'
-	for i := 0; i < len(name) && !bad; i++ {
-		c := name[i]
-		bad = !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '_')
-	}
-	if bad {
-		return fmt.Errorf("%w: %s is %.60q: want 1 to 40 of the characters a-z 0-9 _, the first a letter", bus.ErrInvalid, what, name)
+	if err := sqltext.CheckName(what, name); err != nil {
+		return fmt.Errorf("%w: %w", bus.ErrInvalid, err)
 	}
 	return nil
 }

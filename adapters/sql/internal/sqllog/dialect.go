@@ -3,28 +3,22 @@ package sqllog
 import (
 	"context"
 	"database/sql"
-	"strconv"
 	"strings"
-	"sync"
+
+	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
-// Dialect is how a database wants the engine's own statements. They are written with ? for parameters and with words
-// in braces: {topic} and the other tables; {now}, {insert}, {ignore} and {upsert} as below.
+// Dialect is how a database wants the engine's own statements.
 type Dialect struct {
+	// Templates makes the statements. Beside the words of every flavor there is {upsert}: it ends an insert into the
+	// poison table that replaces the entry if the row exists.
+	*sqltext.Templates
 	// Name is the broker's name in errors: "postgres".
 	Name string
 	// Prefix comes before the name of every table: "millrace." or "millrace_".
 	Prefix string
-	// Numbered: parameters are $1, $2 and not ?.
-	Numbered bool
 	// Integer is the name, in a cast, of the type of 64-bit integers.
 	Integer string
-	// Now is an expression for the database's time in microseconds.
-	Now string
-	// Insert and Ignore enclose an insert that does nothing if the row exists.
-	Insert, Ignore string
-	// Upsert ends an insert into the poison table that replaces the entry if the row exists.
-	Upsert string
 	// Draw adds to a lane's counter in the table parked, which it makes if need be: group, shard, number, an empty key.
 	Draw string
 	// ForUpdate, behind a SELECT, locks the rows; SkipLocked leaves out those that others have locked. "" where a transaction is
@@ -61,43 +55,10 @@ type Dialect struct {
 	Writers, SpillRows int
 	// BatchRows and BatchBytes bound a batch.
 	BatchRows, BatchBytes int
-
-	compiled sync.Map // template to statement
 }
 
-// SQL returns the statement of a template. Templates are constants, so there are few.
-func (d *Dialect) SQL(template string) string {
-	if s, ok := d.compiled.Load(template); ok {
-		return s.(string)
-	}
-	s := d.compile(template)
-	d.compiled.Store(template, s)
-	return s
-}
-
-// LogSQL is SQL for a statement on one topic's messages: {log} is their table, {of} the condition that selects them.
+// LogSQL returns a statement on one topic's messages: {log} is their table, {of} the condition that selects them.
 func (d *Dialect) LogSQL(topic int64, template string) string {
 	table, where := d.Log(topic)
-	return d.compile(strings.NewReplacer("{log}", table, "{of}", where).Replace(template))
-}
-
-func (d *Dialect) compile(template string) string {
-	words := strings.NewReplacer("{now}", d.Now, "{insert}", d.Insert, "{ignore}", d.Ignore, "{upsert}", d.Upsert,
-		"{", d.Prefix, "}", "")
-	text := words.Replace(template)
-	if !d.Numbered {
-		return text
-	}
-	var b strings.Builder
-	n := 0
-	for _, c := range []byte(text) { // none of the statements has a ? in a literal
-		if c != '?' {
-			b.WriteByte(c)
-			continue
-		}
-		n++
-		b.WriteByte('$')
-		b.WriteString(strconv.Itoa(n))
-	}
-	return b.String()
+	return d.Compile(strings.NewReplacer("{log}", table, "{of}", where).Replace(template))
 }

@@ -22,7 +22,7 @@ func (d *Driver) group(ctx context.Context, t topic, name string, start bus.Star
 		return 0, err
 	}
 	err = d.transact(ctx, d.store.DB(), func(tx *sql.Tx) error {
-		n, err := affected(ctx, tx, d.dialect.SQL("{insert} {grp} (topic, name, moves) VALUES (?, ?, 0) {ignore}"), t.id, name)
+		n, err := affected(ctx, tx, d.dialect.SQL("{insert} {grp} (topic, name, moves) VALUES (?, ?, 0) {ifnew}"), t.id, name)
 		if err != nil {
 			return err
 		}

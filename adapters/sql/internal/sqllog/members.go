@@ -93,7 +93,7 @@ type claimed struct {
 
 // join makes m a member. An attempt whose outcome was not known may have done so.
 func (d *Driver) join(ctx context.Context, group int64, m member) error {
-	_, err := d.store.KeeperDB().ExecContext(ctx, d.dialect.SQL("{insert} {member} (id, grp, expires) VALUES (?, ?, {now} + ?) {ignore}"), m.id, group, d.config.Lease.Microseconds())
+	_, err := d.store.KeeperDB().ExecContext(ctx, d.dialect.SQL("{insert} {member} (id, grp, expires) VALUES (?, ?, {now} + ?) {ifnew}"), m.id, group, d.config.Lease.Microseconds())
 	return err
 }
 
@@ -157,7 +157,7 @@ func (d *Driver) take(ctx context.Context, tx *sql.Tx, group int64, member strin
 		c.epoch = epochs[c.shard]
 		taken = append(taken, c)
 		return err
-	}, d.dialect.compile("SELECT shard, pos, win FROM {lane} WHERE grp = ? AND shard IN ("+marks(len(lanes))+") ORDER BY shard"+d.dialect.SkipLocked), shards...)
+	}, d.dialect.Compile("SELECT shard, pos, win FROM {lane} WHERE grp = ? AND shard IN ("+marks(len(lanes))+") ORDER BY shard"+d.dialect.SkipLocked), shards...)
 	if err != nil || len(taken) == 0 {
 		return nil, err
 	}
@@ -168,7 +168,7 @@ func (d *Driver) take(ctx context.Context, tx *sql.Tx, group int64, member strin
 		shards = append(shards, c.shard)
 	}
 	whens := strings.Repeat(" WHEN ? THEN CAST(? AS "+d.dialect.Integer+")", len(taken))
-	_, err = tx.ExecContext(ctx, d.dialect.compile("UPDATE {lane} SET owner = ?, epoch = CASE shard"+whens+" END WHERE grp = ? AND shard IN ("+marks(len(taken))+")"), append(args, shards...)...)
+	_, err = tx.ExecContext(ctx, d.dialect.Compile("UPDATE {lane} SET owner = ?, epoch = CASE shard"+whens+" END WHERE grp = ? AND shard IN ("+marks(len(taken))+")"), append(args, shards...)...)
 	return taken, err
 }
 

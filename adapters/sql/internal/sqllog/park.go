@@ -308,7 +308,7 @@ func (p *parkings) there(ctx context.Context, tx *sql.Tx, l *parkedLane) (map[in
 		r.id = parkedID(doc)
 		there[pos] = r
 		return nil
-	}, s.driver.dialect.compile("SELECT pos, chg, "+withDoc+" FROM {parked} WHERE grp = ? AND shard = ? AND pos IN ("+marks(len(args)-2)+")"), args...)
+	}, s.driver.dialect.Compile("SELECT pos, chg, "+withDoc+" FROM {parked} WHERE grp = ? AND shard = ? AND pos IN ("+marks(len(args)-2)+")"), args...)
 	return there, err
 }
 

@@ -38,7 +38,7 @@ func (s *Source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 			err := rows.Scan(&p.pos, &doc)
 			docs[p] = doc
 			return err
-		}, s.driver.dialect.compile("SELECT pos, doc FROM {parked} WHERE grp = ? AND shard = ? AND doc IS NOT NULL AND pos IN ("+marks(len(positions))+")"),
+		}, s.driver.dialect.Compile("SELECT pos, doc FROM {parked} WHERE grp = ? AND shard = ? AND doc IS NOT NULL AND pos IN ("+marks(len(positions))+")"),
 			append([]any{s.group, shard}, positions...)...)
 		if err != nil {
 			return 0, s.driver.fail("fetch", s.topic.name, err)
@@ -93,7 +93,7 @@ func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane)
 				args = append(args, pos)
 			}
 			args = append(args, s.group, l.id.ID, member, l.id.Epoch)
-			r, err := s.driver.store.DB().ExecContext(ctx, s.driver.dialect.compile("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos IN ("+marks(len(settled))+
+			r, err := s.driver.store.DB().ExecContext(ctx, s.driver.dialect.Compile("DELETE FROM {parked} WHERE grp = ? AND shard = ? AND pos IN ("+marks(len(settled))+
 				") AND EXISTS (SELECT 1 FROM {lane} WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ?)"), args...)
 			if err != nil {
 				return err
@@ -133,11 +133,11 @@ func (s *Source) loadLanes(ctx context.Context, lanes []*lane) ([]driver.Parked,
 		err := rows.Scan(&shard, &last)
 		byShard[shard].heard, found = last, true
 		return err
-	}, d.dialect.compile("SELECT shard, chg"+in+" AND pos = 0"), args...)
+	}, d.dialect.Compile("SELECT shard, chg"+in+" AND pos = 0"), args...)
 	if err != nil || !found {
 		return nil, err
 	}
-	return s.collectParked(ctx, func(shard int32) bus.Lane { return byShard[shard].id }, d.dialect.compile(parkedSelect+in+" AND pos > 0 ORDER BY shard, pos"), args...)
+	return s.collectParked(ctx, func(shard int32) bus.Lane { return byShard[shard].id }, d.dialect.Compile(parkedSelect+in+" AND pos > 0 ORDER BY shard, pos"), args...)
 }
 
 const parkedSelect = "SELECT shard, pos, due, free, msg_key, CASE WHEN doc IS NULL THEN 1 ELSE 0 END"

@@ -120,7 +120,7 @@ func (d *Driver) insertParked(ctx context.Context, tx *sql.Tx, group int64, rows
 			args = append(args, group, r.shard, r.pos, r.change, r.due, r.free, r.key, r.doc)
 		}
 		values := strings.TrimSuffix(strings.Repeat("(?, ?, ?, ?, ?, ?, ?, ?),", len(chunk)), ",")
-		if _, err := tx.ExecContext(ctx, d.dialect.compile("INSERT INTO {parked} "+parkedColumns+" VALUES "+values), args...); err != nil {
+		if _, err := tx.ExecContext(ctx, d.dialect.Compile("INSERT INTO {parked} "+parkedColumns+" VALUES "+values), args...); err != nil {
 			return err
 		}
 	}

@@ -72,7 +72,7 @@ func (t *topics) row(ctx context.Context, q querier, name string) (topic, error)
 func (t *topics) create(ctx context.Context, name string) (found topic, err error) {
 	dialect := t.driver.dialect
 	err = t.driver.transact(ctx, t.driver.store.DB(), func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, dialect.SQL("{insert} {topic} (name, shards) VALUES (?, ?) {ignore}"), name, t.driver.config.Shards)
+		_, err := tx.ExecContext(ctx, dialect.SQL("{insert} {topic} (name, shards) VALUES (?, ?) {ifnew}"), name, t.driver.config.Shards)
 		if err != nil {
 			return err
 		}
