@@ -58,6 +58,7 @@ func TestCuts(t *testing.T)      { sqltest.Cuts(t, database(t)) }
 func TestPartition(t *testing.T) { sqltest.Partition(t, database(t)) }
 func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 func TestOlder(t *testing.T)     { sqltest.Older(t, database(t)) }
+func TestLeaseLost(t *testing.T) { sqltest.LeaseLost(t, database(t)) }
 
 func TestStandsStill(t *testing.T) { sqltest.StandsStill(t, database(t)) }
 func TestParksOnce(t *testing.T)   { sqltest.ParksOnce(t, database(t)) }

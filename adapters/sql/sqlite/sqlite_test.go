@@ -50,6 +50,8 @@ func TestRetention(t *testing.T) { sqltest.Retention(t, database(t)) }
 
 func TestOlder(t *testing.T) { sqltest.Older(t, database(t)) }
 
+func TestLeaseLost(t *testing.T) { sqltest.LeaseLost(t, database(t)) }
+
 func TestVersions(t *testing.T) {
 	script, err := sqlite.Migrations("")
 	if err != nil {

@@ -57,9 +57,6 @@ func (s *Source) commit(ctx context.Context) error {
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
 	s.mu.Lock()
-	var progress []Progress
-	var lanes []*lane
-	var versions []uint64
 	held := slices.Clone(s.lanes)
 	for _, l := range s.parting {
 		if l.gone {
@@ -67,6 +64,36 @@ func (s *Source) commit(ctx context.Context) error {
 		}
 	}
 	held = slices.DeleteFunc(held, func(l *lane) bool { return l == nil })
+	member := s.member.id
+	s.mu.Unlock()
+	return s.commitLanes(ctx, member, held)
+}
+
+// orphans are lanes that a source has lost with its lease.
+type orphans struct {
+	member string // under which it had them
+	lanes  []*lane
+}
+
+// rescue commits what was settled in lanes before they were lost with the lease. Where another member has taken the lane meanwhile, the
+// database refuses it. After a success there is nothing left to do.
+func (s *Source) rescue(ctx context.Context) error {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	err := s.commitLanes(ctx, s.orphans.member, s.orphans.lanes)
+	if err == nil || errors.Is(err, errOlder) {
+		s.orphans = orphans{}
+		return nil
+	}
+	return err
+}
+
+// commitLanes stores the progress of lanes that the member owns or owned. commitMu is held.
+func (s *Source) commitLanes(ctx context.Context, member string, held []*lane) error {
+	s.mu.Lock()
+	var progress []Progress
+	var lanes []*lane
+	var versions []uint64
 	slices.SortStableFunc(held, func(a, b *lane) int { return cmp.Compare(a.id.ID, b.id.ID) }) // as everybody locks them
 	for _, l := range held {
 		if l.window.Version() == l.saved {
@@ -77,7 +104,6 @@ func (s *Source) commit(ctx context.Context) error {
 		})
 		lanes, versions = append(lanes, l), append(versions, l.window.Version())
 	}
-	member := s.member.id
 	s.mu.Unlock()
 	if err := s.removeParked(ctx, member, held); err != nil {
 		return err

@@ -66,10 +66,14 @@ func (s *Source) tick() (pause time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(s.io, min(lease/3, callTimeout))
 	defer cancel()
 	if !s.member.joined {
+		bounded, cancel := context.WithTimeout(ctx, lease/6) // a lane's row may be locked, which is not to keep the member out
+		defer cancel()
+		_ = s.rescue(bounded) // what cannot be stored in time is handled again
 		sent := time.Now()
 		if err := d.join(ctx, s.group, s.member); err != nil {
 			return 0, err
 		}
+		s.orphans = orphans{} // from here on they are claimed
 		s.renewed(sent)
 		d.hub.moved(s.group) // the others are to give it its share
 		d.announcer.moved(s.group)
@@ -322,6 +326,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 // evicted ends the membership, with which everything held is lost. The next tick joins under a new id.
 func (s *Source) evicted(cause error) {
 	s.mu.Lock()
+	former := s.member.id
 	s.member = newMember()
 	var all []*lane
 	for _, l := range s.lanes {
@@ -336,6 +341,9 @@ func (s *Source) evicted(cause error) {
 	}
 	s.mu.Unlock()
 	s.lose(all, cause)
+	if !s.transactional && !errors.Is(cause, errOlder) {
+		s.orphans = orphans{member: former, lanes: all}
+	}
 }
 
 // lose gives lanes up that are somebody else's already.

@@ -52,6 +52,7 @@ type Source struct {
 	epochs  []uint64           // the last one of each lane that was this source's; used by the keeper alone
 	parting []*lane            // lanes that are being surrendered, until they are free
 	abandon context.CancelFunc // ends the wait for their handlers
+	orphans orphans            // used by the keeper alone, and by Close after it
 	closed  chan struct{}      // closed when Close has ended; nil: not begun
 	err     error
 }
@@ -341,7 +342,10 @@ func (s *Source) leave(ctx context.Context) error {
 	s.mu.Unlock()
 	for b := (backoff{}); ; {
 		bounded, cancel := context.WithTimeout(ctx, callTimeout)
-		err := s.commit(bounded)
+		err := s.rescue(bounded)
+		if err == nil {
+			err = s.commit(bounded)
+		}
 		if err == nil {
 			err = s.depart(bounded)
 		}
