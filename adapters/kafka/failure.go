@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -27,24 +26,15 @@ func publishFailure(topic string, err error, isDefinite bool) error {
 
 // translate adds the bus's own errors to the native ones.
 func translate(err error) error {
-	var own error
-	switch {
-	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
-		own = bus.ErrTooLarge
-	case errors.Is(err, kgo.ErrClientClosed):
+	v, _ := judge(err)
+	own := v.means
+	if errors.Is(err, kgo.ErrClientClosed) {
 		own = bus.ErrClosed
-	case isMissing(err):
-		own = bus.ErrNotFound
 	}
 	if own == nil || errors.Is(err, own) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", own, err)
-}
-
-// isMissing says whether a topic does not exist, or not any more.
-func isMissing(err error) bool {
-	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID)
 }
 
 // definite says whether err means that the record is not in the log; before and now are the traffic when it was handed to the client, and since.
@@ -59,16 +49,8 @@ func definite(err error, before, now traffic) bool {
 	case errors.Is(err, kgo.ErrClientClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return false
 	}
-	if ke, ok := errors.AsType[*kerr.Error](err); ok {
-		switch ke {
-		case kerr.RequestTimedOut, kerr.NotEnoughReplicasAfterAppend, kerr.UnknownServerError:
-			return false
-		case kerr.OutOfOrderSequenceNumber, kerr.InvalidProducerEpoch, kerr.UnknownProducerID, kerr.InvalidProducerIDMapping, kerr.ProducerFenced:
-			return false // the broker has lost track of what it has written
-		}
-		return now.lost == before.lost
-	}
-	return false
+	v, said := judge(err)
+	return said && !v.unclear && now.lost == before.lost
 }
 
 // wire counts what goes to the brokers to be published. It is a hook of the native clients.
@@ -96,8 +78,7 @@ func (w *wire) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e kgo.BrokerE2E) {
 // errNotSent marks failures from before a record was handed to the client.
 var errNotSent = errors.New("nothing was sent")
 
-// retryable says whether the same call may succeed later. Network failures may pass; of the broker's answers, those
-// that Kafka calls retriable, and a few that end with the session that they concern.
+// retryable says whether the same call may succeed later. Network failures may pass; verdicts says which of the broker's answers do.
 func retryable(err error) bool {
 	if errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, bus.ErrClosed) || errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrUnsupported) || errors.Is(err, bus.ErrNotFound) {
 		return false
@@ -105,12 +86,8 @@ func retryable(err error) bool {
 	if errors.Is(err, kgo.ErrRecordTimeout) || errors.Is(err, kgo.ErrMaxBuffered) {
 		return true
 	}
-	if ke, ok := errors.AsType[*kerr.Error](err); ok {
-		switch ke {
-		case kerr.RebalanceInProgress, kerr.IllegalGeneration, kerr.UnknownMemberID, kerr.UnknownServerError:
-			return true
-		}
-		return ke.Retriable && !isMissing(ke)
+	if v, said := judge(err); said {
+		return v.passes
 	}
 	return !isMisconnected(err)
 }

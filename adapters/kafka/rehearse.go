@@ -2,23 +2,10 @@ package kafka
 
 import (
 	"context"
-	"errors"
 	"slices"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
-
-// isRefused says whether the broker does not take a record, or any of its topic, and will not with another try.
-func isRefused(err error) bool {
-	return isTopicWide(err) || errors.Is(err, kerr.InvalidRecord) || errors.Is(err, kerr.InvalidTimestamp)
-}
-
-// isTopicWide says whether the broker refuses all records of a topic.
-func isTopicWide(err error) bool {
-	return errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.InvalidTopicException) || errors.Is(err, kerr.PolicyViolation) ||
-		errors.Is(err, kerr.ClusterAuthorizationFailed)
-}
 
 // rehearseEach finds which outputs are refused, in transactions that are always aborted, and notes it at their settlements. When one record
 // is refused, the client reports the error of all records of the transaction.

@@ -143,7 +143,8 @@ func refusedOf(err error, outputs []*writes, errs []error) (found bool) {
 	}
 	for _, w := range outputs {
 		for i, err := range r.errs[w] {
-			if errors.Is(err, bus.ErrTooLarge) || errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrNotFound) || r.exact && isRefused(err) {
+			_, said := judge(err) // of a whole batch
+			if errors.Is(err, bus.ErrTooLarge) || errors.Is(err, bus.ErrInvalid) && !said || errors.Is(err, bus.ErrNotFound) || r.exact && isRefused(err) {
 				errs[w.of[i]] = err
 				found = true
 			}

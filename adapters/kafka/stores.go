@@ -230,7 +230,7 @@ func (c *call) confirmed(ctx context.Context) []error {
 func storeFailure(op, topic string, err error, isDefinite bool) error {
 	e := fail(op, topic, err).(*bus.Error) //nolint:errorlint // made by fail
 	e.Definite = isDefinite
-	e.Retryable = !errors.Is(e.Err, bus.ErrTooLarge) && !errors.Is(e.Err, bus.ErrInvalid) && !errors.Is(e.Err, bus.ErrClosed) && !errors.Is(e.Err, kerr.InvalidRecord)
+	e.Retryable = !errors.Is(e.Err, bus.ErrTooLarge) && !errors.Is(e.Err, bus.ErrInvalid) && !errors.Is(e.Err, bus.ErrClosed)
 	if missing, ok := errors.AsType[*kerr.Error](err); ok && isMissing(err) {
 		e.Err = fmt.Errorf("the topic is missing: %w", missing) // without bus.ErrNotFound, which is final
 	}
