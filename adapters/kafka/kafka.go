@@ -40,6 +40,10 @@
 // after a crash. If retention deletes messages before a group has read them, Receive reports once which ones, and the
 // group goes on with the oldest that there is. [bus.StartAt] goes by the time of publishing, in milliseconds.
 //
+// Where a new group begins is committed for all partitions before it is given anything. A partition without a position was added later, and is
+// read from its oldest message. A partition that cannot be read, or whose parked messages cannot, begins later and holds up no other one;
+// Receive reports it after 2 s.
+//
 // Positions belong to a topic, not to its name: of a topic that is deleted and created anew, a group reads all messages, and Receive reports it
 // once. (Brokers before 2.8 have no topic ids, and keep the positions. A group that starts at the end, and has no member while the topic
 // is created anew, is new to it.)

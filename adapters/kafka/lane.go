@@ -13,10 +13,10 @@ import (
 // lane is one ownership of a partition. Its fields are guarded by the source's lock.
 type lane struct {
 	bus.Lane
-	window  *window.Window
-	next    int64     // the next offset to be polled
-	since   time.Time // records of before are skipped, up to the first one that is not; zero: none are
-	leaving bool      // it is being handed over: nothing of it is delivered any more
+	window  *window.Window // nil: it is not known where it begins
+	next    int64          // the next offset to be polled
+	since   time.Time      // records of before are skipped, up to the first one that is not; zero: none are
+	leaving bool           // it is being handed over: nothing of it is delivered any more
 
 	leaderEpoch int32  // of the last record polled, for Kafka's own check of truncated logs (KIP-320)
 	committed   int64  // -1: nothing of this partition was ever committed
@@ -28,6 +28,9 @@ type lane struct {
 	parking parkingLog
 	hearing chan struct{} // closed when what others have written there was heard; nil: nobody is at it
 }
+
+// begin has the lane begin at an offset, without a commit.
+func (l *lane) begin(at int64) { l.next, l.window = at, window.New(at) }
 
 // commit is what is to be committed of a lane.
 type commit struct {

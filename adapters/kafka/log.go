@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -23,6 +24,8 @@ type partitionLog struct {
 	epoch     int32    // of the leader: one that is no longer the leader, and does not know it, refuses to answer
 	id        [16]byte // of the topic; zero where the broker has none
 	bytes     int32    // how much one read asks for; 0: logFetchBytes
+
+	patience time.Duration // how long to wait for a leader, or for the log to go on; 0: as long as the caller does
 }
 
 // logFetchBytes is how much one read asks for. One larger batch comes alone.
@@ -34,6 +37,22 @@ const (
 	committed      // what is before the first open transaction, and was not aborted
 )
 
+// errStands: the broker gives nothing of what the log has.
+var errStands = errors.New("the partition's leader gives no more of it: a transaction is open there, or it lags behind")
+
+// bounded is the context of one step.
+func (l *partitionLog) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if l.patience == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, l.patience)
+}
+
+// stands says whether nothing has been read since a point in time, for longer than the reader is to wait.
+func (l *partitionLog) stands(since time.Time) bool {
+	return l.patience > 0 && time.Since(since) > l.patience
+}
+
 // read returns the records from offset on that one request brings, and the offset after them, which is at least
 // offset. Both may be nothing new: when offset is the end, before an open transaction, or shortly after a change of leaders. It waits,
 // within ctx, for a leader that can be reached.
@@ -42,6 +61,8 @@ func (l *partitionLog) read(ctx context.Context, offset int64) (records []*kgo.R
 }
 
 func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8) (records []*kgo.Record, next int64, err error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	for b := (backoff{}); ; {
 		if err := l.find(ctx); err == nil {
 			records, next, err = l.fetch(ctx, offset, isolation)
@@ -117,6 +138,7 @@ func (l *partitionLog) fetch(ctx context.Context, offset int64, isolation int8) 
 
 // each calls f with each record from start to before end, until it returns false.
 func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.Record) (bool, error)) error {
+	moved := time.Now()
 	for at := start; at < end; {
 		records, next, err := l.read(ctx, at)
 		if errors.Is(err, kerr.OffsetOutOfRange) {
@@ -136,6 +158,11 @@ func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.R
 				return err
 			}
 		}
+		if next > at {
+			moved = time.Now()
+		} else if l.stands(moved) {
+			return errStands
+		}
 		at = next
 	}
 	return nil
@@ -148,6 +175,7 @@ var errShort = errors.New("the partition ends before what was written to it: it 
 // missing only if the log goes on behind it, or begins behind it: an empty answer says nothing.
 func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.Record, error) {
 	found := make(map[int64]*kgo.Record, len(offsets))
+	moved := time.Now()
 	for b := (backoff{}); len(offsets) > 0; {
 		// An open transaction may hold up what is committed behind it, so it is not asked for what is committed.
 		records, next, err := l.readAs(ctx, offsets[0], anyRecord)
@@ -169,11 +197,16 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 				return nil, errShort
 			case err == nil && e.start > offsets[0]:
 				next = e.start
+			case l.stands(moved):
+				return nil, cmp.Or(err, errStands)
 			default:
 				if err := b.wait(ctx); err != nil {
 					return nil, err
 				}
 			}
+		}
+		if next > offsets[0] {
+			moved = time.Now()
 		}
 		for len(offsets) > 0 && offsets[0] < next {
 			offsets = offsets[1:]
@@ -193,6 +226,8 @@ func (l *partitionLog) begin(ctx context.Context, offset int64) (int64, error) {
 
 // extent asks the leader where the log begins and ends.
 func (l *partitionLog) extent(ctx context.Context) (extent, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	t, err := l.driver.findAnywhere(ctx, l.topic, int(l.partition)+1)
 	if err != nil {
 		return extent{}, err

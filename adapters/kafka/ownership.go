@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +12,6 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
-	"github.com/millrace-go/millrace/internal/window"
 )
 
 // committedOffset is what the group has committed of a partition.
@@ -50,76 +47,46 @@ func (s *source) fetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetc
 // assigned makes lanes of the partitions that the client begins to fetch when it returns, and says where they begin.
 // An error makes the client leave the group and join it anew, so only the end of the session is one; ctx says so.
 func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
-	partitions := offsets[s.sub.Topic]
-	s.mu.Lock()
-	committed, at := s.fetchedAs, s.start
-	of := s.driver.topics.incarnation(s.topicID)
-	s.mu.Unlock()
-	var unknown, replaced []int32
-	for p := range partitions {
-		c, ok := committed[p]
-		if ok && of.replaced(c.metadata) {
-			delete(committed, p)
-			replaced = append(replaced, p)
-		} else if !ok {
-			unknown = append(unknown, p)
-		}
-	}
-	begin, err := s.begin(ctx, unknown, at)
-	if err != nil {
+	if err := s.saveStart(ctx); err != nil {
 		return nil, err
 	}
-	if len(replaced) > 0 {
-		s.tell(s.lossError(replaced[0], "%w (%d partitions)", errMadeAgain, len(replaced)))
-		oldest, err := s.begin(ctx, replaced, start{})
-		if err != nil {
-			return nil, err
-		}
-		maps.Copy(begin, oldest)
-	}
+	partitions := offsets[s.sub.Topic]
+	s.mu.Lock()
+	committed, begin := s.fetchedAs, s.start
+	of := s.driver.topics.incarnation(s.topicID)
+	s.mu.Unlock()
 	fresh := make([]*lane, 0, len(partitions))
 	var ahead []*lane
+	var replaced []int32
 	for p, o := range partitions {
-		l := &lane{Lane: newOwnership(p), leaderEpoch: o.EpochOffset().Epoch, committed: -1}
-		if c, ok := committed[p]; ok {
-			l.next, l.committed = c.offset, c.offset
+		l := &lane{Lane: newOwnership(p), leaderEpoch: -1, committed: -1}
+		fresh = append(fresh, l)
+		c, ok := committed[p]
+		switch start, given := begin.positions[p]; {
+		case ok && of.replaced(c.metadata):
+			replaced = append(replaced, p) // it begins with its oldest message
+		case ok:
+			l.next, l.committed, l.leaderEpoch = c.offset, c.offset, o.EpochOffset().Epoch
 			l.window = restore(c.offset, c.metadata)
 			if l.window.End() > c.offset {
 				ahead = append(ahead, l)
 			}
-		} else {
-			l.next, l.leaderEpoch = begin[p], -1
-			l.window = window.New(l.next)
-			partitions[p] = kgo.NewOffset().At(l.next)
-			if at.timed(p) && !slices.Contains(replaced, p) {
-				l.since = at.at
+			if given && c.offset == start {
+				l.since = begin.since
 			}
+		case given:
+			l.begin(start)
+			l.since = begin.since
 		}
-		fresh = append(fresh, l)
+	}
+	if len(replaced) > 0 {
+		s.tell(s.lossError(replaced[0], "%w (%d partitions)", errMadeAgain, len(replaced)))
 	}
 	s.cut(ctx, ahead)
-	for _, l := range fresh {
-		l.version = l.window.Version()
-	}
-	parked, err := s.load(ctx, fresh)
-	if err != nil {
+	if err := s.arrive(ctx, fresh, partitions); err != nil {
 		return nil, err
 	}
-	s.own(fresh, parked)
 	return offsets, nil
-}
-
-// begin finds where partitions begin that the group has not committed, however long it takes.
-func (s *source) begin(ctx context.Context, partitions []int32, at start) (map[int32]int64, error) {
-	offsets := map[int32]int64{}
-	if len(partitions) == 0 {
-		return offsets, nil
-	}
-	err := s.insist(ctx, "the partitions' beginning was not found", func() (err error) {
-		offsets, err = s.driver.offsets(ctx, s.sub.Topic, partitions, at)
-		return err
-	})
-	return offsets, err
 }
 
 // insist calls f until it succeeds or ctx ends, and reports its errors.
@@ -141,22 +108,24 @@ func (s *source) insist(ctx context.Context, what string, f func() error) error 
 // change is a lane that takes the place of another, or comes new.
 type change struct{ was, now *lane }
 
-// own makes lanes ours, in which this is parked.
-func (s *source) own(fresh []*lane, parked []driver.Parked) {
-	s.betweenPolls(func() {
-		s.telling.Lock()
-		defer s.telling.Unlock()
-		changes := make([]change, 0, len(fresh))
-		s.mu.Lock()
-		if !s.closed {
-			for _, l := range fresh {
-				changes = append(changes, s.replace(l))
-			}
+// own makes lanes ours that are still to be. It returns whether any is.
+func (s *source) own(arrivals []arrival) bool {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	var changes []change
+	var parked []driver.Parked
+	s.mu.Lock()
+	for _, a := range arrivals {
+		if s.closed || s.coming[a.ID] != a.lane {
+			continue
 		}
-		s.mu.Unlock()
-		s.announce(changes, parked)
-	})
-	s.wakeCommitter()
+		delete(s.coming, a.ID)
+		a.version = a.window.Version()
+		changes, parked = append(changes, s.replace(a.lane)), append(parked, a.parked...)
+	}
+	s.mu.Unlock()
+	s.announce(changes, parked)
+	return len(changes) > 0
 }
 
 // betweenPolls calls f while no poll is under way and none begins: Receive gives nothing of a lane before the observer knows of it.
@@ -203,19 +172,24 @@ func (s *source) rewind(l *lane, to int64) {
 	l.leaving, l.void = true, true
 	s.unqueue()
 	if !s.closed {
-		s.rewinding.Go(func() { s.takeAgain(l, to) })
+		s.beginning.Go(func() { s.takeAgain(l, to) })
 	}
 }
 
 // takeAgain makes a lane ours anew, unless it goes meanwhile.
 func (s *source) takeAgain(was *lane, to int64) {
 	l := &lane{Lane: newOwnership(was.ID), leaderEpoch: -1, committed: -1}
-	parked, err := s.load(s.ctx, []*lane{l})
+	again := []arrival{{lane: l}}
+	err := s.insist(s.ctx, fmt.Sprintf("partition %d was cut off, and is not read again yet", l.ID), func() error {
+		again[0].err = nil
+		s.load(s.ctx, again, laterPatience)
+		return again[0].err
+	})
 	if err != nil {
 		return // Close has begun
 	}
 	s.betweenPolls(func() {
-		if s.retake(was, l, to, parked) {
+		if s.retake(was, l, to, again[0].parked) {
 			// The client has read on. Nothing of it has been queued.
 			at := kgo.EpochOffset{Epoch: -1, Offset: l.next}
 			s.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{s.sub.Topic: {l.ID: at}})
@@ -289,6 +263,7 @@ var (
 
 // revoked hands partitions over: it returns when nothing of them is being handled any more and their commits are made.
 func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+	s.unexpect(m[s.sub.Topic])
 	s.mu.Lock()
 	if s.closed { // Close commits, and waits for nobody
 		s.mu.Unlock()
@@ -324,6 +299,7 @@ func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32)
 
 // lost forgets partitions that are somebody else's already. Nothing may be committed for them any more.
 func (s *source) lost(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+	s.unexpect(m[s.sub.Topic])
 	s.mu.Lock()
 	lanes := s.those(m)
 	for _, l := range lanes {

@@ -116,49 +116,8 @@ func (p *parkingLog) remove(position int64) {
 	}
 }
 
-// load reads what is parked in lanes that are about to be ours. It tries until ctx ends. It returns what the router has to be told,
-// in the order of each lane. Commands that wait there are for the listener.
-func (s *source) load(ctx context.Context, lanes []*lane) ([]driver.Parked, error) {
-	if _, ok := s.observer.(driver.ParkingObserver); !ok || len(lanes) == 0 {
-		return nil, nil
-	}
-	var told []driver.Parked
-	err := s.insist(ctx, "what is parked was not read", func() (err error) {
-		var ps []driver.Parked
-		ps, lanes, err = s.loadLanes(ctx, lanes)
-		told = append(told, ps...)
-		return err
-	})
-	return told, err
-}
-
-// loadLanes returns the lanes that were not read, too.
-func (s *source) loadLanes(ctx context.Context, lanes []*lane) (told []driver.Parked, left []*lane, err error) {
-	partitions := make([]int32, len(lanes))
-	for i, l := range lanes {
-		partitions[i] = l.ID
-	}
-	topic, err := s.driver.findAnywhere(ctx, s.parking, int(slices.Max(partitions))+1)
-	if err != nil {
-		return nil, lanes, err
-	}
-	extents := s.driver.extents(ctx, topic, partitions)
-	for _, l := range lanes {
-		e := extents[l.ID] // nothing, if there is no such partition
-		ps, failed := []driver.Parked(nil), e.err
-		if failed == nil {
-			ps, failed = s.loadLane(ctx, l, e, topic.TopicID)
-		}
-		if failed != nil {
-			left, err = append(left, l), cmp.Or(err, failed)
-		}
-		told = append(told, ps...)
-	}
-	return told, left, err
-}
-
 // loadLane reads a partition that nobody else writes to, but commands.
-func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte) ([]driver.Parked, error) {
+func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte, patience time.Duration) ([]driver.Parked, error) {
 	parked := map[int64]driver.Parked{}
 	commands := map[string]*order{}
 	carriedOut := map[string]int64{} // commands, by the positions where what they say is parked
@@ -168,7 +127,9 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte
 		log.settled = slices.Clone(was.parking.settled)
 	}
 	s.mu.Unlock()
-	err := s.partition(l.ID).each(ctx, e.start, e.end, func(r *kgo.Record) (bool, error) {
+	reader := s.partition(l.ID)
+	reader.patience = patience
+	err := reader.each(ctx, e.start, e.end, func(r *kgo.Record) (bool, error) {
 		position, ok := positionOf(r.Key)
 		switch {
 		case ok && r.Value == nil:

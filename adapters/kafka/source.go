@@ -43,13 +43,14 @@ type source struct {
 	writer  writer
 	telling sync.Mutex // held while the observer is told of lanes that come, or of what others have parked
 
-	rewinding sync.WaitGroup // lanes that begin anew
+	beginning sync.WaitGroup // lanes that begin late or anew
 
 	mu         sync.Mutex
 	client     *kgo.Client
 	stopClient context.CancelFunc // ends all that the client does, whatever it waits for
 	topicID    [16]byte           // of the topic whose positions these are; zero where the broker has none
 	lanes      map[int32]*lane
+	coming     map[int32]*lane // that are assigned and have not begun
 	fetchedAs  map[int32]committedOffset
 	fetchLogs  map[int32]*partitionLog // Fetch's
 	queue      []run                   // polled and not delivered, in order
@@ -88,6 +89,7 @@ func newSource(d *busDriver, s bus.Subscription, o bus.LaneObserver, at start) *
 		idle:      make(chan struct{}),
 		left:      make(chan struct{}),
 		lanes:     map[int32]*lane{},
+		coming:    map[int32]*lane{},
 		parking:   parkingTopic(s.Group, s.Topic),
 		fetchLogs: map[int32]*partitionLog{},
 		room:      metadataRoom,
@@ -197,7 +199,7 @@ func (s *source) background() {
 	wg.Go(s.listener)
 	wg.Go(s.remover)
 	wg.Wait()
-	s.rewinding.Wait()
+	s.beginning.Wait()
 }
 
 // Settle implements bus.Source.

@@ -2,12 +2,9 @@ package kafka
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -167,112 +164,3 @@ func (s *source) instance() *string {
 	id := s.driver.config.Instance + "." + s.sub.Topic
 	return &id
 }
-
-// start is where the partitions begin of which a group has not committed anything.
-type start struct {
-	// pinned are the ends of the partitions at the time of the subscription, for Latest.
-	pinned map[int32]int64
-	// at is the point in time of a StartAt, for partitions below count; zero is the oldest message.
-	at    time.Time
-	count int32
-}
-
-// start finds out where a new group begins, so that nothing is missed that is published from now on. A group that has
-// a position in the topic is not new: partitions without a position were added later, and begin with their oldest.
-func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) (start, error) {
-	at, timed := s.Start.Time()
-	if s.Start == bus.Earliest {
-		return start{}, nil
-	}
-	committed, err := d.adm.FetchOffsetsForTopics(ctx, s.Group, s.Topic)
-	if err == nil {
-		err = committed.Error()
-	}
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return start{}, fmt.Errorf("read the group's position: %w", err)
-	}
-	for _, o := range committed[s.Topic] {
-		if o.At >= 0 { // also of a topic before this one: the group is not new, and misses nothing of this one
-			return start{}, nil
-		}
-	}
-	ends, err := d.adm.ListEndOffsets(ctx, s.Topic)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return start{}, fmt.Errorf("find the topic's end: %w", err)
-	}
-	if timed {
-		return start{at: at, count: int32(len(ends[s.Topic]))}, nil
-	}
-	pinned := map[int32]int64{}
-	for p, end := range ends[s.Topic] {
-		pinned[p] = end.Offset
-	}
-	// The position is the group's, not this member's: whoever is assigned a partition has to begin there. While the
-	// group has members, for another topic, only they may commit; then this member does when it is assigned.
-	position := ends.Offsets()
-	for p, o := range position[s.Topic] {
-		o.Metadata = d.topics.incarnation(id).tail("")
-		position[s.Topic][p] = o
-	}
-	responses, err := d.adm.CommitOffsets(ctx, s.Group, position)
-	if err == nil {
-		err = responses.Error()
-	}
-	if err != nil && !errors.Is(err, kerr.UnknownMemberID) {
-		return start{}, fmt.Errorf("commit the topic's end as the group's position: %w", err)
-	}
-	return start{pinned: pinned}, nil
-}
-
-// offsets finds where these partitions begin.
-func (d *busDriver) offsets(ctx context.Context, topic string, partitions []int32, s start) (map[int32]int64, error) {
-	begin := map[int32]int64{}
-	var oldest, timed bool
-	for _, p := range partitions {
-		if at, ok := s.pinned[p]; ok {
-			begin[p] = at
-		} else if s.timed(p) {
-			timed = true
-		} else {
-			oldest = true
-		}
-	}
-	list := func(offsets kadm.ListedOffsets, err error, want func(int32) bool) error {
-		if err != nil {
-			return err
-		}
-		for _, p := range partitions {
-			if _, ok := begin[p]; ok || !want(p) {
-				continue
-			}
-			o, ok := offsets.Lookup(topic, p)
-			if !ok {
-				return fmt.Errorf("partition %d: %w", p, kerr.UnknownTopicOrPartition)
-			}
-			if o.Err != nil {
-				return fmt.Errorf("partition %d: %w", p, o.Err)
-			}
-			begin[p] = o.Offset
-		}
-		return nil
-	}
-	if timed {
-		offsets, err := d.adm.ListOffsetsAfterMilli(ctx, s.at.UnixMilli(), topic)
-		if err := list(offsets, err, s.timed); err != nil {
-			return nil, err
-		}
-	}
-	if oldest {
-		offsets, err := d.adm.ListStartOffsets(ctx, topic)
-		if err := list(offsets, err, func(int32) bool { return true }); err != nil {
-			return nil, err
-		}
-	}
-	return begin, nil
-}
-
-// timed says whether the partition begins at a point in time.
-func (s *start) timed(partition int32) bool { return !s.at.IsZero() && partition < s.count }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -135,12 +137,14 @@ func (s *source) beginAgain(id [16]byte) {
 	for _, l := range gone {
 		s.drop(l)
 	}
+	coming := slices.Collect(maps.Keys(s.coming))
 	closed := s.closed
 	s.mu.Unlock()
 	if len(gone) > 0 && !closed {
 		s.observer.Lost(ids(gone), errMadeAgain)
 	}
 	s.telling.Unlock()
+	s.unexpect(coming)
 	s.client.PurgeTopicsFromConsuming(s.sub.Topic)
 	s.client.AddConsumeTopics(s.sub.Topic)
 }
