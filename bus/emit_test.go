@@ -44,7 +44,7 @@ func TestEmitsAllOrNone(t *testing.T) {
 	h := engine.NewBatch(t.Context(), b, bus.Delivery{}, []*bus.Message{one})
 	for name, bad := range map[string]*bus.Message{"foreign": of("elsewhere"), "none": {}, "invalid": {ID: "a\nb"}, "nil": nil} {
 		var pe *bus.PublishError
-		if err := h.PublishMessages(t.Context(), "out", of("1"), bad); !errors.As(err, &pe) || len(pe.Errs) != 2 || pe.Errs[0] == nil || pe.Errs[1] == nil {
+		if err := bus.Emitter(h).PublishMessages(t.Context(), "out", of("1"), bad); !errors.As(err, &pe) || len(pe.Errs) != 2 || pe.Errs[0] == nil || pe.Errs[1] == nil {
 			t.Errorf("%s: %v, want a *PublishError in which both messages fail", name, err)
 		}
 	}

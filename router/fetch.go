@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -37,6 +38,9 @@ func (c *consumer) fetcher() {
 			tokens = append(tokens, e.Token)
 		}
 		n, err := c.fetch(c.intake, tokens, dst)
+		if pe, ok := errors.AsType[*bus.PublishError](err); ok {
+			batch, err = c.keepBack(batch, pe), nil
+		}
 		if err == nil {
 			b = backoff{}
 			c.admitFetched(batch, dst[:n])
@@ -105,6 +109,35 @@ func (c *consumer) refetch(batch []*parkedMessage) {
 			c.await(e)
 		}
 	}
+}
+
+// keepBack takes back messages that could not be fetched: those of a lane wait for a while, and hold up no other lane. It returns the rest.
+func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []*parkedMessage {
+	c.log.Warn("fetching parked messages failed; trying again", "messages", len(failed.Unwrap()), "of", len(batch), "err", failed)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waits := map[*lane]time.Time{}
+	var fetched []*parkedMessage
+	for i, e := range batch {
+		if failed.Errs[i] == nil {
+			e.lane.fetches = backoff{}
+			fetched = append(fetched, e)
+			continue
+		}
+		until, ok := waits[e.lane]
+		if !ok {
+			until = time.Now().Add(e.lane.fetches.delay())
+			waits[e.lane] = until
+		}
+		if e.away = false; e.gone {
+			continue
+		}
+		if e.Due.Before(until) {
+			e.Due = until
+		}
+		c.await(e)
+	}
+	return fetched
 }
 
 // admitFetched takes parked messages into the scheduler that are due.

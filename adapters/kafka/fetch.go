@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -13,46 +14,107 @@ import (
 // fetchBytes is how much one read of parked messages asks for; a larger batch comes alone.
 const fetchBytes = 512 << 10
 
+// fetchPatience is how long a lane that gives nothing holds up the other lanes of a Fetch, the first time. From then on it is asked once at
+// a time, and not before its back-off is over.
+const fetchPatience = 2 * time.Second
+
+// fetchLog is a lane's parking log for Fetch, kept because it knows the leader.
+type fetchLog struct {
+	*partitionLog
+	backoff backoff
+	failed  error     // of the last try; nil: it succeeded
+	until   time.Time // it is not tried again before
+}
+
+// wanted are the records of a lane that a Fetch asks for, and what became of that.
+type wanted struct {
+	log     *fetchLog
+	offsets []int64
+	found   map[int64]*kgo.Record
+	err     error
+}
+
 // Fetch implements driver.ParkingSource.
 func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	offsets, err := s.offsetsOf(tokens)
 	if err != nil {
 		return 0, fail("fetch", s.sub.Topic, err)
 	}
-	byLane := map[int32][]int64{}
+	lanes := map[int32]*wanted{}
+	var each []*wanted
 	for i, t := range tokens {
-		if offsets[i] >= 0 {
-			byLane[t.Lane] = append(byLane[t.Lane], offsets[i])
-		}
-	}
-	records := map[int32]map[int64]*kgo.Record{}
-	for lane, offsets := range byLane {
-		slices.Sort(offsets)
-		found, err := s.readable(lane).at(ctx, offsets)
-		if err != nil {
-			return 0, fail("fetch", s.sub.Topic, err)
-		}
-		records[lane] = found
-	}
-	n := 0
-	for i, t := range tokens {
-		r := records[t.Lane][offsets[i]]
-		if r == nil {
+		if offsets[i] < 0 {
 			continue
 		}
-		if string(r.Key) != string(positionKey(t.Position)) {
-			s.doubt(t)
-			return 0, fail("fetch", s.sub.Topic, errAnew)
+		w := lanes[t.Lane]
+		if w == nil {
+			w = &wanted{log: s.readable(t.Lane)}
+			lanes[t.Lane], each = w, append(each, w)
 		}
-		d, err := decodeParked(r, &s.sub, t)
-		if err != nil {
-			s.poison(ctx, t, r, err)
-			continue
-		}
-		dst[n] = d
-		n++
+		w.offsets = append(w.offsets, offsets[i])
 	}
-	return n, nil
+	atOnce(len(each), func(i int) { each[i].read(ctx) })
+	n, errs, failed := 0, make([]error, len(tokens)), 0
+	for i, t := range tokens {
+		var d bus.Delivery
+		switch w := lanes[t.Lane]; {
+		case offsets[i] == unplaced:
+			errs[i] = fail("fetch", s.sub.Topic, errAnew)
+		case offsets[i] < 0:
+			continue
+		case w.err != nil:
+			errs[i] = fail("fetch", s.sub.Topic, w.err)
+		default:
+			r := w.found[offsets[i]]
+			if r == nil {
+				continue
+			}
+			if d, errs[i] = s.bodyOf(ctx, t, r); errs[i] == nil && d.Message != nil {
+				dst[n] = d
+				n++
+			}
+		}
+		if errs[i] != nil {
+			failed++
+		}
+	}
+	switch failed {
+	case 0:
+		return n, nil
+	case len(tokens):
+		return 0, errs[0]
+	}
+	return n, &bus.PublishError{Errs: errs}
+}
+
+// read reads what is wanted of a lane.
+func (w *wanted) read(ctx context.Context) {
+	l := w.log
+	if l.failed != nil && time.Now().Before(l.until) {
+		w.err = l.failed
+		return
+	}
+	slices.Sort(w.offsets)
+	l.once = l.failed != nil
+	if w.found, w.err = l.at(ctx, w.offsets); w.err == nil {
+		l.failed, l.backoff = nil, backoff{}
+	} else if ctx.Err() == nil {
+		l.failed, l.until = w.err, time.Now().Add(l.backoff.delay())
+	}
+}
+
+// bodyOf is the message of a parked record; none if the record cannot be read.
+func (s *source) bodyOf(ctx context.Context, t bus.Token, r *kgo.Record) (bus.Delivery, error) {
+	if string(r.Key) != string(positionKey(t.Position)) {
+		s.doubt(t)
+		return bus.Delivery{}, fail("fetch", s.sub.Topic, errAnew)
+	}
+	d, err := decodeParked(r, &s.sub, t)
+	if err != nil {
+		s.poison(ctx, t, r, err)
+		return bus.Delivery{}, nil
+	}
+	return d, nil
 }
 
 // offsetsOf are where the records of tokens are; onTheWay for those that are not there, or stale.
@@ -69,9 +131,6 @@ func (s *source) offsetsOf(tokens []bus.Token) ([]int64, error) {
 			if offset, ok := l.parking.offsets[t.Position]; ok {
 				offsets[i] = offset
 			}
-		}
-		if offsets[i] == unplaced {
-			return nil, errAnew
 		}
 	}
 	return offsets, nil
@@ -104,14 +163,14 @@ func (s *source) poison(ctx context.Context, t bus.Token, r *kgo.Record, why err
 	_ = s.Settle(ctx, []bus.Token{t}) // if it is stale, the next owner does the same
 }
 
-// readable is a lane's parking log, kept because it knows the leader.
-func (s *source) readable(lane int32) *partitionLog {
+// readable is a lane's parking log.
+func (s *source) readable(lane int32) *fetchLog {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	log := s.fetchLogs[lane]
 	if log == nil {
-		log = s.partition(lane)
-		log.bytes = fetchBytes
+		log = &fetchLog{partitionLog: s.partition(lane)}
+		log.bytes, log.patience = fetchBytes, fetchPatience
 		s.fetchLogs[lane] = log
 	}
 	return log

@@ -26,6 +26,7 @@ type partitionLog struct {
 	bytes     int32    // how much one read asks for; 0: logFetchBytes
 
 	patience time.Duration // how long to wait for a leader, or for the log to go on; 0: as long as the caller does
+	once     bool          // the first failure counts
 }
 
 // logFetchBytes is how much one read asks for. One larger batch comes alone.
@@ -50,7 +51,7 @@ func (l *partitionLog) bounded(ctx context.Context) (context.Context, context.Ca
 
 // stands says whether nothing has been read since a point in time, for longer than the reader is to wait.
 func (l *partitionLog) stands(since time.Time) bool {
-	return l.patience > 0 && time.Since(since) > l.patience
+	return l.once || l.patience > 0 && time.Since(since) > l.patience
 }
 
 // read returns the records from offset on that one request brings, and the offset after them, which is at least
@@ -70,13 +71,13 @@ func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8)
 				return records, next, nil
 			}
 			l.known = false // whatever it is, ask again who leads
-			if !retryable(err) && !errors.Is(err, kerr.UnknownTopicID) {
+			if l.once || !retryable(err) && !errors.Is(err, kerr.UnknownTopicID) {
 				return nil, offset, err
 			}
 			if b.wait(ctx) != nil {
 				return nil, offset, err
 			}
-		} else if isMissing(err) || !retryable(err) || b.wait(ctx) != nil {
+		} else if l.once || isMissing(err) || !retryable(err) || b.wait(ctx) != nil {
 			return nil, offset, err
 		}
 	}

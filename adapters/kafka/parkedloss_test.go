@@ -202,3 +202,57 @@ func TestRemovalsHoldUpNoCommits(t *testing.T) {
 	away.Remove()
 	awaitRecord(t, kafka.Config{Brokers: f.ListenAddrs()}, parkingTopic("t", "g"), ps[0].Lane, func(r *kgo.Record) bool { return r.Value == nil })
 }
+
+// TestOneLaneCannotBeFetched: parked messages of a lane whose leader is away hold up no others, and are there when it is back.
+func TestOneLaneCannotBeFetched(t *testing.T) {
+	c := fakeCluster(t)
+	b := open(t, fakeConfig(c))
+	publish(t, b, "t", spread(8)...)
+	s, _ := parking(t, b, "t", "g")
+	ps := parkAll(receive(t, s, 8))
+	if err := s.Park(within(t), ps); err != nil {
+		t.Fatal(err)
+	}
+	tokens := make([]bus.Token, len(ps))
+	for i := range ps {
+		tokens[i] = ps[i].Token
+	}
+	away := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Fetch}, Topic: parkingTopic("t", "g"), Partitions: []int32{ps[0].Lane}, Err: kerr.NotLeaderForPartition, Count: -1})
+	dst := make([]bus.Delivery, len(tokens))
+	for try := range 3 {
+		begin := time.Now()
+		n, err := s.Fetch(within(t), tokens, dst)
+		pe, ok := errors.AsType[*bus.PublishError](err)
+		if !ok || len(pe.Errs) != len(tokens) {
+			t.Fatalf("got %d, %v", n, err)
+		}
+		got := dst[:n]
+		for i, token := range tokens {
+			switch of := pe.Errs[i]; {
+			case token.Lane == ps[0].Lane:
+				if !errors.Is(of, kerr.NotLeaderForPartition) || !bus.IsRetryable(of) {
+					t.Errorf("message %d: %v", i, of)
+				}
+			case of != nil || len(got) == 0 || got[0].Token != token || string(got[0].Payload) != string(ps[i].Payload):
+				t.Fatalf("message %d is missing: %v", i, of)
+			default:
+				got = got[1:]
+			}
+		}
+		if took := time.Since(begin); try > 0 && took > time.Second {
+			t.Errorf("the others took %v", took)
+		}
+	}
+	if n, err := s.Fetch(within(t), tokens[:1], dst); n != 0 || !errors.Is(err, kerr.NotLeaderForPartition) {
+		t.Errorf("alone: %d, %v", n, err)
+	}
+	away.Remove()
+	ctx := within(t)
+	n, err := 0, error(nil)
+	for n < len(tokens) && ctx.Err() == nil {
+		n, err = s.Fetch(ctx, tokens, dst)
+	}
+	if err != nil || n != len(tokens) {
+		t.Errorf("got %d, %v", n, err)
+	}
+}

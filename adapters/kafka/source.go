@@ -52,10 +52,10 @@ type source struct {
 	lanes      map[int32]*lane
 	coming     map[int32]*lane // that are assigned and have not begun
 	fetchedAs  map[int32]committedOffset
-	fetchLogs  map[int32]*partitionLog // Fetch's
-	queue      []run                   // polled and not delivered, in order
-	reports    []error                 // for Receive to return
-	polling    bool                    // Receive is between the start of a poll and the end of queueing what it brought
+	fetchLogs  map[int32]*fetchLog
+	queue      []run   // polled and not delivered, in order
+	reports    []error // for Receive to return
+	polling    bool    // Receive is between the start of a poll and the end of queueing what it brought
 	stopPoll   context.CancelFunc
 	assigning  int // assignments that wait for the poll to end, or are under way
 	change     *sync.Cond
@@ -91,7 +91,7 @@ func newSource(d *busDriver, s bus.Subscription, o bus.LaneObserver, at start) *
 		lanes:     map[int32]*lane{},
 		coming:    map[int32]*lane{},
 		parking:   parkingTopic(s.Group, s.Topic),
-		fetchLogs: map[int32]*partitionLog{},
+		fetchLogs: map[int32]*fetchLog{},
 		room:      metadataRoom,
 	}
 	src.turn <- struct{}{}

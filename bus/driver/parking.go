@@ -35,6 +35,9 @@ type ParkingSource interface {
 	// Fetch reads parked messages into dst, which is at least as long, in the order of tokens; it returns how many.
 	// Those that are not there any more, or whose token is stale, are left out. The deliveries have the tokens that were
 	// asked for, and Attempt, FirstSeen, Handler and Failure as they were parked.
+	//
+	// A *[bus.PublishError], index-aligned with tokens, names the messages that cannot be read now, because their lane is
+	// away for example. They are still parked. dst has those of the others that are there.
 	Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error)
 }
 
