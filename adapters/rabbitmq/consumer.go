@@ -81,24 +81,44 @@ func (c *consumer) consume(ctx context.Context, queue string) (<-chan amqp.Deliv
 	deliveries, err := c.ch.Consume(queue, queue, false, false, false, false, nil)
 	if err == nil {
 		c.own.register(queue, true)
+		if queue == c.lane.name() {
+			c.own.begin()
+		}
 	}
 	return deliveries, err
 }
 
 // wake lets whoever is active in the lane know that it is, and that there may be a member more.
 //
-// It waits for the queue to confirm the marker: when a consumer registers with a quorum queue that has no majority, the server ends the
-// whole connection. While the broker blocks publishers, or there is no connection to publish on, nothing is known.
+// While the queue has not confirmed a marker, no more are sent. One that it confirms late may have come to an earlier registration, and is
+// followed by another.
 func (c *consumer) wake(ctx context.Context) error {
-	woken := c.lane.wake()
+	for l := c.lane; ; {
+		fresh := l.waking == nil || l.waking.ended()
+		if fresh {
+			l.waking = l.wake()
+		}
+		if err := c.confirmed(ctx, l.waking); err != nil || fresh || !l.waking.ended() {
+			return err
+		}
+	}
+}
+
+// confirmed waits until a lane's queue has confirmed a marker. Nobody registers with a queue that does not: when a consumer registers with a
+// quorum queue that has no majority, the server ends the whole connection, and all lanes with it. While the broker blocks publishers, or there
+// is no connection to publish on, nothing is known. A marker that failed is an answer, too: the broker knows why.
+func (c *consumer) confirmed(ctx context.Context, marker *attempt[struct{}]) error {
 	waiting, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	_, _ = woken.wait(waiting) // what it ended with does not matter here
+	select {
+	case <-marker.done:
+	case <-waiting.Done():
+	}
 	link := c.lane.source.d.pub.link
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case woken.ended() || link.current() == nil || link.blocked():
+	case marker.ended() || link.current() == nil || link.blocked():
 		return nil
 	}
 	return errSilent

@@ -25,7 +25,9 @@
 //
 // Quorum is the default because it is the safer type and, on the servers where this was measured, the faster one:
 // it is replicated in a cluster, publishing took 1.3 to 2 times as many messages a second as on classic queues and
-// consuming 2 to 2.5 times, at about 1 ms more latency. Type, number of lanes and bound are those that the topic or
+// consuming 2 to 2.5 times, at about 1 ms more latency. Classic queues are for single nodes: in a cluster, a node that is down takes
+// its lanes with it, and servers before 3.11 send to lane 0 what the others cannot take, out of its keys' order, or to no lane if
+// lane 0 is down, too. Type, number of lanes and bound are those that the topic or
 // group was created with: a process that is configured otherwise uses what is there.
 //
 // # Delivery semantics
@@ -125,7 +127,7 @@
 // published while T:G is gone reaches the group late, or, if the topic has other groups, never.
 //
 // A process has two connections, one that publishes and one that consumes. On the second, a subscription needs two channels for each lane
-// and one more: 17 with 8 lanes. On the first, each topic that is published to has two channels, and each queue that the driver
+// and one more: 17 with 8 lanes. On the first, each topic that is published to has four channels, and each queue that the driver
 // writes to one; 128 are kept open. RabbitMQ allows 2,047 a connection unless it is configured otherwise. A first member that takes over
 // what was kept has a third connection meanwhile.
 //

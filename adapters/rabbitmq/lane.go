@@ -25,6 +25,7 @@ type lane struct {
 	revoke  chan struct{} // has a token when the lane is to be given up
 	current atomic.Pointer[ownership]
 	owned   atomic.Bool           // the present ownership is assigned, and not being given up
+	waking  *attempt[struct{}]    // the last marker of its consumers; used by run
 	passed  int                   // how often it was let go in a row; guarded by the source's mu
 	probed  atomic.Bool           // the delivery limit of its parking queue is known, or being asked for
 	limited atomic.Pointer[error] // why that limit is too low, if it is
@@ -35,7 +36,7 @@ var (
 	errGivenUp   = errors.New("the lane was handed to another member")
 	errStuck     = errors.New("the broker stopped delivering")
 	errPassed    = errors.New("the lane was let go to a member with fewer")
-	errSilent    = errors.New("the lane's queue does not confirm what is published to it: perhaps it has no majority of its nodes")
+	errSilent    = errors.New("the lane's queue does not answer: perhaps it has no majority of its nodes")
 )
 
 // run registers again and again until ctx ends.
@@ -128,8 +129,12 @@ func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 	defer unlock()
 	t := &topology{session: c.session}
 	defer t.close()
-	if _, early, err = t.queue(l.earlyName()); err != nil {
+	q, early, err := t.queue(l.earlyName())
+	switch {
+	case err != nil:
 		return false, err
+	case early && q.Messages+q.Consumers == 0: // it has its end marker at least, so its leader does not answer: see confirmed
+		return false, errSilent
 	}
 	return early, c.begin(ctx, early)
 }

@@ -120,7 +120,7 @@ func (m *membership) repair(ctx context.Context) {
 // watchTicks is after how many looks a member checks that its lanes deliver.
 const watchTicks = 10
 
-// watch probes the lanes that are idle.
+// watch probes the lanes to which nothing comes.
 func (m *membership) watch() {
 	s := m.source
 	for _, l := range s.lanes {

@@ -33,15 +33,18 @@ type ownership struct {
 	win     *window.Window
 	pending []int64 // settled and not acked yet
 	acked   bool    // something was
+	most    int     // how many the broker delivers that are not acked
 	enough  int     // pending that are acked at once
 	timer   *time.Timer
 	armed   bool
-	last    int64                   // the end marker's position, 0 if none is due
-	early   chan struct{}           // closed when all before the end marker is settled
-	arrived int64                   // the last position
-	checked int64                   // the last position at the last check
-	probed  bool                    // the broker has had a marker for this lane since then
-	stuck   chan struct{}           // closed when that marker did not arrive
+	last    int64         // the end marker's position, 0 if none is due
+	early   chan struct{} // closed when all before the end marker is settled
+	arrived int64         // the last position
+	checked int64         // the last position at the last check
+	probed  bool          // the broker has had a marker for this lane since then
+	proper  bool          // the lane's queue is consumed, not only its early one
+	stuck   chan struct{} // closed when that marker did not arrive
+	isStuck bool
 	flushed uint64                  // how often acks were sent
 	applied uint64                  // up to which of these the queue has them
 	rpc     sync.Mutex              // held for each request on the channel that is answered
@@ -52,7 +55,7 @@ type ownership struct {
 func newOwnership(id int32, ch *amqp.Channel, prefetch int) *ownership {
 	o := &ownership{
 		lane: bus.Lane{ID: id, Epoch: epochs.Add(1)}, ch: ch,
-		win: window.New(1), enough: max(1, min(prefetch/4, 64)), early: make(chan struct{}),
+		win: window.New(1), most: prefetch, enough: max(1, min(prefetch/4, 64)), early: make(chan struct{}),
 		stuck: make(chan struct{}),
 	}
 	o.open.Store(true)
@@ -73,6 +76,13 @@ func (o *ownership) add(tag int64) {
 func (o *ownership) park(p *parking) { o.parked.Store(p) }
 
 func (o *ownership) parking() *parking { return o.parked.Load() }
+
+// begin notes that the lane's queue is consumed.
+func (o *ownership) begin() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.proper = true
+}
 
 // done notes what is settled, and returns how many of the tokens are not of this ownership.
 func (o *ownership) done(tokens []bus.Token) (stale int) {
@@ -279,19 +289,21 @@ func (o *ownership) ask(want uint64) error {
 }
 
 // check is called now and then for a lane that is owned. It returns true if the lane should be probed: nothing has
-// arrived since the last check, and nothing is held. If it was probed then, deliveries have stopped: the broker takes
-// a consumer to be active that gets nothing.
+// arrived since the last check, though the broker may deliver more. If it was probed then, deliveries have stopped: the broker takes
+// a consumer to be active that gets nothing. That may be another member's, if the broker's nodes could not reach each other.
 func (o *ownership) check() (probe bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.arrived != o.checked || o.win.Open() > 0 {
+	switch {
+	case o.isStuck:
+		return false
+	case !o.proper || o.arrived != o.checked || o.win.Open() >= o.most:
 		o.checked, o.probed = o.arrived, false
 		return false
-	}
-	if !o.probed {
+	case !o.probed:
 		return true
 	}
-	o.probed = false
+	o.isStuck = true
 	close(o.stuck)
 	return false
 }

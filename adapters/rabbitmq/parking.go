@@ -133,10 +133,12 @@ func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
 	c.parking = p
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// The queue stores the first marker while it registers this consumer.
 	first := start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, parkMarker, p.id+"/first") })
 	if err := ch.Qos(p.bounds.window, 0, false); err != nil {
 		return nil, err
+	}
+	if err := c.confirmed(ctx, first); err != nil {
+		return nil, fmt.Errorf("queue %q: %w", p.queue, err)
 	}
 	if p.deliveries, err = ch.Consume(p.queue, p.queue, false, false, false, false, nil); err != nil {
 		return nil, err
@@ -307,7 +309,7 @@ func (p *parking) finish() {
 // that comes; for that it waits as long as finish.
 func (p *parking) commitNow(ctx context.Context) error {
 	late := time.Now().Add(p.bounds.marker)
-	for {
+	for n := 0; ; n++ {
 		p.mu.Lock()
 		coming, unsure, ended := p.owed > 0, p.acks > p.applied, p.ended
 		p.mu.Unlock()
@@ -319,7 +321,12 @@ func (p *parking) commitNow(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		case unsure:
-			return p.askWithin(ctx)
+			if err := p.askWithin(ctx); !errors.Is(err, errNoAnswer) {
+				return err
+			}
+			if !pause(ctx, backoff(n)) {
+				return fmt.Errorf("%w: %w", context.Cause(ctx), errNoAnswer)
+			}
 		default:
 			return nil
 		}
@@ -351,8 +358,12 @@ func (p *parking) ask() error {
 	case has == sent:
 		return nil
 	}
-	if _, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil); err != nil {
+	q, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil)
+	switch {
+	case err != nil:
 		return err
+	case q.Consumers == 0: // this one is
+		return errNoAnswer
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -118,6 +118,68 @@ func TestLaneThatDoesNotConfirm(t *testing.T) {
 	o.waitLanes(t, ctx, 3)
 }
 
+// The queue of what a lane has parked does not confirm. Nobody registers with it either, and the lane waits; the other lanes are consumed.
+func TestParkingQueueThatDoesNotConfirm(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	c.Lanes = 3
+	queue := parkedName(groupName(topic, "g"), 0)
+	p.mute(queue)
+	d := openDriver(t, c)
+	s, o := parkingSource(t, d, topic)
+	if err := told(t, ctx, s); err == nil || !strings.Contains(err.Error(), "lane 0") || !errors.Is(err, errSilent) {
+		t.Fatal(err)
+	}
+	o.waitLanes(t, ctx, 2)
+	admin(t, openDriver(t, brokerConfig(t)), func(tp *topology) error {
+		q, _, err := tp.queue(queue)
+		if q.Consumers > 0 {
+			t.Error("somebody registered with it")
+		}
+		return err
+	})
+	session := d.pub.link.current()
+	p.mute("nothing at all")
+	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // what was not confirmed is given up
+	o.waitLanes(t, ctx, 3)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.lost) > 0 {
+		t.Errorf("lanes %v were lost", o.lost)
+	}
+}
+
+// A lane's early queue has no leader that answers. Nobody registers with it until it has.
+func TestEarlyQueueThatDoesNotAnswer(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	c.Lanes = 2
+	direct := openDriver(t, c)
+	publish(t, openDriver(t, brokerConfig(t)), topic, messages(0, 20, 4)...)
+	p.blind(earlyName(groupName(topic, "g"), 0), 1_000_000)
+	s := subscribe(t, direct, bus.Subscription{Topic: topic, Group: "g"}, newObserver())
+	got, silent := receive(t, ctx, s, 1), false // of the other lane
+	for len(got) < 20 {
+		dst := make([]bus.Delivery, 20)
+		n, err := s.Receive(ctx, dst, 1<<20)
+		got = append(got, dst[:n]...)
+		if err != nil {
+			if !strings.Contains(err.Error(), "lane 0") || !errors.Is(err, errSilent) {
+				t.Fatal(err)
+			}
+			silent = true
+			p.blind("", 0)
+		}
+	}
+	if !silent {
+		t.Error("somebody registered with it")
+	}
+	checkOrder(t, got, 0, 20)
+	settle(t, s, got)
+}
+
 // The members cannot be counted, because the node with their queue is down. Each consumes what comes to it.
 func TestMembersCannotBeCounted(t *testing.T) {
 	ctx := testContext(t)
