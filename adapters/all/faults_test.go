@@ -1,6 +1,7 @@
 package all_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -86,8 +87,10 @@ var namedFaults = []struct {
 	{"connections are cut at a byte", func(p *faults.Proxy, _ *brokerBehindProxy) {
 		p.CutAfter(faults.Direction(rand.IntN(2)), rand.IntN(2000))
 	}},
-	{"a request has no answer", func(p *faults.Proxy, _ *brokerBehindProxy) { p.CutAnswer([]byte{}) }},
-	{"a commit has no answer", func(p *faults.Proxy, b *brokerBehindProxy) { p.CutAnswer(b.commit) }},
+	{"a request has no answer", func(p *faults.Proxy, _ *brokerBehindProxy) { p.CutAnswer(func([]byte) bool { return true }) }},
+	{"a commit has no answer", func(p *faults.Proxy, b *brokerBehindProxy) {
+		p.CutAnswer(func(request []byte) bool { return b.commit != nil && bytes.Contains(request, b.commit) })
+	}},
 	{"answers stand still", func(p *faults.Proxy, _ *brokerBehindProxy) { p.Stall(faults.ToClient, true) }},
 	{"requests stand still", func(p *faults.Proxy, _ *brokerBehindProxy) { p.Stall(faults.ToServer, true) }},
 	{"the server is out of reach", func(p *faults.Proxy, _ *brokerBehindProxy) { p.Refuse(true) }},

@@ -108,13 +108,15 @@ func (c *consumer) wake(ctx context.Context) error {
 // quorum queue that has no majority, the server ends the whole connection, and all lanes with it. While the broker blocks publishers, or there
 // is no connection to publish on, nothing is known. A marker that failed is an answer, too: the broker knows why.
 func (c *consumer) confirmed(ctx context.Context, marker *attempt[struct{}]) error {
+	link := c.lane.source.d.pub.link
 	waiting, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	select {
-	case <-marker.done:
-	case <-waiting.Done():
+	if !link.blocked() {
+		select {
+		case <-marker.done:
+		case <-waiting.Done():
+		}
 	}
-	link := c.lane.source.d.pub.link
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()

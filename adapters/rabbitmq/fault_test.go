@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/faults"
 )
 
 // ends are messages, one for each slot, behind which nothing of what was published before is missing.
@@ -68,7 +68,7 @@ func TestPublishThroughCuts(t *testing.T) {
 	for n := range 8 * 60 {
 		<-published
 		if n%80 == 79 {
-			p.cut()
+			p.Cut()
 		}
 	}
 	publishers.Wait()
@@ -123,7 +123,7 @@ func TestPublishWhileDown(t *testing.T) {
 	d := openDriver(t, c)
 	publish(t, d, topic, message("m1", ""))
 	session := d.pub.link.current()
-	p.down(true)
+	p.Refuse(true)
 	<-session.done
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
@@ -133,7 +133,7 @@ func TestPublishWhileDown(t *testing.T) {
 	}
 	done := make(chan error)
 	go func() { done <- d.Publish(testContext(t), topic, []*bus.Message{message("m3", "")}) }()
-	p.down(false)
+	p.Refuse(false)
 	if err := <-done; err != nil {
 		t.Errorf("after: %v", err)
 	}
@@ -148,7 +148,7 @@ func TestStalledLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish(t, d, topic, message("m1", ""))
-	p.stall(true)
+	p.Stall(faults.ToServer, true)
 	big := make([]byte, 1<<20)
 	var publishers sync.WaitGroup
 	for w := range 8 {
@@ -184,7 +184,7 @@ func TestStalledLink(t *testing.T) {
 	if took := time.Since(start); took > 3*time.Second {
 		t.Errorf("close took %v", took)
 	}
-	p.stall(false)
+	p.Stall(faults.ToServer, false)
 	<-d.closed
 }
 
@@ -195,15 +195,7 @@ func TestBlockedByBroker(t *testing.T) {
 	d := openDriver(t, c)
 	publish(t, d, topic, message("1", ""))
 	session := d.pub.link.current()
-	awaitBlocked := func() {
-		for is := false; !is; runtime.Gosched() {
-			session.mu.Lock()
-			is = session.flowing != nil
-			session.mu.Unlock()
-		}
-	}
-	p.inject(10, 60, append([]byte{byte(len("low on memory"))}, "low on memory"...)...)
-	awaitBlocked()
+	p.block(t, session, "low on memory")
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	err := d.Publish(ctx, topic, []*bus.Message{message("2", "")})
@@ -212,13 +204,12 @@ func TestBlockedByBroker(t *testing.T) {
 	}
 	done := make(chan error, 2)
 	go func() { done <- d.Publish(testContext(t), topic, []*bus.Message{message("3", "")}) }()
-	p.inject(10, 61)
+	p.unblock(session)
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
 	// Close does not wait for those that have sent nothing.
-	p.inject(10, 60, 0)
-	awaitBlocked()
+	p.block(t, session, "")
 	go func() { done <- d.Publish(testContext(t), topic, []*bus.Message{message("4", "")}) }()
 	if err := d.Close(testContext(t)); err != nil {
 		t.Error(err)
@@ -271,7 +262,7 @@ func TestMemberDies(t *testing.T) {
 	ob.waitLanes(t, ctx, DefaultLanes/2)
 	publish(t, living, topic, messages(0, 400, 100)...)
 	got := receive(t, ctx, a, 50) // and settles nothing
-	p.down(true)
+	p.Refuse(true)
 	oa.waitLanes(t, ctx, 0)
 	ob.waitLanes(t, ctx, DefaultLanes)
 	if err := a.Settle(ctx, tokens(got)); !errors.Is(err, bus.ErrStale) {
@@ -280,7 +271,7 @@ func TestMemberDies(t *testing.T) {
 	all := receive(t, ctx, b, 400)
 	checkOrder(t, all, 0, 400)
 	settle(t, b, all)
-	p.down(false)
+	p.Refuse(false)
 	oa.waitLanes(t, ctx, DefaultLanes/2)
 	ob.waitLanes(t, ctx, DefaultLanes/2)
 }
@@ -326,7 +317,7 @@ func TestConsumeThroughCuts(t *testing.T) {
 				}
 				if n += k; n/1000 > cuts && cuts < 4 {
 					cuts++
-					p.cut()
+					p.Cut()
 				}
 				ts := tokens(dst[:k])
 				rand.Shuffle(len(ts), func(i, j int) { ts[i], ts[j] = ts[j], ts[i] })
@@ -394,9 +385,9 @@ func TestTopologyComesBack(t *testing.T) {
 	settle(t, s, receive(t, ctx, s, len(last)))
 
 	// Everything goes while the connection is down.
-	p.down(true)
+	p.Refuse(true)
 	deleteTopic(t, brokerConfig(t), topic, []string{"g"})
-	p.down(false)
+	p.Refuse(false)
 	o.waitLanes(t, ctx, DefaultLanes)
 	publish(t, d, topic, message("m000002", "a"))
 	got := receive(t, ctx, s, 1)

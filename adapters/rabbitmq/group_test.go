@@ -179,7 +179,7 @@ func TestUnroutedUnderLoad(t *testing.T) {
 						for range 20 + 100*n {
 							<-begun
 						}
-						p.cut()
+						p.Cut()
 					}()
 				}
 				var err error

@@ -92,15 +92,11 @@ func TestSlowLoad(t *testing.T) {
 	}
 	p, c := newProxy(t)
 	d := openDriver(t, c)
-	d.parking.marker = 100 * time.Millisecond
-	p.mu.Lock()
-	p.pace = 10 * time.Millisecond // 2 s in all
-	p.mu.Unlock()
+	d.parking.marker = 60 * time.Millisecond
+	p.Delay(40 * time.Millisecond) // a second in all
 	next, o := parkingSource(t, d, topic)
 	o.waitLanes(t, ctx, 1)
-	p.mu.Lock()
-	p.pace = 0
-	p.mu.Unlock()
+	p.Delay(0)
 	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 100)); !slices.Equal(got, wantIDs(0, 100)) {
 		t.Errorf("fetched %v", got)
 	}
@@ -121,14 +117,7 @@ func TestCommandsWhileBlocked(t *testing.T) {
 	p, c := newProxy(t)
 	d := openDriver(t, c)
 	session := d.pub.link.current()
-	p.inject(10, 60, append([]byte{byte(len("low on memory"))}, "low on memory"...)...)
-	for !d.pub.link.blocked() {
-		select {
-		case <-session.done:
-			t.Fatal("the connection ended")
-		case <-time.After(time.Millisecond):
-		}
-	}
+	p.block(t, session, "low on memory")
 	next, o := parkingSource(t, d, topic)
 	receive(t, ctx, next, slots)
 	o.mu.Lock()

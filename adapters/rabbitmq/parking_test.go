@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/faults"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -169,7 +170,7 @@ func TestParkThroughCuts(t *testing.T) {
 	}
 	go func() {
 		for range 5 {
-			p.cut()
+			p.Cut()
 			o.waitLanes(t, ctx, 0)
 			o.waitLanes(t, ctx, DefaultLanes)
 		}
@@ -219,14 +220,14 @@ func TestParkOfUnknownFate(t *testing.T) {
 	s, _ := parkingSource(t, openDriver(t, c), topic)
 	publish(t, direct, topic, messages(0, 1, 1)...)
 	ps := parkAll(receive(t, ctx, s, 1))
-	p.stall(true)
+	p.Stall(faults.ToServer, true)
 	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	err := s.Park(soon, ps)
 	cancel()
 	if pe, ok := errors.AsType[*bus.PublishError](err); !ok || bus.IsDefinite(pe.Errs[0]) || !bus.IsRetryable(pe.Errs[0]) || ps[0].Token.Parked {
 		t.Fatalf("park: %v, %v", err, ps[0].Token)
 	}
-	p.stall(false)
+	p.Stall(faults.ToServer, false)
 	if err := s.Park(ctx, ps); err != nil {
 		t.Fatal(err)
 	}
@@ -266,15 +267,7 @@ func TestOwnerWhileBlocked(t *testing.T) {
 	publish(t, direct, topic, ends("")...) // so that each lane delivers something by itself
 	p, c := newProxy(t)
 	d := openDriver(t, c)
-	session := d.pub.link.current()
-	p.inject(10, 60, append([]byte{byte(len("low on memory"))}, "low on memory"...)...)
-	for !d.pub.link.blocked() {
-		select {
-		case <-session.done:
-			t.Fatal("the connection ended")
-		case <-time.After(time.Millisecond):
-		}
-	}
+	p.block(t, d.pub.link.current(), "low on memory")
 	next, o := parkingSource(t, d, topic)
 	receive(t, ctx, next, slots)
 	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 20)); !slices.Equal(got, wantIDs(0, 20)) {
@@ -346,7 +339,7 @@ func TestDelayedThroughCuts(t *testing.T) {
 			return
 		case <-cut:
 			cuts++
-			p.cut()
+			p.Cut()
 		case <-ctx.Done():
 			mu.Lock()
 			t.Fatalf("%d of %d", len(handled), total)

@@ -3,32 +3,47 @@ package rabbitmq
 import (
 	"bytes"
 	"encoding/binary"
-	"io"
-	"net"
 	"sync"
 	"testing"
-	"time"
+
+	"github.com/millrace-go/millrace/internal/faults"
 )
 
-// proxy is a TCP proxy in front of the broker that breaks connections.
+// proxy is a proxy in front of the broker that reads the frames that pass.
 type proxy struct {
-	target   string
-	listener net.Listener
+	*faults.Proxy
 
 	mu      sync.Mutex
-	conns   map[net.Conn]bool // true: the client's side
-	refuse  bool
-	stalled bool           // nothing is forwarded to the broker
-	pace    time.Duration  // how long 4 KiB from the broker take
-	sent    map[method]int // to the broker
-	told    map[method]int // by the broker
-	flow    *sync.Cond
-	unseen  string // of this queue, the broker's next answers say
-	answers int    // that it is empty, so many of them
-	muted   string // what is published to this exchange, or to this queue, is not confirmed
-	quiet   map[client]bool
-	workers sync.WaitGroup
+	streams map[half][]byte // unfinished frames
+	sent    map[method]int  // to the broker
+	told    map[method]int  // by the broker
+	unseen  string          // of this queue, the broker's next answers say
+	answers int             // that it is empty, so many of them
+	muted   string          // what is published to this exchange, or to this queue, is not confirmed
+	quiet   map[channel]bool
 }
+
+// half is one direction of a connection.
+type half struct {
+	conn int
+	d    faults.Direction
+}
+
+// channel is a channel of a connection.
+type channel struct {
+	conn   int
+	number uint16
+}
+
+// method is the class and number of an AMQP method.
+type method [2]uint16
+
+var (
+	queueDeclareOK = method{50, 11}
+	basicCancel    = method{60, 30}
+	basicPublish   = method{60, 40}
+	basicAck       = method{60, 80}
+)
 
 // newProxy returns the configuration that goes through it.
 func newProxy(t testing.TB) (*proxy, Config) {
@@ -37,25 +52,58 @@ func newProxy(t testing.TB) (*proxy, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{target: c.Hosts[0], listener: l, conns: map[net.Conn]bool{}, sent: map[method]int{}, told: map[method]int{}}
-	p.flow = sync.NewCond(&p.mu)
-	p.workers.Go(p.accept)
-	t.Cleanup(func() {
-		l.Close()
-		p.stall(false)
-		p.cut()
-		p.workers.Wait()
-	})
-	c.Hosts = []string{l.Addr().String()}
+	p := &proxy{Proxy: faults.NewProxy(t, c.Hosts[0]), streams: map[half][]byte{}, sent: map[method]int{}, told: map[method]int{}}
+	p.Filter(p.filter)
+	c.Hosts = []string{p.Address()}
 	return p, c
 }
 
-// method is the class and number of an AMQP method.
-type method [2]uint16
+// filter passes whole frames on.
+func (p *proxy) filter(conn int, d faults.Direction, data []byte) (out []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stream := append(p.streams[half{conn, d}], data...)
+	for len(stream) >= 8 {
+		n := 8
+		if stream[0] != 'A' { // else it is the greeting
+			n = frameLength(stream)
+		}
+		if len(stream) < n {
+			break
+		}
+		if p.passes(conn, d, stream[:n]) {
+			out = append(out, stream[:n]...)
+		}
+		stream = stream[n:]
+	}
+	p.streams[half{conn, d}] = bytes.Clone(stream)
+	return out
+}
+
+// passes says whether a frame is passed on, and may change it.
+func (p *proxy) passes(conn int, d faults.Direction, frame []byte) bool {
+	if frame[0] != 1 {
+		return true
+	}
+	args := frame[frameHead+4:]
+	m := method{binary.BigEndian.Uint16(frame[frameHead:]), binary.BigEndian.Uint16(frame[frameHead+2:])}
+	ch := channel{conn, binary.BigEndian.Uint16(frame[1:])}
+	if d == faults.ToServer {
+		p.sent[m]++
+		if m == basicPublish && p.muted != "" && bytes.Contains(args, shortString(p.muted)) {
+			p.quiet[ch] = true
+		}
+		return true
+	}
+	p.told[m]++
+	if name := shortString(p.unseen); m == queueDeclareOK && p.answers > 0 && bytes.HasPrefix(args, name) {
+		clear(args[len(name) : len(name)+8])
+		p.answers--
+	}
+	return m != basicAck || !p.quiet[ch]
+}
+
+func shortString(s string) []byte { return append([]byte{byte(len(s))}, s...) }
 
 // count returns how many methods were sent to the broker since it was last called.
 func (p *proxy) count() map[method]int {
@@ -70,119 +118,25 @@ func (p *proxy) count() map[method]int {
 func (p *proxy) cancelled() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.told[method{60, 30}]
+	return p.told[basicCancel]
 }
 
-// note counts the methods in what one side sent, and returns the rest of it, an unfinished frame.
-func note(methods map[method]int, stream []byte) []byte {
-	const header, end = 7, 1
-	for len(stream) >= header {
-		if stream[0] == 'A' { // AMQP 0 0 9 1, the greeting
-			stream = stream[header+end:]
-			continue
-		}
-		size := header + int(binary.BigEndian.Uint32(stream[3:])) + end
-		if len(stream) < size {
-			break
-		}
-		if stream[0] == 1 {
-			methods[method{binary.BigEndian.Uint16(stream[header:]), binary.BigEndian.Uint16(stream[header+2:])}]++
-		}
-		stream = stream[size:]
-	}
-	return stream
-}
-
-func (p *proxy) accept() {
-	for {
-		in, err := p.listener.Accept()
-		if err != nil {
-			return
-		}
-		out, err := net.Dial("tcp", p.target)
-		p.mu.Lock()
-		if err != nil || p.refuse {
-			in.Close()
-			if err == nil {
-				out.Close()
-			}
-			p.mu.Unlock()
-			continue
-		}
-		p.conns[in], p.conns[out] = true, false
-		p.mu.Unlock()
-		p.workers.Go(func() { p.forward(out, in, in, true) })
-		p.workers.Go(func() { p.forward(in, out, in, false) })
-	}
-}
-
-func (p *proxy) forward(dst, src, in net.Conn, toBroker bool) {
-	defer dst.Close()
-	defer src.Close()
-	buf := make([]byte, 4096)
-	var stream, held []byte
-	for {
-		n, err := src.Read(buf)
-		if err != nil {
-			return
-		}
-		p.mu.Lock()
-		if toBroker {
-			p.listen(in, append(stream, buf[:n]...))
-			stream = note(p.sent, append(stream, buf[:n]...))
-		} else {
-			stream = note(p.told, append(stream, buf[:n]...))
-			p.hide(buf[:n])
-		}
-		for p.stalled && toBroker {
-			p.flow.Wait()
-		}
-		out := buf[:n]
-		if !toBroker && p.muted != "" {
-			held, out = p.silence(in, append(held, out...))
-		}
-		pace := p.pace
-		p.mu.Unlock()
-		if pace > 0 && !toBroker {
-			<-time.After(pace)
-		}
-		if _, err := dst.Write(out); err != nil && err != io.EOF {
-			return
+// block has the broker say that it blocks publishers, and waits until the session knows. The connections must be idle.
+func (p *proxy) block(t testing.TB, s *session, reason string) {
+	t.Helper()
+	p.inject(60, shortString(reason)...)
+	for s.blockedBy() == "" {
+		select {
+		case <-s.done:
+			t.Fatal("the connection ended")
+		default:
 		}
 	}
 }
 
-// cut breaks all connections.
-func (p *proxy) cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		c.Close()
-	}
-	clear(p.conns)
-}
-
-// down cuts, and refuses new connections until it is called with false.
-func (p *proxy) down(refuse bool) {
-	p.mu.Lock()
-	p.refuse = refuse
-	p.mu.Unlock()
-	if refuse {
-		p.cut()
-	}
-}
-
-// stall stops forwarding to the broker until it is called with false.
-func (p *proxy) stall(on bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.stalled = on
-	p.flow.Broadcast()
-}
-
-// unblock ends a blocking that inject began.
+// unblock ends what block began.
 func (p *proxy) unblock(s *session) {
-	p.inject(10, 61)
+	p.inject(61)
 	s.mu.Lock()
 	flowing := s.flowing
 	s.mu.Unlock()
@@ -191,17 +145,10 @@ func (p *proxy) unblock(s *session) {
 	}
 }
 
-// inject sends a method frame of channel 0 to the clients as if it came from the broker. The connections must be idle.
-func (p *proxy) inject(class, method byte, args ...byte) {
-	frame := []byte{1, 0, 0, 0, 0, 0, byte(4 + len(args)), 0, class, 0, method}
-	frame = append(append(frame, args...), 0xce)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c, client := range p.conns {
-		if client {
-			_, _ = c.Write(frame)
-		}
-	}
+// inject sends a method of the class connection to the clients.
+func (p *proxy) inject(method byte, args ...byte) {
+	frame := []byte{1, 0, 0, 0, 0, 0, byte(4 + len(args)), 0, 10, 0, method}
+	p.Send(faults.ToClient, append(append(frame, args...), 0xce))
 }
 
 // blind has the broker say of its next n answers about a queue that there are no messages and consumers, as it does for a quorum queue
@@ -212,71 +159,10 @@ func (p *proxy) blind(queue string, n int) {
 	p.unseen, p.answers = queue, n
 }
 
-func (p *proxy) hide(frames []byte) {
-	if p.answers == 0 {
-		return
-	}
-	declared := append([]byte{0, 50, 0, 11, byte(len(p.unseen))}, p.unseen...) // queue.declare-ok
-	for {
-		i := bytes.Index(frames, declared)
-		if i < 0 || p.answers == 0 {
-			return
-		}
-		frames = frames[i+len(declared):]
-		clear(frames[:8])
-		p.answers--
-	}
-}
-
-// client is a channel of a client's connection.
-type client struct {
-	conn    net.Conn
-	channel uint16
-}
-
 // mute has the broker confirm nothing more on the channels on which something is published to this exchange or queue. It is called
 // before anything is.
 func (p *proxy) mute(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.muted, p.quiet = name, map[client]bool{}
-}
-
-// eachFrame yields the whole frames of a stream, and returns the rest.
-func eachFrame(stream []byte, f func(frame []byte)) []byte {
-	for len(stream) >= frameHead && stream[0] != 'A' {
-		n := frameLength(stream)
-		if len(stream) < n {
-			break
-		}
-		f(stream[:n])
-		stream = stream[n:]
-	}
-	return stream
-}
-
-func isMethod(frame []byte, class, number byte) bool {
-	return frame[0] == 1 && bytes.HasPrefix(frame[frameHead:], []byte{0, class, 0, number})
-}
-
-// listen notes the channels that publish to what is muted.
-func (p *proxy) listen(in net.Conn, stream []byte) {
-	if p.muted == "" {
-		return
-	}
-	eachFrame(stream, func(frame []byte) {
-		if isMethod(frame, 60, 40) && bytes.Contains(frame, append([]byte{byte(len(p.muted))}, p.muted...)) {
-			p.quiet[client{in, binary.BigEndian.Uint16(frame[1:])}] = true
-		}
-	})
-}
-
-// silence leaves out the confirms of muted channels. It returns the beginning of a frame, and what is to be forwarded.
-func (p *proxy) silence(in net.Conn, stream []byte) (rest, out []byte) {
-	rest = eachFrame(stream, func(frame []byte) {
-		if !isMethod(frame, 60, 80) || !p.quiet[client{in, binary.BigEndian.Uint16(frame[1:])}] {
-			out = append(out, frame...)
-		}
-	})
-	return bytes.Clone(rest), out
+	p.muted, p.quiet = name, map[channel]bool{}
 }

@@ -31,7 +31,7 @@ func TestReceiveTellsOfOutages(t *testing.T) {
 	s := subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o)
 	o.waitLanes(t, ctx, DefaultLanes)
 	begun := time.Now()
-	p.down(true)
+	p.Refuse(true)
 	if err := told(t, ctx, s); !bus.IsRetryable(err) || !strings.Contains(err.Error(), "no connection") {
 		t.Error(err)
 	}
@@ -43,7 +43,7 @@ func TestReceiveTellsOfOutages(t *testing.T) {
 	if _, err := s.Receive(short, make([]bus.Delivery, 1), 1); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("it is told again: %v", err)
 	}
-	p.down(false)
+	p.Refuse(false)
 	if err := told(t, ctx, s); err != nil {
 		t.Error(err)
 	}
@@ -61,7 +61,7 @@ func TestLaneThatCannotBeConsumed(t *testing.T) {
 	o := newObserver()
 	s := subscribe(t, d, sub, o)
 	o.waitLanes(t, ctx, 2)
-	p.down(true)
+	p.Refuse(true)
 	queue := laneName(groupName(topic, "g"), 1)
 	admin(t, other, func(tp *topology) error {
 		if err := tp.deleteQueue(queue); err != nil {
@@ -78,7 +78,7 @@ func TestLaneThatCannotBeConsumed(t *testing.T) {
 		if err := told(t, ctx, s); err != nil && strings.Contains(err.Error(), "lane 1") {
 			break
 		}
-		p.down(false)
+		p.Refuse(false)
 	}
 	if _, err := d.Subscribe(ctx, sub, newObserver()); err == nil || !strings.Contains(err.Error(), "lane 1") || !strings.Contains(err.Error(), "RESOURCE_LOCKED") {
 		t.Error(err)

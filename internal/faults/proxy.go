@@ -2,7 +2,6 @@
 package faults
 
 import (
-	"bytes"
 	"errors"
 	"net"
 	"sync"
@@ -34,13 +33,15 @@ type Proxy struct {
 	stalled [2]bool
 	left    [2]int64 // bytes until the cut of CutAfter; none if negative
 	latency time.Duration
-	request []byte // of CutAnswer; nil if none
-	watch   func(Direction, []byte)
+	request func([]byte) bool // of CutAnswer; nil if none
+	filter  func(conn int, d Direction, data []byte) []byte
+	last    int // the number of the newest connection
 }
 
 // conn is one connection of a client, with the one to the server.
 type conn struct {
 	client, server net.Conn
+	number         int
 	deaf           bool // the answer to a request of CutAnswer is not passed on
 }
 
@@ -103,12 +104,12 @@ func (p *Proxy) CutAfter(d Direction, n int) {
 	p.left[d] = int64(n)
 }
 
-// CutAnswer has the next request that contains these bytes come to the server, but no answer come back: its connection is cut instead.
-// The client cannot know whether the request was carried out.
-func (p *Proxy) CutAnswer(request []byte) {
+// CutAnswer lets the next request for which is returns true come to the server, but no answer come back: it cuts the connection instead.
+// The client cannot know whether the server carried the request out. is must not call the proxy.
+func (p *Proxy) CutAnswer(is func(request []byte) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.request = request
+	p.request = is
 }
 
 // Delay holds up each packet, in both directions, for so long.
@@ -118,11 +119,25 @@ func (p *Proxy) Delay(d time.Duration) {
 	p.latency = d
 }
 
-// Watch has f called with all that passes, before it does. f must not call the proxy.
-func (p *Proxy) Watch(f func(d Direction, data []byte)) {
+// Filter has f called with all data before it passes; the result of f passes in its place. f is called for one connection after the
+// other, may keep data back for its next call, and must not call the proxy. conn numbers the connections.
+func (p *Proxy) Filter(f func(conn int, d Direction, data []byte) []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.watch = f
+	p.filter = f
+}
+
+// Send sends data on all connections, as if the other side had. Nothing else may be under way in this direction.
+func (p *Proxy) Send(d Direction, data []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		to := c.server
+		if d == ToClient {
+			to = c.client
+		}
+		_, _ = to.Write(data) // an error says that the connection has ended
+	}
 }
 
 // Heal ends all faults that last.
@@ -164,6 +179,8 @@ func (p *Proxy) accept() {
 			p.mu.Unlock()
 			continue
 		}
+		p.last++
+		c.number = p.last
 		p.conns[c] = struct{}{}
 		p.mu.Unlock()
 		p.work.Go(func() { p.pass(c, ToServer) })
@@ -209,15 +226,14 @@ func (p *Proxy) judge(c *conn, d Direction, data []byte) (forward []byte, last b
 	for p.stalled[d] && !p.closed {
 		p.changed.Wait()
 	}
-	if p.watch != nil {
-		p.watch(d, data)
-	}
-	if d == ToServer && p.request != nil && bytes.Contains(data, p.request) {
+	if d == ToServer && p.request != nil && p.request(data) {
 		p.request, c.deaf = nil, true
-		return data, false
 	}
 	if d == ToClient && c.deaf {
 		return nil, true
+	}
+	if p.filter != nil {
+		data = p.filter(c.number, d, data)
 	}
 	if left := p.left[d]; left >= 0 {
 		if int64(len(data)) < left {

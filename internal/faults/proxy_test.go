@@ -2,6 +2,7 @@ package faults_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -86,6 +87,19 @@ func (c client) want(text string) {
 	}
 }
 
+// want2 returns which of two texts of equal length came.
+func (c client) want2(a, b string) int {
+	c.t.Helper()
+	got, ended := c.hear(len(a))
+	if ended || got != a && got != b {
+		c.t.Fatalf("heard %q, want %q or %q", got, a, b)
+	}
+	if got == a {
+		return 0
+	}
+	return 1
+}
+
 func (c client) wantEnd(text string) {
 	c.t.Helper()
 	if got, ended := c.hear(100); got != text || !ended {
@@ -140,7 +154,7 @@ func TestCutAnswer(t *testing.T) {
 	address, got := echo(t)
 	p := faults.NewProxy(t, address)
 	c := dial(t, p)
-	p.CutAnswer([]byte("COMMIT"))
+	p.CutAnswer(func(request []byte) bool { return string(request) == "COMMIT" })
 	c.say("SELECT")
 	c.want("SELECT")
 	<-got
@@ -171,11 +185,9 @@ func TestStall(t *testing.T) {
 	c.want("2")
 }
 
-func TestWatchAndDelay(t *testing.T) {
+func TestDelay(t *testing.T) {
 	address, _ := echo(t)
 	p := faults.NewProxy(t, address)
-	seen := make(chan faults.Direction, 10)
-	p.Watch(func(d faults.Direction, _ []byte) { seen <- d })
 	p.Delay(20 * time.Millisecond)
 	c := dial(t, p)
 	start := time.Now()
@@ -184,7 +196,31 @@ func TestWatchAndDelay(t *testing.T) {
 	if took := time.Since(start); took < 40*time.Millisecond {
 		t.Errorf("there and back took %v", took)
 	}
-	if there, back := <-seen, <-seen; there != faults.ToServer || back != faults.ToClient {
-		t.Errorf("seen in directions %v, %v", there, back)
+}
+
+func TestFilterAndSend(t *testing.T) {
+	address, got := echo(t)
+	p := faults.NewProxy(t, address)
+	p.Filter(func(conn int, d faults.Direction, data []byte) []byte {
+		return fmt.Appendf(nil, "%d%v%s.", conn, d == faults.ToServer, data)
+	})
+	a, b := dial(t, p), dial(t, p)
+	a.say("x")
+	first, second := "1", "2"
+	if a.want2("1false1truex..", "2false2truex..") == 1 {
+		first, second = second, first
 	}
+	if text := <-got; text != first+"truex." {
+		t.Errorf("the server was sent %q", text)
+	}
+	b.say("y")
+	b.want(second + "false" + second + "truey..")
+	<-got
+	p.Filter(nil)
+	p.Send(faults.ToClient, []byte("1"))
+	a.want("1")
+	b.want("1")
+	p.Send(faults.ToServer, []byte("2"))
+	a.want("2")
+	b.want("2")
 }
