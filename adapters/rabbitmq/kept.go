@@ -34,7 +34,7 @@ func (d *busDriver) withMover(ctx context.Context, topic string, f func(ctx cont
 	defer cancel(nil)
 	defer context.AfterFunc(d.closing, func() { cancel(bus.ErrClosed) })()
 	// No request of the client library heeds a context. Here the connection can end with it.
-	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
+	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })() // it is closed in any case, here and below
 	defer func() {
 		_ = conn.CloseDeadline(time.Now().Add(time.Second))
 		<-s.done

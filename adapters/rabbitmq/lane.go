@@ -53,7 +53,9 @@ func (l *lane) run(ctx context.Context, session *session) {
 		case ctx.Err() != nil || session.conn.IsClosed():
 			return
 		case hasCode(err, amqp.NotFound), errors.Is(err, errCancelled), errors.Is(err, errEnded):
-			l.restore(session)
+			if failed := l.restore(session); failed != nil {
+				err = failed // the reason of the reason
+			}
 		}
 		l.source.troubled(spot(l.id), err)
 		if time.Since(since) > answerPatience+time.Second {
@@ -139,18 +141,26 @@ func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 	return early, c.begin(ctx, early)
 }
 
-// restore declares the lane's queue again after it was deleted. What fails here, the next registration meets again.
+// restore declares the lane's queue again after it was deleted, if the group still has the lane.
 //
 // Only this one: when a queue is declared whose consumers have not been told yet that the one before is gone, the
 // server moves them to it, and they may never get anything (seen on 3.10.8).
-func (l *lane) restore(session *session) {
+func (l *lane) restore(session *session) error {
 	s := l.source
 	_, err := call(s.ctx, session, func(_ context.Context, t *topology) (struct{}, error) {
-		return struct{}{}, t.declareLane(s.d.cfg, s.group, len(s.lanes), int(l.id))
+		lanes, err := t.existingLanes(s.group)
+		if err == nil {
+			err = s.checkLanes(lanes)
+		}
+		if err == nil {
+			err = t.declareLane(s.d.cfg, s.group, lanes, int(l.id))
+		}
+		return struct{}{}, err
 	})
-	if hasCode(err, amqp.NotFound) { // more is gone
-		_ = s.prepare(session)
+	if hasCode(err, amqp.NotFound) || errors.Is(err, bus.ErrNotFound) { // more is gone
+		return s.prepare(session)
 	}
+	return err
 }
 
 // done notes settled tokens, and returns how many are stale.

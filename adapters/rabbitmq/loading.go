@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -43,6 +44,7 @@ func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.
 	late := time.NewTimer(0)
 	defer late.Stop()
 	quiet := false
+	var unsent error // why the last marker could not be sent
 	for sent := 0; ; {
 		select {
 		case d, ok := <-p.deliveries:
@@ -74,13 +76,15 @@ func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.
 				late.Reset(blockedInterval)
 				continue
 			}
-			if sent++; sent > loadPatience {
+			if sent++; sent > loadPatience && unsent != nil {
+				return nil, fmt.Errorf("%w: no marker can be sent: %w", errNotLoaded, unsent)
+			} else if sent > loadPatience {
 				return nil, errNotLoaded
 			}
 			if sent == 1 && !active { // if it fails, another is sent
-				_, _ = first.wait(ctx)
+				_, unsent = first.wait(ctx)
 			} else {
-				_ = p.mark(ctx, parkMarker, marker)
+				unsent = p.mark(ctx, parkMarker, marker)
 			}
 			late.Reset(p.bounds.marker)
 		case <-ctx.Done():

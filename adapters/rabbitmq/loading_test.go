@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -99,6 +100,22 @@ func TestSlowLoad(t *testing.T) {
 	p.Delay(0)
 	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 100)); !slices.Equal(got, wantIDs(0, 100)) {
 		t.Errorf("fetched %v", got)
+	}
+}
+
+// An owner that cannot have its marker says why.
+func TestLoadWithoutMarker(t *testing.T) {
+	c, err := Config{Hosts: []string{"localhost:1"}}.complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLink(c, "publish")
+	l.stop()
+	src := &source{d: &busDriver{pub: newPublisher(c, l)}}
+	p := newParking(&lane{source: src}, bus.Lane{}, parkingBounds{marker: time.Millisecond})
+	first := start(func() (struct{}, error) { return struct{}{}, nil })
+	if _, err := p.load(testContext(t), first); !errors.Is(err, errNotLoaded) || !errors.Is(err, bus.ErrClosed) {
+		t.Error(err)
 	}
 }
 

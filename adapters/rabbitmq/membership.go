@@ -47,7 +47,7 @@ func (m *membership) join() error {
 
 func (m *membership) leave() {
 	if m.ch != nil {
-		_ = m.ch.Close()
+		_ = m.ch.Close() // if it fails, the session has ended
 		m.ch = nil
 	}
 }
@@ -61,9 +61,13 @@ func (m *membership) keep(ctx context.Context) {
 		if err := m.look(); err != nil {
 			m.leave()
 			m.source.shares(0, 0)
+			if ctx.Err() == nil && !m.session.conn.IsClosed() {
+				m.source.troubled(counting, err)
+			}
 			again = time.After(backoff(n))
 			n++
 		} else {
+			m.source.healed(counting)
 			again, n = nil, 0
 		}
 		select {
@@ -109,11 +113,16 @@ func (m *membership) repair(ctx context.Context) {
 		return
 	}
 	s.healed(setup)
-	if s.earliest.Load() {
-		// What fails here is tried at the next tick.
-		_, _ = call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
-			return struct{}{}, s.d.sweep(ctx, t, s.sub.Topic)
-		})
+	if !s.earliest.Load() {
+		return
+	}
+	_, err = call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
+		return struct{}{}, s.d.sweep(ctx, t, s.sub.Topic)
+	})
+	if err == nil {
+		s.healed(kept)
+	} else if ctx.Err() == nil {
+		s.troubled(kept, err) // and tried at the next tick
 	}
 }
 

@@ -187,7 +187,7 @@ func (o *ownership) finish(tag int64) {
 // that.
 //
 // A queue without a leader says that it has no consumer. Then there is nobody to wait for, and to register would end the whole
-// connection.
+// connection. What cannot be asked for here is delivered again.
 func settleDown(ch *amqp.Channel, queue string) {
 	if q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || q.Consumers == 0 {
 		return

@@ -279,7 +279,7 @@ func (p *parking) ackLocked(tag uint64) {
 // giveBackLocked has a record delivered again.
 func (p *parking) giveBackLocked(tag uint64) {
 	if !p.ended {
-		_ = p.ch.Nack(tag, false, true)
+		_ = p.ch.Nack(tag, false, true) // as above
 		p.open--
 	}
 }

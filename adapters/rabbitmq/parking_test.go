@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/faults"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -290,7 +291,9 @@ func TestDelayedThroughCuts(t *testing.T) {
 	cut := make(chan struct{}, 1)
 	var all sync.WaitGroup
 	all.Add(total)
-	r := router.New(bus.New(openDriver(t, c)), "g", router.Policy{Retry: router.Schedule{time.Second, time.Second}})
+	log := testlog.New(t, "handler failed; the message is tried again", "receiving failed", "parking failed", "fetching parked messages failed",
+		"messages could not be parked; they come again", "handled messages could not be settled; they come again")
+	r := router.New(bus.New(openDriver(t, c)), "g", router.Logger(log), router.Policy{Retry: router.Schedule{time.Second, time.Second}})
 	r.HandleFunc(topic, func(ctx context.Context, m *bus.Message) error {
 		mu.Lock()
 		defer mu.Unlock()

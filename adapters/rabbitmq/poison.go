@@ -265,7 +265,7 @@ func (p *poisonStore) read(ctx context.Context, from int64, visit func(offset in
 		go func() { // closing is a request that knows no context either
 			<-opening.done
 			if opening.v != nil {
-				_ = opening.v.ch.Close()
+				_ = opening.v.ch.Close() // it has only read
 			}
 		}()
 	}()

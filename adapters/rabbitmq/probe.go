@@ -65,7 +65,7 @@ func (p *parking) probed(d *amqp.Delivery) {
 		x.sent, x.fenced = time.Now(), false
 		x.times++
 		if !p.ended {
-			_ = p.ch.Reject(d.DeliveryTag, true) // RabbitMQ 4.3 does not count what is nacked
+			_ = p.ch.Reject(d.DeliveryTag, true) // as in giveBackLocked; RabbitMQ 4.3 does not count what is nacked
 			p.open--
 		}
 	} else {

@@ -144,13 +144,21 @@ func (s *source) supervise(session *session) {
 // prepare declares everything again.
 func (s *source) prepare(session *session) error {
 	state, err := call(s.ctx, session, func(ctx context.Context, t *topology) (groupState, error) { return s.d.prepare(ctx, t, s.sub) })
-	if err == nil && state.lanes != len(s.lanes) {
-		err = fmt.Errorf("%w: the group was made again, with %d lanes instead of %d: subscribe again", bus.ErrInvalid, state.lanes, len(s.lanes))
+	if err == nil {
+		err = s.checkLanes(state.lanes)
 	}
 	if err == nil {
 		s.note(state)
 	}
 	return err
+}
+
+// checkLanes says whether the group still has the lanes that it had at the start.
+func (s *source) checkLanes(lanes int) error {
+	if lanes == len(s.lanes) {
+		return nil
+	}
+	return fmt.Errorf("%w: the group was made again, with %d lanes instead of %d: subscribe again", bus.ErrInvalid, lanes, len(s.lanes))
 }
 
 func (s *source) note(state groupState) {

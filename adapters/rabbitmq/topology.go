@@ -30,7 +30,7 @@ func (t *topology) channel() (*amqp.Channel, error) {
 
 func (t *topology) close() {
 	if t.ch != nil {
-		_ = t.ch.Close()
+		_ = t.ch.Close() // if it fails, the session has ended
 	}
 }
 
@@ -277,4 +277,5 @@ func (t *topology) lock(ctx context.Context, name string) error {
 	}
 }
 
+// unlock gives the lock back. If that fails, the connection has ended, which frees it.
 func (t *topology) unlock(name string) { _ = t.deleteQueue(lockName(name)) }

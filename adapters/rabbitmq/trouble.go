@@ -24,6 +24,10 @@ const (
 	ownTraffic
 	// deliveryLimit is that of the group's queues.
 	deliveryLimit
+	// kept is the queue of what came to the topic while no group was there to take it.
+	kept
+	// counting is that of the group's members.
+	counting
 )
 
 func (p spot) String() string {
@@ -36,6 +40,10 @@ func (p spot) String() string {
 		return "lanes cannot be woken"
 	case deliveryLimit:
 		return "what is parked may be lost"
+	case kept:
+		return "what the topic kept cannot be moved"
+	case counting:
+		return "the members cannot be counted, and share the lanes as they come"
 	default:
 		return fmt.Sprintf("lane %d cannot be consumed", int32(p))
 	}

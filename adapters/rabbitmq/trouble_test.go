@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/faults"
 )
 
 // told is the next error of Receive.
@@ -180,7 +181,7 @@ func TestEarlyQueueThatDoesNotAnswer(t *testing.T) {
 	settle(t, s, got)
 }
 
-// The members cannot be counted, because the node with their queue is down. Each consumes what comes to it.
+// The members cannot be counted, because the node with their queue is down. Each consumes what comes to it, and says so.
 func TestMembersCannotBeCounted(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -200,11 +201,86 @@ func TestMembersCannotBeCounted(t *testing.T) {
 	o.waitLanes(t, ctx, DefaultLanes)
 	publish(t, d, topic, messages(0, 20, 10)...)
 	settle(t, s, receive(t, ctx, s, 20))
+	if err := told(t, ctx, s); err == nil || !strings.Contains(err.Error(), "counted") || !bus.IsRetryable(err) {
+		t.Error(err)
+	}
 	admin(t, other, func(tp *topology) error { return tp.deleteQueue(name) })
+	if err := told(t, ctx, s); err != nil {
+		t.Error(err)
+	}
 	o2 := newObserver()
 	subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o2)
 	o.waitLanes(t, ctx, DefaultLanes/2)
 	o2.waitLanes(t, ctx, DefaultLanes/2)
+}
+
+// The queue of what a topic keeps cannot be read. Receive says so: messages may wait there for ever.
+func TestKeptThatCannotBeMoved(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	c := brokerConfig(t)
+	other := openDriver(t, c)
+	o := newObserver()
+	s := subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o)
+	o.waitLanes(t, ctx, DefaultLanes)
+	admin(t, other, func(tp *topology) error {
+		if err := tp.deleteQueue(unroutedName(topic)); err != nil {
+			return err
+		}
+		ch, err := tp.channel()
+		if err == nil { // nobody else can look into it
+			_, err = ch.QueueDeclare(unroutedName(topic), true, false, true, false, nil)
+		}
+		return err
+	})
+	if err := told(t, ctx, s); err == nil || !strings.Contains(err.Error(), "kept") || !strings.Contains(err.Error(), "RESOURCE_LOCKED") {
+		t.Error(err)
+	}
+	admin(t, other, func(tp *topology) error { return tp.deleteQueue(unroutedName(topic)) })
+	if err := told(t, ctx, s); err != nil {
+		t.Error(err)
+	}
+}
+
+// Somebody deletes a group, and it is made again with another number of lanes while its members run. They take no lane that it has not, and
+// say why.
+func TestGroupMadeAgainWithOtherLanes(t *testing.T) {
+	ctx := testContext(t)
+	topic := newTopic(t, "g")
+	p, c := newProxy(t)
+	c.Lanes = 4
+	sub := bus.Subscription{Topic: topic, Group: "g"}
+	o := newObserver()
+	s := subscribe(t, openDriver(t, c), sub, o)
+	o.waitLanes(t, ctx, 4)
+	p.Stall(faults.ToServer, true)
+	deleteTopic(t, brokerConfig(t), topic, []string{"g"})
+	c = brokerConfig(t)
+	c.Lanes = 3
+	direct := openDriver(t, c)
+	next := subscribe(t, direct, sub, newObserver())
+	p.Stall(faults.ToServer, false)
+	for {
+		if err := told(t, ctx, s); errors.Is(err, bus.ErrInvalid) && strings.Contains(err.Error(), "3 lanes instead of 4") {
+			break
+		}
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, direct, topic, messages(0, 100, 100)...)
+	got := receive(t, ctx, next, 100)
+	checkOrder(t, got, 0, 100)
+	settle(t, next, got)
+	if lag, err := direct.Lag(ctx, topic, "g"); err != nil || lag != 0 {
+		t.Errorf("lag %d, %v", lag, err)
+	}
+	admin(t, direct, func(tp *topology) error {
+		if _, ok, err := tp.queue(laneName(groupName(topic, "g"), 3)); ok || err != nil {
+			t.Errorf("there is a lane 3: %v", err)
+		}
+		return nil
+	})
 }
 
 // What arrived of lanes that are gone is dropped, though nobody calls Receive.
