@@ -12,13 +12,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/leaktest"
 	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // fake is a store of which only the writing works, as the test says.
 type fake struct {
