@@ -94,12 +94,7 @@ func newStore(t testing.TB, d outbox.Dialect, opts ...bus.Option) *store {
 	case outbox.Postgres:
 		s.driver, s.dsn = "pgx", brokertest.URL(t, "postgres")
 	case outbox.MySQL:
-		c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.InterpolateParams = true
-		s.driver, s.dsn = "mysql", c.FormatDSN()
+		s.driver, s.dsn = "mysql", brokertest.With(brokertest.MySQLDSN(brokertest.URL(t, "mysql")), "interpolateParams=true")
 	case outbox.SQLite:
 		s.driver = "sqlite"
 		s.dsn = "file:" + filepath.Join(t.TempDir(), "test.db") + "?_txlock=immediate&_busy_timeout=20000&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)"

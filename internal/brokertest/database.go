@@ -8,9 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
-
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -40,25 +37,24 @@ func MySQL(tb testing.TB) string {
 // Prefix returns what the names of tables in MySQL are to begin with, which are dropped after the test.
 func Prefix(tb testing.TB) string {
 	tb.Helper()
-	c, err := MySQLConfig(URL(tb, "mysql"))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	server := URL(tb, "mysql")
 	prefix := unique() + "_"
-	cleanUp(tb, "mysql", c.FormatDSN(), func(ctx context.Context, db *sql.DB) error { return dropTables(ctx, db, prefix) })
+	cleanUp(tb, "mysql", MySQLDSN(server), func(ctx context.Context, db *sql.DB) error { return dropTables(ctx, db, prefix) })
 	return prefix
 }
 
-// MySQLConfig is the client library's configuration for a URL.
-func MySQLConfig(rawURL string) (*mysql.Config, error) {
+// MySQLDSN returns the client library's form of a URL, user:password@tcp(host:port)/database, to which With adds
+// parameters. It returns a URL that does not parse unchanged, so that the library reports it.
+func MySQLDSN(rawURL string) string {
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, err
+		return rawURL
 	}
-	c := mysql.NewConfig()
-	c.Net, c.Addr, c.DBName, c.User = "tcp", u.Host, strings.TrimPrefix(u.Path, "/"), u.User.Username()
-	c.Passwd, _ = u.User.Password()
-	return c, nil
+	user := u.User.Username()
+	if password, ok := u.User.Password(); ok {
+		user += ":" + password
+	}
+	return user + "@tcp(" + u.Host + ")/" + url.PathEscape(strings.TrimPrefix(u.Path, "/"))
 }
 
 func unique() string { return "t" + bus.NewID()[24:] }

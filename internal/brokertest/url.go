@@ -1,4 +1,5 @@
 // Package brokertest gives tests the real brokers that the environment names, and places of their own in the databases.
+// A test that uses a database imports its driver: "pgx" is in pgx/v5/stdlib, "mysql" in go-sql-driver/mysql.
 package brokertest
 
 import (

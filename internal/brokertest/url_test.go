@@ -48,3 +48,15 @@ func TestURL(t *testing.T) {
 		}
 	}
 }
+
+func TestMySQLDSN(t *testing.T) {
+	for url, want := range map[string]string{
+		"mysql://ann:s@cret@127.0.0.1:3306/shop": "ann:s@cret@tcp(127.0.0.1:3306)/shop",
+		"mysql://ann@127.0.0.1:3306/a%2Fb":       "ann@tcp(127.0.0.1:3306)/a%2Fb",
+		"mysql://%":                              "mysql://%",
+	} {
+		if got := brokertest.MySQLDSN(url); got != want {
+			t.Errorf("%s became %s, want %s", url, got, want)
+		}
+	}
+}

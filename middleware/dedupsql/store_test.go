@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 	_ "modernc.org/sqlite"
@@ -31,11 +32,7 @@ func TestPostgres(t *testing.T) {
 }
 
 func TestMySQL(t *testing.T) {
-	c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	testStore(t, dedupsql.MySQL, open(t, "mysql", c.FormatDSN()))
+	testStore(t, dedupsql.MySQL, open(t, "mysql", brokertest.MySQLDSN(brokertest.URL(t, "mysql"))))
 }
 
 func TestSQLite(t *testing.T) {

@@ -18,12 +18,8 @@ func TestSweepSparesWhatIsRenewed(t *testing.T) {
 			return "pgx", brokertest.URL(t, "postgres"), "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE FROM %TABLE%'"
 		},
 		dedupsql.MySQL: func(t *testing.T) (driver, dsn, waiting string) {
-			c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			c.InterpolateParams = true
-			return "mysql", c.FormatDSN(), "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'DELETE FROM %TABLE%'"
+			dsn = brokertest.With(brokertest.MySQLDSN(brokertest.URL(t, "mysql")), "interpolateParams=true")
+			return "mysql", dsn, "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'DELETE FROM %TABLE%'"
 		},
 	}
 	for dialect, of := range databases {

@@ -120,7 +120,7 @@ func testStore(t *testing.T) *store {
 
 // testPool returns a pool with the library's default settings.
 func testPool(t *testing.T) *sql.DB {
-	c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
+	c, err := driver.ParseDSN(brokertest.MySQLDSN(brokertest.URL(t, "mysql")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 // connect makes a pool with the library's default settings.
 func connect(text string) (*sql.DB, error) {
-	c, err := brokertest.MySQLConfig(text)
+	c, err := driver.ParseDSN(brokertest.MySQLDSN(text))
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 // TestWithoutAutocommit: sessions in which nothing is committed by itself are made right, or refused if they are the caller's.
 func TestWithoutAutocommit(t *testing.T) {
 	db := database(t)
-	c, err := brokertest.MySQLConfig(brokertest.URL(t, "mysql"))
+	c, err := driver.ParseDSN(brokertest.MySQLDSN(brokertest.URL(t, "mysql")))
 	if err != nil {
 		t.Fatal(err)
 	}
