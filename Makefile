@@ -46,7 +46,7 @@ test-short: ## tests on memory, SQLite and in-process fakes only; needs nothing 
 		-u MILLRACE_REQUIRE_BROKERS bash -c '$(TEST_SHORT) ./... && cd adapters/watermill && $(TEST_SHORT) ./...'
 
 torture: ## outbox and inbox at the whole size, about an hour; kills the brokers of this clone (TORTURE=regexp chooses)
-	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 MILLRACE_TORTURE=1 $(GO) test $(RACE) -v -count 1 -timeout 180m -run '$(TORTURE)' ./outbox
+	$(WITH_BROKERS) env MILLRACE_REQUIRE_BROKERS=1 MILLRACE_TORTURE=1 $(GO) test $(RACE) -v -count 1 -timeout 180m -run '$(TORTURE)' ./integration/outbox
 
 random: ## the engine by random programs in virtual time, SEEDS=20000 of them from SEED=1 on
 	MILLRACE_SEED=$(SEED) MILLRACE_SEEDS=$(SEEDS) $(GO) test -count 1 -timeout 60m -run 'TestRandom$$' ./router

@@ -143,15 +143,6 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-func TestSchema(t *testing.T) {
-	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL, outbox.SQLite} {
-		text, err := outbox.Schema(d, outbox.Config{Prefix: "shop_"})
-		if err != nil || !strings.Contains(text, "shop_outbox") || !strings.Contains(text, "version 1") || strings.ContainsAny(text, "{}") {
-			t.Errorf("%v: %v\n%s", d, err, text)
-		}
-	}
-}
-
 // TestMigrateAtOnce: many processes start at the same time.
 func TestMigrateAtOnce(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {

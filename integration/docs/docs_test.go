@@ -27,9 +27,9 @@ func read(t *testing.T, path string) string {
 
 // TestReadmeStartCompiles: the program of the README is examples/hello, which is compiled with everything else.
 func TestReadmeStartCompiles(t *testing.T) {
-	_, rest, _ := strings.Cut(read(t, "../README.md"), "```go\n")
+	_, rest, _ := strings.Cut(read(t, "../../README.md"), "```go\n")
 	program, _, _ := strings.Cut(rest, "```")
-	example := read(t, "../examples/hello/main.go")
+	example := read(t, "../../examples/hello/main.go")
 	if _, example, _ = strings.Cut(example, "package main\n"); "package main\n"+example != program {
 		t.Error("the program in README.md differs from examples/hello/main.go")
 	}
@@ -54,9 +54,9 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 		"adapters/sql/mysql":    {"github.com/go-sql-driver/mysql", "filippo.io/edwards25519"},
 		"adapters/sql/sqlite":   {"modernc.org/", "golang.org/x/", "github.com/dustin/go-humanize", "github.com/google/uuid", "github.com/mattn/go-isatty", "github.com/ncruces/go-strftime", "github.com/remyoudompheng/bigfft"},
 	} {
-		out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "../"+pkg).Output()
+		out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", module+pkg).Output()
 		if err != nil {
-			t.Fatalf("go list ../%s: %v", pkg, err)
+			t.Fatalf("go list %s: %v", pkg, err)
 		}
 		for dep := range strings.FieldsSeq(string(out)) {
 			if strings.HasPrefix(dep, module) || slices.ContainsFunc(allowed, func(p string) bool { return strings.HasPrefix(dep, p) }) {
@@ -69,7 +69,7 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 
 // TestConfigurationListsEveryParameter asks each driver which parameters it knows: it says so about an unknown one.
 func TestConfigurationListsEveryParameter(t *testing.T) {
-	doc := read(t, "configuration.md")
+	doc := read(t, "../../docs/configuration.md")
 	known := regexp.MustCompile(`parameter "nonsense" is unknown: want one of ([^\n]*)`)
 	for section, url := range map[string]string{
 		"memory":     "memory:",
@@ -107,7 +107,7 @@ func TestConfigurationListsEveryParameter(t *testing.T) {
 
 // TestFailureTableIsChecked: each situation in failure-handling.md names a check of the suite, and no such check is missing.
 func TestFailureTableIsChecked(t *testing.T) {
-	_, rest, _ := strings.Cut(read(t, "failure-handling.md"), "\n## What happens\n")
+	_, rest, _ := strings.Cut(read(t, "../../docs/failure-handling.md"), "\n## What happens\n")
 	table, _, _ := strings.Cut(rest, "\n## ")
 	var listed []string
 	for _, row := range regexp.MustCompile("(?m)^\\| .* \\| `([a-z/-]+)` \\|$").FindAllStringSubmatch(table, -1) {
@@ -135,7 +135,7 @@ func TestFailureTableIsChecked(t *testing.T) {
 // TestNamedTestsExist: the tests that the documents name exist.
 func TestNamedTestsExist(t *testing.T) {
 	tests := map[string]bool{}
-	err := filepath.WalkDir("..", func(path string, _ os.DirEntry, err error) error {
+	err := filepath.WalkDir("../..", func(path string, _ os.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, "_test.go") {
 			for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllStringSubmatch(read(t, path), -1) {
 				tests[m[1]] = true
@@ -147,7 +147,7 @@ func TestNamedTestsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	for document, least := range map[string]int{"failure-handling.md": 10, "reliability.md": 80} {
-		named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(read(t, document), -1)
+		named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(read(t, "../../docs/"+document), -1)
 		if len(named) < least {
 			t.Errorf("%s names only %d tests", document, len(named))
 		}

@@ -28,7 +28,7 @@ type server struct{ name, url string }
 func killable(t testing.TB, name string) server {
 	t.Helper()
 	url := brokertest.URL(t, name)
-	env, err := os.ReadFile("../.brokers/env")
+	env, err := os.ReadFile("../../.brokers/env")
 	if setting := brokertest.Variable(name) + "='" + url + "'"; err != nil || !bytes.Contains(env, []byte(setting)) {
 		t.Fatalf("%s is not of this clone, and may not be killed: use make torture (%v)", url, err)
 	}
@@ -43,7 +43,7 @@ func (s server) start(t testing.TB) { s.script(t, "start") }
 
 func (s server) script(t testing.TB, command string) {
 	t.Helper()
-	if out, err := exec.CommandContext(context.Background(), "../scripts/brokers", command, s.name).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.Background(), "../../scripts/brokers", command, s.name).CombinedOutput(); err != nil {
 		t.Errorf("scripts/brokers %s %s: %v\n%s", command, s.name, err, out)
 	}
 }

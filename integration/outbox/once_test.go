@@ -6,11 +6,9 @@ import (
 	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -177,50 +175,6 @@ func TestAFailedCommitIsOfOneMessage(t *testing.T) {
 	}
 }
 
-type tenantKey struct{}
-
-// nowhere is a transaction that takes everything.
-type nowhere struct{}
-
-func (nowhere) ExecContext(context.Context, string, ...any) (sql.Result, error) { return nil, nil }
-
-// TestTransactorHasTheValuesOfTheContext where relays are told of a commit, too; and they are told of nothing if nothing was written.
-func TestTransactorHasTheValuesOfTheContext(t *testing.T) {
-	for _, writes := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			o, err := outbox.New(outbox.Postgres, outbox.Config{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			var tenants []any
-			begin := func(ctx context.Context, f func(nowhere, outbox.Execer) error) error {
-				tenants = append(tenants, ctx.Value(tenantKey{}))
-				return errors.Join(f(nowhere{}, nowhere{}), ctx.Err())
-			}
-			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), tenantKey{}, "acme"))
-			err = outbox.Do(ctx, o, begin, func(_ nowhere, p bus.Publisher) error {
-				if !writes {
-					return nil
-				}
-				return p.Publish(ctx, "t", placed{})
-			})
-			cancel()
-			if err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(time.Second) // of the bubble: the outbox is done with it by then
-			synctest.Wait()
-			want := []any{"acme"}
-			if writes {
-				want = []any{"acme", "acme"}
-			}
-			if !slices.Equal(tenants, want) {
-				t.Errorf("writes %v: %v", writes, tenants)
-			}
-		})
-	}
-}
-
 // TestTransactorThatKeepsErrorsToItself rolls back, and says that all is well: nothing is settled.
 func TestTransactorThatKeepsErrorsToItself(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
@@ -306,8 +260,8 @@ func TestConflictsAreRunAgain(t *testing.T) {
 		want := 1
 		if tc.fails == 1000 {
 			want = 0
-			engine.Discard(ctx)
-		} else if err := engine.Flush(ctx, ctx, nil); err != nil {
+			ctx.Discard()
+		} else if err := ctx.Flush(ctx, nil); err != nil {
 			t.Error(err)
 		}
 		outputs := s.count(t, "SELECT COUNT(*) FROM "+s.table("outbox")) - before

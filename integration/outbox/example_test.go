@@ -121,9 +121,3 @@ func ExampleOutbox_In() {
 	// out of stock
 	// 1 <nil>
 }
-
-func ExampleSchema() {
-	text, err := outbox.Schema(outbox.Postgres, outbox.Config{Schema: "shop"})
-	fmt.Println(text[:41], err)
-	// Output: -- Millrace outbox on postgres: version 1 <nil>
-}
