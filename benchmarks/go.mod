@@ -11,6 +11,7 @@ require (
 	github.com/go-sql-driver/mysql v1.10.1
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/millrace-go/millrace v0.0.0
+	github.com/millrace-go/millrace/adapters/all v0.0.0
 	github.com/rabbitmq/amqp091-go v1.16.0
 	github.com/riverqueue/river v0.51.1
 	github.com/riverqueue/river/riverdriver/riverpgxv5 v0.51.1
@@ -53,6 +54,11 @@ require (
 	github.com/lib/pq v1.12.3 // indirect
 	github.com/lithammer/shortuuid/v3 v3.0.7 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
+	github.com/millrace-go/millrace/adapters/kafka v0.0.0 // indirect
+	github.com/millrace-go/millrace/adapters/rabbitmq v0.0.0 // indirect
+	github.com/millrace-go/millrace/adapters/sql/mysql v0.0.0 // indirect
+	github.com/millrace-go/millrace/adapters/sql/postgres v0.0.0 // indirect
+	github.com/millrace-go/millrace/adapters/sql/sqlite v0.0.0 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/oklog/ulid v1.3.1 // indirect
 	github.com/pierrec/lz4/v4 v4.1.33 // indirect
@@ -89,4 +95,12 @@ require (
 	modernc.org/memory v1.12.1 // indirect
 )
 
-replace github.com/millrace-go/millrace => ../
+replace (
+	github.com/millrace-go/millrace => ..
+	github.com/millrace-go/millrace/adapters/all => ../adapters/all
+	github.com/millrace-go/millrace/adapters/kafka => ../adapters/kafka
+	github.com/millrace-go/millrace/adapters/rabbitmq => ../adapters/rabbitmq
+	github.com/millrace-go/millrace/adapters/sql/mysql => ../adapters/sql/mysql
+	github.com/millrace-go/millrace/adapters/sql/postgres => ../adapters/sql/postgres
+	github.com/millrace-go/millrace/adapters/sql/sqlite => ../adapters/sql/sqlite
+)

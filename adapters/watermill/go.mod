@@ -10,6 +10,9 @@ require (
 	github.com/ThreeDotsLabs/watermill-sql/v4 v4.0.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/millrace-go/millrace v0.0.0
+	github.com/millrace-go/millrace/adapters/all v0.0.0
+	github.com/millrace-go/millrace/adapters/kafka v0.0.0
+	github.com/millrace-go/millrace/adapters/rabbitmq v0.0.0
 	github.com/rabbitmq/amqp091-go v1.16.0
 	go.uber.org/goleak v1.3.0
 	modernc.org/sqlite v1.62.0
@@ -45,6 +48,9 @@ require (
 	github.com/lib/pq v1.10.9 // indirect
 	github.com/lithammer/shortuuid/v3 v3.0.7 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
+	github.com/millrace-go/millrace/adapters/sql/mysql v0.0.0 // indirect
+	github.com/millrace-go/millrace/adapters/sql/postgres v0.0.0 // indirect
+	github.com/millrace-go/millrace/adapters/sql/sqlite v0.0.0 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/oklog/ulid v1.3.1 // indirect
 	github.com/pierrec/lz4/v4 v4.1.33 // indirect
@@ -71,4 +77,12 @@ require (
 	modernc.org/memory v1.12.1 // indirect
 )
 
-replace github.com/millrace-go/millrace => ../..
+replace (
+	github.com/millrace-go/millrace => ../..
+	github.com/millrace-go/millrace/adapters/all => ../all
+	github.com/millrace-go/millrace/adapters/kafka => ../kafka
+	github.com/millrace-go/millrace/adapters/rabbitmq => ../rabbitmq
+	github.com/millrace-go/millrace/adapters/sql/mysql => ../sql/mysql
+	github.com/millrace-go/millrace/adapters/sql/postgres => ../sql/postgres
+	github.com/millrace-go/millrace/adapters/sql/sqlite => ../sql/sqlite
+)

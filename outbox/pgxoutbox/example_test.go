@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
-	_ "github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
@@ -27,7 +26,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	b, err := bus.Open(ctx, "kafka://localhost:9092")
+	b, err := bus.Open(ctx, "kafka://localhost:9092") // with the driver adapters/kafka imported
 	if err != nil {
 		log.Fatal(err)
 	}
