@@ -34,12 +34,13 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" $(MODULE)/router $(MODULE)/a
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test tidy test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
+.PHONY: help test modules-check tidy test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## everything: format, lint, vet and all tests against real brokers, with the race detector
+	scripts/modules-check -n
 	@mkdir -p bin && rm -f $(TESTED)
 	$(WITH_BROKERS) bash -o pipefail -c 'MILLRACE_REQUIRE_BROKERS=1 $(TEST) $(ALL) | tee $(TESTED) && $(ALLOCATIONS) && $(MAKE) test-watermill test-modules'
 	@scripts/tested $(TESTED)
@@ -53,6 +54,9 @@ test-modules: ## the modules examples/gorm, which is run, and benchmarks
 	@mkdir -p bin
 	cd examples/gorm && $(ALONE) vet ./... && $(ALONE) test ./... | tee -a $(TESTED) && $(ALONE) run .
 	cd benchmarks && $(ALONE) vet ./... && $(ALONE) test ./... | tee -a $(TESTED)
+
+modules-check: ## use the modules as users do, from a module proxy: memory needs 2 modules, Kafka no SQL, go install works
+	scripts/modules-check
 
 tidy: ## go mod tidy in every module
 	scripts/tidy
