@@ -34,7 +34,7 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" $(MODULE)/router $(MODULE)/a
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test modules-check tidy test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
+.PHONY: help test modules-check compat release tidy test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ test-modules: ## the modules examples/gorm, which is run, and benchmarks
 
 modules-check: ## use the modules as users do, from a module proxy: memory needs 2 modules, Kafka no SQL, go install works
 	scripts/modules-check
+
+compat: ## build the last release's modules against this tree's root: users may have both
+	scripts/compat
+
+release: ## make a release of HEAD, VERSION=v0.x.y: requirements, checks, commit and tags; a dry run without CONFIRM=1
+	scripts/release '$(VERSION)'
 
 tidy: ## go mod tidy in every module
 	scripts/tidy
