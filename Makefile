@@ -127,8 +127,7 @@ conformance-versions: ## the suite on RabbitMQ 4, PostgreSQL 17 and 18, MariaDB 
 	@scripts/versions run bash -c 'bin/millrace conformance --url "$$URL"'
 
 mutations: ## changes of a package's code that no test of it notices (MUTATE=./router chooses the package)
-	@test -x .tools/gremlins || GOBIN='$(CURDIR)/.tools' GOFLAGS= $(GO) install github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
-	.tools/gremlins unleash $(MUTATE) --timeout-coefficient 10 | grep -v KILLED
+	scripts/mutations $(MUTATE)
 
 clean: ## stop the brokers and delete their data, built commands and reports
 	@scripts/brokers clean
