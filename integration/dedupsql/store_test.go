@@ -153,7 +153,7 @@ func testStore(t *testing.T, d dedupsql.Dialect, db *sql.DB) {
 		m := &bus.Message{ID: "m"}
 		h := engine.New(ctx, b, bus.Delivery{Message: m, Group: "g"})
 		err := mw(bus.HandlerFunc(func(context.Context, *bus.Message) error { calls++; return nil })).Handle(h, m)
-		if err := errors.Join(err, h.Flush(ctx, nil)); err != nil {
+		if err := errors.Join(err, engine.Flush(ctx, h, nil)); err != nil {
 			t.Error(err)
 		}
 	}

@@ -129,7 +129,7 @@ func TestOnceByHand(t *testing.T) {
 		if err := h.Handle(ctx, m); err != nil {
 			t.Fatal(err)
 		}
-		if err := ctx.Flush(ctx, nil); err != nil {
+		if err := engine.Flush(ctx, ctx, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -260,8 +260,8 @@ func TestConflictsAreRunAgain(t *testing.T) {
 		want := 1
 		if tc.fails == 1000 {
 			want = 0
-			ctx.Discard()
-		} else if err := ctx.Flush(ctx, nil); err != nil {
+			engine.Discard(ctx)
+		} else if err := engine.Flush(ctx, ctx, nil); err != nil {
 			t.Error(err)
 		}
 		outputs := s.count(t, "SELECT COUNT(*) FROM "+s.table("outbox")) - before

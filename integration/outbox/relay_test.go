@@ -152,7 +152,7 @@ type judging struct {
 
 func (s *store) judged(t *testing.T, judge func(ctx context.Context, text string) error) *store {
 	other := *s
-	other.db = sql.OpenDB(&judging{driver.Of(s.db), s.dsn, judge})
+	other.db = sql.OpenDB(&judging{s.db.Driver(), s.dsn, judge})
 	t.Cleanup(func() { other.db.Close() })
 	return &other
 }
