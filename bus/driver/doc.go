@@ -17,5 +17,8 @@
 //	[TransactionalSource] source   type assertion     exactly once within the broker               Kafka, SQL
 //	[JoiningSource]       source   type assertion     settling in the handler's own transaction    PostgreSQL, MySQL, SQLite
 //
+// [bus.Capabilities] claim what sources can do, and the router refuses a source that lacks what its driver claims. The claim
+// is not redundant: a driver around another one easily loses a method set, and nothing else would notice.
+//
 // A driver that wraps another one has a method As(target any) bool: [bus.As] asks it for what the wrapper lacks.
 package driver
