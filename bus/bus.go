@@ -8,15 +8,19 @@ import (
 	"time"
 )
 
-// Publisher is what application code depends on. *Bus, the emitter of a handler and a test's recorder are publishers.
+// Publisher publishes events and messages. Application code depends on it. *Bus, the emitter of a
+// handler and a test's recorder implement it.
 type Publisher interface {
-	// Publish encodes one event and publishes it. A *Message or Message is published as it is. nil: durable.
+	// Publish encodes one event and publishes it. It takes a *Message or Message as it is. It
+	// returns nil once the event is durable.
 	Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error
-	// PublishMessages publishes in one call. The error is a *PublishError, index-aligned with msgs.
+	// PublishMessages publishes all msgs in one call. Its error is a *PublishError, index-aligned
+	// with msgs.
 	PublishMessages(ctx context.Context, topic string, msgs ...*Message) error
 }
 
-// Bus is an open connection to a broker, for publishing and for routers. Safe for concurrent use.
+// Bus is an open connection to a broker, for publishing and for routers. It is safe for concurrent
+// use.
 type Bus struct {
 	driver  Driver
 	broker  string
@@ -30,7 +34,8 @@ type Bus struct {
 	closeDone chan struct{}
 }
 
-// New makes a bus over a driver, which it then owns. Applications use [Open] or an adapter's Open.
+// New makes a bus over a driver; from then on the bus owns the driver. Applications use [Open] or
+// an adapter's Open.
 func New(d Driver, opts ...Option) *Bus { return newBus(d, newOptions(opts)) }
 
 func newBus(d Driver, o options) *Bus {
@@ -51,8 +56,9 @@ func (b *Bus) Publish(ctx context.Context, topic string, event any, opts ...Publ
 	return err
 }
 
-// PublishMessages implements [Publisher]. Messages that are invalid fail alone; the others are published. It
-// completes the messages in place (see [Message]) and must not be given the same message twice at once.
+// PublishMessages implements [Publisher]. An invalid message fails alone; the others are published.
+// It completes the messages in place (see [Message]). Do not pass the same message to two calls at
+// once.
 func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
 	if len(msgs) == 0 {
 		return nil
@@ -70,8 +76,8 @@ func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Messag
 	return b.send(ctx, topic, msgs)
 }
 
-// messageLists are what drivers are given to read. They must not keep it, so it can be used again, and the caller's own slice, which
-// most calls make of a single message, stays on his stack.
+// messageLists pools the slices passed to drivers, which must not retain them. So the caller's own
+// slice, in most calls of a single message, stays on the caller's stack.
 var messageLists = sync.Pool{New: func() any { return new([]*Message) }}
 
 func (b *Bus) send(ctx context.Context, topic string, msgs []*Message) error {
@@ -83,7 +89,7 @@ func (b *Bus) send(ctx context.Context, topic string, msgs []*Message) error {
 	return err
 }
 
-// publishValid publishes the messages that are valid, when the one at bad was found not to be.
+// publishValid publishes the valid messages, after the message at bad was found invalid.
 func (b *Bus) publishValid(ctx context.Context, topic string, msgs []*Message, bad int, cause error) error {
 	errs := make([]error, len(msgs))
 	valid := append([]*Message(nil), msgs[:bad]...)
@@ -133,16 +139,17 @@ func (b *Bus) checkPublish(ctx context.Context, topic string) error {
 	return nil
 }
 
-// Driver returns the driver. For routers and drivers; applications use [As].
+// Driver returns the driver. Routers and drivers call it; applications use [As].
 func (b *Bus) Driver() Driver { return b.driver }
 
 // Logger returns the bus's log, never nil.
 func (b *Bus) Logger() *slog.Logger { return b.options.logger }
 
-// Decode decodes a message's payload into v, with the codec that its content type names.
+// Decode decodes a message's payload into v. The message's content type names the codec.
 func (b *Bus) Decode(m *Message, v any) error { return decode(b.options.codecs, m, v) }
 
-// Ping asks the broker for a sign of life. Drivers that cannot ask answer nil while they are open.
+// Ping asks the broker for a sign of life. Where the driver cannot ask, Ping returns nil while the
+// bus is open.
 func (b *Bus) Ping(ctx context.Context) error {
 	select {
 	case <-b.closed:
@@ -157,15 +164,16 @@ func (b *Bus) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close is Shutdown bounded by the close timeout ([WithCloseTimeout]).
+// Close is [Bus.Shutdown] bounded by the close timeout ([WithCloseTimeout], 10 s by default).
 func (b *Bus) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), b.options.closeTimeout)
 	defer cancel()
 	return b.Shutdown(ctx)
 }
 
-// Shutdown ends requests under way, waits within ctx for publishes under way, then closes the driver. Close the routers first: a handler
-// that still runs cannot settle any more. It is idempotent: each call waits for the one close and returns its error.
+// Shutdown ends pending requests, waits within ctx for pending publishes, then closes the driver.
+// Close the routers first: after Shutdown a running handler cannot settle any more. It is
+// idempotent and safe for concurrent use: each call waits for the one close and returns its error.
 func (b *Bus) Shutdown(ctx context.Context) error {
 	b.closing.Do(func() {
 		close(b.closed)

@@ -15,7 +15,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// recorder is a driver that keeps what it is given, and fails the messages whose id says so.
+// recorder is a driver that keeps published messages, and fails messages with a telling id.
 type recorder struct {
 	msgs   []*bus.Message
 	closed int

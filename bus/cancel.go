@@ -2,32 +2,37 @@ package bus
 
 import "fmt"
 
-// Cancellation takes back a message that was published with [WithDeliverAt] or [WithDelay], and is not due yet. It is an event: publish
-// it to the topic of that message, by Publish, [Emit] or an outbox.
+// Cancellation takes back a message published with [WithDeliverAt] or [WithDelay] that is not due
+// yet. It is an event: publish it to the topic of that message, by Publish, [Emit] or an outbox.
 //
 //	b.Publish(ctx, "reminders", bus.Cancellation{Key: order, ID: reminder})
 //
-// Its key brings it to where each group keeps the delayed message, behind it. The group's router then drops all delayed messages
-// with this key and id, durably and before the cancellation itself is settled. No handler sees either. A message that is due, or
-// unknown, is left alone, and that is no error: whoever has to know which came first asks the handler. Once Publish has returned,
-// a cancellation takes effect when it is its turn in the topic, as every message.
+// The key brings the cancellation, behind the delayed message, to the place where each group keeps
+// that message. The group's router drops all delayed messages with this key and id. It does so
+// durably and before it settles the cancellation. No handler sees either message.
 //
-// Who consumes the topic without Millrace sees a message of the type [TypeCancellation] with the header [HeaderCancels].
+// A cancellation of a due or unknown message does nothing and is no error. To learn which came
+// first, ask the handler. After Publish has returned, the cancellation takes effect in its order in
+// the topic, like every message.
+//
+// A foreign consumer of the topic sees a message of the type [TypeCancellation] with the header
+// [HeaderCancels].
 type Cancellation struct {
-	// Key is the key of the delayed message, which needs one: without it nobody knows which lane it is in.
+	// Key is the key of the delayed message. It is required: the key decides the message's lane.
 	Key string
-	// ID is its id ([WithID]).
+	// ID is the id of the delayed message ([WithID]).
 	ID string
 }
 
-// TypeCancellation is the type of the message that a [Cancellation] is published as, and HeaderCancels its header with the id of
-// what it cancels.
+// TypeCancellation is the type of the message that carries a [Cancellation]. HeaderCancels is its
+// header with the id of the cancelled message.
 const (
 	TypeCancellation = "millrace.cancellation"
 	HeaderCancels    = "cancels"
 )
 
-// message is the cancellation on the wire. Its payload is empty and not nil: in a compacted topic that would delete the key's last message.
+// message is the cancellation on the wire. Its payload is empty and not nil: in a compacted topic a
+// nil payload would delete the key's last message.
 func (c Cancellation) message() (*Message, error) {
 	if c.Key == "" || c.ID == "" {
 		return nil, fmt.Errorf("%w: Cancellation has the key %q and the id %q: want both of the delayed message; give one that may be cancelled a key", ErrInvalid, c.Key, c.ID)

@@ -9,13 +9,15 @@ import (
 
 // Codec turns events into payloads and back. It must be safe for concurrent use.
 type Codec interface {
-	// ContentType is the media type that it writes, and by which it is chosen on the way in.
+	// ContentType returns the media type that the codec writes. Received messages choose their
+	// codec by it.
 	ContentType() string
 	Marshal(v any) ([]byte, error)
 	Unmarshal(data []byte, v any) error
 }
 
-// JSON is the built-in codec, of package encoding/json. It also decodes media types that end in +json.
+// JSON is the built-in codec, based on package encoding/json. It also decodes media types that end
+// in +json.
 var JSON Codec = jsonCodec{}
 
 type jsonCodec struct{}

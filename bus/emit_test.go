@@ -10,7 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bustest"
 )
 
-// An output whose cause is no message of the batch is refused: nobody would know with whose success it goes.
+// An output needs a cause that is a message of the batch: otherwise its success depends on no known
+// message.
 func TestForeignCauseInABatch(t *testing.T) {
 	b := bustest.New(t)
 	var ms []*bus.Message

@@ -7,19 +7,20 @@ import (
 	"runtime/debug"
 )
 
-// ending is called when a handler's call has ended: with nil when its outputs are published, and then failed, if it is
-// not nil, names the messages of a batch that failed; with the reason otherwise.
+// ending is called when a handler's call has ended. err is nil when its outputs are published, else
+// the reason. After success, failed names the failed messages of a batch; nil means none.
 type ending func(ctx context.Context, err error, failed func(id string) bool) error
 
 var errDiscarded = errors.New("the handler failed")
 
-// OnSuccess has f called when the handler has succeeded and what it emitted is published, before the message is
-// settled: the place to remember that it was handled. Calls go in the order of registration. If f fails, the message
-// counts as failed, although its outputs are published. In a batch handler f is called when the outputs of the messages
-// that succeeded are published, and its failure is theirs.
+// OnSuccess registers f to run after the handler has succeeded and its emitted messages are
+// published, before the message is settled. Use it to remember that the message was handled. Calls
+// run in the order of registration. If f fails, the message counts as failed, although its outputs
+// are published. In a batch handler, f runs for the messages that succeeded, and its failure is
+// theirs.
 //
-// A handler that is called without a router, by package bustest, has no end: there f is called at once. It is an error outside of a handler, and after the
-// handler has returned.
+// A handler called without a router, by package bustest, has no end: there OnSuccess calls f at
+// once. It returns an error outside of a handler, and after the handler has returned.
 func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
 	return onEnding(ctx, func(ctx context.Context, err error, _ func(string) bool) error {
 		if err != nil {
@@ -29,9 +30,9 @@ func OnSuccess(ctx context.Context, f func(ctx context.Context) error) error {
 	})
 }
 
-// OnEnd is OnSuccess for middleware that has to know the end of every call: f is called after a failure as well.
-// succeeded tells whether a message of the call was handled, with all its middleware, and its outputs are published.
-// f's error counts only if something has succeeded.
+// OnEnd is [OnSuccess] for middleware that must know the end of every call: f also runs after a
+// failure. succeeded reports whether a message of the call was handled, with all its middleware,
+// and its outputs are published. f's error counts only if a message has succeeded.
 func OnEnd(ctx context.Context, f func(ctx context.Context, succeeded func(*Message) bool) error) error {
 	return onEnding(ctx, func(ctx context.Context, err error, failed func(string) bool) error {
 		return f(ctx, func(m *Message) bool { return err == nil && (failed == nil || !failed(m.ID)) })
@@ -56,7 +57,7 @@ func onEnding(ctx context.Context, f ending) error {
 	return nil
 }
 
-// conclude tells everybody how the call has ended. The first error is the call's.
+// conclude tells every ending how the call has ended. The first error is the call's.
 func conclude(ctx context.Context, endings []ending, err error, failed func(id string) bool) error {
 	var ignored error // the call's, if nothing worse follows; it is a success for the others
 	for _, f := range endings {
@@ -75,7 +76,7 @@ func conclude(ctx context.Context, endings []ending, err error, failed func(id s
 	return err
 }
 
-// call makes an error of a panic: no handler is around it any more that would.
+// call turns a panic into an error: no surrounding handler would do so any more.
 func (f ending) call(ctx context.Context, err error, failed func(id string) bool) (ferr error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -85,9 +86,10 @@ func (f ending) call(ctx context.Context, err error, failed func(id string) bool
 	return f(ctx, err, failed)
 }
 
-// Savepoint is for middleware that calls a handler again, or makes something else of its failure: rollback takes back
-// what was emitted, and what [OnSuccess] and [OnEnd] were given, since Savepoint was called. In a batch it takes back
-// only what was emitted because of these messages. Outside of a handler it does nothing.
+// Savepoint is for middleware that calls a handler again or changes the result of its failure.
+// rollback drops all that was emitted or registered with [OnSuccess] and [OnEnd] since Savepoint
+// was called. In a batch it drops only the messages emitted because of the messages in of. Outside
+// of a handler it does nothing.
 func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
 	h := handlingFrom(ctx)
 	if h == nil {
@@ -126,7 +128,7 @@ func (h *Handling) promisedSoFar() (out, endings int) {
 	return len(p.out), len(p.endings)
 }
 
-// undo changes what was promised, unless the call is over.
+// undo changes the promises, unless the call is over.
 func (h *Handling) undo(change func(p *promises)) {
 	p := h.promised.Load()
 	if p == nil {

@@ -7,30 +7,32 @@ import (
 	"github.com/millrace-go/millrace/internal/only"
 )
 
-// Engine returns what the router and other packages of this module do with a [Handling]. No other module can call it.
+// Engine returns the operations on a [Handling] for the router and other packages of this module.
+// No other module can call it.
 func Engine(only.Module) engine { return engine{} } //nolint:revive // its type is nobody's to name
 
 // engine makes handlings and ends them. Each handling ends once, by Flush, Take or Discard.
 type engine struct{}
 
-// New makes the context of a call that handles d. What is emitted under it is published through b.
+// New makes the context of a call that handles d. Messages emitted under it are published through
+// b.
 func (engine) New(ctx context.Context, b *Bus, d Delivery) *Handling {
 	h := &Handling{}
 	h.begin(ctx, b, d)
 	return h
 }
 
-// Begin is New in memory that the caller has: a router makes many at once.
+// Begin is New in memory of the caller: a router makes many at once.
 func (engine) Begin(h *Handling, ctx context.Context, b *Bus, d Delivery) { h.begin(ctx, b, d) } //nolint:revive // as a method of h
 
-// NewDirect is New for a handler that is called without a router: what it emits is published at once.
+// NewDirect is New for a handler that is called without a router: Emit publishes at once.
 func (e engine) NewDirect(ctx context.Context, b *Bus, d Delivery) *Handling {
 	h := e.New(ctx, b, d)
 	h.direct = true
 	return h
 }
 
-// NewBatch is New for a batch of ms. d holds what they share: topic, group, handler.
+// NewBatch is New for a batch of ms. d holds the topic, group and handler that they share.
 func (e engine) NewBatch(ctx context.Context, b *Bus, d Delivery, ms []*Message) *Handling {
 	if d.Message == nil {
 		d.Message = &Message{}
@@ -40,9 +42,9 @@ func (e engine) NewBatch(ctx context.Context, b *Bus, d Delivery, ms []*Message)
 	return h
 }
 
-// NewInner makes the context of a part of a handler whose outputs go another way: what is emitted under it is published
-// through b by Flush, in a transaction for example. The rest is as in ctx: the delivery, and [OnSuccess], which waits for
-// the whole handler. A nil b is the bus of ctx.
+// NewInner makes the context of a part of a handler whose outputs go another way. Flush publishes
+// the messages emitted under it through b, in a transaction for example. The rest is as in ctx: the
+// delivery, and [OnSuccess], which waits for the whole handler. A nil b is the bus of ctx.
 func (e engine) NewInner(ctx context.Context, b *Bus) *Handling {
 	h := e.New(ctx, b, DeliveryFrom(ctx))
 	h.outer = handlingFrom(ctx)
@@ -52,14 +54,16 @@ func (e engine) NewInner(ctx context.Context, b *Bus) *Handling {
 	return h
 }
 
-// Flush publishes what was emitted, one call for each run of messages to one topic. Then it calls what [OnSuccess] and
-// [OnEnd] were given, and ends the call: no Emit succeeds after it. In a batch, failed names the messages whose outputs
-// are dropped; it may be nil. Where outputs of a batch cannot be published, OutputError tells whose.
+// Flush publishes the emitted messages, one call for each run of messages to one topic. Then it
+// runs the functions of [OnSuccess] and [OnEnd] and ends the call: a later Emit fails. In a batch,
+// failed names the messages whose outputs are dropped; it may be nil. If a batch's outputs cannot
+// be published, OutputError tells which message they belong to.
 func (engine) Flush(ctx context.Context, h *Handling, failed func(id string) bool) error {
 	return h.flush(ctx, failed)
 }
 
-// OutputError returns why outputs of m were not published, given Flush's error of a batch. It is nil if all of m's were.
+// OutputError returns why outputs of m were not published, given Flush's error of a batch. It is
+// nil if all outputs of m were published.
 func (engine) OutputError(err error, m *Message) error {
 	if part, ok := err.(*outputsError); ok { //nolint:errorlint // as flush made it
 		return part.of(m)
@@ -67,15 +71,15 @@ func (engine) OutputError(err error, m *Message) error {
 	return err
 }
 
-// Take is Flush for a router that publishes with the settlement: it ends the call and hands on each message to publish, with
-// the id of the message that caused it in a batch. Call ended with the publishing's result: it calls what [OnSuccess] and
-// [OnEnd] were given. It is nil if there is nothing to call. An error is about a message that no broker can carry; then
-// nothing was handed on.
+// Take is Flush for a router that publishes with the settlement. It ends the call and passes each
+// message to publish, in a batch with the id of its cause. Pass ended the publishing's result: it
+// runs the functions of [OnSuccess] and [OnEnd]. It is nil if there are none. An error is about a
+// message that no broker can carry; then Take has passed nothing on.
 func (engine) Take(ctx context.Context, h *Handling, failed func(id string) bool, publish func(topic, cause string, m *Message)) (ended func(context.Context, error) error, err error) {
 	return h.take(ctx, failed, publish)
 }
 
-// Discard ends the call without publishing: what was emitted is dropped.
+// Discard ends the call and drops the emitted messages.
 func (engine) Discard(h *Handling) { h.discard() }
 
 // SetJoiner keeps j for Joiner.
@@ -89,8 +93,8 @@ func (engine) Joiner(ctx context.Context) any {
 	return nil
 }
 
-// CheckID reports why the id of a message that arrived cannot identify repeats: a foreign publisher may have given it none,
-// or one that another place would not keep as it is. The error wraps [ErrInvalid].
+// CheckID reports why a received id cannot identify repeats: a foreign publisher may have given
+// none, or one that another broker cannot keep unchanged. The error wraps [ErrInvalid].
 func (engine) CheckID(id string) error { return checkID(id) }
 
 // DeliverAt returns the time of [WithDeliverAt], or a zero time.

@@ -9,9 +9,9 @@ import (
 )
 
 var (
-	// ErrClosed is the error of everything done with a bus, driver, source or router after it was closed.
+	// ErrClosed is the error of every call on a closed bus, driver, source or router.
 	ErrClosed = errors.New("closed")
-	// ErrUnsupported is wrapped by errors about what a broker cannot do.
+	// ErrUnsupported is wrapped by errors about a missing ability of a broker.
 	ErrUnsupported = errors.New("not supported by this broker")
 	// ErrTooLarge is wrapped when a message exceeds a limit of the broker.
 	ErrTooLarge = errors.New("message too large")
@@ -19,22 +19,23 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrInvalid is wrapped by errors about arguments: a topic's name, a header, a URL parameter.
 	ErrInvalid = errors.New("invalid")
-	// ErrStale is wrapped by Source.Settle when tokens are of an ownership that has ended.
+	// ErrStale is wrapped by Source.Settle when the ownership of some tokens has ended.
 	ErrStale = errors.New("stale token: the lane has another owner")
-	// ErrLaneLost is the cause with which a handler's context ends when this process no longer owns the message's
-	// lane. What such a handler returns is not settled: the message is handled again by the lane's new owner.
+	// ErrLaneLost is the cause that ends a handler's context when this process no longer owns the
+	// message's lane. The router ignores such a handler's result: the lane's new owner handles the
+	// message again.
 	ErrLaneLost = errors.New("lane lost")
 )
 
 // Error is a failure of a broker operation.
 type Error struct {
-	// Op is what failed: "publish", "subscribe", "settle", …
+	// Op is the failed operation: "publish", "subscribe", "settle", …
 	Op string
-	// Broker is the driver's name, Topic the topic ("" if none is concerned).
+	// Broker is the driver's name. Topic is the topic, or "" if none is concerned.
 	Broker, Topic string
-	// Err is the driver's own error, in the chain for errors.Is and errors.As.
+	// Err is the driver's own error, which errors.Is and errors.As find.
 	Err error
-	// Definite: the message is definitely not published. Otherwise it is not known.
+	// Definite: the message is definitely not published. If false, it may be published.
 	Definite bool
 	// Retryable: the same call may succeed later.
 	Retryable bool
@@ -59,8 +60,8 @@ func (e *Error) Error() string {
 // Unwrap returns the driver's own error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// PublishError is the outcome of a publish call of which some messages failed. Errs is index-aligned with the
-// messages; a nil entry is durable.
+// PublishError is the outcome of a publish call when some messages failed. Errs is index-aligned
+// with the messages; a nil entry says that the message is durable.
 type PublishError struct{ Errs []error }
 
 func (e *PublishError) Error() string {
@@ -83,7 +84,7 @@ func (e *PublishError) Error() string {
 	return fmt.Sprintf("%d of %d messages failed, the first: %v", n, len(e.Errs), first)
 }
 
-// Unwrap returns the errors of the messages that failed.
+// Unwrap returns the errors of the failed messages.
 func (e *PublishError) Unwrap() []error {
 	var errs []error
 	for _, err := range e.Errs {
@@ -97,8 +98,9 @@ func (e *PublishError) Unwrap() []error {
 // failAll is the PublishError in which each of n messages failed with err.
 func failAll(n int, err error) *PublishError { return &PublishError{slices.Repeat([]error{err}, n)} }
 
-// IsRetryable says whether the same call may succeed later: false for nil, for closed, unsupported, invalid and
-// too large, for what [Permanent] marked, and for a broker's error that its driver knows to be final.
+// IsRetryable reports whether the same call may succeed later. It is false for nil, ErrClosed,
+// ErrUnsupported, ErrInvalid, ErrTooLarge and errors marked by [Permanent]. It is also false for a
+// broker's error that its driver knows to be final.
 func IsRetryable(err error) bool {
 	for _, final := range []error{ErrClosed, ErrUnsupported, ErrInvalid, ErrTooLarge, ErrNotFound} {
 		if errors.Is(err, final) {
@@ -114,8 +116,8 @@ func IsRetryable(err error) bool {
 	return true
 }
 
-// IsDefinite says whether err means that nothing was published. For a [PublishError] all of its messages must be
-// definite, and none durable. false means: perhaps published.
+// IsDefinite reports whether err means that nothing was published. For a [PublishError], every
+// message must have failed definitely. false means: perhaps published.
 func IsDefinite(err error) bool {
 	if pe, ok := errors.AsType[*PublishError](err); ok {
 		for _, e := range pe.Errs {
@@ -128,9 +130,9 @@ func IsDefinite(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Definite
 	}
-	// Arguments are checked, and a closed bus refuses, before anything is sent.
+	// These checks run before anything is sent.
 	return errors.Is(err, ErrInvalid) || errors.Is(err, ErrClosed)
 }
 
-// IsTimeout says whether err is of a deadline: a handler's, or that of a call.
+// IsTimeout reports whether err comes from a deadline: a handler's, or that of a call.
 func IsTimeout(err error) bool { return errors.Is(err, context.DeadlineExceeded) }

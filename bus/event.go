@@ -5,21 +5,23 @@ import (
 	"strings"
 )
 
-// Typer gives an event type its stable name on the wire. It is called on zero values. Without it the name is the
-// bare name of the Go type, which a rename changes.
+// Typer gives an event type its stable name on the wire. EventType is called on zero values.
+// Without it the name is the bare name of the Go type, which a rename changes.
 type Typer interface{ EventType() string }
 
-// Keyer gives an event its message key; [WithKey] overrides it. It is called on zero values too.
+// Keyer gives an event its message key; [WithKey] overrides it. EventKey is called on zero values
+// too.
 type Keyer interface{ EventKey() string }
 
-// Event is a decoded message: the value and, embedded, the message it came in.
+// Event is a decoded message: the value and, embedded, its message.
 type Event[T any] struct {
 	*Message
 	Value T
 }
 
-// TypeName returns the name on the wire of T's events: EventType(), or the Go type's bare name. It is "" for types
-// without a name, such as map[string]any: their handler takes messages of every type.
+// TypeName returns the name on the wire of T's events: EventType(), or the Go type's bare name. It
+// is "" for types without a name, such as map[string]any. A handler of such a type takes messages
+// of every type.
 func TypeName[T any]() string {
 	var zero T
 	t := reflect.TypeFor[T]()
@@ -33,7 +35,7 @@ func TypeName[T any]() string {
 	return goName(t)
 }
 
-// typeNameOf is TypeName of a value that is about to be published.
+// typeNameOf is TypeName of a value to publish.
 func typeNameOf(v any) string {
 	if t, ok := v.(Typer); ok {
 		return t.EventType()

@@ -6,18 +6,20 @@ import (
 	"iter"
 )
 
-// Handler handles one message. nil settles it; an error goes through the failure policy.
-// It is called concurrently for messages of different keys. ctx ends when the handler's time is up, when the
-// process may no longer settle the message ([ErrLaneLost]), or when a shutdown's patience ends.
+// Handler handles one message. nil settles it; an error goes through the failure policy. Handle is
+// called concurrently for messages of different keys. ctx ends in three cases: the handler's time
+// is up, the process may no longer settle the message ([ErrLaneLost]), or a shutdown's patience
+// ends.
 //
-// The message is to be read: a further try, and the poison queue, are given the same one. [Message.Clone] makes one that may
-// be changed.
+// Treat the message as read-only: a further try, and the poison queue, receive the same message.
+// [Message.Clone] makes a copy that may be changed.
 type Handler interface {
 	Handle(ctx context.Context, m *Message) error
 }
 
-// BatchHandler is the optional second half of a Handler: many messages in one call. It returns nil if all succeeded,
-// [Each] for an outcome by message, or another error that holds for all. A batch never has two messages of one key.
+// BatchHandler is the optional second half of a Handler: many messages in one call. It returns nil
+// if all succeeded, [Each] for an outcome by message, or another error, which holds for all. A
+// batch never has two messages of one key.
 type BatchHandler interface {
 	Handler
 	HandleBatch(ctx context.Context, ms []*Message) error
@@ -29,11 +31,12 @@ type HandlerFunc func(ctx context.Context, m *Message) error
 // Handle calls f.
 func (f HandlerFunc) Handle(ctx context.Context, m *Message) error { return f(ctx, m) }
 
-// Middleware wraps a handler. One that shall also serve batch handlers returns a BatchHandler: [Around] writes both
-// halves at once.
+// Middleware wraps a handler. To serve batch handlers too, it returns a BatchHandler: [Around]
+// writes both halves at once.
 type Middleware func(next Handler) Handler
 
-// Around makes a middleware of one function that runs around a call, of one message or of a batch.
+// Around makes a middleware of one function that runs around each call, of one message or of a
+// batch.
 func Around(f func(ctx context.Context, c Call) error) Middleware {
 	return func(next Handler) Handler {
 		a := around{f, next}
@@ -52,7 +55,7 @@ type Call struct {
 	batch BatchHandler
 }
 
-// Len is the number of messages.
+// Len returns the number of messages.
 func (c Call) Len() int {
 	if c.one != nil {
 		return 1
@@ -75,7 +78,7 @@ func (c Call) Messages() iter.Seq[*Message] {
 	}
 }
 
-// Next goes on to the handler. A middleware may call it again with the same messages.
+// Next calls the handler. A middleware may call it again with the same messages.
 func (c Call) Next(ctx context.Context) error {
 	if c.one != nil {
 		return c.next.Handle(ctx, c.one)
@@ -101,22 +104,25 @@ func (a aroundBatch) HandleBatch(ctx context.Context, ms []*Message) error {
 	return a.f(ctx, Call{many: ms, batch: a.batch})
 }
 
-// EventTyper is the optional part of a Handler that takes only some types of a topic's messages. nil takes all.
+// EventTyper is the optional part of a Handler that takes only some types of a topic's messages.
+// EventTypes returns these types; nil takes all.
 type EventTyper interface{ EventTypes() []string }
 
-// Idempotent is an optional part of a [Handler] whose effect happens once for each message, however often it is called
-// with it: it remembers in the effect's own transaction what it has handled, as those of package outbox do, or its effect is one that
-// can be repeated. A router that is asked for exactly once then needs no transactions of the broker.
+// Idempotent is an optional part of a [Handler] whose effect happens once for each message, however
+// often it is called. Either it records handled messages in the effect's own transaction, as
+// handlers of package outbox do, or its effect can be repeated. A router that is asked for exactly
+// once then needs no transactions of the broker.
 type Idempotent interface {
 	// Idempotent does nothing.
 	Idempotent()
 }
 
-// ErrUndecodable is wrapped when a payload cannot be decoded for the handler that wants it. It is permanent.
+// ErrUndecodable is wrapped when a payload cannot be decoded for its handler. It is permanent.
 var ErrUndecodable = fmt.Errorf("%w: cannot be decoded", ErrInvalid)
 
-// Typed makes a Handler of a function on a decoded event. It takes the messages of T's type ([TypeName]), and those
-// without a type if it is the only typed handler of its topic and group.
+// Typed makes a Handler of a function on a decoded event. It takes the messages of T's type
+// ([TypeName]). It also takes messages without a type if it is the only typed handler of its topic
+// and group.
 func Typed[T any](h func(ctx context.Context, event T) error) Handler { return typed[T]{h} }
 
 type typed[T any] struct {
@@ -203,7 +209,7 @@ func typesOf[T any]() []string {
 	return nil
 }
 
-// decodeFor decodes with the codecs of the bus that the message came from.
+// decodeFor decodes with the codecs of the bus that received the message.
 func decodeFor(ctx context.Context, m *Message, v any) error {
 	codecs := defaultCodecs
 	if h := handlingFrom(ctx); h != nil && h.bus != nil {

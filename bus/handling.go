@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// Handling is the context of one call of a handler. It knows the delivery, and keeps what the handler emits until the
-// handler has succeeded. Routers make it; handlers meet it as their ctx, through [DeliveryFrom] and [Emit]. Tests get
-// one from package bustest.
+// Handling is the context of one call of a handler. It knows the delivery, and keeps emitted
+// messages until the handler has succeeded. Routers make it; handlers meet it as their ctx, through
+// [DeliveryFrom] and [Emit]. Tests get one from package bustest.
 type Handling struct {
 	context.Context
-	// Delivery is what is being handled; in a batch, what its messages share.
+	// Delivery is the delivery in work. In a batch it holds the parts that the messages share.
 	Delivery Delivery
 
 	bus    *Bus
@@ -29,7 +29,8 @@ type Handling struct {
 	promised atomic.Pointer[promises] // nil: nothing yet; ended: the call is over, and nothing was promised
 }
 
-// promises are what a call leaves to be done with its end. Most calls have none, so they are made at the first.
+// promises are the tasks that a call leaves for its end. Most calls have none, so the first task
+// makes them.
 type promises struct {
 	mu      sync.Mutex
 	out     []emitted
@@ -61,7 +62,8 @@ type emitted struct {
 
 type handlingKey struct{}
 
-// begin makes h the context of a call that handles d. What is emitted under it is published through b.
+// begin makes h the context of a call that handles d. Messages emitted under it are published
+// through b.
 func (h *Handling) begin(ctx context.Context, b *Bus, d Delivery) {
 	h.Context, h.bus, h.Delivery = ctx, b, d
 }
@@ -79,8 +81,9 @@ func handlingFrom(ctx context.Context) *Handling {
 	return h
 }
 
-// DeliveryFrom tells a handler how its message arrived: topic, group, lane, position, attempt, first-seen time. In a
-// batch handler it tells what the batch shares. Outside of a handler it is zero, with an empty Message.
+// DeliveryFrom tells a handler how its message arrived: topic, group, lane, position, attempt,
+// first-seen time. In a batch handler it holds the parts that the batch shares. Outside of a
+// handler it is zero, with an empty Message.
 func DeliveryFrom(ctx context.Context) Delivery {
 	if h := handlingFrom(ctx); h != nil {
 		return h.Delivery
@@ -88,17 +91,17 @@ func DeliveryFrom(ctx context.Context) Delivery {
 	return Delivery{Message: &Message{}}
 }
 
-// Emit publishes with the handler's success: after the handler and its middleware returned nil, and before the
-// message is settled. If the handler fails, nothing is published; if the publishing fails, the message counts as
-// failed. In a batch handler it needs [WithCause] with a message of the batch, so that it is known with whose success it
-// goes.
+// Emit publishes with the handler's success: after the handler and its middleware returned nil, and
+// before the message is settled. If the handler fails, nothing is published. If the publishing
+// fails, the message counts as failed.
 //
-// It is an error outside of a handler, and after the handler has returned.
+// In a batch handler Emit needs [WithCause] with a message of the batch: the event is published if
+// that message succeeds. Emit fails outside of a handler, and after the handler has returned.
 func Emit(ctx context.Context, topic string, event any, opts ...PublishOption) error {
 	return Emitter(ctx).Publish(ctx, topic, event, opts...)
 }
 
-// Emitter is [Emit] as a Publisher, for code that is given one.
+// Emitter returns [Emit] as a Publisher, for code that takes a Publisher.
 func Emitter(ctx context.Context) Publisher {
 	if h := handlingFrom(ctx); h != nil {
 		return emitter{h}
@@ -170,7 +173,7 @@ func (h *Handling) emit(topic string, msgs []*Message) error {
 	return nil
 }
 
-// checkCause refuses an output that nobody would know with whose success it goes.
+// checkCause refuses an output whose success depends on no known message of the batch.
 func (h *Handling) checkCause(p *promises, cause string) error {
 	if cause == "" {
 		return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")

@@ -62,7 +62,8 @@ func TestOnSuccess(t *testing.T) {
 
 var errNo = errors.New("no")
 
-// TestInnerHandling: what is emitted under it goes through the other bus, and OnSuccess waits for the whole handler.
+// TestInnerHandling: messages emitted under it go through the other bus, and OnSuccess waits for
+// the whole handler.
 func TestInnerHandling(t *testing.T) {
 	outside, inside := bustest.NewRecorder(t), bustest.NewRecorder(t)
 	outer := engine.New(t.Context(), outside.Bus, bus.Delivery{Message: &bus.Message{ID: "1"}, Group: "g"})

@@ -11,7 +11,7 @@ import (
 // process made them. Safe for concurrent use.
 func NewID() string { return newID(time.Now()) }
 
-// lastTick is the newest tick (milliseconds and 12 bits of fraction) that was given out.
+// lastTick is the newest tick in use (milliseconds and 12 bits of fraction).
 var lastTick atomic.Uint64
 
 // newID is NewID at a time that the caller already knows: reading the clock is half of the cost.

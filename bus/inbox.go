@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// inbox is where a bus gets replies: one topic and one group, subscribed to on first use. The zero value is ready.
+// inbox receives a bus's replies: one topic and one group, subscribed to on first use. The zero
+// value is ready.
 type inbox struct {
 	mu      sync.Mutex
 	opening *opening
@@ -20,8 +21,8 @@ type inbox struct {
 	late atomic.Uint64
 }
 
-// opening is one try to subscribe, shared by all that need the inbox meanwhile. If it fails, the next request makes
-// another.
+// opening is one try to subscribe, shared by all requests that meanwhile need the inbox. If it
+// fails, the next request makes another.
 type opening struct {
 	name   string
 	cancel context.CancelFunc
@@ -37,8 +38,8 @@ const (
 	inboxBytes    = 16 << 20
 )
 
-// open returns the inbox once it is subscribed to. The subscribing does not end with the ctx of the
-// caller who happened to be first.
+// open returns the inbox once it is subscribed to. The end of the first caller's ctx does not end
+// the subscribing.
 func (in *inbox) open(ctx context.Context, b *Bus) (*opening, error) {
 	in.mu.Lock()
 	if in.closed {
@@ -109,7 +110,8 @@ func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
 	}
 }
 
-// lose has the next request open another inbox, and ends those that wait for replies in this one.
+// lose makes the next request open another inbox, and ends the requests that wait for replies in
+// this one.
 func (in *inbox) lose(ctx context.Context, o *opening) {
 	_ = o.source.Close(ctx) // it is closed already
 	in.mu.Lock()
@@ -143,7 +145,7 @@ func subscribeInbox(ctx context.Context, name string, b *Bus) (Source, error) {
 	}
 }
 
-// settleReplies settles, however often it takes: what is not settled would fill the driver's bounds.
+// settleReplies settles, however often it takes: unsettled replies would fill the driver's bounds.
 func settleReplies(ctx context.Context, s Source, tokens []Token, b *Bus) {
 	for pause := (pause{}); ; {
 		err := s.Settle(ctx, tokens)
@@ -155,7 +157,7 @@ func settleReplies(ctx context.Context, s Source, tokens []Token, b *Bus) {
 	}
 }
 
-// expect registers a request whose reply is to come to o, before it is published.
+// expect registers a request, before it is published: its reply goes to o.
 func (in *inbox) expect(o *opening, id string) (chan *Message, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -168,12 +170,12 @@ func (in *inbox) expect(o *opening, id string) (chan *Message, error) {
 	if in.waiting == nil {
 		in.waiting = map[string]chan<- *Message{}
 	}
-	reply := make(chan *Message, 1) // so that nobody waits for a caller who leaves
+	reply := make(chan *Message, 1) // so that the sender does not wait for a caller that has left
 	in.waiting[id] = reply
 	return reply, nil
 }
 
-// forget takes a registration back, but not one that the next request with the id has made since.
+// forget removes a registration, unless the next request with the id has replaced it.
 func (in *inbox) forget(id string, reply chan<- *Message) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -208,14 +210,14 @@ func (in *inbox) close(ctx context.Context) {
 	select {
 	case <-o.over:
 	case <-ctx.Done():
-		return // the driver's Close ends what is left
+		return // the driver's Close ends the rest
 	}
 	if o.source != nil {
-		_ = o.source.Close(ctx) // what was not settled is of no use to anybody
+		_ = o.source.Close(ctx) // unsettled replies are of no use to anybody
 	}
 }
 
-// noLanes is the observer of a source whose messages are done with as soon as they are received.
+// noLanes is the observer of a source that finishes messages as soon as it receives them.
 type noLanes struct{}
 
 func (noLanes) Assigned([]Lane)                  {}

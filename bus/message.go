@@ -7,33 +7,35 @@ import (
 	"time"
 )
 
-// Message is what travels. Fill what you need: publishing fills ID, Time and Source in place when they are empty.
+// Message is the unit that travels. Fill the fields you need: publishing fills an empty ID, Time
+// and Source in place.
 //
-// Once published or received, a message is shared and must be treated as read-only: the memory driver hands the
+// A published or received message is shared: treat it as read-only. The memory driver passes the
 // same Payload and Headers to every group. [Message.Clone] makes a copy that may be changed.
 type Message struct {
 	// ID identifies the message for ever, across repeats. Defaults to [NewID].
 	ID string
-	// Key orders: messages of a topic with equal keys are handled one at a time, in publish order. "" is no key and
-	// promises no order. A key may hold any bytes.
+	// Key orders: messages of a topic with equal keys are handled one at a time, in publish order.
+	// "" is no key and promises no order. A key may hold any bytes.
 	Key string
-	// Type is the event type, by which the router picks the handler. It may be empty.
+	// Type is the event type. The router picks the handler by it. It may be empty.
 	Type string
-	// Source says who published (CloudEvents: a URI reference). Defaults to the bus's [WithSource].
+	// Source names the publisher (CloudEvents: a URI reference). Defaults to the bus's
+	// [WithSource].
 	Source string
-	// Subject is what the event is about, in the publisher's own terms. It may be empty.
+	// Subject names the event's object in the publisher's own terms. It may be empty.
 	Subject string
 	// Time is when the event happened. Defaults to the time of publishing; brokers keep at least milliseconds.
 	Time time.Time
-	// ContentType is the payload's media type, by which the codec is picked on the way in. It may be empty.
+	// ContentType is the payload's media type. Receivers pick the codec by it. It may be empty.
 	ContentType string
 	// Headers travel with the message, in this order.
 	Headers Headers
-	// Payload is the body. nil is a tombstone, which every broker keeps apart from an empty payload.
+	// Payload is the body. nil is a tombstone; every broker distinguishes it from an empty payload.
 	Payload []byte
 }
 
-// Clone copies m deeply: the copy shares nothing with m.
+// Clone returns a deep copy, which shares nothing with m.
 func (m *Message) Clone() *Message {
 	c := *m
 	c.Headers = slices.Clone(m.Headers)
@@ -43,10 +45,11 @@ func (m *Message) Clone() *Message {
 	return &c
 }
 
-// messageOverhead is what a message costs in memory beside its texts, roughly.
+// messageOverhead is a message's rough cost in memory besides its texts.
 const messageOverhead = 256
 
-// Size is what m counts against bounds in bytes: its payload, texts and headers and a fixed overhead.
+// Size returns the bytes that m counts against bounds: its payload, texts and headers and a fixed
+// overhead.
 func (m *Message) Size() int {
 	n := messageOverhead + len(m.Payload) + len(m.ID) + len(m.Key) + len(m.Type) + len(m.Source) + len(m.Subject) + len(m.ContentType)
 	for i := range m.Headers {
@@ -55,7 +58,8 @@ func (m *Message) Size() int {
 	return n
 }
 
-// String describes m for logs without what may be confidential: no payload, no key, no header values.
+// String describes m for logs. It leaves out confidential parts: no payload, no key, no header
+// values.
 func (m Message) String() string {
 	payload := "tombstone"
 	if m.Payload != nil {
@@ -92,7 +96,7 @@ func (h Headers) Values(name string) []string {
 	return vs
 }
 
-// Set makes value the only value of name, at the place of the first one.
+// Set makes value the only value of name. It takes the place of the first one.
 func (h *Headers) Set(name, value string) {
 	i := slices.IndexFunc(*h, func(x Header) bool { return x.Name == name })
 	if i < 0 {

@@ -19,9 +19,9 @@ var registry = struct {
 	twice   []string
 }{openers: map[string]opener{}}
 
-// RegisterDriver makes a driver known under a URL scheme. Drivers call it from init, most of them through
-// driver.Register. A scheme that is registered twice is an error of every Open: which of the two would be opened
-// depends on the order of imports.
+// RegisterDriver makes a driver known under a URL scheme. Drivers call it from init, most of them
+// through driver.Register. After a second registration of a scheme every Open fails: otherwise the
+// order of imports would choose the driver.
 func RegisterDriver(scheme string, open func(ctx context.Context, rawURL string) (Driver, error)) {
 	registry.Lock()
 	defer registry.Unlock()
@@ -32,7 +32,7 @@ func RegisterDriver(scheme string, open func(ctx context.Context, rawURL string)
 	registry.openers[scheme] = open
 }
 
-// adapters are the packages of this module by scheme, to name the import that is missing.
+// adapters maps schemes to packages of this module, to name the missing import.
 var adapters = map[string]string{
 	"memory":     "adapters/memory",
 	"kafka":      "adapters/kafka",
@@ -45,10 +45,13 @@ var adapters = map[string]string{
 	"sqlite":     "adapters/sql/sqlite",
 }
 
-// Open opens the bus that the URL names: memory:, sqlite:orders.db, postgres://…, mysql://…, kafka://…, amqp://….
-// The driver's package must have been imported; docs/configuration.md lists every parameter. It returns once the
-// broker has answered, at the latest after the connect timeout ([WithConnectTimeout]) or when ctx ends; ctx does
-// not bound the life of the bus, which ends with Close. No error holds the URL's password.
+// Open opens the bus that the URL names: memory:, sqlite:orders.db, postgres://…, mysql://…,
+// kafka://…, amqp://…. The driver's package must be imported; docs/configuration.md lists every
+// parameter.
+//
+// Open returns once the broker has answered. It fails after the connect timeout
+// ([WithConnectTimeout], 15 s by default) or when ctx ends. ctx does not bound the life of the bus,
+// which ends with Close. No error holds the URL's password.
 func Open(ctx context.Context, rawURL string, opts ...Option) (*Bus, error) {
 	o := newOptions(opts)
 	if rawURL == "" {

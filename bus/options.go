@@ -36,13 +36,13 @@ func newOptions(opts []Option) options {
 // WithSource sets the Source of messages that have none. Defaults to "/" and the program's name.
 func WithSource(s string) Option { return func(o *options) { o.source = s } }
 
-// WithCodecs sets the codecs: the first encodes what is published, all decode, chosen by content type. Defaults to
-// [JSON], which stays available for decoding in any case.
+// WithCodecs sets the codecs. The first encodes published events. All decode, chosen by content
+// type. Defaults to [JSON], which always stays available for decoding.
 func WithCodecs(c ...Codec) Option {
 	return func(o *options) { o.codecs = append(append([]Codec(nil), c...), JSON) }
 }
 
-// WithLogger sets the log for what happens in the background. Defaults to none.
+// WithLogger sets the log for background events. Defaults to none.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
 // WithCloseTimeout bounds Close. Defaults to 10 s.
@@ -51,6 +51,7 @@ func WithCloseTimeout(d time.Duration) Option { return func(o *options) { o.clos
 // WithConnectTimeout bounds Open. Defaults to 15 s.
 func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.connectTimeout = d } }
 
-// WithInbox names the topic, and the group on it, that this bus gets replies to its requests by ([Request]). No other
-// bus that is open may have the same. Defaults to a new name for each bus: "replies-" and an id.
+// WithInbox names the inbox of this bus: the topic, and its group, for replies to requests
+// ([Request]). No other open bus may use the same name. Defaults to a new name for each bus:
+// "replies-" and an id.
 func WithInbox(name string) Option { return func(o *options) { o.inbox = name } }

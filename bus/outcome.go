@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// verdict is an error that a handler marked with what shall follow.
+// verdict is an error that a handler marked with the next step.
 type verdict struct {
 	err   error
 	kind  verdictKind
@@ -26,23 +26,26 @@ const (
 func (v *verdict) Error() string { return v.err.Error() }
 func (v *verdict) Unwrap() error { return v.err }
 
-// Permanent marks an error that no retry can help: the message goes to the poison queue at once. nil stays nil.
+// Permanent marks an error that no retry can help: the message goes to the poison queue at once.
+// nil stays nil.
 func Permanent(err error) error { return mark(err, permanent, 0) }
 
-// Ignore marks an error after which the message is settled as if it had been handled; it is logged. nil stays nil.
+// Ignore marks an error to ignore: the router logs it and settles the message. nil stays nil.
 func Ignore(err error) error { return mark(err, ignore, 0) }
 
-// RetryAfter marks an error after which the message is tried again in d, whatever the policy's schedule says. It
-// counts as a try: a policy's limits still hold. nil stays nil.
+// RetryAfter marks an error so that the message is tried again in d, whatever the policy's schedule
+// says. It counts as a try: a policy's limits still hold. nil stays nil.
 func RetryAfter(err error, d time.Duration) error { return mark(err, retryAfter, d) }
 
-// Unavailable marks an error that says nothing about the message: what the handler needs is not there, and will not be
-// before d has passed. No try is counted. The router holds the message and pauses the subscription of the handler's topic
-// and group for d; then it lets one message through to see whether the rest can follow. nil stays nil.
+// Unavailable marks an error that is not the message's fault: a resource of the handler is missing,
+// and stays missing for d. No try is counted. The router holds the message and pauses the
+// subscription of the handler's topic and group for d. Then it lets one message through to see
+// whether the rest can follow. nil stays nil.
 func Unavailable(err error, d time.Duration) error { return mark(err, unavailable, d) }
 
-// Postpone marks an error that says nothing about the message, and nothing about others: it is not this message's turn. The
-// message is handled again in d, however often, and no try is counted. The later messages of its key wait, others go on. nil stays nil.
+// Postpone marks an error of a message whose turn has not come; other messages are not affected.
+// The router handles the message again in d, however often, and counts no try. Later messages of
+// its key wait, other keys go on. nil stays nil.
 func Postpone(err error, d time.Duration) error { return mark(err, postponed, d) }
 
 func mark(err error, kind verdictKind, d time.Duration) error {
@@ -52,10 +55,10 @@ func mark(err error, kind verdictKind, d time.Duration) error {
 	return &verdict{err, kind, d}
 }
 
-// IsPermanent says whether err was marked by [Permanent].
+// IsPermanent reports whether [Permanent] marked err.
 func IsPermanent(err error) bool { return marked(err, permanent) }
 
-// IsIgnored says whether err was marked by [Ignore].
+// IsIgnored reports whether [Ignore] marked err.
 func IsIgnored(err error) bool { return marked(err, ignore) }
 
 func marked(err error, kind verdictKind) bool {
@@ -86,8 +89,8 @@ type BatchError struct {
 	Errs []error
 }
 
-// Each makes a batch handler's outcome of one error per message, index-aligned with the batch. It is nil if all
-// are nil. Each message follows its own error: those that succeeded are settled.
+// Each makes a batch handler's outcome of one error per message, index-aligned with the batch. It
+// returns nil if all are nil. Each message follows its own error: successful messages are settled.
 func Each(errs []error) error {
 	for _, err := range errs {
 		if err != nil {
@@ -101,11 +104,11 @@ func (e *BatchError) Error() string {
 	return fmt.Sprintf("batch: %v", (&PublishError{e.Errs}).Error())
 }
 
-// Unwrap returns the errors of the messages that failed.
+// Unwrap returns the errors of the failed messages.
 func (e *BatchError) Unwrap() []error { return (&PublishError{e.Errs}).Unwrap() }
 
-// Outcomes spreads the error of a handler that was given n messages over them: those of [Each] one by one, any other
-// error to all. For routers and middleware.
+// Outcomes returns one error for each of a handler's n messages: the entries of [Each], or any
+// other error n times. Routers and middleware call it.
 func Outcomes(err error, n int) []error {
 	errs := make([]error, n)
 	if be, ok := errors.AsType[*BatchError](err); ok {

@@ -4,9 +4,9 @@ import "context"
 
 type outgoingKey struct{}
 
-// ContextWithHeaders returns a context whose headers are added to every message that is published or emitted under
-// it, unless the message has a header of that name. It adds to those of the contexts around it. Middleware uses it to
-// pass on correlation and trace context.
+// ContextWithHeaders returns a context that adds headers to every message published or emitted
+// under it. A message's own header of the same name wins. The headers of outer contexts are added
+// too. Middleware uses it to pass on correlation and trace context.
 func ContextWithHeaders(ctx context.Context, headers ...Header) context.Context {
 	if outer := outgoing(ctx); len(outer) > 0 {
 		all := Headers(append([]Header(nil), headers...))
@@ -15,13 +15,13 @@ func ContextWithHeaders(ctx context.Context, headers ...Header) context.Context 
 	return context.WithValue(ctx, outgoingKey{}, Headers(headers))
 }
 
-// ContextWithCause is ContextWithHeaders with what [WithCause] tells: what is published or emitted under it was led to
-// by cause, and is in its trace.
+// ContextWithCause is [ContextWithHeaders] with the headers of [WithCause]: messages published or
+// emitted under it name cause as their cause, and join its trace.
 func ContextWithCause(ctx context.Context, cause *Message) context.Context {
 	return &causeContext{ctx, cause}
 }
 
-// causeContext makes the headers when they are asked for: most handlers publish less than they are called.
+// causeContext makes the headers on demand: most handlers publish less often than they are called.
 type causeContext struct {
 	context.Context
 	cause *Message
@@ -42,7 +42,7 @@ func outgoing(ctx context.Context) Headers {
 	return h
 }
 
-// withDefaults appends those of defaults whose name h lacks; it never writes into h's array.
+// withDefaults appends the defaults whose name h lacks; it never writes into h's array.
 func (h Headers) withDefaults(defaults Headers) Headers {
 	n := len(h)
 	for _, d := range defaults {
@@ -62,7 +62,7 @@ func (h Headers) has(name string) bool {
 	return false
 }
 
-// addOutgoing adds the context's headers to messages that are about to be published.
+// addOutgoing adds the context's headers to messages before they are published.
 func addOutgoing(ctx context.Context, msgs []*Message) {
 	headers := outgoing(ctx)
 	if len(headers) == 0 {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// outputsError is the error of a batch of which some outputs were not published.
+// outputsError is the error of a batch when some outputs were not published.
 type outputsError struct {
 	causes map[string]error // by the id of the message that led to them
 }

@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// PublishOption sets a part of the message that an event is published as.
+// PublishOption sets a part of the message that carries an event.
 type PublishOption func(*Message)
 
 // WithKey sets the key. It overrides [Keyer].
@@ -24,7 +24,7 @@ func WithType(t string) PublishOption { return func(m *Message) { m.Type = t } }
 // WithSubject sets the subject.
 func WithSubject(s string) PublishOption { return func(m *Message) { m.Subject = s } }
 
-// WithTime sets when the event happened. Defaults to now.
+// WithTime sets the time of the event. Defaults to now.
 func WithTime(t time.Time) PublishOption { return func(m *Message) { m.Time = t } }
 
 // WithHeader adds a header.
@@ -32,16 +32,17 @@ func WithHeader(name, value string) PublishOption {
 	return func(m *Message) { m.Headers.Add(name, value) }
 }
 
-// WithDeliverAt has the message delivered at t or later, to every group. Until then it is parked, and the others of its key go on; when it is due
-// it is like a message that was just published. On a broker that does not park ([Capabilities]) each group's router
-// holds it in memory. Who consumes the topic without Millrace sees it at once.
+// WithDeliverAt delivers the message at t or later, to every group. Until then it is parked, and
+// the other messages of its key go on. When it is due, it is like a message just published. On a
+// broker that cannot park ([Capabilities]), each group's router holds it in memory. A foreign
+// consumer of the topic sees it at once.
 //
-// A [Cancellation] takes it back, if it has a key.
+// If the message has a key, a [Cancellation] takes it back.
 func WithDeliverAt(t time.Time) PublishOption {
 	return WithHeader(HeaderDeliverAt, t.UTC().Format(time.RFC3339Nano))
 }
 
-// WithDelay is [WithDeliverAt] in d from now.
+// WithDelay is [WithDeliverAt] with the time d from now.
 func WithDelay(d time.Duration) PublishOption { return WithDeliverAt(time.Now().Add(d)) }
 
 // HeaderDeliverAt is the header of [WithDeliverAt]: a time in RFC 3339.
@@ -59,15 +60,15 @@ func deliverAt(m *Message) (time.Time, error) {
 	return t, nil
 }
 
-// Names of headers that tell what led to a message. They travel as CloudEvents extensions.
+// Headers that name a message's cause. They travel as CloudEvents extensions.
 const (
 	HeaderCorrelationID = "correlationid"
 	HeaderCausationID   = "causationid"
 )
 
-// WithCause says which message led to this one: its id becomes the causation id, and its correlation id, or else
-// its id, the correlation id. Its trace context goes along too, unless the message has one. In a batch handler, Emit
-// needs it.
+// WithCause names the message that led to this one. Its id becomes the causation id. Its
+// correlation id, or else its id, becomes the correlation id. Its trace context goes along too,
+// unless the message has one. In a batch handler, Emit needs it.
 func WithCause(cause *Message) PublishOption {
 	return func(m *Message) { setCause(&m.Headers, cause) }
 }
@@ -89,7 +90,8 @@ func setCause(h *Headers, cause *Message) {
 // TraceHeaders are the headers of the W3C trace context and baggage. They travel under their own names.
 var TraceHeaders = [...]string{"traceparent", "tracestate", "baggage"}
 
-// PublishAll publishes many events in one call. The error is a *PublishError, index-aligned with events.
+// PublishAll publishes many events in one call. Its error is a *PublishError, index-aligned with
+// events.
 func PublishAll[T any](ctx context.Context, p Publisher, topic string, events []T, opts ...PublishOption) error {
 	enc, ok := p.(interface {
 		encode(event any, opts []PublishOption) (*Message, error)
@@ -117,7 +119,8 @@ func PublishAll[T any](ctx context.Context, p Publisher, topic string, events []
 	return p.PublishMessages(ctx, topic, msgs...)
 }
 
-// encode makes the message of an event. A message is taken as it is, copied so that the options leave it alone.
+// encode makes the message of an event. A message is copied, so that the options do not change the
+// caller's.
 func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 	var m *Message
 	switch e := event.(type) {
@@ -151,7 +154,7 @@ func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 	return m, nil
 }
 
-// complete fills what is empty and checks what every broker can carry.
+// complete fills empty fields and checks the limits that every broker shares.
 func (b *Bus) complete(m *Message, now time.Time) error {
 	if m == nil {
 		return fmt.Errorf("%w: the message is nil", ErrInvalid)
@@ -199,7 +202,7 @@ func (b *Bus) complete(m *Message, now time.Time) error {
 	return nil
 }
 
-// maxText is what AMQP can carry in its short fields, and so the limit on every broker.
+// maxText is the limit of AMQP's short fields, and so the limit on every broker.
 const maxText = 255
 
 func checkID(id string) error {
@@ -261,8 +264,8 @@ func checkHeader(name string) error {
 	return nil
 }
 
-// CheckName says what is wrong with the name of a topic or group (what is the word in the error). Allowed on every
-// broker are 1 to 200 of the characters a-z A-Z 0-9 . _ -, and not "." or "..".
+// CheckName reports a mistake in the name of a topic or group; what is the word in the error. Every
+// broker allows 1 to 200 of the characters a-z A-Z 0-9 . _ -, but not "." or "..".
 func CheckName(what, name string) error {
 	bad := name == "" || len(name) > 200 || name == "." || name == ".."
 	for i := 0; i < len(name) && !bad; i++ {

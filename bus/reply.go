@@ -6,15 +6,16 @@ import (
 	"fmt"
 )
 
-// Reply makes a handler that answers requests ([Request]): the result of h is emitted to the topic that the request
-// names, and so is published with h's success. A request that nobody expects an answer to is handled, and its result is
-// dropped.
+// Reply makes a handler that answers requests ([Request]). It emits the result of h to the topic
+// that the request names, so the answer is published with h's success. A request without a reply
+// topic is handled, and its result is dropped.
 //
-// An error that no retry can help (one marked by [Permanent] or [Ignore], a [*ReplyError], a request that cannot be
-// decoded) is the answer: the caller gets its text, what h emitted is dropped, and the request is settled, not poisoned.
-// Other errors are retried by the router's policy while the caller waits; if that gives up, the caller gets no answer.
+// An error that no retry can help is the answer: the caller gets its text, h's emitted messages are
+// dropped, and the request is settled, not poisoned. These are errors marked by [Permanent] or
+// [Ignore], a [*ReplyError], and a request that cannot be decoded. Other errors are retried by the
+// router's policy while the caller waits. If the policy gives up, the caller gets no answer.
 //
-// A request may come twice, as every message; so may its answer, of which the second is dropped.
+// A request may come twice, like every message. So may its answer; the second is dropped.
 func Reply[Req, Resp any](h func(ctx context.Context, req Req) (Resp, error)) Handler {
 	return replier[Req, Resp]{h}
 }
@@ -66,7 +67,8 @@ func (r replier[Req, Resp]) answer(ctx context.Context, m *Message) (resp Resp, 
 	return r.h(ctx, req)
 }
 
-// emitReply emits to an address that somebody else chose: if it is none, no retry makes it one.
+// emitReply emits to the address in the request. An invalid address stays invalid, so it is not
+// retried.
 func emitReply(ctx context.Context, to string, event any, request *Message) error {
 	if err := CheckName("reply topic", to); err != nil {
 		return Permanent(err)
@@ -74,7 +76,7 @@ func emitReply(ctx context.Context, to string, event any, request *Message) erro
 	return Emit(ctx, to, event, WithCause(request))
 }
 
-// refusalOf is what the caller is told about an error that no retry can help; nil for others.
+// refusalOf is the caller's answer about an error that no retry can help; nil for others.
 func refusalOf(err error) *ReplyError {
 	if r, ok := errors.AsType[*ReplyError](err); ok {
 		code := r.Code

@@ -8,40 +8,45 @@ import (
 	"time"
 )
 
-// HeaderReplyTo names the topic that a request's reply is expected on.
+// HeaderReplyTo names the topic for a request's reply.
 const HeaderReplyTo = "replyto"
 
-// HeaderReplyError marks a reply that says why there is no result: its value is the code, the payload the text.
+// HeaderReplyError marks a reply without a result. The header's value is the code, the payload the
+// text.
 const HeaderReplyError = "replyerror"
 
 // DefaultRequestTimeout bounds a [Request] whose context has no deadline.
 const DefaultRequestTimeout = 30 * time.Second
 
-// ReplyError is a reply that refuses a request. A handler may return one to choose the code; wrapped or not, it is
-// final.
+// ReplyError is a reply that refuses a request. A handler may return one to choose the code. It is
+// final, wrapped or not.
 type ReplyError struct {
-	// Code is for programs. The codes of this package are "undecodable" for a request that the handler cannot read, and
-	// "failed" for an error without a code of its own.
+	// Code is for programs. This package uses "undecodable" for a request that the handler cannot
+	// read, and "failed" for an error without a code.
 	Code string
-	// Text is for people: the handler's error, as it is.
+	// Text is for people: the handler's error text, unchanged.
 	Text string
 }
 
 func (e *ReplyError) Error() string { return "refused (" + e.Code + "): " + e.Text }
 
-// Request publishes req to topic and waits for one reply, from a handler made by [Reply], until ctx ends or the bus is
-// closed. Without a deadline in ctx it waits 30 s. A handler that refuses is a [*ReplyError].
+// Request publishes req to topic and waits for one reply, from a handler made by [Reply]. It waits
+// until ctx ends or the bus is closed; without a deadline in ctx it waits 30 s. If the handler
+// refuses, the error is a [*ReplyError]. It is safe for concurrent use.
 //
-// The request is a message like any other: durable, ordered by its key, delivered again after a crash, so that its
-// handler may see it more than once, and still handled when the caller has left. Each group of the topic handles it; the
-// first reply counts. A handler's failure that is retried delays the reply.
+// The request is a message like any other: durable, ordered by its key, and delivered again after a
+// crash. So its handler may see it more than once, and handles it even after the caller has left.
+// Each group of the topic handles it; the first reply counts. A retried failure of the handler
+// delays the reply.
 //
-// The first request of a bus opens its inbox, a topic with one group: on Kafka that takes some seconds. Then it stays
-// open until the bus is closed. Its names are new for each bus, and what a broker has declared for them stays behind when
-// the bus is closed (a topic of Kafka, exchanges and queues of RabbitMQ, a few rows of SQL). A service that makes requests
-// names its inbox by [WithInbox], by its instance say, or the broker has to be swept of names that begin with
-// "replies-". Where topics are not created on first use, as on Kafka without partitions=N, the inbox needs a name and has
-// to exist.
+// The first request of a bus opens its inbox, a topic with one group: on Kafka that takes some
+// seconds. The inbox stays open until the bus is closed. Its names are new for each bus. The
+// broker's declarations for them stay behind (a topic of Kafka, exchanges and queues of RabbitMQ, a
+// few rows of SQL).
+//
+// A service that makes requests should name its inbox by [WithInbox], for example after its
+// instance. Otherwise sweep the broker of names that begin with "replies-". Where topics are not
+// created on first use, as on Kafka without partitions=N, the inbox needs a name and must exist.
 func Request[Resp any](ctx context.Context, b *Bus, topic string, req any, opts ...PublishOption) (Resp, error) {
 	var resp Resp
 	reply, err := b.request(ctx, topic, req, opts)
@@ -57,8 +62,8 @@ func Request[Resp any](ctx context.Context, b *Bus, topic string, req any, opts 
 	return resp, nil
 }
 
-// LateReplies counts replies for which nobody waited: the caller had left, or an earlier reply had come. They are
-// dropped.
+// LateReplies counts replies without a waiting caller: the caller had left, or an earlier reply had
+// come. They are dropped.
 func (b *Bus) LateReplies() uint64 { return b.inbox.late.Load() }
 
 func (b *Bus) request(ctx context.Context, topic string, req any, opts []PublishOption) (*Message, error) {
@@ -105,7 +110,7 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 	}
 }
 
-// arrived is what came for a request; nil if the inbox ended.
+// arrived is the reply to a request; nil if the inbox ended.
 func arrived(r *Message) (*Message, error) {
 	if r == nil {
 		return nil, errInboxLost

@@ -454,7 +454,8 @@ func (s *closingSource) Receive(ctx context.Context, dst []bus.Delivery, maxByte
 	}
 }
 
-// An inbox that the driver has closed is not waited for: who waits is told, and the next request opens another.
+// When the driver closes an inbox, waiting requests fail at once, and the next request opens
+// another.
 func TestInboxThatIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &closing{Driver: driver.Of(bustest.New(t)), lost: make(chan struct{})}

@@ -8,8 +8,8 @@ type (
 	Pinger interface {
 		Ping(ctx context.Context) error
 	}
-	// Lagger tells how many messages of a topic a group has not finished yet. What is parked does not count: it is not in
-	// the topic any more.
+	// Lagger counts the messages of a topic that a group has not finished yet. Parked messages do
+	// not count: they have left the topic.
 	Lagger interface {
 		Lag(ctx context.Context, topic, group string) (int64, error)
 	}

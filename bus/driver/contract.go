@@ -8,17 +8,18 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Driver is the whole contract of a driver: what a bus needs, and the group's poison store.
+// Driver is the whole contract of a driver: the needs of a bus and the group's poison store.
 //
 // All methods are safe for concurrent use. After Close they fail with [bus.ErrClosed].
 type Driver interface {
 	bus.Driver
 
-	// Poison opens the group's store of messages that could not be handled.
+	// Poison opens the group's poison store, which keeps the messages that could not be handled.
 	Poison(ctx context.Context, group string) (PoisonStore, error)
 }
 
-// Of returns the driver of b. A driver without a poison store gets one here whose error wraps [bus.ErrUnsupported].
+// Of returns the driver of b. For a driver without a poison store it returns a wrapper whose Poison
+// fails with an error that wraps [bus.ErrUnsupported].
 func Of(b *bus.Bus) Driver {
 	if d, ok := b.Driver().(Driver); ok {
 		return d
@@ -35,11 +36,12 @@ func (d withoutPoison) Poison(context.Context, string) (PoisonStore, error) {
 // Committer is an optional ability of a [bus.Source] whose Settle returns before settlements are durable.
 type Committer interface {
 	bus.Source
-	// Commit returns when all that was settled before the call is durable. Calls at the same time share the work.
+	// Commit returns once every earlier settlement is durable. It may be called concurrently;
+	// concurrent calls share the work.
 	Commit(ctx context.Context) error
 }
 
-// FailAll is the error of a publish in which each of n messages failed with err.
+// FailAll returns the error of a publish in which each of n messages failed with err.
 func FailAll(n int, err error) *bus.PublishError {
 	return &bus.PublishError{Errs: slices.Repeat([]error{err}, n)}
 }

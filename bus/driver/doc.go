@@ -1,9 +1,9 @@
-// Package driver is the contract between Millrace and a broker. Authors of drivers, routers and tools read it;
-// applications use package bus, and never this one.
+// Package driver is the contract between Millrace and a broker. Authors of drivers, routers and
+// tools read it; applications use package bus, and never this one.
 //
-// A driver implements [Driver] and calls [Register] from init. Package conformance proves that it keeps the contract.
-// What a driver must do is in Driver, [bus.Source] and [bus.LaneObserver]. All else is an optional ability: an interface
-// which the driver, or its sources, implements or does not.
+// A driver implements [Driver] and calls [Register] from init. Package conformance proves that it
+// keeps the contract. Driver, [bus.Source] and [bus.LaneObserver] state a driver's duties. All else
+// is an optional ability: an interface that the driver, or its sources, may implement.
 //
 // # Optional abilities
 //
@@ -17,8 +17,10 @@
 //	[TransactionalSource] source   type assertion     exactly once within the broker               Kafka, SQL
 //	[JoiningSource]       source   type assertion     settling in the handler's own transaction    PostgreSQL, MySQL, SQLite
 //
-// [bus.Capabilities] claim what sources can do, and the router refuses a source that lacks what its driver claims. The claim
-// is not redundant: a driver around another one easily loses a method set, and nothing else would notice.
+// [bus.Capabilities] claim what sources can do. The router refuses a source that lacks what its
+// driver claims: a driver around another driver loses a method set easily, and nothing else would
+// notice.
 //
-// A driver that wraps another one has a method As(target any) bool: [bus.As] asks it for what the wrapper lacks.
+// A driver that wraps another driver has a method As(target any) bool. [bus.As] asks it for
+// abilities that the wrapper lacks.
 package driver

@@ -9,12 +9,13 @@ import (
 
 const transient = "delivery:"
 
-// TransientID returns an id for a message that its publisher gave none, where a broker has no positions that last. It names this
-// delivery: when the message is delivered again, it has another. For drivers; where positions last, they make a better id.
+// TransientID returns an id for a message whose publisher gave none, on a broker without lasting
+// positions. The id names this delivery: when the message is delivered again, it has another id.
+// Drivers call it. Where positions last, they make a better id.
 func TransientID(topic string, t bus.Token) string {
 	return fmt.Sprintf(transient+"%s/%d/%x-%d", topic, t.Lane, t.Epoch, t.Position)
 }
 
-// IsTransientID says whether an id was made by [TransientID]: nothing that remembers ids can tell by it that the message was there
-// before.
+// IsTransientID reports whether [TransientID] made an id. Such an id changes with each delivery, so
+// it cannot identify a repeat.
 func IsTransientID(id string) bool { return strings.HasPrefix(id, transient) }

@@ -23,16 +23,16 @@ type Joiner struct {
 // NewJoiner makes the joiner of a call from the function that settles its messages. Routers call it.
 func NewJoiner(settle JoinFunc) *Joiner { return &Joiner{settle: settle} }
 
-// JoinerFrom returns the joiner of the call whose context is ctx, for handlers that are [Joining]. It is nil if no router
-// made the call, or if the handler is not Joining.
+// JoinerFrom returns the joiner of the call whose context is ctx, for [Joining] handlers. It is nil
+// if no router made the call, or if the handler is not Joining.
 func JoinerFrom(ctx context.Context) *Joiner {
 	j, _ := bus.Engine(only.Module{}).Joiner(ctx).(*Joiner)
 	return j
 }
 
-// Settle settles messages of the call in tx, which is a transaction in the bus's database, and publishes outputs with them. What it
-// says of its arguments and results is said at [JoiningSource]. After end has returned nil, the router does not settle the
-// messages any more, whatever becomes of the call.
+// Settle settles messages of the call in tx, a transaction in the bus's database, and publishes
+// outputs with them. [JoiningSource] explains its arguments and results. After end has returned
+// nil, the router does not settle the messages again, however the call ends.
 func (j *Joiner) Settle(ctx context.Context, tx Execer, done []*bus.Message, outputs []Output) (end func(err error) error, err error) {
 	settled, err := j.settle(ctx, tx, done, outputs)
 	return func(err error) error {
@@ -45,7 +45,8 @@ func (j *Joiner) Settle(ctx context.Context, tx Execer, done []*bus.Message, out
 	}, err
 }
 
-// Settled says whether a message of the call is settled already: then middleware has called its handler again.
+// Settled reports whether a message of the call is settled already. This happens when middleware
+// calls the handler again.
 func (j *Joiner) Settled(m *bus.Message) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()

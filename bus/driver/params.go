@@ -14,11 +14,13 @@ import (
 	"github.com/millrace-go/millrace/internal/redact"
 )
 
-// Opener opens a driver for a parsed URL. It reads its parameters from p and returns p.Err() if that is not nil. It waits
-// within ctx until the broker has answered once, so that a wrong address is an error at the start.
+// Opener opens a driver for a parsed URL. It reads its parameters from p and returns p.Err() if
+// that is not nil. It waits within ctx until the broker has answered once, so that a wrong address
+// is an error at the start.
 type Opener func(ctx context.Context, p *Params) (Driver, error)
 
-// Register makes a driver known under a URL scheme, as [bus.RegisterDriver] does. open is given the URL's parameters.
+// Register makes a driver known under a URL scheme, as [bus.RegisterDriver] does. open receives the
+// URL's parameters. Call it from init.
 func Register(scheme string, open Opener) {
 	bus.RegisterDriver(scheme, func(ctx context.Context, rawURL string) (bus.Driver, error) {
 		p, err := ParseParams(rawURL)
@@ -29,9 +31,9 @@ func Register(scheme string, open Opener) {
 	})
 }
 
-// Params reads a driver's URL. Each method takes one parameter of the query, or its default; mistakes are collected
-// and all reported by [Params.Err], which a driver calls last: it also reports parameters that nobody asked for.
-// Not safe for concurrent use.
+// Params reads a driver's URL. Each method reads one parameter of the query, or returns its
+// default. Params collects mistakes, and [Params.Err] reports them all. A driver calls Err last: it
+// also reports parameters that no method has read. Params is not safe for concurrent use.
 type Params struct {
 	url   *url.URL
 	query url.Values
@@ -55,10 +57,10 @@ func ParseParams(rawURL string) (*Params, error) {
 // URL returns the URL itself: host, path, user. Its String holds the password; print [Params.String] instead.
 func (p *Params) URL() *url.URL { return p.url }
 
-// String prints the URL redacted.
+// String returns the URL with its password redacted.
 func (p *Params) String() string { return redact.URL(p.url) }
 
-// Fail reports a mistake in the URL outside of the query, such as a missing host.
+// Fail records a mistake in the URL outside of the query, such as a missing host.
 func (p *Params) Fail(format string, args ...any) {
 	p.errs = append(p.errs, fmt.Errorf(format, args...))
 }
@@ -75,7 +77,7 @@ func (p *Params) value(name string) (string, bool) {
 	return vs[0], true
 }
 
-// Text is a parameter that may have any value.
+// Text returns the parameter name, which may have any value, or def.
 func (p *Params) Text(name, def string) string {
 	if v, ok := p.value(name); ok {
 		return v
@@ -83,7 +85,8 @@ func (p *Params) Text(name, def string) string {
 	return def
 }
 
-// Duration is a parameter such as 250ms or 1m30s, between lo and hi.
+// Duration returns the parameter name, such as 250ms or 1m30s, or def. It must be between lo and
+// hi.
 func (p *Params) Duration(name string, def, lo, hi time.Duration) time.Duration {
 	v, ok := p.value(name)
 	if !ok {
@@ -97,7 +100,7 @@ func (p *Params) Duration(name string, def, lo, hi time.Duration) time.Duration 
 	return d
 }
 
-// Int is a whole number between lo and hi.
+// Int returns the parameter name, a whole number between lo and hi, or def.
 func (p *Params) Int(name string, def, lo, hi int) int {
 	v, ok := p.value(name)
 	if !ok {
@@ -111,12 +114,13 @@ func (p *Params) Int(name string, def, lo, hi int) int {
 	return n
 }
 
-// Bool is true or false.
+// Bool returns the parameter name, true or false, or def.
 func (p *Params) Bool(name string, def bool) bool {
 	return p.Enum(name, strconv.FormatBool(def), strconv.FormatBool(!def)) == "true"
 }
 
-// Enum is one of the allowed values, of which the first is the default.
+// Enum returns the parameter name, which must be one of the allowed values. The first allowed value
+// is the default.
 func (p *Params) Enum(name string, allowed ...string) string {
 	v, ok := p.value(name)
 	if !ok {
@@ -129,7 +133,8 @@ func (p *Params) Enum(name string, allowed ...string) string {
 	return v
 }
 
-// Err returns all mistakes at once: those of the calls before, and parameters that were not asked for.
+// Err returns all mistakes at once: those of earlier calls, and the parameters that no call has
+// read.
 func (p *Params) Err() error {
 	slices.Sort(p.known)
 	known := slices.Compact(p.known)

@@ -8,72 +8,87 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TransactionalSource is a [bus.Source] that can settle messages and publish what came of them in one transaction: readers
-// see all of it or nothing, and after a crash it has happened once or not at all. A driver that has it says so with
-// [bus.Capabilities.Transactions], and is asked for it with [bus.Subscription.Transactional]; then Park is a transaction, too.
+// TransactionalSource is a [bus.Source] that can settle messages and publish their outputs in one
+// transaction. Readers see all of it or nothing; after a crash it has happened once or not at all.
+// Its driver sets [bus.Capabilities.Transactions]; a router asks for it with
+// [bus.Subscription.Transactional]. Then Park is a transaction, too.
 type TransactionalSource interface {
 	bus.Source
 
-	// SettleWith settles deliveries, and publishes the outputs of each in their order, to topics of the same bus. It has one caller at a
-	// time. An error made by [bus.Each] is the outcome by settlement: nil is done; one that wraps ErrStale is of an ownership
-	// that ended, and its outputs are not published; for any other, its outputs are refused, and nothing of it was done. After
-	// any other error none is done, and the router calls again.
+	// SettleWith settles deliveries, and publishes the outputs of each in their order, to topics of
+	// the same bus. It has one caller at a time. An error made by [bus.Each] gives the outcome of
+	// each settlement:
+	//
+	//   - nil: it is done.
+	//   - wraps ErrStale: the ownership has ended; the outputs are not published.
+	//   - any other: the broker refused its outputs; no part of this settlement took effect.
+	//
+	// After any other error no settlement took effect, and the router calls again.
 	SettleWith(ctx context.Context, ss []Settlement) error
 }
 
-// Settlement is a delivery that is done, and what came of it.
+// Settlement is a delivery that is done, and its outputs.
 type Settlement struct {
 	Token   bus.Token
 	Outputs []Output
 }
 
-// Output is a message to be published.
+// Output is a message to publish.
 type Output struct {
 	Topic   string
 	Message *bus.Message
 }
 
-// Execer is a transaction of a database, begun by whoever ends it: *sql.Tx, and whatever else wraps database/sql. For pgx.Tx
-// there is package outbox/pgxoutbox.
+// Execer is a database transaction; the code that began it also ends it. *sql.Tx and wrappers of
+// database/sql implement it. For pgx.Tx use package outbox/pgxoutbox.
 type Execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// JoiningSource is a [TransactionalSource] of a driver that is a [TransactionHost]: settlements can be a part of a
-// transaction that somebody else has begun in the driver's database, and will end.
+// JoiningSource is a [TransactionalSource] of a driver that is a [TransactionHost]. It can settle
+// within a transaction in the driver's database that the caller has begun and will end.
 type JoiningSource interface {
 	TransactionalSource
 
-	// SettleIn settles deliveries in tx, and publishes outputs in their order. It must be the last that is done in tx
-	// before its end, because from here on others wait for that. It may be called concurrently.
+	// SettleIn settles deliveries in tx, and publishes outputs in their order. Call it last, right
+	// before tx ends: from here on other writers wait. It may be called concurrently.
 	//
-	// After an error tx must be rolled back. One made by [bus.Each] is by token, and wraps ErrStale for each that cannot be
-	// settled: its ownership has ended, or it is settled already, or parked since. It wraps ErrNotFound, too, for a message that was
-	// withdrawn from where it was parked.
+	// After an error the caller must roll tx back. An error made by [bus.Each] is by token. It
+	// wraps ErrStale for each message that cannot be settled: its ownership has ended, or it is
+	// settled or parked since. It wraps ErrNotFound, too, for a message that was withdrawn from
+	// parking.
 	//
-	// end is never nil. It must be called once tx has ended: with nil if it was committed, and with the error of the
-	// commit, or that of SettleIn, otherwise. It returns what became of the settlement. nil is done, also where the
-	// commit's answer was lost and it turned out to have happened. ErrAgain: not done, and what was in the way is not any more: the
-	// whole transaction should be run again. Any other error: not done, or of an ownership that has ended.
+	// end is never nil. Call it once tx has ended: with nil after a commit, otherwise with the
+	// error of the commit or of SettleIn. It returns the outcome of the settlement:
+	//
+	//   - nil: it is done. It is also nil where the commit's answer was lost and the commit had
+	//     happened.
+	//   - ErrAgain: it did not take effect and the obstacle is gone; run the whole transaction
+	//     again.
+	//   - any other error: it did not take effect, or its ownership has ended.
 	SettleIn(ctx context.Context, tx Execer, tokens []bus.Token, outputs []Output) (end func(err error) error, err error)
 }
 
-// ErrAgain is wrapped where a transaction should be run again at once, because what was in its way is not any more.
+// ErrAgain is wrapped where the obstacle to a transaction is gone: run the transaction again at
+// once.
 var ErrAgain = errors.New("run the transaction again")
 
-// TransactionHost is an optional ability of a driver, found with [bus.As]: its messages are in a database where handlers can
-// have transactions of their own, and its sources are [JoiningSource].
+// TransactionHost is an optional ability of a driver, found with [bus.As]. The driver keeps its
+// messages in a database where handlers can have transactions of their own. Its sources are
+// [JoiningSource].
 type TransactionHost interface {
-	// CheckTransaction returns an error if tx is not a transaction in the driver's database, or not one that a settlement
-	// can be a part of. It may change something: tx is to be rolled back.
+	// CheckTransaction returns an error if tx is not a transaction in the driver's database, or if
+	// a settlement cannot join it. It may change rows: roll tx back afterwards.
 	CheckTransaction(ctx context.Context, tx Execer) error
 }
 
-// Joining is an optional part of a [bus.Handler] that settles its messages in its own transaction, by [Joiner]. A router refuses it
-// where the bus is not in a database, and calls CheckJoining before it subscribes.
+// Joining is an optional part of a [bus.Handler] that settles its messages in its own transaction,
+// by [Joiner]. A router calls CheckJoining before it subscribes. It refuses the handler where the
+// bus is not in a database.
 type Joining interface {
 	bus.Handler
-	// CheckJoining begins a transaction as the handler does, and returns what host says of it. An error of the host is final;
-	// others are those of beginning, and the router calls again unless they are not retryable.
+	// CheckJoining begins a transaction as the handler does, and returns host's verdict on it. An
+	// error of the host is final. Errors of beginning are not: the router calls again if they are
+	// retryable.
 	CheckJoining(ctx context.Context, host TransactionHost) error
 }
