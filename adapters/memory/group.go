@@ -21,12 +21,12 @@ type group struct {
 type groupLane struct {
 	window *window.Window
 	read   int64   // the next position to deliver
-	owner  *source // nil: nobody, or on the way
+	owner  *source // nil: no owner yet, or the lane is on the way
 	epoch  uint64
 	parked parkedMessages
 }
 
-// revokeTimeout bounds how long a member that lives may take to hand a lane over.
+// revokeTimeout bounds the time in which a live member must hand a lane over.
 const revokeTimeout = 30 * time.Second
 
 // join makes src a member; lanes come to it at once, or when others have handed them over.
@@ -54,7 +54,7 @@ func (t *topic) join(src *source, s bus.Subscription) {
 	t.spread(g)
 }
 
-// leave takes src out, and gives what it has not settled to the others.
+// leave takes src out, and gives its unsettled messages to the others.
 func (t *topic) leave(src *source) {
 	g := src.group
 	if i := slices.Index(g.members, src); i >= 0 {
@@ -68,9 +68,9 @@ func (t *topic) leave(src *source) {
 	t.spread(g)
 }
 
-// free ends an ownership: what is not settled will be read again.
+// free ends an ownership: unsettled messages will be read again.
 func (l *groupLane) free() {
-	// Encoding without a limit keeps all that is finished beyond the position.
+	// Encoding without a limit keeps all finished messages beyond the position.
 	l.window, _ = window.Restore(l.window.Position(), l.window.Encode(nil, 1<<30))
 	l.read = l.window.Position()
 	l.owner = nil
@@ -85,7 +85,7 @@ func (t *topic) spread(g *group) {
 	if len(take) == 0 && len(give) == 0 {
 		return
 	}
-	if len(give) == 0 { // nobody has to be asked, so there is nothing to wait for
+	if len(give) == 0 { // no member has to give a lane, so there is nothing to wait for
 		t.assign(g, take)
 		return
 	}
@@ -110,7 +110,7 @@ func (t *topic) spread(g *group) {
 	}()
 }
 
-// plan says which lanes members have to give, and which free ones go to whom.
+// plan says which lanes members must give, and which members take free ones.
 func (g *group) plan() (give, take map[*source][]bus.Lane) {
 	give, take = map[*source][]bus.Lane{}, map[*source][]bus.Lane{}
 	if len(g.members) == 0 {
@@ -144,7 +144,7 @@ func (t *topic) assign(g *group, take map[*source][]bus.Lane) {
 	}
 }
 
-// lag counts what a group has not finished.
+// lag counts the messages that a group has not finished.
 func (t *topic) lag(name string) (int64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

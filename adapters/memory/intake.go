@@ -6,29 +6,29 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// intake is where publishers leave messages, under a lock that consumers hold for a moment only. The topic says how many it may take;
-// its lock may be held when that of the intake is taken, and not the other way round.
+// intake is where publishers leave messages, under a lock that consumers hold only for a moment.
+// The topic sets its room. Lock order: the topic's lock first, then the intake's.
 type intake struct {
 	mu       sync.Mutex
 	entries  []entry
 	held     int // bytes of the entries
-	messages int // that may come before the topic has to be asked
+	messages int // messages that fit before the topic must be asked
 	bytes    int
 	asleep   bool // consumers wait for messages
 
-	spare []entry // of the topic, which has its lock
+	spare []entry // of the topic, guarded by the topic's lock
 }
 
-// intakeRun is how many messages publishers leave at most before one of them takes all into the topic: the memory that holds them stays in
-// the processor's cache.
+// intakeRun bounds the messages that publishers leave before one of them takes all into the topic.
+// So the memory that holds them stays in the processor's cache.
 const intakeRun = 1024
 
-// add takes as many messages as there is room for. wake says that consumers are to be woken.
+// add takes as many messages as fit. wake tells the caller to wake consumers.
 func (in *intake) add(closed <-chan struct{}, msgs []*bus.Message) (n int, wake bool, err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	select {
-	case <-closed: // checked under the lock: what came before is there, and nothing comes after
+	case <-closed: // checked under the lock: earlier messages are in, later ones are refused
 		return 0, false, bus.ErrClosed
 	default:
 	}
@@ -49,7 +49,7 @@ func (in *intake) add(closed <-chan struct{}, msgs []*bus.Message) (n int, wake 
 	return n, wake, nil
 }
 
-// take takes all that is there. The caller gives it back when it has what it needs.
+// take takes all messages. The caller returns the slice after use.
 func (in *intake) take() []entry {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -63,8 +63,8 @@ func (in *intake) giveBack(entries []entry) {
 	in.spare = entries[:0]
 }
 
-// allow says for how many messages and bytes the topic has room, with those that are here. It returns whether that is enough for one more of
-// the size, and whether some are here.
+// allow sets the topic's room in messages and bytes, including the messages that are here. enough:
+// one more message of the size fits. some: messages are here.
 func (in *intake) allow(messages, bytes, size int) (enough, some bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -72,7 +72,7 @@ func (in *intake) allow(messages, bytes, size int) (enough, some bool) {
 	return in.messages > 0 && in.bytes >= size, len(in.entries) > 0
 }
 
-// sleep has publishers wake consumers, unless there is something.
+// sleep makes publishers wake consumers, unless messages are here.
 func (in *intake) sleep() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -1,12 +1,13 @@
-// Package memory is a bus inside one process: bounded, ordered by key, with groups and replay for groups that come
-// late. It is the default for tests and for services whose parts talk to each other in one process.
+// Package memory is a bus inside one process: bounded, ordered by key, with groups, and with replay
+// for late groups. It is the default for tests, and for services whose parts talk to each other in
+// one process.
 //
 // # URLs
 //
 //	memory:                     a bus of its own for each Open
-//	memory:NAME                 one bus for all that open this name in the process, until the last of them closes
+//	memory:NAME                 one bus for every Open of this name in the process, until the last Close
 //
-// Parameters, of which those of a shared bus's first Open hold:
+// Parameters; for a shared bus the first Open sets them:
 //
 //	capacity=100000             messages that a topic holds until all its groups have settled them (1 to 100,000,000)
 //	bytes=268435456             the same in bytes (1 KiB to 1 TiB)
@@ -14,14 +15,16 @@
 //
 // # Delivery semantics
 //
-// Published means: stored in memory; everything is gone with the process. A topic that is full makes publishers wait,
-// within their context, for the slowest group. A topic without any group keeps its newest messages, up to capacity,
-// and forgets older ones. Equal keys are handled in publish order, also across the members of a group. A message is
-// delivered again only if its group's member left without settling it. StartAt goes by the messages' Time.
+// Published means: stored in memory; everything is gone with the process. When a topic is full,
+// publishers wait, within their context, for the slowest group. A topic without any group keeps its
+// newest messages, up to capacity, and forgets older ones. Equal keys are handled in publish order,
+// also across the members of a group. A message is delivered again only if its group's member left
+// without settling it. StartAt compares the messages' Time.
 //
 // # Topology
 //
-// A topic has 16 lanes, spread evenly over a group's members. Topics and groups come into being when they are named.
+// A topic has 16 lanes, spread evenly over a group's members. The first use of a name makes the
+// topic or group.
 //
 // # Native client
 //
@@ -41,16 +44,17 @@ import (
 
 func init() { driver.Register("memory", fromURL) }
 
-// Config configures a memory bus. A field that is zero has its default.
+// Config configures a memory bus. A zero field takes its default.
 type Config struct {
-	// Name shares one bus between all that open the same name; "" is a bus of its own.
+	// Name shares one bus between all Opens of the name. "" opens a bus of its own.
 	Name string
 	// Capacity bounds the messages that a topic holds. Defaults to 100,000.
 	Capacity int
-	// Bytes bounds them by [bus.Message.Size]. Defaults to 256 MiB.
+	// Bytes bounds the sum of a topic's [bus.Message.Size], in bytes. Defaults to 256 MiB.
 	Bytes int
-	// Retain is how many settled messages a topic keeps for groups that come late, as long as they leave room for a sixteenth of
-	// Capacity. Defaults to 10,000, and to Capacity if that is less; -1 is none.
+	// Retain bounds the settled messages that a topic keeps for late groups, as long as they leave
+	// room for a sixteenth of Capacity. Defaults to 10,000, or to Capacity if that is less; -1
+	// keeps none.
 	Retain int
 }
 
@@ -81,7 +85,7 @@ func fromURL(_ context.Context, p *driver.Params) (driver.Driver, error) {
 	return open(c)
 }
 
-// Open opens a memory bus.
+// Open opens a memory bus. It fails with [bus.ErrInvalid] if c is out of bounds.
 func Open(c Config, opts ...bus.Option) (*bus.Bus, error) {
 	d, err := open(c)
 	if err != nil {
@@ -109,7 +113,7 @@ func open(c Config) (*busDriver, error) {
 	return &busDriver{store: shared.open(c), sources: map[*source]struct{}{}, closed: make(chan struct{})}, nil
 }
 
-// shared are the stores that have a name.
+// shared holds the named stores.
 var shared = stores{byName: map[string]*store{}}
 
 type stores struct {
@@ -143,15 +147,15 @@ func (s *stores) close(st *store) {
 	}
 }
 
-// store is everything that a bus holds.
+// store holds everything in a bus.
 type store struct {
 	config Config
 	users  int // guarded by stores.mu
 
-	// topics is replaced, and never changed, so that publishing needs no lock to find its topic.
+	// topics is replaced and never changed, so that publishing finds its topic without a lock.
 	topics atomic.Pointer[map[string]*topic]
 
-	mu     sync.Mutex // of what follows, and of replacing topics
+	mu     sync.Mutex // guards the fields below, and replacing topics
 	poison map[string]*poisonStore
 }
 

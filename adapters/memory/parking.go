@@ -9,10 +9,11 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// parkedMessages are those of one lane of a group, by position. Guarded by the topic's lock.
+// parkedMessages holds a group's parked messages of one lane, by position. The topic's lock guards
+// it.
 type parkedMessages struct {
 	byPosition map[int64]driver.Parking
-	last       int64 // the last position that was given out
+	last       int64 // the last position in use
 }
 
 // put stores p at its place, or behind all others.
@@ -30,7 +31,7 @@ func (m *parkedMessages) put(p *driver.Parking, lane int32, epoch uint64) {
 	m.byPosition[p.Position] = stored
 }
 
-// all returns what the owner of the lane has to know, in order.
+// all returns the parked messages for the lane's owner, in order.
 func (m *parkedMessages) all(epoch uint64) []driver.Parked {
 	ps := make([]driver.Parked, 0, len(m.byPosition))
 	for _, p := range m.byPosition {
@@ -129,7 +130,7 @@ func (d *busDriver) Inject(_ context.Context, topic, group string, ps []driver.P
 		change := driver.Parked{Token: p.Token}
 		if p.Token.Parked {
 			if old, ok := l.parked.byPosition[p.Position]; !ok || old.ID != p.Message.ID {
-				continue // it is gone, or another one has its place
+				continue // it is gone, or another message has its place
 			}
 		}
 		if p.Withdraw {

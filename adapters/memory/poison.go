@@ -10,7 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// poisonStore keeps the entries of one group, in the order in which they first came.
+// poisonStore keeps the entries of one group, in the order of their first Put.
 type poisonStore struct {
 	mu    sync.Mutex
 	order list.List // of driver.PoisonEntry

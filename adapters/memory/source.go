@@ -8,7 +8,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// source is one member of a group on one topic. Its fields are guarded by the topic's lock.
+// source is one member of a group on one topic. The topic's lock guards its fields.
 type source struct {
 	driver   *busDriver
 	topic    *topic
@@ -19,10 +19,11 @@ type source struct {
 	turn   int // the lane to look at first
 	closed bool
 
-	slab []bus.Message // for those to be received; of Receive alone
+	slab []bus.Message // for the next messages; only Receive uses it
 }
 
-// run is how many messages are taken under one lock, so that publishers wait for a moment only, and how many are allocated at once.
+// run bounds the messages taken under one lock, so that publishers wait only for a moment. It is
+// also the number of messages allocated at once.
 const run = 64
 
 // Receive implements bus.Source.
@@ -79,8 +80,9 @@ func (s *source) await(ctx context.Context, dst []bus.Delivery, maxBytes int) (i
 	}
 }
 
-// take fills dst from the lanes that the source owns, beginning with another one each time, until the slab is used up. It returns
-// how many messages and bytes it took, and whether there may be more to take. Only the first may be larger than maxBytes.
+// take fills dst from the source's lanes until the slab is used up, and begins with another lane
+// each time. It returns the number and bytes of the messages, and whether there may be more. Only
+// the first message may be larger than maxBytes.
 func (s *source) take(dst []bus.Delivery, first bool, maxBytes int) (n int, more bool, bytes int) {
 	if s.closed {
 		return 0, false, 0

@@ -10,7 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// lanes is the number of lanes of a topic: how many members of a group can share it.
+// lanes is the number of lanes of a topic, and of members of a group that can share it.
 const lanes = 16
 
 // topic is a log in lanes. Its lock guards the groups too.
@@ -38,7 +38,7 @@ func newTopic(name string, c Config) *topic {
 	return t
 }
 
-// append stores messages, and returns how many before it had to give up.
+// append stores messages. It returns the number stored before it gave up.
 func (t *topic) append(ctx context.Context, closed <-chan struct{}, msgs []*bus.Message) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -61,7 +61,8 @@ func (t *topic) append(ctx context.Context, closed <-chan struct{}, msgs []*bus.
 	}
 }
 
-// admit takes what has come in into the lanes. Called with the lock held, by all who look at the lanes.
+// admit moves messages from the intake into the lanes. Call it with the lock held before reading
+// the lanes.
 func (t *topic) admit() {
 	entries := t.intake.take()
 	for i := range entries {
@@ -83,8 +84,8 @@ func (t *topic) laneOf(m *bus.Message) uint64 {
 	return maphash.String(t.seed, m.Key) % lanes
 }
 
-// makeRoom lets the intake take more, of which one has the size. Consumers are woken first if it has to wait: they may have to make the
-// room.
+// makeRoom lets the intake take more messages; one of them has the size. Before it waits it wakes
+// consumers: they may have to make the room.
 func (t *topic) makeRoom(ctx context.Context, closed <-chan struct{}, size int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -125,7 +126,7 @@ func (t *topic) makeRoom(ctx context.Context, closed <-chan struct{}, size int) 
 	}
 }
 
-// offer lets the intake take what there is room for, and says whether that is enough for a message of the size.
+// offer gives the intake the topic's room, and reports whether a message of the size fits.
 func (t *topic) offer(size int) bool {
 	for {
 		t.admit()
@@ -135,14 +136,15 @@ func (t *topic) offer(size int) bool {
 			bytes = max(bytes, size)
 		}
 		enough, some := t.intake.allow(t.config.Capacity-t.stored, bytes, size)
-		if enough || !some { // else others have used the room meanwhile: to make more, what they left must be in the lanes
+		if enough || !some { // else others have used the room: admit their messages to make more
 			return enough
 		}
 	}
 }
 
-// evict forgets messages that every group has settled, the oldest first, down to what is to be retained; but it makes room for
-// one sixteenth of the capacity if it can. With no group it makes no more than that.
+// evict forgets messages that every group has settled, oldest first, down to the number to retain.
+// If it can, it makes room for one sixteenth of the capacity; without a group it makes no more than
+// that.
 func (t *topic) evict() {
 	most := t.config.Capacity - 1 - t.config.Capacity/16
 	keep, keepBytes := min(t.config.Retain, most), t.config.Bytes/2
@@ -176,7 +178,7 @@ func (t *topic) wakeSources() {
 // log is one lane: a ring of messages that grows as needed.
 type log struct {
 	ring       []entry
-	base, next int64 // positions of the oldest message and of the one to come
+	base, next int64 // positions of the oldest and of the next message
 }
 
 type entry struct {
@@ -213,7 +215,7 @@ func (l *log) pop() (size int) {
 	return size
 }
 
-// since is the position of the first message whose time is t or later.
+// since is the position of the first message with a time of t or later.
 func (l *log) since(t time.Time) int64 {
 	for pos := l.base; pos < l.next; pos++ {
 		if !l.at(pos).msg.Time.Before(t) {
