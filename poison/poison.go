@@ -1,8 +1,8 @@
-// Package poison looks into poison queues: it lists, groups and counts what a group could not handle, and replays,
-// edits or drops it, on any driver and without disturbing what it looks at.
+// Package poison reads poison queues, the dead letters of a group, on any driver. It lists, groups
+// and counts entries without disturbing them, and it replays, edits or drops them.
 //
-// A replayed message goes to the handler that refused it and to no other group. It keeps its id, and goes through the
-// topic's lane of its key, in the order in which the entries were poisoned.
+// A replayed message goes to the handler that refused it and to no other group. It keeps its id. It
+// goes through the topic's lane of its key, in the order in which the entries were poisoned.
 package poison
 
 import (
@@ -23,7 +23,8 @@ type Queue struct {
 	store driver.PoisonStore
 }
 
-// Open opens the poison queue of a group. A group that has never poisoned anything has an empty one.
+// Open opens the poison queue of a group. A group that has never poisoned a message has an empty
+// queue.
 func Open(ctx context.Context, b *bus.Bus, group string) (*Queue, error) {
 	if err := bus.CheckName("group", group); err != nil {
 		return nil, fmt.Errorf("poison: %w", err)
@@ -35,20 +36,20 @@ func Open(ctx context.Context, b *bus.Bus, group string) (*Queue, error) {
 	return &Queue{b, group, store}, nil
 }
 
-// Filter chooses entries; those that match all of its fields. A field that is zero matches all.
+// Filter chooses entries that match all of its fields. A zero field matches every entry.
 type Filter struct {
-	// IDs are entry ids, or ids of messages.
+	// IDs are ids of entries or of messages.
 	IDs []string
 	// Topic, Handler, Class and Key match exactly.
 	Topic, Handler, Class, Key string
-	// Text is a part of the error's text, in any case.
+	// Text is a part of the error's text. Upper and lower case are equal.
 	Text string
-	// Since and Until bound the time at which the message was poisoned: from Since on, and before Until.
+	// Since and Until bound the time of poisoning: from Since on, and before Until.
 	Since, Until time.Time
-	// After is the id of an entry: those that come behind it in the queue. With Limit it makes pages. If that entry is not
-	// there any more, nothing matches.
+	// After is the id of an entry: only entries behind it in the queue match. With Limit it makes
+	// pages. If that entry is gone, nothing matches.
 	After string
-	// Limit is how many match at most; 0 is no limit.
+	// Limit bounds the number of entries that match; 0 is no limit.
 	Limit int
 }
 
@@ -72,7 +73,7 @@ func (f *Filter) matchesID(e *driver.PoisonEntry) bool {
 	return len(f.IDs) == 0
 }
 
-// List yields the entries that match, oldest first. It ends after the first error.
+// List yields the matching entries, oldest first. It ends after the first error.
 func (q *Queue) List(ctx context.Context, f Filter) iter.Seq2[driver.PoisonEntry, error] {
 	return func(yield func(driver.PoisonEntry, error) bool) {
 		n, behind := 0, f.After == ""
@@ -95,7 +96,8 @@ func (q *Queue) List(ctx context.Context, f Filter) iter.Seq2[driver.PoisonEntry
 	}
 }
 
-// Get returns the entry with the id, its own or the message's. The error wraps bus.ErrNotFound if there is none.
+// Get returns the entry with this id of its own or of its message. The error wraps bus.ErrNotFound
+// if there is none.
 func (q *Queue) Get(ctx context.Context, id string) (driver.PoisonEntry, error) {
 	for e, err := range q.List(ctx, Filter{IDs: []string{id}, Limit: 1}) {
 		return e, err
@@ -103,7 +105,7 @@ func (q *Queue) Get(ctx context.Context, id string) (driver.PoisonEntry, error) 
 	return driver.PoisonEntry{}, fmt.Errorf("poison queue of group %q: entry %q: %w", q.group, id, bus.ErrNotFound)
 }
 
-// Count counts the entries that match.
+// Count counts the matching entries.
 func (q *Queue) Count(ctx context.Context, f Filter) (int, error) {
 	n := 0
 	for _, err := range q.List(ctx, f) {
@@ -115,19 +117,19 @@ func (q *Queue) Count(ctx context.Context, f Filter) (int, error) {
 	return n, nil
 }
 
-// Group is what entries of one handler and class have in common.
+// Group sums up the entries of one handler and class. It is not a consumer group.
 type Group struct {
 	Handler string `json:"handler"`
 	Class   string `json:"class"`
 	Count   int    `json:"count"`
-	// First and Last are when the oldest and the newest was poisoned.
+	// First and Last are the times at which the oldest and the newest entry was poisoned.
 	First time.Time `json:"first"`
 	Last  time.Time `json:"last"`
-	// Text is the error of the newest.
+	// Text is the newest entry's error text.
 	Text string `json:"text"`
 }
 
-// Groups groups the entries that match by handler and class, in the order of their oldest entry.
+// Groups groups the matching entries by handler and class, in the order of their oldest entry.
 func (q *Queue) Groups(ctx context.Context, f Filter) ([]Group, error) {
 	var groups []Group
 	at := map[[2]string]int{}
@@ -149,8 +151,9 @@ func (q *Queue) Groups(ctx context.Context, f Filter) ([]Group, error) {
 	return groups, nil
 }
 
-// Edit changes the message of an entry before it is replayed. Its id and its key stay: by them it finds its place. An entry that somebody else
-// replays or drops at the same moment may be there again, as edited: stores do not compare before they replace.
+// Edit changes the message of an entry before its replay. change must keep the id and the key,
+// which give the message its place. If another caller replays or drops the entry at the same
+// moment, the edited entry may appear again: stores do not compare before they replace.
 func (q *Queue) Edit(ctx context.Context, id string, change func(*bus.Message)) error {
 	e, err := q.Get(ctx, id)
 	if err != nil {

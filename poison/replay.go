@@ -10,32 +10,35 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Options are for Replay and Drop.
+// Options configure Replay and Drop.
 type Options struct {
-	// DryRun only counts.
+	// DryRun only counts the matching entries.
 	DryRun bool
-	// Expect is how many entries are meant to match; if more or fewer do, nothing is done. nil is any number.
+	// Expect is the expected number of matching entries. If the number differs, nothing is done.
+	// nil allows any number.
 	Expect *int
-	// Progress is called now and then with how many entries are done and how many there are.
+	// Progress is called now and then with the number of finished entries and of all entries.
 	Progress func(done, total int)
 }
 
-// Result is what Replay or Drop did.
+// Result is the outcome of Replay or Drop.
 type Result struct {
-	// Matched entries, of which Done were replayed or dropped. The others are still there.
+	// Matched counts the matching entries, Done those replayed or dropped. The others remain
+	// stored.
 	Matched int `json:"matched"`
 	Done    int `json:"done"`
 }
 
-// chunk is how many entries are replayed or dropped at once; what an interruption may repeat.
+// chunk is the number of entries replayed or dropped at once. An interruption may repeat a chunk.
 const chunk = 100
 
-// Replay gives the entries that match, oldest first, back to the handlers that refused them. An entry is removed when its message is safe with the
-// group; if that is interrupted in between, a message may be replayed twice, with the same id, but none is lost.
-// Attempts begin at 1 again; [bus.Failure].Replays counts.
+// Replay gives the matching entries, oldest first, back to the handlers that refused them. An entry
+// is removed once its message is safe with the group. After an interruption in between, a message
+// may be replayed twice, with the same id, but none is lost. Attempts begin at 1 again;
+// [bus.Failure].Replays counts.
 //
-// It fails with bus.ErrUnsupported on a broker that cannot park messages. Entries of class [driver.Unreadable] are left out: all others are
-// replayed, then it fails with bus.ErrInvalid.
+// Replay fails with bus.ErrUnsupported on a broker that cannot park messages. It leaves out entries
+// of class [driver.Unreadable]: it replays all others, then fails with bus.ErrInvalid.
 func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error) {
 	injector, ok := bus.As[driver.Injector](q.bus)
 	if !ok {
@@ -50,7 +53,8 @@ func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error)
 	})
 }
 
-// replayed is an entry as it is given back: at its old place, if its key waits there, else as something new.
+// replayed is an entry's message to park: at its old place if its key waits there, else as a new
+// message.
 func replayed(e *driver.PoisonEntry) driver.Parking {
 	p := driver.Parking{Free: !e.Waits, Delivery: bus.Delivery{
 		Message: e.Message, Handler: e.Handler, Attempt: 1, FirstSeen: time.Now(),
@@ -62,7 +66,8 @@ func replayed(e *driver.PoisonEntry) driver.Parking {
 	return p
 }
 
-// Drop removes the entries that match for good. If a key waits for one, its later messages go on.
+// Drop removes the matching entries for good. If a key waits for an entry, the key's later messages
+// go on.
 func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
 	injector, _ := bus.As[driver.Injector](q.bus)
 	return q.each(ctx, f, o, nil, func(topic string, entries []driver.PoisonEntry) error {
@@ -85,11 +90,11 @@ func (q *Queue) Drop(ctx context.Context, f Filter, o Options) (Result, error) {
 	})
 }
 
-// isReadable says whether an entry holds a message.
+// isReadable reports whether an entry holds a message.
 func isReadable(e *driver.PoisonEntry) bool { return e.Failure.Class != driver.Unreadable }
 
-// each finds the entries that match, and calls f with them, in chunks of one topic; then they are removed. Those that can is not true for
-// are left out, which is an error; nil is true for all.
+// each finds the matching entries, calls do with them in chunks of one topic, and removes them. It
+// leaves out entries for which can is false, which is an error; nil is true for all.
 func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*driver.PoisonEntry) bool, do func(topic string, entries []driver.PoisonEntry) error) (Result, error) {
 	ids, err := q.ids(ctx, f)
 	r := Result{Matched: len(ids)}
@@ -102,7 +107,7 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*driver.
 	if o.DryRun {
 		return r, nil
 	}
-	// A second look, because bodies are large, and somebody else may replay or drop some meanwhile.
+	// A second look: bodies are large, and another caller may replay or drop some meanwhile.
 	var entries []driver.PoisonEntry
 	var missing error // topics
 	leftOut := 0
@@ -175,7 +180,7 @@ func (q *Queue) finish(ctx context.Context, entries []driver.PoisonEntry, do fun
 	var failed error
 	for _, topic := range topics {
 		switch err := do(topic, byTopic[topic]); {
-		case errors.Is(err, bus.ErrNotFound): // the others are none the worse for it
+		case errors.Is(err, bus.ErrNotFound): // the others are not affected
 			failed = errors.Join(failed, fmt.Errorf("topic %q is not there: drop its entries, or create it: %w", topic, err))
 			continue
 		case err != nil:
