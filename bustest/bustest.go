@@ -1,7 +1,11 @@
-// Package bustest is for tests of services on Millrace: a bus in memory that remembers what was published, a router that
-// runs for the length of a test, and a recorder for handlers that are called directly.
+// Package bustest helps to test services on Millrace. It has
 //
-// Inside of testing/synctest, delays of retries cost no time, and synctest.Wait returns when every handler is done.
+//   - a bus in memory that remembers published messages,
+//   - a router that runs during a test,
+//   - a recorder for handlers that are called directly.
+//
+// Inside of testing/synctest, delays of retries cost no time, and synctest.Wait returns when every
+// handler is done.
 package bustest
 
 import (
@@ -17,7 +21,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// New is a bus in memory of its own, closed at the end of the test.
+// New returns a bus in memory of its own. The end of the test closes it.
 func New(t testing.TB, opts ...bus.Option) *bus.Bus {
 	t.Helper()
 	m, err := memory.Open(memory.Config{})
@@ -33,7 +37,8 @@ func New(t testing.TB, opts ...bus.Option) *bus.Bus {
 	return b
 }
 
-// Run starts r and waits until it is ready. At the end of the test it drains r, and fails t if Run failed.
+// Run starts r and waits until it is ready. At the end of the test it drains r, and fails t if Run
+// failed.
 func Run(t testing.TB, r *router.Router) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -50,24 +55,25 @@ func Run(t testing.TB, r *router.Router) {
 	}
 }
 
-// Recorder is a Publisher that keeps what it is given. Safe for concurrent use.
+// Recorder is a Publisher that keeps published messages. It is safe for concurrent use.
 type Recorder struct {
 	*bus.Bus
 }
 
-// NewRecorder makes a recorder.
+// NewRecorder makes a recorder on a bus made by [New]. It is closed at the end of the test.
 func NewRecorder(t testing.TB, opts ...bus.Option) *Recorder {
 	t.Helper()
 	return &Recorder{New(t, opts...)}
 }
 
-// Handling is a context as a handler of m sees it. What is emitted under it goes to the recorder at once.
+// Handling returns a context like that of a handler of m. Messages emitted under it go to the
+// recorder at once.
 func (r *Recorder) Handling(ctx context.Context, m *bus.Message) context.Context {
 	return engine.NewDirect(ctx, r.Bus, bus.Delivery{Message: m, Topic: "test", Group: "test", Handler: "test", Attempt: 1})
 }
 
-// Published returns the events of type T on topic so far, decoded, in order; messages of other types are left out. p is
-// what New or NewRecorder made.
+// Published returns the events of type T on topic so far, decoded, in order. It leaves out messages
+// of other types. p must come from New or NewRecorder.
 func Published[T any](t testing.TB, p bus.Publisher, topic string) []T {
 	t.Helper()
 	var b *bus.Bus
@@ -98,7 +104,7 @@ func Published[T any](t testing.TB, p bus.Publisher, topic string) []T {
 	return events
 }
 
-// remembering is the memory driver, and keeps what was published.
+// remembering is the memory driver; it also keeps published messages.
 type remembering struct {
 	driver.Driver
 
@@ -116,7 +122,7 @@ func (d *remembering) Publish(ctx context.Context, topic string, msgs []*bus.Mes
 	if d.msgs == nil {
 		d.msgs = map[string][]*bus.Message{}
 	}
-	d.msgs[topic] = append(d.msgs[topic], copies...) // before a handler can tell of it
+	d.msgs[topic] = append(d.msgs[topic], copies...) // before a handler can know of it
 	d.mu.Unlock()
 	err := d.Driver.Publish(ctx, topic, msgs)
 	if err == nil {
