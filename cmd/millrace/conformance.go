@@ -40,7 +40,7 @@ func conformanceCommand(ctx context.Context, args []string, stdout, stderr io.Wr
 		fmt.Fprintln(stderr, "millrace conformance: --url is missing, such as --url kafka://localhost:9092?partitions=8")
 		return exitUsage
 	case "memory:":
-		*url = "memory:conformance" // the suite opens several buses, which must be the same
+		*url = "memory:conformance" // the suite opens several buses, which must share their messages
 	}
 	b, err := bus.Open(ctx, *url) // a wrong URL is one error, not one for each check
 	if err != nil {

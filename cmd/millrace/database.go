@@ -23,7 +23,7 @@ import (
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 )
 
-// database is the database that an outbox is in.
+// database is an outbox's database.
 type database struct {
 	db      *sql.DB
 	outbox  *outbox.Outbox
@@ -31,7 +31,7 @@ type database struct {
 	closing func()
 }
 
-// tables are the flags that say which outbox in a database is meant.
+// tables are the flags that choose an outbox in a database.
 type tables struct {
 	schema, prefix string
 	retention      time.Duration // of the inbox; 0 is the default
@@ -100,7 +100,7 @@ func sqliteFile(p *driver.Params) (path string, err error) {
 	return path, nil
 }
 
-// openBus opens a bus that is there already: a wrong name must not create a database.
+// openBus opens an existing bus: a wrong name must not create a database.
 func openBus(ctx context.Context, rawURL string) (*bus.Bus, error) {
 	if p, err := driver.ParseParams(rawURL); err == nil && p.URL().Scheme == "sqlite" {
 		if _, err := sqliteFile(p); err != nil {
@@ -110,7 +110,8 @@ func openBus(ctx context.Context, rawURL string) (*bus.Bus, error) {
 	return bus.Open(ctx, rawURL)
 }
 
-// codeOf is the exit code when a bus cannot be opened: a mistake of who called, or of the world.
+// codeOf is the exit code when a bus cannot be opened. It distinguishes a caller's mistake from any
+// other failure.
 func codeOf(err error) int {
 	if errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrUnsupported) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOENT) {
 		return exitUsage

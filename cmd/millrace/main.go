@@ -77,7 +77,8 @@ func help(w io.Writer) {
 	fmt.Fprintln(w, "millrace COMMAND -h shows a command's flags.")
 }
 
-// parse parses a command's flags, of which there are no others. done is true if the command is to end with code.
+// parse parses a command's flags; it allows no arguments. If done is true, the command ends with
+// code.
 func parse(fs *flag.FlagSet, args []string, stderr io.Writer) (code int, done bool) {
 	fs.SetOutput(stderr)
 	err := fs.Parse(args)

@@ -154,7 +154,7 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	return c, exitOK, false
 }
 
-// parseTime reads a time, or how long ago it was.
+// parseTime reads a time, or an age such as 2h.
 func parseTime(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -263,7 +263,7 @@ func poisonDrop(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error
 	return c.result("dropped", r, err)
 }
 
-// result prints what was done, and says with the exit code whether that was all of it.
+// result prints the result. The exit code tells whether the work is complete.
 func (c *poisonCall) result(done string, r poison.Result, err error) (int, error) {
 	switch {
 	case c.asJSON:
@@ -273,7 +273,7 @@ func (c *poisonCall) result(done string, r poison.Result, err error) (int, error
 	default:
 		fmt.Fprintf(c.stdout, "%d of %d entries %s\n", r.Done, r.Matched, done)
 	}
-	missing := len(c.filter.IDs) - r.Matched // an id may be that of a message that was poisoned twice
+	missing := len(c.filter.IDs) - r.Matched // an id may belong to a message that was poisoned twice
 	switch {
 	case err == nil && missing > 0 && r.Matched == 0:
 		return exitFail, fmt.Errorf("group %q: no entry matches", c.group)

@@ -8,7 +8,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// record is a poison entry as it is printed.
+// record is the printed form of a poison entry.
 type record struct {
 	ID       string         `json:"id"`
 	Time     time.Time      `json:"time"`
@@ -23,8 +23,8 @@ type record struct {
 	Message  *messageRecord `json:"message,omitempty"`
 }
 
-// messageRecord is a message as it is printed. Of a payload that is not text, Base64 is set and not Payload; both are
-// missing for a tombstone.
+// messageRecord is the printed form of a message. A payload that is not text sets Base64 instead of
+// Payload; a tombstone sets neither.
 type messageRecord struct {
 	ID          string      `json:"id"`
 	Key         string      `json:"key"`
