@@ -35,7 +35,7 @@ func BenchmarkChain(b *testing.B) {
 // full is the chain that most services have. The router adds its policy.
 var full = []bus.Middleware{middleware.Timeout(time.Minute), middleware.Correlation(), middleware.Recover()}
 
-// chained is a call of a handler in a chain, of which the last is the outermost.
+// chained is a call of a handler in a chain. The last link is the outermost.
 func chained(tb testing.TB, mws []bus.Middleware) func() {
 	var h bus.Handler = bus.HandlerFunc(func(context.Context, *bus.Message) error { return nil })
 	for _, mw := range mws {

@@ -11,26 +11,27 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// ErrChaos is wrapped by the errors, and is the value of the panics, that [Chaos] makes.
+// ErrChaos is wrapped by the errors of [Chaos], and is the value of its panics.
 var ErrChaos = errors.New("chaos")
 
-// ChaosConfig says what goes wrong, each with a probability from 0 (never, the default) to 1 (always).
+// ChaosConfig sets the probability of each fault, from 0 (never, the default) to 1 (always).
 type ChaosConfig struct {
-	// Seed makes the same decisions again, call by call.
+	// Seed repeats the same decisions, call by call.
 	Seed uint64
-	// Delay is how often a call is delayed, by up to MaxDelay.
+	// Delay is the probability that a call is delayed, by up to MaxDelay.
 	Delay    float64
 	MaxDelay time.Duration
-	// Fail is how often a call fails: half of these before the handler is called, half after it has succeeded.
+	// Fail is the probability that a call fails: half of these before the handler is called, half
+	// after it has succeeded.
 	Fail float64
-	// Panic is how often a call panics instead of calling the handler.
+	// Panic is the probability that a call panics instead of calling the handler.
 	Panic float64
-	// Duplicate is how often the handler is called a second time after it has succeeded.
+	// Duplicate is the probability that the handler is called a second time after it has succeeded.
 	Duplicate float64
 }
 
-// Chaos makes calls go wrong, for tests of what handlers and the middleware around them make of that. The decisions come
-// from one seeded source: with one worker, and the same messages, a seed repeats a run.
+// Chaos makes calls fail, to test how handlers and their middleware react. The decisions come from
+// one seeded source: with one worker, and the same messages, a seed repeats a run.
 //
 // Put it innermost, where a handler's own failures come from.
 func Chaos(c ChaosConfig) bus.Middleware {
@@ -74,7 +75,7 @@ func Chaos(c ChaosConfig) bus.Middleware {
 	})
 }
 
-// dice decide what happens to a call.
+// dice decide the fate of a call.
 type dice struct {
 	config ChaosConfig
 	mu     sync.Mutex
@@ -86,7 +87,8 @@ type fate struct {
 	panics, failsBefore, failsAfter, twice bool
 }
 
-// roll draws the same number of times whatever comes out, so that one setting does not change the others' decisions.
+// roll always draws the same number of times, so that one setting does not change the decisions of
+// the others.
 func (d *dice) roll() (f fate) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

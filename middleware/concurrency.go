@@ -7,14 +7,15 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// ConcurrencyLimit lets at most n calls run at once, over all handlers that are given the same middleware value: a
-// database's connections, say. Others wait within their context, and keep their workers. A batch is one call.
+// ConcurrencyLimit lets at most n calls run at once, over all handlers with the same middleware
+// value. Use it for a bounded resource, such as a database's connections. Other calls wait within
+// their context, and keep their workers. A batch is one call.
 //
-// If the context ends before a place is free, the handler has not been called: the call is [bus.Unavailable] for a
-// moment, so that no try is counted.
+// If the context ends before a place is free, the handler is not called: the call is
+// [bus.Unavailable] for a moment, and no try is counted.
 //
-// Put it inside of Retry, so that no place is kept over a delay, and outside of Timeout: within router.Timeout, which is
-// outside of everything, the wait takes from the handler's time.
+// Put it inside of Retry, so that no place is kept over a delay, and outside of Timeout.
+// router.Timeout is outside of everything: within it, the wait takes from the handler's time.
 func ConcurrencyLimit(n int) bus.Middleware {
 	if n < 1 {
 		return invalidf("ConcurrencyLimit(%d): want at least 1", n)

@@ -6,10 +6,16 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Correlation passes on, through the handler's context, to everything that is published or emitted under it: the
-// correlation id of the message (or, if it has none, the message's id, which then begins the chain), the message's id
-// as causation id, and the W3C trace context (traceparent, tracestate, baggage). A batch, also one of a single
-// message, passes nothing on by itself: bus.WithCause does it for each output, with or without Correlation. What carries such a header of its own keeps it.
+// Correlation passes headers on to every message that is published or emitted under the handler's
+// context:
+//
+//   - the correlation id of the message; without one, the message's id, which then begins the
+//     chain,
+//   - the message's id as causation id,
+//   - the W3C trace context (traceparent, tracestate, baggage).
+//
+// A message keeps a header of its own. A batch, also of a single message, passes nothing on by
+// itself: use bus.WithCause for each output, with or without Correlation.
 //
 // Put it outside of all middleware that publishes.
 func Correlation() bus.Middleware {

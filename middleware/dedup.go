@@ -12,39 +12,46 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// DedupStore is where [Deduplicate] remembers what was handled. It must be safe for concurrent use. [DedupMemory] is one,
-// package dedupsql has another. A scope is a group's part of a topic, "group/topic": the same id in two scopes is two ids.
+// DedupStore remembers handled messages for [Deduplicate]. It must be safe for concurrent use.
+// [DedupMemory] implements it, and so does package dedupsql. A scope is a group's part of a topic,
+// "group/topic": the same id in two scopes is two ids.
 type DedupStore interface {
-	// Seen tells of each id whether the scope has it remembered.
+	// Seen reports for each id whether the scope remembers it.
 	Seen(ctx context.Context, scope string, ids []string) ([]bool, error)
-	// Remember keeps ids of messages that were handled in the scope. An id that is there already is no error.
+	// Remember stores ids of messages handled in the scope. An id that is there already is no
+	// error.
 	Remember(ctx context.Context, scope string, ids []string) error
 }
 
-// Deduplicate settles messages unhandled whose id their group has handled before, from the same topic. key makes the id;
-// nil is the message's own. A message whose id is "", or one that names a delivery and no message ([driver.IsTransientID]),
-// is always handled.
+// Deduplicate settles a message unhandled if its group has handled the message's id before, from
+// the same topic. key makes the id; a nil key takes the message's own. A message is always handled
+// if its id is "", or names a delivery and no message ([driver.IsTransientID]).
 //
-// While the store cannot be asked, a call is [bus.Unavailable]: no try is counted, and the router pauses until it can. If
-// the store cannot remember what has succeeded, the message is settled nonetheless, and the router logs why: the effect is
-// there and the outputs are published, so to fail it would make the very repeat that Deduplicate is to keep away. Only
-// another copy of it that comes later would be handled again.
+// While the store does not answer, a call is [bus.Unavailable]: no try is counted, and the router
+// pauses until the store answers. If the store cannot remember a success, the message is settled
+// nonetheless, and the router logs the reason. The effect is there and the outputs are published,
+// so a failure would make the very repeat that Deduplicate should prevent. Only a later copy of the
+// message would be handled again.
 //
-// An id is remembered when the message has succeeded: after the handler, with all its middleware, and after what it
-// emitted was published. So a failure is tried again. A crash in between makes a repeat, as it does without
-// Deduplicate: it makes repeats rare, not impossible. A message that was ignored ([bus.Ignore]) or poisoned is not
-// remembered either, so that it can be replayed.
+// Deduplicate remembers an id when the message has succeeded: after the handler, with all its
+// middleware, and after its emitted messages are published. So a failure is tried again. A crash in
+// between makes a repeat, as without Deduplicate: it makes repeats rare, not impossible. An ignored
+// ([bus.Ignore]) or poisoned message is not remembered, so that it can be replayed.
 //
-// While a message is being handled, others with its id that come to this process wait for its end, within their
-// context, and keep their workers: if it succeeds they are settled unhandled, if not the next one is handled. A call whose
-// context ends meanwhile is postponed for a moment ([bus.Postpone]). So is, without a wait, a repeat that a Retry outside
-// brings while other messages of its batch have succeeded: two batches could wait for each other for ever. Different
-// processes handle them at the same time, and remember both as one. Repeats of a key's message go to the process that has the key's lane; it
-// is messages without a key, and publishers who publish one id under two keys, that can meet so.
+// While this process handles a message, other messages with its id wait for its end, within their
+// context, and keep their workers. If it succeeds they are settled unhandled; if not, the next one
+// is handled. A call whose context ends meanwhile is postponed for a moment ([bus.Postpone]).
 //
-// Put it outside of Throttle and of a breaker, for which a repeat is no work, and inside of Filter and Validate. In
-// relation to Retry, Timeout, Recover, Ignore and Poison any order is right. A call of one message that middleware
-// outside repeats after a success (Chaos does) is taken for a repeat.
+// A Retry outside may repeat a message while other messages of its batch have succeeded. Such a
+// repeat is postponed without a wait: two batches could wait for each other for ever.
+//
+// Different processes handle equal ids at the same time, and remember them as one. Repeats of a
+// key's message go to the process that has the key's lane. So only messages without a key, and one
+// id published under two keys, can meet in this way.
+//
+// Put it outside of Throttle and of a breaker, for which a repeat is no work, and inside of Filter
+// and Validate. Any order with Retry, Timeout, Recover, Ignore and Poison is right. A call of one
+// message that middleware outside repeats after a success (as Chaos does) counts as a repeat.
 func Deduplicate(store DedupStore, key func(*bus.Message) string) bus.Middleware {
 	if store == nil {
 		return invalidf("Deduplicate: the store is nil")
@@ -86,7 +93,7 @@ type deduplicator struct {
 	key   func(*bus.Message) string
 
 	mu  sync.Mutex
-	now map[inFlight]*mark // what is being handled
+	now map[inFlight]*mark // ids being handled
 }
 
 type inFlight struct{ scope, id string }
@@ -94,22 +101,22 @@ type inFlight struct{ scope, id string }
 // mark keeps others away from an id while one message of it is handled.
 type mark struct {
 	msg  *bus.Message
-	call *bus.Message  // what the context of the whole call has as its message
+	call *bus.Message  // the message in the context of the whole call
 	kept bool          // to the end of the whole call: msg has succeeded
 	done chan struct{} // closed when the mark is taken away
 }
 
-// claim is a message that is to be handled for all of its id in this call.
+// claim is a message of this call; all messages with its id share its handling.
 type claim struct {
 	id   string
 	msg  *bus.Message
 	at   []int // the places in the call of the messages with the id
-	mark *mark // nil: it is not to be handled, or has no id
+	mark *mark // nil: the message is not handled, or has no id
 	seen bool
 	err  error // it is not its turn
 }
 
-// handle handles those messages that are no repeats, and returns an outcome for each.
+// handle handles the messages that are no repeats, and returns an outcome for each message.
 func (d *deduplicator) handle(ctx context.Context, ms []*bus.Message, single bool, next func([]*bus.Message) error) []error {
 	delivery := bus.DeliveryFrom(ctx)
 	scope := delivery.Group + "/" + delivery.Topic // neither has a slash
@@ -193,7 +200,7 @@ func (d *deduplicator) claims(ms []*bus.Message) []*claim {
 	return claims
 }
 
-// id is what a message is known by, "" if it cannot be known again.
+// id identifies a message; it is "" if a repeat cannot be recognised.
 func (d *deduplicator) id(m *bus.Message) string {
 	id := d.key(m)
 	if driver.IsTransientID(id) {
@@ -202,8 +209,8 @@ func (d *deduplicator) id(m *bus.Message) string {
 	return id
 }
 
-// look marks the ids, and finds out which of them were seen before. Ids are marked in one order by everybody, and whoever
-// has marks of an earlier call does not wait: so batches cannot wait for each other.
+// look marks the ids, and finds those seen before. Every call marks ids in one order, and a call
+// with marks of an earlier call does not wait. So batches cannot wait for each other.
 func (d *deduplicator) look(ctx context.Context, scope string, claims []*claim, single bool) error {
 	sorted := slices.SortedFunc(slices.Values(claims), func(a, b *claim) int {
 		if a.id < b.id {
@@ -246,7 +253,7 @@ func (d *deduplicator) look(ctx context.Context, scope string, claims []*claim, 
 	return nil
 }
 
-// mark waits until nobody else handles the id, and marks it.
+// mark waits until no other call handles the id, and marks it.
 func (d *deduplicator) mark(ctx context.Context, scope string, c *claim, single bool) error {
 	call := bus.DeliveryFrom(ctx).Message
 	for {
@@ -280,7 +287,7 @@ func (d *deduplicator) mark(ctx context.Context, scope string, c *claim, single 
 	}
 }
 
-// keep notes that the marks stay to the end of the whole call.
+// keep makes the marks stay to the end of the whole call.
 func (d *deduplicator) keep(claims []*claim) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -289,7 +296,7 @@ func (d *deduplicator) keep(claims []*claim) {
 	}
 }
 
-// keeps says whether an earlier part of the call has left marks to its end.
+// keeps reports whether an earlier part of the call has left marks to its end.
 func (d *deduplicator) keeps(call *bus.Message) bool {
 	for _, m := range d.now {
 		if m.kept && m.call == call {
@@ -299,7 +306,7 @@ func (d *deduplicator) keeps(call *bus.Message) bool {
 	return false
 }
 
-// finish remembers what has succeeded, and lets others have the ids.
+// finish remembers the successes, and frees the ids for other calls.
 func (d *deduplicator) finish(ctx context.Context, scope string, claims []*claim, succeeded func(*bus.Message) bool) error {
 	defer d.release(scope, claims)
 	ids := make([]string, 0, len(claims))
@@ -317,13 +324,13 @@ func (d *deduplicator) finish(ctx context.Context, scope string, claims []*claim
 	return nil
 }
 
-// guard makes an error of a panic in the store: it is called after the handler as well, where no router catches it.
+// guard turns a panic in the store into an error: no router would catch a panic after the handler.
 func guard(f func() error) (err error) {
 	defer recovered(&err)
 	return f()
 }
 
-// storeAway is for how long a store is left in peace that could not be asked.
+// storeAway is the pause before the next question to a store that did not answer.
 const storeAway = time.Second
 
 func (d *deduplicator) release(scope string, claims []*claim) {

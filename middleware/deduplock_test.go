@@ -14,7 +14,8 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-// A Retry outside calls again while marks are held of what has succeeded: two batches do not wait for each other.
+// A Retry outside calls again while the marks of succeeded messages are held: two batches do not
+// wait for each other.
 func TestDeduplicateInRetriedBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
@@ -44,7 +45,7 @@ func TestDeduplicateInRetriedBatches(t *testing.T) {
 		var first, second []error
 		var wg sync.WaitGroup
 		wg.Go(func() { first = endedBatch(ctx, b, chain, h, &bus.Message{ID: "a"}, &bus.Message{ID: "b"}) })
-		synctest.Wait() // b has succeeded, a is to be retried
+		synctest.Wait() // b has succeeded, a waits for its retry
 		wg.Go(func() { second = endedBatch(ctx, b, chain, h, &bus.Message{ID: "b"}, &bus.Message{ID: "a"}) })
 		wg.Wait()
 		checkOneOfEach(t, start, handled, append(first, second...))

@@ -16,13 +16,14 @@ const (
 	DefaultDedupEntries = 100_000
 )
 
-// DedupMemory is a [DedupStore] in the process: what it remembers is gone with the process, and is not known to others.
-// A key's messages stay with one process, but for when its lane moves. The zero value is ready; it must not be copied.
+// DedupMemory is a [DedupStore] in the process: its ids are gone with the process, and other
+// processes do not know them. A key's messages stay with one process, except when its lane moves.
+// The zero value is ready. It is safe for concurrent use; do not copy it.
 type DedupMemory struct {
-	// TTL is how long an id is remembered. Defaults to 1 h.
+	// TTL is the time for which an id is remembered. Defaults to 1 h.
 	TTL time.Duration
-	// Entries bounds the ids that are remembered, over all groups and topics; the oldest are forgotten first. An entry takes about
-	// 300 bytes. Defaults to 100,000.
+	// Entries bounds the remembered ids, over all groups and topics; the oldest are forgotten
+	// first. An entry takes about 300 bytes. Defaults to 100,000.
 	Entries int
 
 	mu    sync.Mutex
@@ -35,7 +36,7 @@ type remembered struct {
 	until time.Time
 }
 
-// Check says what is wrong with the settings. [Deduplicate] calls it.
+// Check reports invalid settings. [Deduplicate] calls it.
 func (s *DedupMemory) Check() error {
 	if s.TTL < 0 || s.Entries < 0 {
 		return fmt.Errorf("middleware: %w: DedupMemory with TTL %v, Entries %d: want 0 (the default) or more", bus.ErrInvalid, s.TTL, s.Entries)
@@ -87,7 +88,7 @@ func (s *DedupMemory) entries() int {
 	return s.Entries
 }
 
-// forget removes what is too old, and the oldest beyond the number to keep.
+// forget removes ids past their TTL, and the oldest beyond the number to keep.
 func (s *DedupMemory) forget(now time.Time, keep int) {
 	for e := s.order.Front(); e != nil; e = s.order.Front() {
 		r := e.Value.(remembered)

@@ -55,7 +55,7 @@ func ExampleLogging() {
 	// Output: level=DEBUG msg=handled handler=billing/orders topic=orders group=billing messages=1 attempt=1 id=o1 type=placed
 }
 
-// What a handler publishes tells what it was published for, and in which trace.
+// A message published by a handler names its cause and its trace.
 func ExampleCorrelation() {
 	b, err := memory.Open(memory.Config{})
 	if err != nil {

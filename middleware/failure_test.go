@@ -380,7 +380,7 @@ func TestThrottleByKey(t *testing.T) {
 			t.Error(err)
 		}
 		start = time.Now()
-		if got := took("late"); got != 100*time.Millisecond { // what was given back is not paid for
+		if got := took("late"); got != 100*time.Millisecond { // a token given back is not paid for
 			t.Errorf("after %v", got)
 		}
 	})

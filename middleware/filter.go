@@ -7,9 +7,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Filter handles the messages for which keep is true, and settles the others unhandled.
+// Filter handles the messages for which keep is true, and settles the others unhandled. keep is
+// called concurrently.
 //
-// Put it outside of whatever costs something.
+// Put it outside of all costly middleware.
 func Filter(keep func(*bus.Message) bool) bus.Middleware {
 	if keep == nil {
 		return invalidf("Filter: the function that keeps is nil")
@@ -17,12 +18,12 @@ func Filter(keep func(*bus.Message) bool) bus.Middleware {
 	return each(func(ctx context.Context, m *bus.Message) (skip bool, err error) { return !keep(m), nil })
 }
 
-// Validate refuses messages for which check returns an error: they go to the poison queue without a try. An error
-// that check marked itself (bus.RetryAfter, bus.Unavailable, bus.Ignore) keeps its mark, and one that comes from the end
-// of a context, check's own or the call's, is a failure like any other: it says nothing about the message. Package
-// jsonschema checks by a schema.
+// Validate refuses messages for which check returns an error: they go to the poison queue without a
+// try. A mark on check's error (bus.RetryAfter, bus.Unavailable, bus.Ignore) stays. An error from
+// the end of a context, check's own or the call's, is a failure like any other: it says nothing
+// about the message. Package jsonschema checks by a schema.
 //
-// Put it outside of whatever costs something.
+// Put it outside of all costly middleware.
 func Validate(check func(context.Context, *bus.Message) error) bus.Middleware {
 	if check == nil {
 		return invalidf("Validate: the function is nil")
@@ -37,8 +38,8 @@ func Validate(check func(context.Context, *bus.Message) error) bus.Middleware {
 	})
 }
 
-// each makes a middleware that looks at every message before the handler does: it may skip the message, which is then
-// settled, or fail it. The handler is given the others.
+// each makes a middleware that looks at every message before the handler. It may skip a message,
+// which is then settled, or fail it. The handler gets the others.
 func each(look func(context.Context, *bus.Message) (skip bool, err error)) bus.Middleware {
 	return func(next bus.Handler) bus.Handler {
 		single := bus.HandlerFunc(func(ctx context.Context, m *bus.Message) error {
@@ -71,8 +72,8 @@ func (e eachBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
 	})
 }
 
-// handleRest gives the messages of a batch that are to be handled to the handler, and returns the outcomes of all: errs
-// has those of the others.
+// handleRest gives the remaining messages of a batch to the handler, and returns the outcomes of
+// all. errs has the outcomes of the others.
 func handleRest(ctx context.Context, next bus.BatchHandler, ms []*bus.Message, errs []error, handled func(i int) bool) error {
 	kept := make([]*bus.Message, 0, len(ms))
 	place := make([]int, 0, len(ms))

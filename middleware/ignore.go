@@ -6,12 +6,12 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Ignore marks the errors that match as [bus.Ignore] does: the message is settled as if it had been handled, what was
-// emitted is published, and the router logs the error. router.Is and router.As make matchers. What is marked by
-// [bus.RetryAfter] or [bus.Unavailable], as by a breaker that is open, passes untouched, whatever matches.
+// Ignore marks the matching errors as [bus.Ignore] does: the message is settled, its emitted
+// messages are published, and the router logs the error. router.Is and router.As make matchers. An
+// error marked by [bus.RetryAfter] or [bus.Unavailable], as by an open breaker, passes unchanged.
 //
-// It is the same wherever it is put, but that middleware outside of it sees the mark. router.Policy can ignore as well,
-// for the whole handler.
+// Its place does not matter, except that middleware outside of it sees the mark. router.Policy can
+// ignore as well, for the whole handler.
 func Ignore(match func(error) bool) bus.Middleware {
 	if match == nil {
 		return invalidf("Ignore(nil): want a function")

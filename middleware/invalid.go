@@ -8,9 +8,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Invalid is what a constructor of middleware returns when its arguments make no sense. The handler that it makes has a
-// method Check that returns err; what is called in spite of that is never handled, nor lost: each call is
-// [bus.Unavailable] with err, so that the router pauses and says why.
+// Invalid is the result of a middleware constructor with wrong arguments. Its handler has a method
+// Check that returns err, which makes the router fail. Without this check, a message is neither
+// handled nor lost: each call is [bus.Unavailable] with err, so that the router pauses and logs
+// why.
 func Invalid(err error) bus.Middleware {
 	return func(bus.Handler) bus.Handler { return invalid{err} }
 }

@@ -8,10 +8,11 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Logging logs each call of a handler when it has ended: at debug level if it succeeded, at warn level with the error if
-// not. It logs ids and names, never keys, payloads or headers.
+// Logging logs the end of each call of a handler: at debug level if it succeeded, else at warn
+// level with the error. It logs ids and names, never keys, payloads or headers.
 //
-// Put it outermost. A panic is logged only if Recover is inside of it; a router logs it in any case.
+// Put it outermost. It logs a panic only if Recover is inside of it; a router logs a panic in any
+// case.
 func Logging(l *slog.Logger) bus.Middleware {
 	if l == nil {
 		return invalidf("Logging: the log is nil")

@@ -23,7 +23,7 @@ func call(ctx context.Context, mw bus.Middleware, m *bus.Message, h bus.HandlerF
 	return mw(h).Handle(ctx, m)
 }
 
-// batch is a handler of batches that keeps what it is given.
+// batch is a handler of batches that keeps its messages.
 type batch struct {
 	bus.HandlerFunc
 	got []string

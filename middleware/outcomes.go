@@ -6,7 +6,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// eachFailure gives each message's error of a call to f, and returns the call's error with what f made of them.
+// eachFailure passes each message's error of a call to f, and returns the call's error with f's
+// results.
 func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error) error {
 	if err == nil {
 		return nil
@@ -25,7 +26,8 @@ func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error)
 	return bus.Each(errs)
 }
 
-// comesAgain says whether an error is marked so that the message is to come again: nothing inside has given it up.
+// comesAgain reports whether an error's mark makes the message come again: no middleware inside has
+// given it up.
 func comesAgain(err error) bool {
 	_, later := bus.RetryDelay(err)
 	_, away := bus.UnavailableFor(err)
@@ -33,18 +35,18 @@ func comesAgain(err error) bool {
 	return later || away || postponed
 }
 
-// notBegun is the error of a call that was not let through to the handler, and of which others would not be either. It says
-// nothing about the message, so no try is counted.
+// notBegun is the error of a call that was not let through to the handler, like the calls after it.
+// It says nothing about the message, so no try is counted.
 func notBegun(err error, d time.Duration) error { return bus.Unavailable(&idleError{err}, d) }
 
-// notItsTurn is notBegun for one message, while others are let through.
+// notItsTurn is notBegun for one message, while others pass.
 func notItsTurn(err error, d time.Duration) error { return bus.Postpone(&idleError{err}, d) }
 
-// idleError is known to Retry, which has a failure to tell of if there was a try before.
+// idleError tells Retry that no try took place: Retry then reports the failure of the try before.
 type idleError struct{ err error }
 
 func (e *idleError) Error() string { return e.err.Error() }
 func (e *idleError) Unwrap() error { return e.err }
 
-// shortly is the delay of what should be possible again in a moment, but nobody knows when.
+// shortly is the delay when a call should soon be possible, at a time that nobody knows.
 const shortly = 100 * time.Millisecond

@@ -12,17 +12,20 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// Poison puts messages whose error matches into a store of your choice, and drops what they had emitted. The error is
-// then marked by [bus.Ignore], so that the message is settled. A nil match is [bus.IsPermanent].
+// Poison stores messages whose error matches in a store of your choice, and drops their emitted
+// messages. It marks the error by [bus.Ignore], so that the message is settled. A nil match is
+// [bus.IsPermanent].
 //
-// A router has a poison queue for its group and needs no middleware for it. Poison is for a second one, by kind of
-// error, that other people look at; and for code that has no router. driver.Of(b).Poison opens the store of any name:
-// millrace poison lists and replays it under that name. What is marked by [bus.RetryAfter] or [bus.Unavailable], as by a
-// breaker that is open, is not final and passes untouched, whatever matches.
+// A router has a poison queue for its group and needs no middleware for it. Poison is for a second
+// queue, by kind of error, for other people, and for code without a router. driver.Of(b).Poison
+// opens the store of any name; millrace poison lists and replays it under that name. An error
+// marked by [bus.RetryAfter] or [bus.Unavailable], as by an open breaker, is not final and passes
+// unchanged.
 //
-// If the store cannot be written to, the message fails with both errors, and nothing is lost. Nothing is put away once
-// the context has ended: the failure may well come from that. Put it outside of Retry, and of whatever else has a say in
-// whether the error is final. Of a batch's messages, lane and position are not known.
+// If the store cannot be written to, the message fails with both errors, and nothing is lost.
+// Poison stores nothing once the context has ended: the failure may come from that. Put it outside
+// of Retry, and of all other middleware that decides whether the error is final. For a batch's
+// messages, lane and position are not known.
 func Poison(store driver.PoisonStore, match func(error) bool) bus.Middleware {
 	if store == nil {
 		return invalidf("Poison: the store is nil")
@@ -46,12 +49,12 @@ func Poison(store driver.PoisonStore, match func(error) bool) bus.Middleware {
 	})
 }
 
-// unmarked hides what an error was marked with: a message that was to be poisoned and is not has to come again.
+// unmarked hides an error's mark: a message that could not be poisoned must come again.
 type unmarked struct{ err error }
 
 func (u unmarked) Error() string { return u.err.Error() }
 
-// Is lets errors.Is see through. A mark is found by its type only.
+// Is lets errors.Is see through. Code finds a mark by its type only.
 func (u unmarked) Is(target error) bool { return errors.Is(u.err, target) }
 
 func poisonEntry(ctx context.Context, m *bus.Message, err error) driver.PoisonEntry {

@@ -8,11 +8,12 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// Recover makes an error of a panic: a [*router.PanicError] with the stack.
+// Recover turns a panic into an error: a [*router.PanicError] with the stack.
 //
-// A router does this for its handlers without any middleware, and makes an error of runtime.Goexit, too. Recover is for
-// code that calls handlers by itself, and for middleware that shall meet a panic as an error: Logging, Retry or a breaker
-// outside of Recover. A Goexit ends the goroutine nonetheless: nothing can stop it there.
+// A router does this for its handlers without any middleware, and also turns runtime.Goexit into an
+// error. Recover is for code that calls handlers by itself. It is also for middleware that should
+// meet a panic as an error: Logging, Retry or a breaker outside of Recover. Recover cannot stop a
+// Goexit, which ends the goroutine nonetheless.
 func Recover() bus.Middleware {
 	return func(next bus.Handler) bus.Handler {
 		r := recovering{next}

@@ -12,18 +12,21 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Retry calls the handler again after these delays, to each of which up to a tenth is added at random. It returns the
-// last error. router.Exponential makes delays.
+// Retry calls the handler again after each of these delays, and adds up to a tenth of it at random.
+// It returns the last error. router.Exponential makes delays.
 //
-// A router retries by its policy, and keeps neither a worker nor a lane waiting for it; Retry does keep them. It is for
-// failures that pass in milliseconds, and for code that has no router.
+// A router retries by its policy without keeping a worker or a lane; Retry keeps both. Use Retry
+// for failures that pass in milliseconds, and for code without a router.
 //
-// It returns an error at once that is marked by [bus.Permanent], [bus.Ignore], [bus.Unavailable] or [bus.Postpone], and when
-// its context ends before the delay would. If middleware inside does not let a further try through, as Throttle before a deadline, the
-// error is that of the try before. A delay that the handler asked for ([bus.RetryAfter]) takes the place of the schedule's,
-// unless it is longer than all of them: then the error is returned, for the router to serve it. What a failed try has
-// emitted is dropped. Of a batch, only the messages that failed are tried again, together, after the longest of their
-// delays.
+// Retry returns an error at once if it is marked by [bus.Permanent], [bus.Ignore],
+// [bus.Unavailable] or [bus.Postpone], and when its context ends before the delay would. If
+// middleware inside does not let a further try through, as Throttle before a deadline, the result
+// is the error of the try before.
+//
+// A delay that the handler asked for ([bus.RetryAfter]) replaces the scheduled delay. If it is
+// longer than all delays, Retry returns the error, and the router serves the delay. Messages
+// emitted by a failed try are dropped. In a batch, the failed messages are tried again, together,
+// after the longest of their delays.
 //
 // Put Timeout inside, for a fresh context in each try.
 func Retry(delays []time.Duration) bus.Middleware {
@@ -62,8 +65,8 @@ func (r retrying) Handle(ctx context.Context, m *bus.Message) error {
 	}
 }
 
-// failure is a try's error. If middleware inside did not let it through, it is that of the try before: there was one
-// that failed, and it has to count.
+// failure is a try's error. If middleware inside did not let the try through, it is the error of
+// the try before: that one failed and must count.
 func failure(err, last error) error {
 	idle, ok := errors.AsType[*idleError](err)
 	if !ok || last == nil {
@@ -72,7 +75,8 @@ func failure(err, last error) error {
 	return &unbegun{last, idle}
 }
 
-// unbegun has the marks of the failure, not those of what kept the next try from beginning.
+// unbegun has the marks of the last failure, not those of the reason why the next try did not
+// begin.
 type unbegun struct{ last, reason error }
 
 func (u *unbegun) Error() string {
@@ -80,7 +84,7 @@ func (u *unbegun) Error() string {
 }
 func (u *unbegun) Unwrap() error { return u.last }
 
-// after says whether another try follows one with this error, and after what delay.
+// after reports whether another try follows this error, and after which delay.
 func (r retrying) after(err error, try int) (time.Duration, bool) {
 	if err == nil || try >= len(r.delays) || bus.IsPermanent(err) || bus.IsIgnored(err) {
 		return 0, false

@@ -9,28 +9,30 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Throttle lets at most perSecond messages a second through, and up to burst at once after a pause, over all handlers
-// that are given the same middleware value. A call waits for its turn within its context; waiting calls keep their
-// workers. A batch waits for all of its messages.
+// Throttle lets at most perSecond messages a second through, and up to burst at once after a pause,
+// over all handlers with the same middleware value. A call waits for its turn within its context;
+// waiting calls keep their workers. A batch waits for all of its messages.
 //
-// A message whose turn comes only after its context's deadline does not wait. It is [bus.Unavailable] until then, and no
-// try is counted: the handler was not called with it. The others of its batch go on.
+// A message does not wait if its turn comes only after its context's deadline. It is
+// [bus.Unavailable] until then, and no try is counted: the handler was not called with it. The
+// others of its batch go on.
 //
-// The rate may be as high as 1e9, and a burst has to be made up for within 100 years.
+// The rate may be as high as 1e9, and a burst must refill within 100 years.
 //
-// Put it inside of whatever skips or refuses messages (Filter, Validate, Deduplicate, a breaker), which should not use
-// up the rate; inside of Retry if each try counts; and outside of Timeout: within router.Timeout, which is outside of
-// everything, the wait takes from the handler's time.
+// Put it inside of middleware that skips or refuses messages (Filter, Validate, Deduplicate, a
+// breaker), so that these use up no rate. Put it inside of Retry if each try counts, and outside of
+// Timeout. router.Timeout is outside of everything: within it, the wait takes from the handler's
+// time.
 func Throttle(perSecond float64, burst int) bus.Middleware {
 	return throttle("Throttle", nil, perSecond, burst)
 }
 
-// ThrottleBy is Throttle with a rate for each key: those that key makes of the messages, a tenant's name say. A message whose
-// turn comes after the deadline is postponed ([bus.Postpone]), and those of other keys go on. A long line comes
-// back one by one, at the key's rate.
+// ThrottleBy is [Throttle] with a rate for each key. key makes the key of a message, for example a
+// tenant's name. A message whose turn comes after the deadline is postponed ([bus.Postpone]), and
+// messages of other keys go on. A long line comes back one by one, at the key's rate.
 //
-// A message that waits within its deadline keeps a worker from other keys, so give the handler more workers than messages
-// that wait. ThrottleBy forgets keys whose burst is whole again.
+// A message that waits within its deadline keeps a worker from other keys, so give the handler more
+// workers than messages that wait. ThrottleBy forgets a key once its burst is whole again.
 func ThrottleBy(key func(*bus.Message) string, perSecond float64, burst int) bus.Middleware {
 	if key == nil {
 		return invalidf("ThrottleBy: the key function is nil")
@@ -38,7 +40,7 @@ func ThrottleBy(key func(*bus.Message) string, perSecond float64, burst int) bus
 	return throttle("ThrottleBy", key, perSecond, burst)
 }
 
-// longestBurst leaves room in a time.Duration for the debt of those who wait.
+// longestBurst leaves room in a time.Duration for the debt of the waiting messages.
 const longestBurst = 100 * 365 * 24 * time.Hour
 
 // throttle makes a middleware with a rate for each key, or one for all if key is nil.
@@ -90,25 +92,25 @@ func (b throttledBatch) HandleBatch(ctx context.Context, ms []*bus.Message) erro
 type limiter struct {
 	key      func(*bus.Message) string // nil: one bucket for all
 	interval time.Duration
-	burst    time.Duration // what a full bucket is worth
+	burst    time.Duration // the time in which a full bucket refills
 
 	mu      sync.Mutex
 	buckets map[string]bucket
-	sweepAt int // this many keys are looked through for those that can be forgotten
+	sweepAt int // at this number of keys, sweep looks for those to forget
 }
 
 type bucket struct {
 	full time.Time // when it will be full
-	turn time.Time // the last turn that a postponed message was given
+	turn time.Time // the last turn given to a postponed message
 }
 
-// farthest is how far apart the turns of postponed messages may be: what waits in a long line asks again, so that it
-// follows a rate that was raised by a restart.
+// farthest bounds the time between the turns of postponed messages. A message in a long line asks
+// again, so that it follows a rate that a restart has raised.
 const farthest = 10 * time.Minute
 
-// wait takes a token for each message, in debt if need be, and waits until the longest debt is paid. Messages that would
-// wait for longer than the context are refused at once: those behind would wait for nothing. It returns nil if no message
-// is refused.
+// wait takes a token for each message, in debt if need be, and waits until the longest debt is
+// paid. It refuses at once messages that would wait longer than the context: those behind them
+// would wait for nothing. It returns nil if no message is refused.
 func (l *limiter) wait(ctx context.Context, ms []*bus.Message) []error {
 	delay, errs := l.take(ctx, ms)
 	if delay <= 0 {
@@ -179,8 +181,8 @@ func (l *limiter) take(ctx context.Context, ms []*bus.Message) (delay time.Durat
 	return delay, errs
 }
 
-// postpone gives a message of the bucket a turn, one interval behind the one before, and returns in what time it is. All
-// at once would come in vain but for one.
+// postpone gives a message of the bucket a turn, one interval behind the turn before, and returns
+// the time until then. If all messages came at once, all but one would come in vain.
 func (b *bucket) postpone(now time.Time, d time.Duration, l *limiter) time.Duration {
 	if l.key == nil {
 		return d
@@ -192,7 +194,7 @@ func (b *bucket) postpone(now time.Time, d time.Duration, l *limiter) time.Durat
 	return b.turn.Sub(now)
 }
 
-// sweep forgets keys of which nothing needs to be known.
+// sweep forgets keys with a full bucket and no turn to keep.
 func (l *limiter) sweep(now time.Time) {
 	if len(l.buckets) < l.sweepAt {
 		return

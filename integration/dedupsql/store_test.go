@@ -145,7 +145,7 @@ func testStore(t *testing.T, d dedupsql.Dialect, db *sql.DB) {
 		t.Error("it was swept too early")
 	}
 
-	// Two processes, of which one handles what the other has handled already.
+	// Two processes: one handles a message that the other has handled already.
 	b := bustest.New(t)
 	calls := 0
 	for range 2 {

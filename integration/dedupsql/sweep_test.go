@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/middleware/dedupsql"
 )
 
-// TestSweepSparesWhatIsRenewed: an id whose time is over, and that is remembered again while a sweep waits for its row, stays.
+// TestSweepSparesWhatIsRenewed: an expired id stays if it is remembered again while a sweep waits
+// for its row.
 func TestSweepSparesWhatIsRenewed(t *testing.T) {
 	databases := map[dedupsql.Dialect]func(t *testing.T) (driver, dsn, waiting string){
 		dedupsql.Postgres: func(t *testing.T) (driver, dsn, waiting string) {
@@ -63,7 +64,7 @@ func TestSweepSparesWhatIsRenewed(t *testing.T) {
 			}()
 			tick := time.NewTicker(time.Millisecond)
 			defer tick.Stop()
-			for n := 0; n == 0; <-tick.C { // until it waits, of which nobody tells
+			for n := 0; n == 0; <-tick.C { // until it waits, for which there is no event
 				if err := db.QueryRowContext(ctx, waiting).Scan(&n); err != nil {
 					t.Fatal(err)
 				}

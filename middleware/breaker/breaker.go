@@ -1,5 +1,6 @@
-// Package breaker is a circuit breaker around handlers: while what they need is not there, they are not called, and the
-// router takes nothing in. It is made with github.com/sony/gobreaker.
+// Package breaker is a circuit breaker around handlers. While a resource of the handlers is
+// missing, it calls none of them, and the router takes no messages. It builds on
+// github.com/sony/gobreaker.
 package breaker
 
 import (
@@ -16,15 +17,16 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-// Config configures a breaker. A field that is zero has its default.
+// Config configures a breaker. A zero field takes its default.
 type Config struct {
-	// Name is in errors and the log.
+	// Name appears in errors and the log.
 	Name string
-	// Failures is how many calls in a row have to fail for the breaker to open. Defaults to 5.
+	// Failures is the number of failed calls in a row that opens the breaker. Defaults to 5.
 	Failures int
-	// Open is how long it stays open, before one call is let through that decides whether it closes. Defaults to 10 s.
+	// Open is the time for which the breaker stays open. Then one call goes through and decides
+	// whether the breaker closes. Defaults to 10 s.
 	Open time.Duration
-	// Logger is told when the breaker opens and closes. Defaults to none.
+	// Logger logs when the breaker opens and closes. Defaults to none.
 	Logger *slog.Logger
 }
 
@@ -37,16 +39,20 @@ const (
 // ErrOpen is wrapped by the error of a call that the breaker did not let through.
 var ErrOpen = errors.New("circuit breaker is open")
 
-// New makes a breaker, which all handlers share that are given the middleware value. While it is open, a call is
-// [bus.Unavailable] for the rest of that time: no try is counted, and the router pauses the topic for its group. Then one
-// call is let through, and if it succeeds the rest follow. If it fails, that is a try of its message like any other, so that
-// a message which fails whenever it is tried ends in the poison queue and cannot keep the breaker open for ever.
+// New makes a breaker. All handlers with the same middleware value share it. While it is open, a
+// call is [bus.Unavailable] for the remaining time: no try is counted, and the router pauses the
+// topic for its group. Then one call goes through, and if it succeeds the rest follow.
 //
-// A call fails if it returns an error, or panics, or ends its goroutine. What is marked by [bus.Permanent], [bus.Ignore]
-// or [bus.Unavailable], and a call that was cancelled, counts neither way, because it says nothing about what the handler
-// needs. A batch fails if none of its messages succeeded and one of them failed.
+// If that call fails, it counts as a try of its message. So a message that always fails ends in the
+// poison queue, and cannot keep the breaker open for ever.
 //
-// Put it inside of Filter, Validate and Deduplicate, and outside of Throttle and Retry: a series of tries is one call.
+// A call fails if it returns an error, panics, or ends its goroutine. Some calls count neither way,
+// because they say nothing about the handler's resource: errors marked by [bus.Permanent],
+// [bus.Ignore] or [bus.Unavailable], and cancelled calls. A batch fails if none of its messages
+// succeeded and one of them failed.
+//
+// Put it inside of Filter, Validate and Deduplicate, and outside of Throttle and Retry: a series of
+// tries is one call.
 func New(c Config) bus.Middleware {
 	if c.Failures == 0 {
 		c.Failures = DefaultFailures
@@ -77,7 +83,8 @@ type breaker struct {
 	until   atomic.Int64 // when it will be half open, in Unix nanoseconds
 }
 
-// errNeutral is told to the circuit of a call that counts neither way, errEnded of one that did not return.
+// The circuit gets errNeutral for a call that counts neither way, and errEnded for a call that did
+// not return.
 var (
 	errNeutral = errors.New("neutral")
 	errEnded   = errors.New("ended")
@@ -95,7 +102,7 @@ func (b *breaker) call(ctx context.Context, c bus.Call) error {
 	return err
 }
 
-// judge says what a call's outcome means to the circuit.
+// judge translates a call's outcome for the circuit.
 func judge(ctx context.Context, err error, n int) error {
 	if err == nil {
 		return nil
@@ -114,7 +121,8 @@ func judge(ctx context.Context, err error, n int) error {
 	return verdict
 }
 
-// wait is how long a call that was not let through has to wait. The circuit's time has to be over, not just up.
+// wait returns the remaining wait of a call that was not let through. The circuit's time must be
+// over, not just up.
 func (b *breaker) wait(err error) time.Duration {
 	if errors.Is(err, gobreaker.ErrTooManyRequests) { // the probe is under way, from another topic
 		return min(b.config.Open, time.Second)

@@ -62,7 +62,7 @@ func TestRouterPausesWhileOpen(t *testing.T) {
 		if !slices.Equal(handled, want) {
 			t.Errorf("handled %v", handled)
 		}
-		// Three calls open it; the next three are the probes. If what was refused while it was open counted as a try,
+		// Three calls open it; the next three are the probes. If a refused call counted as a try,
 		// the first message would have been poisoned.
 		for i, at := range calls[:7] {
 			least := []time.Duration{0, 0, 0, 5 * time.Second, 10 * time.Second, 15 * time.Second, 20 * time.Second}[i]

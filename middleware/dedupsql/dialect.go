@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// Dialect is the SQL that a database understands.
+// Dialect is a database's SQL.
 type Dialect string
 
-// The dialects. MySQL is MariaDB's too.
+// The dialects. MySQL is also that of MariaDB.
 const (
 	Postgres Dialect = "postgres"
 	MySQL    Dialect = "mysql"
 	SQLite   Dialect = "sqlite"
 )
 
-// statements are those of one table. Ids and scopes are bytes: a text column would refuse some of them, and in MySQL
-// take others for equal.
+// statements holds the statements of one table. Ids and scopes are bytes: a text column would
+// refuse some of them, and in MySQL take different ones for equal.
 type statements struct {
 	create []string
 	table  string
-	upsert string // what follows the rows of an INSERT
+	upsert string // follows the rows of an INSERT
 	sweep  string
 	dollar bool // placeholders are numbered
 }
@@ -29,7 +29,7 @@ type statements struct {
 func statementsOf(d Dialect, table string) (statements, error) {
 	const create = "CREATE TABLE IF NOT EXISTS %[1]s (scope %[2]s NOT NULL, id %[2]s NOT NULL, until BIGINT NOT NULL, PRIMARY KEY (scope, id)"
 	bare := table[strings.LastIndexByte(table, '.')+1:]
-	// For sweeps: without an index, each would look through the whole table.
+	// The index is for sweeps: without it, each would look through the whole table.
 	index := fmt.Sprintf("CREATE INDEX IF NOT EXISTS %s_until ON %s (until)", bare, table)
 	if d == SQLite { // there, the index's name has the schema
 		index = fmt.Sprintf("CREATE INDEX IF NOT EXISTS %s_until ON %s (until)", table, bare)
@@ -55,10 +55,11 @@ func statementsOf(d Dialect, table string) (statements, error) {
 	return s, nil
 }
 
-// sweepRows is how much one statement of a sweep deletes: few enough to hold up nobody.
+// sweepRows is the number of rows that one statement of a sweep deletes: few enough to hold up
+// nobody.
 const sweepRows = 1000
 
-// seen selects those of n ids that are remembered: scope, time, ids.
+// seen selects the remembered ids among n. Parameters: scope, time, ids.
 func (s statements) seen(n int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "SELECT id FROM %s WHERE scope = %s AND until > %s AND id IN (", s.table, s.place(1), s.place(2))
@@ -72,7 +73,7 @@ func (s statements) seen(n int) string {
 	return b.String()
 }
 
-// remember inserts n rows: scope, id, time of each.
+// remember inserts n rows. Parameters: scope, id, time of each.
 func (s statements) remember(n int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "INSERT INTO %s (scope, id, until) VALUES ", s.table)

@@ -1,13 +1,14 @@
-// Package dedupsql remembers in a database which messages were handled, for middleware.Deduplicate: for all processes of
-// a group, and over their restarts. It needs database/sql and a driver of your choice.
+// Package dedupsql remembers handled messages in a database, for middleware.Deduplicate. All
+// processes of a group share it, and it survives their restarts. It needs database/sql and a driver
+// of your choice.
 //
 //	store, err := dedupsql.New(db, dedupsql.Config{Dialect: dedupsql.Postgres})
 //	if err != nil { … }
 //	err = store.CreateTable(ctx)
 //	r.Use(middleware.Deduplicate(store, nil))
 //
-// A handler costs one statement more before, and one after it; a batch as much in all. The id is remembered after the
-// handler has succeeded, not within its transactions.
+// A handler costs one more statement before it and one after it; a batch costs no more than that.
+// The store remembers an id after the handler has succeeded, not within the handler's transactions.
 package dedupsql
 
 import (
@@ -23,14 +24,15 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Config configures a store. A field that is zero has its default.
+// Config configures a store. A zero field takes its default.
 type Config struct {
-	// Dialect is the database's. Required.
+	// Dialect is the database's dialect. Required.
 	Dialect Dialect
-	// Table is the table's name, which may have a schema's before it: letters, digits, _ and a dot. Defaults to
-	// "millrace_dedup".
+	// Table is the table's name, optionally behind a schema: letters, digits, _ and a dot. Defaults
+	// to "millrace_dedup".
 	Table string
-	// TTL is how long an id is remembered, by the clocks of the processes. Defaults to 24 h.
+	// TTL is the time for which an id is remembered, by the clocks of the processes. Defaults to 24
+	// h.
 	TTL time.Duration
 }
 
@@ -40,7 +42,8 @@ const (
 	DefaultTTL   = 24 * time.Hour
 )
 
-// Store is a middleware.DedupStore in a table. Safe for concurrent use. The pool stays the caller's.
+// Store is a middleware.DedupStore in a table. It is safe for concurrent use. The caller keeps and
+// closes the pool.
 type Store struct {
 	db  *sql.DB
 	sql statements
@@ -49,7 +52,7 @@ type Store struct {
 
 var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?$`)
 
-// New makes a store. It does not touch the database: see CreateTable.
+// New makes a store. It does not connect to the database; call CreateTable next.
 func New(db *sql.DB, c Config) (*Store, error) {
 	if c.Table == "" {
 		c.Table = DefaultTable
@@ -78,10 +81,10 @@ func New(db *sql.DB, c Config) (*Store, error) {
 	return s, nil
 }
 
-// Schema are the statements that create the table and its index, for those who do it by other means.
+// Schema returns the statements that create the table and its index, for your own migrations.
 func (s *Store) Schema() []string { return slices.Clone(s.sql.create) }
 
-// CreateTable creates the table and its index unless they are there.
+// CreateTable creates the table and its index if they do not exist.
 func (s *Store) CreateTable(ctx context.Context) error {
 	for _, statement := range s.sql.create {
 		if _, err := s.db.ExecContext(ctx, statement); err != nil {
@@ -128,8 +131,8 @@ func (s *Store) find(ctx context.Context, query string, args []any, found map[st
 
 // Remember implements middleware.DedupStore.
 func (s *Store) Remember(ctx context.Context, scope string, ids []string) error {
-	// In one order by everybody, so that two statements cannot wait for each other's rows; and none twice, which an
-	// upsert of PostgreSQL refuses.
+	// Every process writes in one order, so that two statements cannot wait for each other's rows.
+	// Each id occurs once: an upsert of PostgreSQL refuses a repeat.
 	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
 	until := time.Now().Add(s.ttl).UnixMilli()
 	for some := range slices.Chunk(ids, chunk) {
@@ -144,8 +147,8 @@ func (s *Store) Remember(ctx context.Context, scope string, ids []string) error 
 	return nil
 }
 
-// Sweep deletes ids whose time is over, and returns how many. Call it now and then: nothing else makes the table
-// smaller. It may run in many processes at once.
+// Sweep deletes expired ids, and returns their number. Call it now and then: nothing else makes the
+// table smaller. It may run in many processes at once.
 func (s *Store) Sweep(ctx context.Context) (removed int64, err error) {
 	for {
 		res, err := s.db.ExecContext(ctx, s.sql.sweep, time.Now().UnixMilli())
@@ -165,7 +168,8 @@ func (s *Store) Sweep(ctx context.Context) (removed int64, err error) {
 // chunk bounds the ids of one statement: SQLite takes no more than 999 parameters in old versions.
 const chunk = 300
 
-// short is an id as it is stored: a long one by its hash, because MySQL's keys are bounded.
+// short is the stored form of an id. A long id is stored as its hash, because MySQL's keys are
+// bounded.
 func short(id string) []byte {
 	if len(id) <= 255 {
 		return []byte(id)

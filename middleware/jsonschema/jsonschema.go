@@ -1,4 +1,4 @@
-// Package jsonschema refuses messages whose payload is not what a JSON schema says. It is made with
+// Package jsonschema refuses messages whose payload violates a JSON schema. It builds on
 // github.com/santhosh-tekuri/jsonschema.
 package jsonschema
 
@@ -19,16 +19,18 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-// Validate refuses messages that schema, a JSON schema of any draft (2020-12 if it does not say), does not allow: the
-// error is [bus.Permanent], so that they go to the poison queue without a try. It names the place in the payload as a JSON
-// pointer, and the rule, for the first three violations; it shows no values, which may be confidential. They are in the
-// [*jsonschema.ValidationError], which errors.As finds. A payload that is no JSON is [bus.ErrUndecodable]. A tombstone is
-// let through.
+// Validate refuses messages that violate schema, a JSON schema of any draft (by default 2020-12).
+// The error is [bus.Permanent], so the message goes to the poison queue without a try.
 //
-// References lead to places in the same schema; nothing is read from files or the network. "format" is checked only where
-// the draft says so.
+// For the first three violations the error names the place in the payload, as a JSON pointer, and
+// the rule. It shows no values, which may be confidential; errors.As finds them in the
+// [*jsonschema.ValidationError]. A payload that is no JSON is [bus.ErrUndecodable]. A tombstone
+// passes.
 //
-// Put it outside of whatever costs something.
+// References lead to places in the same schema; Validate reads no files and no network. It checks
+// "format" only where the draft requires it.
+//
+// Put it outside of all costly middleware.
 func Validate(schema []byte) bus.Middleware {
 	s, err := compile(schema)
 	if err != nil {
@@ -89,10 +91,10 @@ func isJSON(contentType string) bool {
 // violation shows the library's error without the payload's values.
 type violation struct{ err *jsonschema.ValidationError }
 
-// Unwrap returns the whole.
+// Unwrap returns the whole error.
 func (v *violation) Unwrap() error { return v.err }
 
-// shown is how many violations the text names.
+// shown is the number of violations in the text.
 const shown = 3
 
 func (v *violation) Error() string {
@@ -143,7 +145,7 @@ func pointer(path []string) string {
 
 var english = message.NewPrinter(language.English)
 
-// rule says what was violated: in full where that shows no value of the payload, and else by the keyword.
+// rule names the violated rule: in full if it shows no value of the payload, else by the keyword.
 func rule(k jsonschema.ErrorKind) string {
 	switch k.(type) {
 	case *kind.Type, *kind.Required, *kind.Enum, *kind.Const, *kind.MinLength, *kind.MaxLength, *kind.MinItems, *kind.MaxItems,
