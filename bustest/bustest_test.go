@@ -35,7 +35,7 @@ func (s *Billing) Placed(ctx context.Context, e OrderPlaced) error {
 
 func (s *Billing) Register(r *router.Router) { router.On(r, "orders", s.Placed) }
 
-// A handler is a function: call it, and look at what it emitted.
+// A handler is a function: call it, and look at the messages it emitted.
 func TestHandlerAlone(t *testing.T) {
 	rec := bustest.NewRecorder(t)
 	ctx := rec.Handling(t.Context(), &bus.Message{ID: "m1"})

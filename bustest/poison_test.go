@@ -13,7 +13,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestPoison: what is poisoned can be replayed and dropped, also if its key waits.
+// TestPoison: a poisoned message can be replayed and dropped, also if its key waits.
 func TestPoison(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)

@@ -102,7 +102,7 @@ func (f *flaky) Inject(ctx context.Context, topic, group string, ps []driver.Par
 	return f.Driver.(driver.Injector).Inject(ctx, topic, group, ps)
 }
 
-// TestReplayInterrupted: what was not replayed is still there, and a second run does the rest.
+// TestReplayInterrupted: the entries not replayed are still there, and a second run does the rest.
 func TestReplayInterrupted(t *testing.T) {
 	b, _ := filled(t)
 	d := &flaky{Driver: driver.Of(b), left: 1}
@@ -162,7 +162,8 @@ func TestEdit(t *testing.T) {
 	}
 }
 
-// TestBlockedKey: replaying, or dropping, what a key waits for lets its later messages go on, in order.
+// TestBlockedKey: a replay or drop of the message that a key waits for lets the key's later
+// messages go on, in order.
 func TestBlockedKey(t *testing.T) {
 	for _, drop := range []bool{false, true} {
 		t.Run(fmt.Sprint("drop=", drop), func(t *testing.T) {

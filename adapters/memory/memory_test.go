@@ -13,7 +13,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestSmallCapacity: a topic that is full of what has been settled takes new messages, however much is to be retained.
+// TestSmallCapacity: a topic full of settled messages takes new ones, however many it should
+// retain.
 func TestSmallCapacity(t *testing.T) {
 	for _, c := range []memory.Config{
 		{Capacity: 1}, {Capacity: 2}, {Capacity: 100}, {Capacity: 100, Retain: 100}, {Capacity: 100, Retain: -1}, {Bytes: 400}, {Bytes: 1000},
@@ -87,7 +88,7 @@ func TestManyPublishersInASmallTopic(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish()
-	cancel() // what is left in the topic is at most its capacity
+	cancel() // the topic's rest is at most its capacity
 	if err := <-over; err != nil {
 		t.Error(err)
 	}
@@ -96,7 +97,7 @@ func TestManyPublishersInASmallTopic(t *testing.T) {
 	}
 }
 
-// TestRetain: a group that comes late is given what is to be retained, as far as the topic has room for it.
+// TestRetain: a late group gets the retained messages, as far as the topic has room for them.
 func TestRetain(t *testing.T) {
 	for _, tc := range []struct{ capacity, retain, least, most int }{
 		{100, 10, 10, 100}, {100, 100, 90, 100}, {1600, 100, 100, 1600}, {100, -1, 0, 100},

@@ -46,7 +46,7 @@ func parkOne(t *testing.T) (driver.Injector, driver.ParkingSource, driver.Parkin
 	return injector, source, ps[0]
 }
 
-// stored returns the id of what is parked at a place, "" if there is nothing.
+// stored returns the id of the message parked at a place, or "".
 func stored(t *testing.T, source driver.ParkingSource, p bus.Token) string {
 	t.Helper()
 	dst := make([]bus.Delivery, 1)
@@ -60,7 +60,7 @@ func stored(t *testing.T, source driver.ParkingSource, p bus.Token) string {
 	return dst[0].ID
 }
 
-// TestInjectLeavesAnotherMessageAlone: what is to be replaced or withdrawn is named by its id, too.
+// TestInjectLeavesAnotherMessageAlone: the id, too, names the message to replace or withdraw.
 func TestInjectLeavesAnotherMessageAlone(t *testing.T) {
 	for _, withdraw := range []bool{true, false} {
 		injector, source, p := parkOne(t)

@@ -46,7 +46,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// TestPoison goes the way of somebody who finds messages in a poison queue.
+// TestPoison goes the way of a user with messages in a poison queue.
 func TestPoison(t *testing.T) {
 	url := "memory:" + bus.NewID()
 	b, err := bus.Open(t.Context(), url)

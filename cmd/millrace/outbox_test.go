@@ -107,7 +107,8 @@ func init() {
 	})
 }
 
-// TestOutboxRetry brings back what was parked in the table, and with a broker also what is in its poison store.
+// TestOutboxRetry brings back the messages parked in the table, and with a broker also those in its
+// poison store.
 func TestOutboxRetry(t *testing.T) {
 	s := newShop(t)
 	name := bus.NewID()

@@ -36,7 +36,8 @@ func init() {
 	})
 }
 
-// TestPoisonPartly: a replay that breaks down says how far it came, by its exit code too, and what is left can be replayed.
+// TestPoisonPartly: a replay that breaks down reports its progress, by its exit code too, and the
+// rest can be replayed.
 func TestPoisonPartly(t *testing.T) {
 	name := bus.NewID()
 	b, err := bus.Open(t.Context(), "memory:"+name)
