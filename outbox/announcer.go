@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// announcer tells relays in other processes of commits. The first word goes at once, further ones together after
-// announcePause: PostgreSQL serialises the commits of all transactions that notify, so it is never done in the user's
-// transaction, and never once for each.
+// announcer tells relays in other processes of commits. It sends the first notice at once, and
+// further ones together after announcePause. PostgreSQL serialises the commits of all transactions
+// that notify. So the notice never goes out in the user's transaction, nor once for each.
 type announcer struct {
 	mu      sync.Mutex
 	next    func(timeout time.Duration) error
@@ -39,7 +39,7 @@ func (a *announcer) run() {
 			return
 		}
 		a.mu.Unlock()
-		_ = say(announceTimeout) // only a hint: who misses it looks by itself before long
+		_ = say(announceTimeout) // only a hint: a relay that misses it soon looks by itself
 		time.Sleep(announcePause)
 	}
 }

@@ -14,13 +14,13 @@ type call struct {
 	failed error // as PublishMessages returned it
 
 	crowd  *crowd // of the topic, if there is one
-	poison bool   // it puts the row into the poison store
+	poison bool   // it stores the row in the poison store
 	cause  error
 	block  *block
 }
 
-// start makes the call in a goroutine, which reports to results. There is always room in results, but for calls that are
-// begun beyond maxCalls: those of the poison store, whose goroutines wait.
+// start makes the call in a goroutine, which reports to results. results always has room, except
+// for calls beyond maxCalls: those of the poison store, whose goroutines wait.
 func (p *pump) start(ctx context.Context, c *call) {
 	p.calls++
 	first := make([]row, len(c.lanes))

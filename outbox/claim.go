@@ -45,7 +45,7 @@ func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 	return n, nil
 }
 
-// selection says what a claim reads: the oldest rows, but of some lanes and topics.
+// selection says what to claim: the oldest rows, except those of some lanes and topics.
 type selection struct {
 	lanes  []int64  // not these
 	topics []string // not these
@@ -62,7 +62,7 @@ func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err e
 	if err != nil {
 		return 0, fmt.Errorf("outbox: read: %w", err)
 	}
-	if p.keeper.valid(p.term)&mine != mine { // what was read may have been sent by another relay meanwhile
+	if p.keeper.valid(p.term)&mine != mine { // another relay may have sent the rows meanwhile
 		return 0, nil
 	}
 	if s.all() {
@@ -101,7 +101,7 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error
 	o := p.outbox
 	text, args := claimText, []any{p.fence.floor()}
 	if mine != ^uint64(0) {
-		if o.dialect == Postgres { // which would take the parameter for an int
+		if o.dialect == Postgres { // it would take the parameter for an int
 			text += " AND (?::int8 >> (lane & 63)::int) & 1 = 1"
 		} else {
 			text += " AND (? >> (lane & 63)) & 1 = 1"
@@ -113,7 +113,7 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error
 		text += " AND lane NOT IN " + list
 		args = append(args, params...)
 	}
-	if len(s.topics) > 0 { // of which the names are harmless
+	if len(s.topics) > 0 { // these names are safe in a statement
 		text += " AND topic NOT IN ('" + strings.Join(s.topics, "', '") + "')"
 	}
 	if s.topic != "" {
@@ -130,7 +130,7 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error
 	if len(s.topics) > 0 || s.topic != "" || o.dialect == MySQL {
 		text = o.compile(text)
 	} else {
-		text = o.sql(text) // which remembers it
+		text = o.sql(text) // sql keeps it
 	}
 	found := make([]row, 0, min(s.limit, 256))
 	err := each(ctx, p.db, text, func(rows *sql.Rows) error {
@@ -139,11 +139,11 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error
 		var key sql.RawBytes
 		var nanos int64
 		var headers sql.NullString
-		var payload any // a []byte could be nil for an empty one too
+		var payload any // a []byte could be nil for an empty payload too
 		if err := rows.Scan(&c.seq, &c.lane, &c.created, &c.topic, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &m.ContentType, &nanos, &headers, &payload); err != nil {
 			return err
 		}
-		if m.ID == "" { // a foreign program has put it there; a repeat must have the same
+		if m.ID == "" { // a foreign program wrote it; a repeat must have the same id
 			m.ID = p.uniqueID(c)
 		}
 		m.Key = string(key)
@@ -154,7 +154,7 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error
 			if m.Payload = b; b == nil {
 				m.Payload = []byte{}
 			}
-		case string: // a foreign program has put it there
+		case string: // a foreign program wrote it
 			m.Payload = []byte(b)
 		}
 		found = append(found, c)
@@ -163,10 +163,10 @@ func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error
 	return found, err
 }
 
-// uniqueID is the same whenever the row is read, and is never that of another row.
+// uniqueID is the same at each read of the row, and never equals another row's.
 func (p *pump) uniqueID(r row) string { return fmt.Sprintf("%s-%d-%d", p.name, r.seq, r.created) }
 
-// remove deletes what the broker has, and lets go of the lanes of which nothing is in hand any more.
+// remove deletes the published rows, and releases lanes without a row in hand.
 func (p *pump) remove(ctx context.Context) error {
 	for len(p.sent) > 0 {
 		n := min(len(p.sent), maxSent)

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// reruns counts how often a transaction was run again because of others that went on at the same time. That says nothing about the
-// message, so the failure policy hears of it only if it goes on.
+// reruns counts the reruns of a transaction after conflicts with others. A conflict says nothing
+// about the message, so the failure policy hears of it only if it goes on.
 type reruns struct {
 	n     int
 	since time.Time // the first one
@@ -20,11 +20,11 @@ type reruns struct {
 
 const (
 	rerunsMost = 5
-	rerunsFor  = 5 * time.Second // where the database itself waits long before it fails, it has waited enough
+	rerunsFor  = 5 * time.Second // a slow database has waited enough by itself
 	rerunPause = 10 * time.Millisecond
 )
 
-// after says, after a pause, whether a transaction that ended with err is to be run again.
+// after pauses, and reports whether to run a transaction that ended with err again.
 func (r *reruns) after(ctx context.Context, err error) bool {
 	if r.n == 0 {
 		r.since = time.Now()
@@ -33,7 +33,7 @@ func (r *reruns) after(ctx context.Context, err error) bool {
 		return false
 	}
 	r.n++
-	pause := time.NewTimer(rand.N(time.Duration(r.n) * rerunPause)) // who met should not meet again
+	pause := time.NewTimer(rand.N(time.Duration(r.n) * rerunPause)) // so that they do not meet again
 	defer pause.Stop()
 	select {
 	case <-pause.C:
@@ -43,9 +43,10 @@ func (r *reruns) after(ctx context.Context, err error) bool {
 	}
 }
 
-// conflict says whether a transaction failed only because of others: it was the victim of a deadlock, could not be serialised, or waited
-// too long for a lock. What a handler has marked is what it says. Drivers for PostgreSQL have a method for it in common; those for
-// MySQL and SQLite, which are not imported, only their texts.
+// conflict reports whether a transaction failed only because of others: a deadlock, a serialization
+// failure, or a wait for a lock that was too long. A handler's mark on the error decides first.
+// Drivers for PostgreSQL share a method for it. Drivers for MySQL and SQLite, which are not
+// imported, have only their texts.
 func conflict(err error) bool {
 	if err == nil || bus.IsPermanent(err) || bus.IsIgnored(err) {
 		return false
@@ -61,8 +62,9 @@ func conflict(err error) bool {
 }
 
 var (
-	// A serialization failure, a deadlock, a lock that could not be had in time.
+	// A serialization failure, a deadlock, a lock not available in time.
 	conflictStates = []string{"40001", "40P01", "55P03"}
-	// The same of MySQL; 1020 is a row that has changed since the transaction looked, 3572 a lock that could not be had at once.
+	// The same for MySQL. 1020: a row changed since the transaction's snapshot. 3572: a lock was
+	// not available at once.
 	conflictTexts = []string{"Error 1213 (", "Error 1205 (", "Error 1020 (", "Error 3572 (", "database is locked", "database table is locked"}
 )

@@ -6,26 +6,27 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// crowd is a topic of which so many lanes are blocked that it is claimed by itself and little by little, so that it keeps no
-// other topic waiting: the broker does not take anything for it, or for one of its partitions.
+// crowd is a topic with so many blocked lanes that it is claimed by itself, little by little. So it
+// keeps no other topic waiting. The broker refuses the topic or one of its partitions.
 type crowd struct {
-	lanes int       // that are blocked
+	lanes int       // blocked ones
 	calls int       // under way
 	tries int       // claims of a full crowd, since a message was published
 	until time.Time // nothing is claimed before
 }
 
 const (
-	// maxBlocked is how many blocked lanes of a topic make a crowd.
+	// maxBlocked blocked lanes of a topic make a crowd.
 	maxBlocked = 1000
-	// maxCrowd is with how many no others of the topic are tried any more.
+	// From maxCrowd blocked keys on, no new key is tried.
 	maxCrowd = 5000
-	// maxDue is how many lanes a claim tries again, and of a crowd as many new ones at least.
+	// maxDue is the number of lanes that a claim tries again, and for a crowd the least number of
+	// new lanes.
 	maxDue     = 100
 	crowdPause = 100 * time.Millisecond
 )
 
-// look forgets blocks that nobody has asked for since long, and finds the crowds.
+// look forgets blocks a minute past their time, and finds the crowds.
 func (p *pump) look() {
 	p.Relay.blocked.Store(int64(len(p.blocked)))
 	if len(p.blocked)+len(p.crowds) == 0 {
@@ -44,7 +45,7 @@ func (p *pump) look() {
 		switch c := p.crowds[topic]; {
 		case c != nil:
 			c.lanes = n
-		case n >= maxBlocked && bus.CheckName("topic", topic) == nil: // what is no name is refused, and must not get into a statement
+		case n >= maxBlocked && bus.CheckName("topic", topic) == nil: // an invalid name must not get into a statement
 			p.crowds[topic] = &crowd{lanes: n}
 			p.bus.Logger().Error("outbox: many keys of a topic wait, because their messages are not published: only few are tried at a time", "topic", topic, "keys", n)
 		}
@@ -56,10 +57,10 @@ func (p *pump) look() {
 	}
 }
 
-// mayBeClaimed says whether it is time to try some of the crowd.
+// mayBeClaimed reports whether it is time to try some of the crowd.
 func (c *crowd) mayBeClaimed() bool { return c.calls == 0 && !time.Now().Before(c.until) }
 
-// claimed notes that some are tried. As long as there may be others that are published, the next are soon.
+// claimed notes that some lanes are tried. While other lanes may succeed, the next follow soon.
 func (c *crowd) claimed() {
 	pause := crowdPause
 	if c.lanes >= maxCrowd {
@@ -69,11 +70,12 @@ func (c *crowd) claimed() {
 	c.until = time.Now().Add(pause)
 }
 
-// answered notes that the topic takes messages, of some keys at least, or refuses them, which ends after a few tries of each: there is
-// nothing to wait for.
+// answered notes that the topic takes messages, of some keys at least, or refuses them. A refusal
+// ends after a few tries of each message, so there is nothing to wait for.
 func (c *crowd) answered() { c.tries, c.until = 0, time.Time{} }
 
-// choose returns what a claim reads: of one crowd, or, if topic is empty, of what is in none.
+// choose returns the selection of a claim: one crowd, or, if topic is empty, all rows outside of
+// crowds.
 func (p *pump) choose(topic string, limit int) selection {
 	s := selection{topic: topic, limit: limit}
 	for id := range p.lanes {

@@ -8,7 +8,7 @@ import (
 	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
-// Dialect is the kind of database that an outbox is in.
+// Dialect is the kind of an outbox's database.
 type Dialect int
 
 // The databases.
@@ -57,8 +57,8 @@ func newCompiler(d Dialect, prefix string) compiler {
 func (c compiler) sql(template string) string     { return c.templates.SQL(template) }
 func (c compiler) compile(template string) string { return c.templates.Compile(template) }
 
-// integers is a list for use after IN, and its parameter if it has one: the text of a statement with a parameter stays
-// the same, so that it is prepared once.
+// integers returns a list for use after IN, and its parameter if it has one. The text of a
+// statement with a parameter stays the same, so that it is prepared once.
 func (c compiler) integers(list []int64) (text string, params []any) {
 	switch c.dialect {
 	case Postgres: // a hashed subplan, whatever the length
@@ -78,7 +78,7 @@ func (c compiler) rowIDs(list []rowID) (condition string, params []any) {
 	}
 	const columns = "(seq, lane, created) IN "
 	switch c.dialect {
-	case Postgres: // IS TRUE keeps the planner from making a join of it, which costs the square of the length without statistics
+	case Postgres: // IS TRUE keeps the planner from a join, of quadratic cost without statistics
 		const ints = "string_to_array(?, ',')::int8[]"
 		return "seq = ANY (" + ints + ") AND (" + columns + "(SELECT unnest(" + ints + "), unnest(" + ints + "), unnest(" + ints + "))) IS TRUE",
 			[]any{joined(seqs), joined(seqs), joined(lanes), joined(created)}
@@ -90,7 +90,7 @@ func (c compiler) rowIDs(list []rowID) (condition string, params []any) {
 	}
 }
 
-// triples is the rows as groups of numbers, with commas between them.
+// triples writes the rows as groups of numbers, with commas between them.
 func triples(list []rowID, open, end byte) string {
 	text := make([]byte, 0, 50*len(list))
 	for i, r := range list {
@@ -104,7 +104,7 @@ func triples(list []rowID, open, end byte) string {
 	return string(text)
 }
 
-// joined is the numbers with commas between them.
+// joined writes the numbers with commas between them.
 func joined(list []int64) string {
 	text := make([]byte, 0, 12*len(list))
 	for i, n := range list {
@@ -116,10 +116,10 @@ func joined(list []int64) string {
 	return string(text)
 }
 
-// rows is n rows of parameters for VALUES.
+// rows writes n rows of parameters for VALUES.
 func rows(n int, row string) string { return row + strings.Repeat(", "+row, n-1) }
 
-// checkName says why a name cannot be part of statements.
+// checkName reports why a name cannot be part of statements.
 func checkName(what, name string) error {
 	if err := sqltext.CheckName(what, name); err != nil {
 		return invalid("%w", err)

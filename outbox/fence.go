@@ -8,15 +8,18 @@ import (
 	"time"
 )
 
-// fence knows a number below which the table has nothing for this relay, and will not have. Claims begin there, so that they
-// do not pass over all that was deleted while some long transaction keeps the database from cleaning up. It makes claims
-// cheaper and nothing else: without it, as on SQLite, they begin at 0.
+// fence knows the floor: the table has no row for this relay below it, and never will. Claims begin
+// there, so that they do not pass over all deleted rows while a long transaction keeps the database
+// from cleaning up. It makes claims cheaper and nothing else: without it, as on SQLite, they begin
+// at 0.
 //
-// Whoever draws a number holds a shared lock until the end of its transaction. So once those that held the lock after
-// number n was the last have let go of it, every row up to n is visible or will never be, whatever other transactions do.
-// On PostgreSQL that is an advisory lock, of which everybody may see the holders. On MySQL it is the lock of one row of
-// outbox_fence, chosen at random: a relay cannot see who holds it, but whether it is held, so it waits for a moment in which
-// it is free.
+// Every writer that draws a number holds a shared lock until the end of its transaction. Take the
+// holders at the moment when n was the last number. Once they have released the lock, every row up
+// to n is visible or never will be, whatever other transactions do.
+//
+// On PostgreSQL the lock is an advisory lock, and everybody may see its holders. On MySQL it is the
+// lock of one row of outbox_fence, chosen at random. There a relay sees that the lock is held, but
+// not by which transaction. So it waits for a moment in which the lock is free.
 type fence struct {
 	low     int64 // the floor
 	high    int64 // every row up to here is visible
@@ -25,14 +28,15 @@ type fence struct {
 	active  bool  // rows have come since next was read
 	seen    int64 // the newest row that has come
 	stepped time.Time
-	whole   time.Time     // when a claim began at 0 last
+	whole   time.Time     // when the last claim that began at 0 began
 	cost    time.Duration // of that claim
 	zero    bool          // this claim begins at 0
 }
 
 const (
 	fencePause = 100 * time.Millisecond
-	// wholePause is how often a claim begins at 0 all the same, in case that the numbers were set back by hand.
+	// wholePause is the interval at which a claim begins at 0 all the same, in case somebody sets
+	// the numbers back by hand.
 	wholePause = 10 * time.Second
 )
 
@@ -45,7 +49,7 @@ func (f *fence) floor() int64 {
 	return f.low
 }
 
-// step moves high on. It must be called before the statement of a claim, whose snapshot then is newer.
+// step moves high on. Call it before the statement of a claim, whose snapshot then is newer.
 func (f *fence) step(ctx context.Context, r *Relay) error {
 	now := time.Now()
 	if f.zero = now.Sub(f.whole) > max(wholePause, 50*f.cost); f.zero {
@@ -67,7 +71,8 @@ func (f *fence) step(ctx context.Context, r *Relay) error {
 	}
 	still := map[string]struct{}{}
 	if err := r.holders(ctx, func(id string) {
-		// A prepared transaction is here under another name after a restart of the server; of old versions, at once.
+		// After a restart of the server a prepared transaction has another name here; in old
+		// versions, at once.
 		if _, ok := f.holders[id]; ok || strings.HasPrefix(id, preparedHolder) {
 			still[id] = struct{}{}
 		}
@@ -83,7 +88,7 @@ func (f *fence) step(ctx context.Context, r *Relay) error {
 // preparedHolder begins the names that PostgreSQL gives to prepared transactions in pg_locks.
 const preparedHolder = "-1/"
 
-// drawn returns a number that was drawn already, the newest if the database tells it.
+// drawn returns a number in use, the newest if the database tells it.
 func (r *Relay) drawn(ctx context.Context) (n int64, err error) {
 	text := "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {outbox_seq}"
 	if r.outbox.dialect == MySQL { // it may be out of date, by information_schema_stats_expiry
@@ -93,7 +98,8 @@ func (r *Relay) drawn(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// holders calls f for each transaction that has drawn a number and not ended; on MySQL, for the row whose lock it has.
+// holders calls f for each open transaction that has drawn a number; on MySQL, for the row whose
+// lock it has.
 func (r *Relay) holders(ctx context.Context, f func(id string)) error {
 	if r.outbox.dialect == MySQL {
 		return r.heldSlots(ctx, f)
@@ -108,7 +114,8 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 	}, int64(r.outbox.lockClass()))
 }
 
-// heldSlots finds out by locking all that is free, for no longer than the statement takes. It waits for nobody.
+// heldSlots finds the held rows by locking all free ones, only for the length of the statement. It
+// waits for nobody.
 func (r *Relay) heldSlots(ctx context.Context, f func(id string)) error {
 	var free [fenceSlots]bool
 	err := each(ctx, r.db, r.outbox.sql("SELECT slot FROM {outbox_fence} FOR UPDATE SKIP LOCKED"), func(rows *sql.Rows) error {
@@ -127,14 +134,14 @@ func (r *Relay) heldSlots(ctx context.Context, f func(id string)) error {
 	return err
 }
 
-// fenceSlots is how many rows outbox_fence has: more than there usually are transactions that publish at the same time, so
-// that each row is free again and again.
+// fenceSlots is the number of rows in outbox_fence: more than the usual number of transactions that
+// publish at the same time, so that each row is free again and again.
 const fenceSlots = 64
 
-// lockSlot is what a transaction on MySQL carries out, for a slot of its choice, before it draws a number.
+// lockSlot locks a random slot on MySQL. A transaction runs it before it draws a number.
 const lockSlot = "SELECT 0 FROM {outbox_fence} WHERE slot = ? LOCK IN SHARE MODE"
 
-// read takes the result of a claim that left out no lane, and moves the floor on.
+// read takes the result of a claim over all lanes, and moves the floor on.
 func (f *fence) read(rows []row, limit int, took time.Duration) {
 	if f.zero {
 		f.cost = took

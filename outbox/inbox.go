@@ -12,9 +12,10 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// record writes ids into the inbox. It returns which of them were there before, nil if none. Several ids go in one
-// statement, which tells how many are new and not which: if not all are, it fails with errRepeats, and the caller begins
-// again one by one. Repeats are rare, so this costs less than asking first.
+// record writes ids into the inbox. It returns which ids were there before, nil if none. Several
+// ids go in one statement, which tells how many are new and not which. If not all are new, record
+// fails with errRepeats, and the caller begins again one by one. Repeats are rare, so this costs
+// less than asking first.
 func (o *Outbox) record(ctx context.Context, x Execer, group, topic string, ids []string, oneByOne bool) (repeat []bool, err error) {
 	if !oneByOne {
 		// In one order everywhere, so that two batches with the same messages do not wait for each other in a circle.
@@ -58,17 +59,20 @@ func (o *Outbox) record(ctx context.Context, x Execer, group, topic string, ids 
 	return repeat, nil
 }
 
-// inboxRows is how many ids a statement records at most: what a batch usually has, within the bounds of all databases.
+// inboxRows bounds the ids that one statement records: the size of a usual batch, within the bounds
+// of all databases.
 const inboxRows = 1000
 
-// recordRows returns how many ids were new, or on MySQL a larger number than there are ids if some were not.
+// recordRows returns the number of new ids. On MySQL, if some were not new, the result is larger
+// than the number of ids.
 func (o *Outbox) recordRows(ctx context.Context, x Execer, group, topic string, ids []string) (int64, error) {
 	args := []any{group, topic, ids[0]}
 	values := "VALUES (?, ?, ?, {now})"
 	ifNew := "ON CONFLICT DO NOTHING"
 	if o.dialect == MySQL {
-		// Not IGNORE, which would ignore more than repeats. A row that is changed counts as two, and one that is not changed as none or
-		// one, by a setting of the connection: so it is changed.
+		// Not IGNORE, which would ignore more than repeats. A changed row counts as two. An
+		// unchanged row counts as none or one, by a setting of the connection: so the statement
+		// changes it.
 		ifNew = "ON DUPLICATE KEY UPDATE at = at + 1"
 	}
 	switch {
@@ -95,7 +99,8 @@ func (o *Outbox) recordRows(ctx context.Context, x Execer, group, topic string, 
 	return res.RowsAffected()
 }
 
-// checkID says why an id cannot be remembered. Databases differ in what they make of one that no bus would have published.
+// checkID reports why an id cannot be remembered. Databases differ in their treatment of ids that
+// no bus would publish.
 func checkID(id string) error {
 	err := engine.CheckID(id)
 	switch {
@@ -113,7 +118,7 @@ const (
 	pruneInterval = time.Minute
 )
 
-// pruneDue says once a minute that the inbox should be pruned.
+// pruneDue is true once a minute, when the inbox should be pruned.
 func (o *Outbox) pruneDue() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -125,15 +130,15 @@ func (o *Outbox) pruneDue() bool {
 	return due
 }
 
-// pruneAgain has the next call prune too, because there was more to delete than one may take time for: so ids go at least as
-// fast as they come.
+// pruneAgain makes the next call prune too, because more ids are due than one call has time for. So
+// ids go at least as fast as they come.
 func (o *Outbox) pruneAgain() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.prune = time.Time{}
 }
 
-// pruneInbox deletes ids that are older than the retention, a bounded number of them.
+// pruneInbox deletes a bounded number of ids older than the retention.
 func (o *Outbox) pruneInbox(ctx context.Context, x Execer) (deleted int64, err error) {
 	const old = "at < {now} - ?"
 	statement := "DELETE FROM {inbox} WHERE " + old + " ORDER BY at LIMIT ?"
@@ -151,8 +156,9 @@ func (o *Outbox) pruneInbox(ctx context.Context, x Execer) (deleted int64, err e
 	return res.RowsAffected()
 }
 
-// Prune deletes from the inbox what is older than its retention, and returns how many ids it deleted. [Once] does the same in
-// small steps; this is for when no handler runs. The outbox needs no pruning: what was sent is deleted.
+// Prune deletes ids older than the retention from the inbox, and returns their number. [Once] does
+// the same in small steps; call Prune while no handler runs. The outbox needs no pruning: relays
+// delete sent messages.
 func (o *Outbox) Prune(ctx context.Context, db Execer) (deleted int64, err error) {
 	for {
 		n, err := o.pruneInbox(ctx, db)

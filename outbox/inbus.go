@@ -10,19 +10,21 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// OnceInBus is [Once] for a bus that is in the same database as begin's transactions, on PostgreSQL, MySQL/MariaDB or SQLite: the
-// effect, the settlement of the message and what h emits commit in one transaction. It needs no [Outbox]: no inbox, no
-// outbox, no relay and no tables of their own.
+// OnceInBus is [Once] for a bus in the same database as begin's transactions, on PostgreSQL,
+// MySQL/MariaDB or SQLite. The effect, the settlement of the message and h's emitted messages
+// commit in one transaction. It needs no [Outbox]: no inbox, no outbox, no relay and no tables of
+// their own.
 //
-// h runs first. Then, as the last statements before the commit, the message is settled and the outputs are appended to the bus's log; so
-// a slow h holds nobody up. A lane that went to another member while h ran rolls the transaction back. h is called again
-// where that is needed to create a topic, and after a conflict with other transactions as by [Once]. It must write through tx and not commit it,
-// and return what its statements return.
+// h runs first. The last statements before the commit settle the message and append the outputs to
+// the bus's log; so a slow h holds nobody up. If the lane went to another member while h ran, the
+// transaction rolls back. h is called again where an output's topic must be created, and after a
+// conflict with other transactions as by [Once]. It must write through tx and not commit it, and
+// return the errors of its statements.
 //
-// Unlike [Once], it does not look at ids: a message that was published twice is handled twice.
+// Unlike [Once], it does not look at ids: publishing a message twice makes two messages.
 //
-// On any other bus, or one in another database, the router fails at its start. On PostgreSQL the transactions must be read
-// committed, which is the default; on SQLite they should be begun as immediate.
+// On any other bus, or in another database, the router fails at its start. On PostgreSQL the
+// transactions must be read committed, which is the default; on SQLite begin them as immediate.
 func OnceInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
 	return inBusHandler{onceHandler{bus.Typed(func(ctx context.Context, event T) error {
 		done := []*bus.Message{bus.DeliveryFrom(ctx).Message}
@@ -31,7 +33,8 @@ func OnceInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx T
 	})}, joinCheck(begin)}
 }
 
-// OnceBatchInBus is [OnceInBus] for batches, as [OnceBatch] is [Once]: one transaction for all messages.
+// OnceBatchInBus is [OnceInBus] for batches, as [OnceBatch] is [Once] for batches: one transaction
+// for all messages.
 func OnceBatchInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
 	return inBusBatchHandler{onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
 		err, _ := onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
@@ -59,13 +62,14 @@ func (c joinChecker) CheckJoining(ctx context.Context, host driver.TransactionHo
 	return c(ctx, host)
 }
 
-// hostTries is how often the bus is asked whether a transaction is in its database, before its no is believed: a connection may
+// hostTries is the number of checks of a transaction before a refusal counts: a connection may
 // break, a file be locked.
 const hostTries = 3
 
 var errChecked = errors.New("the check is over")
 
-// joinCheck tries whether begin's transactions are in the bus's database. What is changed meanwhile is rolled back.
+// joinCheck checks whether begin's transactions are in the bus's database. It rolls its changes
+// back.
 func joinCheck[Tx any](begin Transactor[Tx]) joinChecker {
 	return func(ctx context.Context, host driver.TransactionHost) error {
 		for tries := 1; ; tries++ {
@@ -91,8 +95,8 @@ func joinCheck[Tx any](begin Transactor[Tx]) joinChecker {
 	}
 }
 
-// onceInBus runs h in a transaction that settles the messages. repeat tells which of them are settled already, because middleware
-// calls its handler again; nil is none.
+// onceInBus runs h in a transaction that settles the messages. repeat names the messages settled
+// already, because middleware called the handler again; nil is none.
 func onceInBus[Tx any](ctx context.Context, begin Transactor[Tx], done []*bus.Message, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // as once
 	j := driver.JoinerFrom(ctx)
 	if j == nil {

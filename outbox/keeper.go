@@ -10,9 +10,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// keeper holds a relay's share of the buckets. A bucket belongs to the relay that its row names, as long as that relay's
-// lease has not ended by the database's clock; the id of a relay is never used again. The share is renewed by renewing the
-// one row of the relay.
+// keeper holds a relay's share of the buckets. A bucket belongs to the relay in its row until that
+// relay's lease ends, by the database's clock. The id of a relay is never used again. Renewing the
+// one row of the relay renews the whole share.
 type keeper struct {
 	outbox *Outbox
 	db     *sql.DB
@@ -22,10 +22,10 @@ type keeper struct {
 
 	mu       sync.Mutex
 	joined   bool
-	mine     uint64    // buckets that rows may be taken from, as bits
-	using    uint64    // buckets of which the relay has rows in hand
-	held     uint64    // buckets whose row names this relay: mine, and those on their way to others
-	deadline time.Time // when the lease ends at the earliest; a share is worth nothing after it
+	mine     uint64    // bits: buckets to take rows from
+	using    uint64    // buckets with rows in the relay's hand
+	held     uint64    // buckets whose row names this relay: mine, and those that move to others
+	deadline time.Time // the earliest end of the lease; after it the share is worth nothing
 	term     uint64    // grows whenever buckets come
 	unmoved  bool      // another relay was moving buckets when this one wanted to
 	losses   int
@@ -33,7 +33,7 @@ type keeper struct {
 	arrived  func()        // called when buckets have come
 }
 
-// take returns the buckets to take rows from, which count as used until done.
+// take returns the buckets to take rows from. They count as used until done.
 func (k *keeper) take() (mine, term uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -44,7 +44,7 @@ func (k *keeper) take() (mine, term uint64) {
 	return k.mine, k.term
 }
 
-// valid returns those of the buckets taken in term that are still held.
+// valid returns the buckets taken in term that are still held.
 func (k *keeper) valid(term uint64) uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -54,7 +54,7 @@ func (k *keeper) valid(term uint64) uint64 {
 	return k.held
 }
 
-// done says which buckets the relay still has rows of.
+// done sets the buckets with rows in the relay's hand.
 func (k *keeper) done(using uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -67,10 +67,11 @@ func (k *keeper) done(using uint64) {
 	}
 }
 
-// stepPause is how often a relay looks for others that came or went.
+// stepPause is the pause between two looks for relays that came or went.
 const stepPause = 500 * time.Millisecond
 
-// run keeps the share until ctx ends. It looks often enough for others not to wait long for their part.
+// run keeps the share until ctx ends. It looks often, so that other relays do not wait long for
+// their part.
 func (k *keeper) run(ctx context.Context, failed func(error)) {
 	pause := min(k.lease/3, stepPause)
 	for {
@@ -90,21 +91,21 @@ func (k *keeper) run(ctx context.Context, failed func(error)) {
 	}
 }
 
-// wanting says whether there are buckets that others will give to this relay soon, or this one to others.
+// wanting reports whether buckets are about to come from other relays, or to go to them.
 func (k *keeper) wanting() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.held != k.mine || k.unmoved
 }
 
-// step renews the lease and, if something is to be moved, buckets. Renewing waits for nobody: a relay keeps its share whatever becomes of
-// another that moves buckets.
+// step renews the lease and, if needed, moves buckets. Renewing waits for nobody: a relay keeps its
+// share whatever happens to another relay that moves buckets.
 func (k *keeper) step(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, k.patience())
 	defer cancel()
 	k.mu.Lock()
 	joined := k.joined
-	free := k.held &^ k.mine &^ k.using // what is not mine does not come into use again
+	free := k.held &^ k.mine &^ k.using // a bucket that is not mine does not come into use again
 	k.mu.Unlock()
 	sent := time.Now()
 	alive, err := k.renew(ctx, joined)
@@ -132,13 +133,15 @@ func (k *keeper) step(ctx context.Context) error {
 	return k.step(ctx) // as a new relay
 }
 
-// patience bounds a step, and how long the server lets a transaction stand still that moves buckets.
+// patience bounds a step. It also bounds how long the server lets a transaction that moves buckets
+// stand still.
 func (k *keeper) patience() time.Duration { return max(k.lease/3, time.Second) }
 
-// renew prolongs the relay's lease, or begins it. alive is false if it had ended and another relay has buried it.
+// renew prolongs the relay's lease, or begins it. alive is false if the lease had ended and another
+// relay has removed this one.
 func (k *keeper) renew(ctx context.Context, joined bool) (alive bool, err error) {
 	o, lease := k.outbox, k.lease.Microseconds()
-	if !joined { // an attempt whose outcome was not known may have inserted the row
+	if !joined { // an attempt with an unknown outcome may have inserted the row
 		_, err := k.db.ExecContext(ctx, o.sql("{insert} {outbox_relay} (id, expires) VALUES (?, {now} + ?) {ifnew}"), k.id, lease)
 		if err != nil {
 			return false, err
@@ -147,12 +150,13 @@ func (k *keeper) renew(ctx context.Context, joined bool) (alive bool, err error)
 	if _, err := k.db.ExecContext(ctx, o.sql("UPDATE {outbox_relay} SET expires = {now} + ? WHERE id = ?"), lease, k.id); err != nil {
 		return false, err
 	}
-	var n int // asked for, because some databases do not count a row that had the value already
+	var n int // a query, because some databases do not count a row that had the value already
 	err = k.db.QueryRowContext(ctx, o.sql("SELECT COUNT(*) FROM {outbox_relay} WHERE id = ?"), k.id).Scan(&n)
 	return n > 0, err
 }
 
-// share looks who has which bucket, and moves buckets if that is not fair. free are buckets that the relay can give up now.
+// share reads the owners of the buckets, and moves buckets if the shares are not fair. free are
+// buckets that the relay can give up now.
 func (k *keeper) share(ctx context.Context, free uint64) (alive bool, err error) {
 	v, err := k.look(ctx, k.db)
 	if err != nil || !v.alive {
@@ -165,7 +169,8 @@ func (k *keeper) share(ctx context.Context, free uint64) (alive bool, err error)
 		}
 	}
 	k.mu.Lock()
-	// A bucket that was on its way to another relay, and stays after all, was not read meanwhile: it comes like any other.
+	// A bucket on its way to another relay that stays after all was not read meanwhile: it comes
+	// like any other.
 	came := v.owned&^k.held | v.owned&v.target&^k.mine
 	k.held, k.mine, k.unmoved = v.owned, v.owned&v.target, !moved
 	if came != 0 {
@@ -178,7 +183,7 @@ func (k *keeper) share(ctx context.Context, free uint64) (alive bool, err error)
 	return true, nil
 }
 
-// leave gives everything up at once, which the relay no longer uses.
+// leave gives up at once all buckets that the relay no longer uses.
 func (k *keeper) leave(ctx context.Context) error {
 	for _, text := range []string{"UPDATE {outbox_bucket} SET owner = NULL WHERE owner = ?", "DELETE FROM {outbox_relay} WHERE id = ?"} {
 		if _, err := k.db.ExecContext(ctx, k.outbox.sql(text), k.id); err != nil {

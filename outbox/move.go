@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// view is who has which bucket, as a relay sees it. Sets of buckets are bits.
+// view is one relay's view of the owners of buckets. Sets of buckets are bits.
 type view struct {
 	alive  bool   // this relay
-	dead   bool   // there are relays whose lease has ended
+	dead   bool   // the lease of some relays has ended
 	target uint64 // this relay's part
 	owned  uint64 // by this relay
-	vacant uint64 // of its part, and owned by nobody who is alive
+	vacant uint64 // buckets of its part without a live owner
 }
 
 // look reads the view.
@@ -62,8 +62,8 @@ func (k *keeper) look(ctx context.Context, q querier) (v view, err error) {
 	})
 }
 
-// move buries relays that are dead, takes what is vacant, and gives up the buckets in free that are not the relay's part. moved is false
-// if another relay does so now. v is the view afterwards.
+// move removes dead relays, takes vacant buckets, and gives up the buckets in free that are not the
+// relay's part. moved is false if another relay does so now. v is the view afterwards.
 func (k *keeper) move(ctx context.Context, v *view, free uint64) (moved bool, err error) {
 	return k.exclusively(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, k.outbox.sql("DELETE FROM {outbox_relay} WHERE expires < {now}")); err != nil {
@@ -84,7 +84,7 @@ func (k *keeper) move(ctx context.Context, v *view, free uint64) (moved bool, er
 	})
 }
 
-// assign writes an owner, or nobody, into buckets.
+// assign writes an owner into buckets; nil is no owner.
 func (k *keeper) assign(ctx context.Context, tx *sql.Tx, set uint64, owner *string) error {
 	if set == 0 {
 		return nil
@@ -98,8 +98,9 @@ func (k *keeper) assign(ctx context.Context, tx *sql.Tx, set uint64, owner *stri
 	return err
 }
 
-// exclusively runs f in a transaction of which there is one at a time: it has the lock of one row. It does not wait for that lock; done is
-// false if somebody else has it. The server ends the transaction if this host vanishes in the middle of it.
+// exclusively runs f in a transaction with the lock of one row: only one such transaction runs at a
+// time. It does not wait for that lock; done is false if another relay has it. If this host
+// vanishes in the middle, the server ends the transaction.
 func (k *keeper) exclusively(ctx context.Context, f func(tx *sql.Tx) error) (done bool, err error) {
 	o := k.outbox
 	conn, err := k.db.Conn(ctx)
@@ -108,7 +109,7 @@ func (k *keeper) exclusively(ctx context.Context, f func(tx *sql.Tx) error) (don
 	}
 	defer conn.Close()
 	var opts *sql.TxOptions
-	if o.dialect != SQLite { // each statement must see what was committed before it
+	if o.dialect != SQLite { // each statement must see earlier commits
 		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 	}
 	if o.dialect == MySQL {
@@ -147,8 +148,9 @@ func (k *keeper) exclusively(ctx context.Context, f func(tx *sql.Tx) error) (don
 	return err == nil, err
 }
 
-// limitSession has MySQL end the connection, and its transaction, when nothing is heard from it for some seconds. MySQL has no such limit
-// for a transaction alone; so it is taken back afterwards, because the connection is the user's.
+// limitSession makes MySQL end the connection, and its transaction, after some seconds of silence.
+// MySQL has no such limit for a transaction alone. So restore takes the limit back, because the
+// connection is the user's.
 func (k *keeper) limitSession(ctx context.Context, conn *sql.Conn) (restore func(), err error) {
 	var before int64
 	if err := conn.QueryRowContext(ctx, "SELECT @@SESSION.wait_timeout").Scan(&before); err != nil {
@@ -164,7 +166,7 @@ func (k *keeper) limitSession(ctx context.Context, conn *sql.Conn) (restore func
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.patience())
 		defer cancel()
-		if set(ctx, before) != nil { // the pool must not have it as it is
+		if set(ctx, before) != nil { // the pool must not get it like this
 			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		}
 	}, nil

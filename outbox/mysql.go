@@ -1,6 +1,7 @@
 package outbox
 
-// Names are compared byte by byte, but for spaces at the end, which they cannot have. Each statement can be repeated, because here a transaction does not undo it.
+// Names are compared byte by byte, except for spaces at the end, which they cannot have. Each
+// statement can be repeated, because here a transaction does not undo it.
 const mysqlOptions = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
 
 var mysqlMigrations = [][]string{{
@@ -49,7 +50,8 @@ var mysqlMigrations = [][]string{{
 )` + mysqlOptions,
 	`INSERT IGNORE INTO {outbox_meta} (one, id, version, moves) VALUES (1, UUID(), 0, 0)`,
 }, {
-	// Who publishes holds a shared lock of one row, chosen at random, until its transaction ends: see fence.go.
+	// Every publisher holds a shared lock of one row, chosen at random, until its transaction ends:
+	// see fence.go.
 	`CREATE TABLE IF NOT EXISTS {outbox_fence} (
 	slot SMALLINT NOT NULL PRIMARY KEY
 )` + mysqlOptions,

@@ -8,20 +8,24 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Once makes a handler whose effect happens once for each message, however often a broker delivers it. h is called in a
-// transaction that also records the message's id for its group and topic, and holds what h emits ([bus.Emit]) as rows of
-// the outbox: all of it commits together, before the message is settled, or nothing does. A message that is recorded
-// already is settled without calling h. OnSuccess, as ever, waits for the whole handler.
+// Once makes a handler whose effect happens once for each message, however often a broker delivers
+// it. It calls h in a transaction that also records the message's id for its group and topic. The
+// transaction holds h's emitted messages ([bus.Emit]) as rows of the outbox, too. All of it commits
+// together, before the message is settled, or nothing does. A message recorded before is settled
+// without calling h. OnSuccess, as ever, waits for the whole handler.
 //
-// h must write through tx, and must not commit it. An error of h rolls back, and goes through the failure policy. After a deadlock, a
-// serialization failure or a wait for a lock that took too long, the transaction is run again a few times before that, at once: so h may be called more
-// than once for one try of the policy.
+// h must write through tx, and must not commit it. An error of h rolls back, and goes through the
+// failure policy. Conflicts with other transactions do not at once: a deadlock, a serialization
+// failure, too long a wait for a lock. After these Once first runs the transaction again a few
+// times, without a pause of the policy. So h may be called more than once for one try of the
+// policy.
 //
-// h must return what its statements return. On MySQL a deadlock has undone the transaction and the record of the message with it, and if h says
-// nothing of it, what follows is committed by itself, and the message is settled.
+// Note: h must return the errors of its statements. On MySQL a deadlock has undone the transaction
+// and the record of the message with it. If h hides the error, its later statements commit by
+// themselves, and the message is settled.
 //
-// A message fails for good if its id cannot be remembered: it has none that stays the same when it is delivered again
-// ([driver.IsTransientID]), or one that no bus would have published.
+// A message fails for good if its id cannot be remembered: it changes with each delivery
+// ([driver.IsTransientID]), or no bus would publish it.
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
 	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
 		m := bus.DeliveryFrom(ctx).Message
@@ -33,16 +37,20 @@ func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context
 	})}
 }
 
-// onceHandler tells a router that was asked for exactly once that it is.
+// onceHandler tells a router that was asked for exactly once that the handler provides it.
 type onceHandler struct{ bus.Handler }
 
 func (h onceHandler) EventTypes() []string { return h.Handler.(bus.EventTyper).EventTypes() }
 func (onceHandler) Idempotent()            {}
 
-// OnceBatch is [Once] for batches: one transaction, and one statement that records all ids. h is given the messages that are
-// not recorded yet. If it fails with a transaction of several messages, the others must not suffer for one of them: those
-// that [bus.Each] reports as good are handled again without the bad ones; after any other error each message is handled
-// again by itself. So h may be called more than once, with a transaction that starts afresh.
+// OnceBatch is [Once] for batches: one transaction, and one statement that records all ids. h gets
+// the messages that are not recorded yet. If it fails with several messages in the transaction, the
+// others must not suffer:
+//
+//   - After an error of [bus.Each], the good messages are handled again without the bad ones.
+//   - After any other error, each message is handled again by itself.
+//
+// So h may be called more than once, each time with a new transaction.
 func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
 	return onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
 		return withIDs(events, func(events []bus.Event[T]) error {
@@ -67,7 +75,7 @@ func messages[T any](events []bus.Event[T]) []*bus.Message {
 	return msgs
 }
 
-// withIDs calls run with the events whose ids can be remembered. Each of the others fails by itself.
+// withIDs calls run with the events whose ids can be remembered. Each other event fails by itself.
 func withIDs[T any](events []bus.Event[T], run func(events []bus.Event[T]) error) error {
 	errs := make([]error, len(events))
 	good := make([]bus.Event[T], 0, len(events))
@@ -92,7 +100,7 @@ func withIDs[T any](events []bus.Event[T], run func(events []bus.Event[T]) error
 func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error, //nolint:revive // as once
 	run func(ctx context.Context, events []bus.Event[T], h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool),
 ) (err error, blame bool) {
-	var called []int // places of the events that h was given
+	var called []int // places of the events passed to h
 	err, blame = run(ctx, events, func(ctx context.Context, tx Tx, repeat []bool) error {
 		called = called[:0]
 		fresh := make([]bus.Event[T], 0, len(events))
@@ -109,7 +117,7 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 	errs := make([]error, len(events))
 	each, ok := errors.AsType[*bus.BatchError](err)
 	if !ok || len(each.Errs) != len(called) || bus.Each(each.Errs) == nil {
-		var stop error // that of the database would be that of the others, too, each after a while
+		var stop error // a database's error would hit the other messages too, each after a while
 		for i := range events {
 			if stop == nil {
 				stop = context.Cause(ctx)
@@ -140,11 +148,13 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 	return bus.Each(errs), true
 }
 
-// errRepeats ends a transaction that was begun in the hope that none of several messages is a repeat.
+// errRepeats ends a transaction that was begun in the hope that none of several messages is a
+// repeat.
 var errRepeats = errors.New("some messages were handled before")
 
-// once runs h in a transaction that records the messages. repeat tells which of them were recorded before; nil is none. blame:
-// the error may be that of h: it came after h was called, at the commit for example, where some constraints are checked.
+// once runs h in a transaction that records the messages. repeat names the messages recorded
+// before; nil is none. blame: the error may be h's, because it came after the call of h. An example
+// is the commit, which checks some constraints.
 func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], msgs []*bus.Message, h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool) { //nolint:revive // the error is what it returns, the other explains it
 	d := bus.DeliveryFrom(ctx)
 	ids := make([]string, len(msgs))
@@ -189,7 +199,7 @@ func once[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], msgs []*
 		})
 	}
 	if o.pruneDue() {
-		// What is left is deleted the next time, and the message is not worse for it.
+		// The next call deletes the rest, and the message is not affected.
 		_ = begin(ctx, func(_ Tx, x Execer) error {
 			n, err := o.pruneInbox(ctx, x)
 			if err == nil && n == pruneRows {

@@ -12,8 +12,9 @@ import (
 
 var errInvalid = bus.ErrInvalid
 
-// Outbox writes messages into a table of the user's database, inside the user's transactions, from where a [Relay] takes
-// them to a broker. It is a description, not a connection: one serves the whole process. Safe for concurrent use.
+// Outbox writes messages into a table of the user's database, inside the user's transactions; a
+// [Relay] takes them from there to a broker. It is a description, not a connection: one serves the
+// whole process. It is safe for concurrent use.
 type Outbox struct {
 	config  Config
 	prefix  string // of the tables, with the schema
@@ -22,23 +23,24 @@ type Outbox struct {
 	announcer announcer
 
 	mu     sync.Mutex
-	relays map[*Relay]struct{} // that run in this process
+	relays map[*Relay]struct{} // running in this process
 
 	prune time.Time // when this process prunes the inbox next
 }
 
-// Config configures an outbox. A field that is zero has its default. Writers, relays and inboxes that belong together
-// need the same Schema and Prefix.
+// Config configures an outbox. A zero field takes its default. Writers, relays and inboxes that
+// belong together need the same Schema and Prefix.
 type Config struct {
-	// Schema is where the tables are, on PostgreSQL: small letters, digits and _. Migrate creates it if need be.
-	// Defaults to "": where the connection's search_path says.
+	// Schema is the tables' schema on PostgreSQL: small letters, digits and _. Migrate creates it
+	// if needed. Defaults to "": the connection's search_path decides.
 	Schema string
-	// Prefix comes before the tables' names: small letters, digits and _. Defaults to "millrace_", which makes
-	// millrace_outbox, millrace_inbox and a few beside them.
+	// Prefix begins the tables' names: small letters, digits and _. Defaults to "millrace_", which
+	// makes millrace_outbox, millrace_inbox and a few others.
 	Prefix string
-	// InboxRetention is how long the inbox remembers what was handled. It must be longer than a broker may take to
-	// deliver a message again: its retention, or as long as somebody may replay from a poison queue. At least 1 min.
-	// Defaults to 8 days, a day more than what Kafka keeps by default.
+	// InboxRetention is the time for which the inbox remembers handled messages. It must be longer
+	// than a broker may take to deliver a message again: its retention, or the time until a replay
+	// from a poison queue. At least 1 min. Defaults to 8 days, a day more than Kafka's default
+	// retention.
 	InboxRetention time.Duration
 }
 
@@ -48,8 +50,8 @@ const (
 	DefaultInboxRetention = 8 * 24 * time.Hour
 )
 
-// New makes an outbox. The options are those of a bus: the codecs that encode events, and the source. It does not
-// connect anywhere; see [Outbox.Migrate].
+// New makes an outbox. The options are those of a bus: the codecs that encode events, and the
+// source. It does not connect; call [Outbox.Migrate] to create the tables.
 func New(d Dialect, c Config, opts ...bus.Option) (*Outbox, error) {
 	if d < Postgres || d > SQLite {
 		return nil, invalid("the dialect is %v: want Postgres, MySQL or SQLite", d)
@@ -82,19 +84,19 @@ func New(d Dialect, c Config, opts ...bus.Option) (*Outbox, error) {
 	}, nil
 }
 
-// Execer is a transaction: *sql.Tx, *sql.Conn, *sqlx.Tx, GORM's tx.Statement.ConnPool, and whatever else wraps database/sql.
-// For pgx.Tx there is package pgxoutbox.
+// Execer is a transaction: *sql.Tx, *sql.Conn, *sqlx.Tx, GORM's tx.Statement.ConnPool, and other
+// wrappers of database/sql. For pgx.Tx use package pgxoutbox.
 type Execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// In is the publisher inside of tx: what is published through it exists if and only if tx commits. It takes the options
-// of any publisher, headers of the context included, and checks messages as every bus does; what only a certain broker
-// refuses shows when it is relayed. Like tx, it is for one goroutine. Many messages in one call are few statements:
-// see [bus.PublishAll].
+// In returns the publisher inside of tx: its messages exist if and only if tx commits. It takes the
+// options of any publisher, headers of the context included, and checks messages as every bus does.
+// A refusal by one certain broker shows when a relay publishes the message. Like tx, it is for one
+// goroutine. Many messages in one call are few statements: see [bus.PublishAll].
 //
-// An error says that the messages are not in the outbox: roll back, or on databases that let a transaction go on after an
-// error, try again.
+// After an error the messages are not in the outbox: roll back. On databases that let a transaction
+// go on after an error, the caller may try again.
 func (o *Outbox) In(tx Execer) bus.Publisher {
 	return bus.New(&writer{outbox: o, tx: tx}, o.options...)
 }
@@ -109,8 +111,8 @@ func (o *Outbox) PublishMessages(ctx context.Context, tx Execer, topic string, m
 	return o.In(tx).PublishMessages(ctx, topic, msgs...)
 }
 
-// Do runs f in a transaction with its publisher, and commits if f returns nil. The relays then take up what was
-// published through p without waiting for their next look.
+// Do runs f in a transaction with its publisher, and commits if f returns nil. The relays then take
+// up the messages published through p without waiting for their next look.
 func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx Tx, p bus.Publisher) error) error {
 	var w *writer
 	err := begin.run(ctx, func(tx Tx, x Execer) error {
@@ -125,9 +127,10 @@ func Do[Tx any](ctx context.Context, o *Outbox, begin Transactor[Tx], f func(tx 
 	return err
 }
 
-// Committed tells the relays that a transaction has committed which published something: those of this process at once,
-// and on PostgreSQL also those of others, by a notification through db, which must not be in a transaction; nil is none.
-// Nobody needs to call it: relays also look by themselves. [Do] and [Once] call it. It does not wait.
+// Committed tells the relays that a publishing transaction has committed. Relays of this process
+// hear of it at once. On PostgreSQL relays of other processes hear of it by a notification through
+// db, which must not be in a transaction; nil sends none. Calling it is optional: relays also look
+// by themselves, and [Do] and [Once] call it. It does not wait.
 func (o *Outbox) Committed(db Execer) {
 	if db == nil {
 		o.wake()
@@ -154,7 +157,7 @@ func (o *Outbox) committed(ctx context.Context, notify func(ctx context.Context,
 	}
 }
 
-// Channel is the name of the channel on which PostgreSQL tells relays of commits.
+// Channel returns the name of the channel on which PostgreSQL tells relays of commits.
 func (o *Outbox) Channel() string { return fmt.Sprintf("millrace_outbox_%x", uint32(o.lockClass())) }
 
 // wake makes the relays of this process look now, and often for a while.

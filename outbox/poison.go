@@ -12,22 +12,25 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// PoisonGroup is the group in whose poison store a relay puts what the broker refuses. Several outboxes may share it: each
-// has a name of its own, which its entries have as their handler.
+// PoisonGroup is the group whose poison store keeps the messages that the broker refuses. Several
+// outboxes may share it: each has a name of its own, which is the handler of its entries.
 const PoisonGroup = "outbox"
 
-// maxRefusals is how often a message is refused before it is believed: a topic may be about to be created.
+// maxRefusals is the number of refusals of a message before the relay believes them: a topic may be
+// about to be created.
 const maxRefusals = 5
 
-// doubt is how long a final answer that does not speak of the message must last before it is taken for the message's fault.
+// doubt is the time after which a final answer that does not concern the message counts as the
+// message's fault.
 const doubt = 10 * time.Minute
 
-// final says whether the same call cannot succeed later. That time ran out says nothing about it.
+// final reports whether the same call cannot succeed later. A deadline is not final.
 func final(err error) bool {
 	return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
-// ofMessage says whether an error speaks of the message or its topic, not of the connection or the program.
+// ofMessage reports whether an error concerns the message or its topic, not the connection or the
+// program.
 func ofMessage(err error) bool {
 	for _, fault := range []error{bus.ErrTooLarge, bus.ErrInvalid, bus.ErrNotFound, bus.ErrUnsupported} {
 		if errors.Is(err, fault) {
@@ -53,7 +56,7 @@ func (p *pump) putPoison(ctx context.Context, c *call, r row) error {
 	})
 }
 
-// finishPoison goes on after a row was put into the poison store, or could not be: what not even that takes is parked in
+// finishPoison goes on after the poison store took a row or refused it. A refused row is parked in
 // the table.
 func (p *pump) finishPoison(c *call) {
 	l, err := c.lanes[0], c.failed
@@ -84,7 +87,7 @@ func (p *pump) nowPoisoned(c *call) {
 	p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", c.lanes[0].rows[0].msg.ID, "error", c.cause)
 }
 
-// reason is the text of an error as every database takes it.
+// reason makes an error's text fit for every database.
 func reason(cause error) string {
 	const most = 4096 // bytes
 	text := strings.ReplaceAll(strings.ToValidUTF8(cause.Error(), "\uFFFD"), "\x00", "\uFFFD")

@@ -11,9 +11,10 @@ func (o *Outbox) postgresMigrations() [][]string {
 	return [][]string{append(
 		first,
 		`CREATE SEQUENCE {outbox_seq} AS bigint CACHE 1`,
-		// Who draws a number holds this lock until its transaction ends. By it a relay knows from where on rows may
-		// still appear: see fence.go. A default also covers rows that a trigger or another program inserts, whatever its
-		// search_path: names in it are looked up now.
+		// Every writer that draws a number holds this lock until its transaction ends. By it a
+		// relay knows from where on rows may still appear: see fence.go. A default also covers rows
+		// inserted by a trigger or another program. It does so whatever their search_path: the
+		// names in it are looked up now.
 		fmt.Sprintf(`CREATE FUNCTION {outbox_next}(seq regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$ BEGIN
 	PERFORM pg_advisory_xact_lock_shared(%d, 0);
 	RETURN nextval(seq);

@@ -8,15 +8,17 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// pump is the relay's loop. One goroutine has all of this state; calls to the broker are goroutines that report back.
+// pump is the relay's loop. One goroutine has all of this state; calls to the broker are goroutines
+// that report back.
 //
-// Rows are claimed by reading them: a claim begins at the floor, below which no row can be or appear, and passes over the
-// lanes that are in hand or blocked. So it finds the oldest row of every lane that it returns, however late that was
-// committed, and the order of a lane follows. A row is deleted after the broker has it.
+// The pump claims rows by reading them. A claim begins at the floor, below which no row is or can
+// appear, and passes over the lanes in hand or blocked. So it finds the oldest row of every lane
+// that it returns, however late the row was committed. This gives the order of a lane. A row is
+// deleted after the broker has it.
 type pump struct {
 	*Relay
 	lanes   map[int64]*laneRows // in hand
-	ready   []*laneRows         // whose first row may be sent
+	ready   []*laneRows         // their first row may be sent
 	blocked map[int64]*block
 	crowds  map[string]*crowd // by topic
 	sent    []rowID           // rows to delete
@@ -29,8 +31,8 @@ type pump struct {
 	fence   fence
 }
 
-// laneRows are the rows of a lane that are in hand, first to last. One of them at a time is with the broker: if it fails,
-// those behind it must wait.
+// laneRows are a lane's rows in hand, first to last. One of them at a time is with the broker: if
+// it fails, the rows behind it must wait.
 type laneRows struct {
 	id   int64
 	rows []row
@@ -42,8 +44,8 @@ type row struct {
 	msg   *bus.Message
 }
 
-// rowID names a row in what is deleted or changed. A number alone does not: a database that was restored, or a replica that has taken over
-// without the last transactions, gives numbers out again.
+// rowID names a row to delete or change. A number alone is not enough: a restored database, or a
+// replica that took over without the last transactions, gives numbers out again.
 type rowID struct{ seq, lane, created int64 }
 
 // block keeps a lane from being claimed, after its first row failed.
@@ -53,7 +55,7 @@ type block struct {
 	tries    int // of the row
 	until    time.Time
 	first    time.Time
-	sent     int64 // what the relay had published then
+	sent     int64 // the relay's count of published messages at that time
 	refusals int
 }
 
@@ -63,10 +65,11 @@ const (
 	laneRowsMost = 64       // of a lane, where other lanes have no room
 	maxCalls     = 8        // to the broker, at once
 	maxSent      = 2000     // rows, before they are deleted
-	// patience is how long lanes that are not in hand wait for those that are.
+	// patience is the time for which lanes not in hand wait for lanes in hand.
 	patience = 20 * time.Millisecond
-	// minPause is the pause after something was found or heard of. It grows by a quarter each time, so that a commit of which nobody
-	// tells, as that of a transaction of which only the publish was seen, waits for a quarter of the time since then.
+	// minPause is the pause after a message was found or a commit announced. It grows by a quarter
+	// each time. So a commit without an announcement waits for a quarter of the time since the last
+	// one. An example is a transaction of which the relay saw only the publish.
 	minPause       = time.Millisecond
 	minTurnTimeout = 10 * time.Second
 )
@@ -99,7 +102,7 @@ func (p *pump) run(ctx context.Context) error {
 			case ctx.Err() != nil:
 			case err != nil:
 				p.failed(err)
-				p.letGo() // behind a connection that broke, another server may be, without what this one had
+				p.letGo() // the next connection may reach a server without these rows
 				p.fence.reset()
 				tries++
 				wait = backoff(tries)
@@ -134,8 +137,8 @@ func (p *pump) run(ctx context.Context) error {
 	return nil
 }
 
-// turn deletes what was sent and claims more. n is the number of rows claimed. It is bounded, because the lease does not end
-// by a database connection that hangs here: no other relay would take over.
+// turn deletes sent rows and claims more. n is the number of claimed rows. It is bounded: a
+// database connection that hangs here does not end the lease, so no other relay would take over.
 func (p *pump) turn(ctx context.Context) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, max(p.config.Lease, minTurnTimeout))
 	defer cancel()
@@ -145,7 +148,7 @@ func (p *pump) turn(ctx context.Context) (n int, err error) {
 	p.look()
 	most := min(claimRows, max(16, claimBytes/p.size))
 	room := most - p.held
-	if room < most/4 { // others have room at the expense of a lane that has many
+	if room < most/4 { // take room from a lane with many rows
 		if room = min(most/4, p.fattest().surplus()); room <= 0 {
 			return 0, nil
 		}
@@ -171,7 +174,7 @@ func (p *pump) fattest() (fat *laneRows) {
 	return fat
 }
 
-// surplus is how many rows the lane can give back for others.
+// surplus is the number of rows that the lane can give back for others.
 func (l *laneRows) surplus() int {
 	if l == nil {
 		return 0
@@ -179,7 +182,7 @@ func (l *laneRows) surplus() int {
 	return len(l.rows) - laneRowsMost
 }
 
-// untilDue is how long the next blocked lane waits.
+// untilDue is the wait of the next blocked lane.
 func (p *pump) untilDue() time.Duration {
 	d := p.config.Poll
 	now := time.Now()
@@ -200,10 +203,10 @@ func (p *pump) using() {
 	p.keeper.done(set)
 }
 
-// bucketOf is the bucket of a lane, as a bit. What other programs have inserted may be negative.
+// bucketOf is the bucket of a lane, as a bit. A lane inserted by another program may be negative.
 func bucketOf(lane int64) uint64 { return 1 << (lane & (buckets - 1)) }
 
-// dispatch sends what may be sent, in calls of one topic.
+// dispatch sends the rows that are ready, in calls of one topic.
 func (p *pump) dispatch(ctx context.Context) {
 	if len(p.ready) == 0 {
 		return
@@ -233,14 +236,14 @@ func (p *pump) dispatch(ctx context.Context) {
 	}
 }
 
-// giveBack lets go of a lane of which nothing is with the broker.
+// giveBack releases a lane without a row at the broker.
 func (p *pump) giveBack(l *laneRows) {
 	p.drop(l, 0)
 	p.ended = append(p.ended, l)
 }
 
-// letGo lets go of all rows that are not with the broker. The table may have changed since they were claimed: other relays may have
-// sent them.
+// letGo releases all rows that are not with the broker. The table may have changed since the claim:
+// other relays may have sent them.
 func (p *pump) letGo() {
 	for _, l := range p.ready {
 		p.giveBack(l)
@@ -253,7 +256,7 @@ func (p *pump) letGo() {
 	}
 }
 
-// drop forgets the rows of a lane from the i-th on; they are claimed again.
+// drop forgets the rows of a lane from the i-th on; a later claim reads them again.
 func (p *pump) drop(l *laneRows, i int) {
 	p.held -= len(l.rows) - i
 	l.rows = l.rows[:i]
@@ -287,7 +290,7 @@ func (p *pump) finish(ctx context.Context, c *call) error {
 	return closed
 }
 
-// done goes on with a lane after its first row needs nothing more than to be deleted.
+// done goes on with a lane after its first row only needs to be deleted.
 func (p *pump) done(l *laneRows) {
 	p.sent = append(p.sent, l.rows[0].rowID)
 	delete(p.blocked, l.id)
@@ -299,7 +302,8 @@ func (p *pump) done(l *laneRows) {
 	}
 }
 
-// fail decides about a lane whose first row failed: it is tried again later, or it goes to the poison store.
+// fail decides about a lane whose first row failed: the relay tries the row again later, or moves
+// it to the poison store.
 func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	p.failures.Add(1)
 	now := time.Now()
@@ -325,8 +329,9 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	p.wait(l, b)
 }
 
-// refused says whether the broker will never take the message. An answer that does not speak of the message is final as well: a login that
-// fails, a privilege that is missing. It is the message's only if it has lasted, and the broker has taken others meanwhile.
+// refused reports whether the broker will never take the message. A final answer may also concern
+// the connection: a failed login, a missing privilege. Such an answer counts as the message's fault
+// only if it has lasted, and the broker has taken other messages meanwhile.
 func (p *pump) refused(b *block, err error) bool {
 	return final(err) && bus.IsDefinite(err) && (ofMessage(err) || time.Since(b.first) > doubt && p.Relay.sent.Load() > b.sent)
 }
@@ -337,7 +342,7 @@ func (p *pump) wait(l *laneRows, b *block) {
 	p.giveBack(l)
 }
 
-// drain waits for the calls under way, within the drain timeout, and deletes what they sent.
+// drain waits for pending calls, within the drain timeout, and deletes the rows that they sent.
 func (p *pump) drain(cancel context.CancelFunc) {
 	timeout := time.AfterFunc(p.config.DrainTimeout, cancel)
 	defer timeout.Stop()

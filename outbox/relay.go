@@ -13,24 +13,28 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// RelayConfig configures a relay. A field that is zero has its default.
+// RelayConfig configures a relay. A zero field takes its default.
 type RelayConfig struct {
-	// Poll is the longest pause between two looks for messages. A relay that finds something, or that is told of a commit,
-	// looks again after 1 ms, and then less often by a quarter each time. 1 ms to 1 min. Defaults to 100 ms.
+	// Poll is the longest pause between two looks for messages. After it finds a message, or hears
+	// of a commit, a relay looks again after 1 ms; each further pause is a quarter longer. 1 ms to
+	// 1 min. Defaults to 100 ms.
 	Poll time.Duration
-	// Lease is how long the messages of a relay that died wait for another relay. 500 ms to 10 min. Defaults to 10 s.
+	// Lease is the time for which the messages of a dead relay wait for another relay. 500 ms to 10
+	// min. Defaults to 10 s.
 	Lease time.Duration
-	// Batch is how many messages are published in one call at most. 1 to 10,000. Defaults to 500.
+	// Batch bounds the messages of one publish call. 1 to 10,000. Defaults to 500.
 	Batch int
-	// PublishTimeout bounds a call, if the broker's driver does not. At least 10 ms. Defaults to 30 s.
+	// PublishTimeout bounds a call, if the broker's driver does not. 10 ms to 1 h. Defaults to 30
+	// s.
 	PublishTimeout time.Duration
-	// DrainTimeout bounds how long Run waits at its end for calls under way, and after that, if it is 5 s or more, for the
-	// database to delete what was sent. What is published later, or not deleted, is published again by the next relay.
-	// Defaults to 10 s.
+	// DrainTimeout bounds how long Run waits at its end for pending calls. If it is 5 s or more, it
+	// then also bounds the wait for the database to delete sent messages. A message published
+	// later, or not deleted, is published again by the next relay. 1 ms to 1 h. Defaults to 10 s.
 	DrainTimeout time.Duration
-	// Listen hears of commits in other processes: pgxoutbox.Listen on PostgreSQL. It blocks, calls ready when it hears and
-	// heard for each word on the channel, and returns when ctx ends or the connection breaks; then it is called again.
-	// Defaults to nil: other processes' messages are found by looking.
+	// Listen hears of commits in other processes: pgxoutbox.Listen on PostgreSQL. It blocks, calls
+	// ready once it listens, and heard for each notice on the channel. It returns when ctx ends or
+	// the connection breaks; then the relay calls it again. Defaults to nil: the relay finds other
+	// processes' messages by looking.
 	Listen func(ctx context.Context, channel string, ready, heard func()) error
 }
 
@@ -70,9 +74,9 @@ func (c *RelayConfig) complete() error {
 	return nil
 }
 
-// Relay takes committed messages out of an outbox and publishes them on a bus. Any number of relays of one outbox, in any
-// number of processes, share the work; messages of one topic and key stay in their order throughout. Make one with
-// [Outbox.NewRelay].
+// Relay takes committed messages out of an outbox and publishes them on a bus. Any number of relays
+// of one outbox, in any number of processes, share the work; messages of one topic and key stay in
+// order throughout. Make one with [Outbox.NewRelay]. It is safe for concurrent use.
 type Relay struct {
 	outbox *Outbox
 	db     *sql.DB
@@ -90,8 +94,8 @@ type Relay struct {
 	blocked  atomic.Int64
 }
 
-// NewRelay makes a relay from the outbox in db to the bus. [Relay.Run] runs it. db needs two connections or more, unless it
-// is SQLite.
+// NewRelay makes a relay from the outbox in db to the bus. [Relay.Run] runs it. db needs two
+// connections or more, except on SQLite. It fails if a field of c is out of bounds.
 func (o *Outbox) NewRelay(db *sql.DB, to *bus.Bus, c RelayConfig) (*Relay, error) {
 	if db == nil || to == nil {
 		return nil, invalid("a relay needs a database and a bus")
@@ -112,10 +116,12 @@ func (r *Relay) wake() {
 	}
 }
 
-// Run relays until ctx ends. Then it waits for the calls under way, deletes what was sent, and gives up its share, so that a
-// clean stop repeats nothing; the error is nil. Errors of the database or the broker do not end it: it tries again, with
-// pauses that grow, and logs to the bus's log. What ends it is tables that do not fit this program, and a bus that was
-// closed. It can be called once.
+// Run relays until ctx ends. Then it waits for pending calls, deletes the sent messages, and gives
+// up its share, so that a clean stop repeats nothing; the error is nil.
+//
+// Errors of the database or the broker do not end it: it tries again, with growing pauses, and logs
+// to the bus's log. It ends with an error if the tables do not fit this program, or the bus is
+// closed. Call it once.
 func (r *Relay) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
 		return errors.New("outbox: the relay runs already, or has run")
@@ -146,7 +152,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	return err
 }
 
-// awaitTables waits for a database that answers, and says whether its tables fit this program. Then name is set.
+// awaitTables waits until the database answers, and reports whether its tables fit this program.
+// Then name is set.
 func (r *Relay) awaitTables(ctx context.Context) (fit bool, err error) {
 	for tries := 1; ; tries++ {
 		version, err := r.outbox.version(ctx, r.db)
@@ -177,7 +184,7 @@ func (r *Relay) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := r.config.Listen(ctx, r.outbox.Channel(), func() {
 			tries = 0
-			r.wake() // something may have been said before
+			r.wake() // a commit may have been announced before
 		}, r.wake)
 		if err != nil && ctx.Err() == nil {
 			r.bus.Logger().Warn("outbox: listening for commits failed", "error", err)
@@ -190,7 +197,8 @@ func (r *Relay) listen(ctx context.Context) {
 	}
 }
 
-// backoff is the pause after the n-th failure in a row: 100 ms doubling to 5 s, of which the upper half is random.
+// backoff is the pause after the n-th failure in a row: 100 ms doubling to 5 s. Its upper half is
+// random.
 func backoff(n int) time.Duration {
 	d := min(100*time.Millisecond<<min(n-1, 10), 5*time.Second)
 	return d/2 + rand.N(d/2)
@@ -201,14 +209,16 @@ func (r *Relay) failed(err error) {
 	r.bus.Logger().Warn("outbox: the relay failed and tries again", "error", err)
 }
 
-// RelayStats is what a relay has done and holds, for metrics. What is in the tables, [Outbox.Status] tells.
+// RelayStats holds a relay's counters and current state, for metrics. [Outbox.Status] describes the
+// tables.
 type RelayStats struct {
-	// Sent counts messages that the broker has taken, Poisoned those that it refused for good and that are in its poison
-	// store now, Parked those that even that refused, which wait in the table.
+	// Sent counts messages that the broker has taken. Poisoned counts messages that it refused for
+	// good and that are in its poison store. Parked counts messages that the poison store refused
+	// too; they wait in the table.
 	Sent, Poisoned, Parked int64
 	// Failures counts errors of the database and failed tries to publish a message.
 	Failures int64
-	// Blocked is how many keys wait now because their first message failed.
+	// Blocked is the number of keys that wait because their first message failed.
 	Blocked int64
 	// Buckets is this relay's share of 64.
 	Buckets int
@@ -216,7 +226,7 @@ type RelayStats struct {
 	LeaseLosses int
 }
 
-// Stats returns the relay's figures. Safe at any time.
+// Stats returns the relay's figures. It is safe for concurrent use.
 func (r *Relay) Stats() RelayStats {
 	k := &r.keeper
 	k.mu.Lock()

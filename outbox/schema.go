@@ -10,11 +10,11 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// buckets is how many shares the messages are dealt into. It is part of the tables' form.
+// buckets is the number of shares of the messages. It is part of the tables' form.
 const buckets = 64
 
-// Schema returns the SQL that creates and updates the tables, for those who apply it by their own means: all versions, each
-// under a heading with its number.
+// Schema returns the SQL that creates and updates the tables, for your own migrations: all
+// versions, each under a heading with its number.
 func Schema(d Dialect, c Config) (string, error) {
 	o, err := New(d, c)
 	if err != nil {
@@ -52,9 +52,9 @@ func (o *Outbox) migrations() [][]string {
 	}
 }
 
-// Migrate creates the tables, or brings them to the version of this program. It is safe to call at each start, by many
-// processes at once, except that SQLite fails as busy for some of those that switch a new file to journal_mode(WAL) at the
-// same time, before Migrate.
+// Migrate creates the tables, or brings them to the version of this program. Many processes may
+// call it at each start, at once. One exception: if several processes switch a new SQLite file to
+// journal_mode(WAL) at the same time, before Migrate, some fail as busy.
 func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 	version, err := o.version(ctx, db)
 	if err != nil {
@@ -76,7 +76,7 @@ func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, unlock()) }()
-	case Postgres: // each statement must see what was committed while the first one waited
+	case Postgres: // each statement must see commits made while the first one waited
 		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 	case SQLite: // the statements may be repeated, and their transaction has the only write lock
 	}
@@ -88,7 +88,7 @@ func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 		return fmt.Errorf("outbox: migrate: %w", err)
 	}
 	defer tx.Rollback()
-	if o.dialect == Postgres { // a lock of the session would stay behind in a pooler, which gives each transaction another session
+	if o.dialect == Postgres { // a pooler changes sessions; a session's lock would stay behind
 		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1, 1)", o.lockClass()); err != nil {
 			return fmt.Errorf("outbox: lock the migrations: %w", err)
 		}
@@ -109,9 +109,10 @@ func (o *Outbox) Migrate(ctx context.Context, db *sql.DB) (err error) {
 	return nil
 }
 
-// lockMigrations keeps other processes' migrations away on MySQL, whose transactions end with each statement that changes a table.
+// lockMigrations keeps other processes' migrations away on MySQL. There a transaction ends with
+// each statement that changes a table.
 func (o *Outbox) lockMigrations(ctx context.Context, conn *sql.Conn) (unlock func() error, err error) {
-	// The server's locks are not of a database, and their names are short.
+	// The server's locks belong to no database, and their names are short.
 	name := "SHA2(CONCAT('millrace outbox ', DATABASE(), ' " + o.prefix + "'), 256)"
 	var got sql.NullString
 	if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK("+name+", 60)").Scan(&got); err != nil {
@@ -126,8 +127,9 @@ func (o *Outbox) lockMigrations(ctx context.Context, conn *sql.Conn) (unlock fun
 	}, nil
 }
 
-// lockClass is the first half of the keys of PostgreSQL's advisory locks. It depends on the tables' names, so that
-// outboxes in one database do not wait for each other, unless nothing but the search_path tells them apart.
+// lockClass is the first half of the keys of PostgreSQL's advisory locks. It depends on the tables'
+// names, so that outboxes in one database do not wait for each other. They do if only the
+// search_path tells them apart.
 func (o *Outbox) lockClass() int32 {
 	h := uint32(2166136261) // FNV-1a
 	for _, c := range []byte("millrace outbox " + o.prefix) {
@@ -172,7 +174,7 @@ func (o *Outbox) version(ctx context.Context, q querier) (version int, err error
 	return version, nil
 }
 
-// name returns what this outbox is called in poison stores, which others may use too.
+// name returns this outbox's name in poison stores, which others may use too.
 func (o *Outbox) name(ctx context.Context, q querier) (string, error) {
 	var id string
 	if err := q.QueryRowContext(ctx, o.sql("SELECT id FROM {outbox_meta}")).Scan(&id); err != nil {
@@ -181,7 +183,7 @@ func (o *Outbox) name(ctx context.Context, q querier) (string, error) {
 	return "outbox-" + id, nil
 }
 
-// explain returns what is wrong with the tables, if that is why something failed.
+// explain returns a mistake in the tables if it explains why a call failed, else the call's error.
 func (o *Outbox) explain(ctx context.Context, q querier, failed error) error {
 	if version, err := o.version(ctx, q); err == nil {
 		if err := o.checkVersion(version); err != nil {
@@ -191,7 +193,7 @@ func (o *Outbox) explain(ctx context.Context, q querier, failed error) error {
 	return failed
 }
 
-// checkVersion says why this program cannot use the tables.
+// checkVersion reports why this program cannot use the tables.
 func (o *Outbox) checkVersion(version int) error {
 	newest := len(o.migrations())
 	switch {

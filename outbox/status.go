@@ -11,21 +11,22 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Status is what is in an outbox.
+// Status describes the contents of an outbox.
 type Status struct {
-	// Pending is how many committed messages wait to be sent, Oldest how long the oldest of them has waited since it was
-	// written, by the database's clock.
+	// Pending counts committed messages that wait for a relay. Oldest is the age of the oldest
+	// since it was written, by the database's clock.
 	Pending int64
 	Oldest  time.Duration
-	// Parked is how many wait for [Outbox.Retry], because neither the broker nor its poison store takes them.
+	// Parked counts messages that wait for [Outbox.Retry], because neither the broker nor its
+	// poison store takes them.
 	Parked int64
-	// Relays is how many relays are alive.
+	// Relays counts the live relays.
 	Relays int
-	// Inbox is how many handled ids are remembered.
+	// Inbox counts the remembered ids of handled messages.
 	Inbox int64
 }
 
-// Status counts, in one look at each table; it is for metrics and for people, not for each message.
+// Status counts in one query of each table. It is for metrics and for people, not for each message.
 func (o *Outbox) Status(ctx context.Context, db *sql.DB) (Status, error) {
 	var s Status
 	var oldest sql.NullInt64
@@ -52,9 +53,10 @@ func (o *Outbox) Status(ctx context.Context, db *sql.DB) (Status, error) {
 	return s, nil
 }
 
-// Retry puts what could not be sent back into the outbox, behind what waits there: the parked messages and, if from is not
-// nil, those of the outbox in the poison store of that bus. It returns how many. A failure in between repeats a message at
-// worst, under the same id.
+// Retry puts messages that could not be sent back into the outbox, behind the waiting messages. It
+// takes the parked messages and, if from is not nil, this outbox's entries in the poison store of
+// that bus. It returns their number. A failure in between repeats a message at worst, under the
+// same id.
 func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64, err error) {
 	if n, err = o.retryParked(ctx, db); err != nil || from == nil {
 		return n, err
@@ -69,7 +71,7 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 	}
 	for entry, err := range store.List(ctx) {
 		if err == nil && (entry.Handler != name || entry.Failure.Class == driver.Unreadable) {
-			continue // of another outbox, or nobody knows whose
+			continue // of another or an unknown outbox
 		}
 		if err == nil {
 			err = SQL(db, nil)(ctx, func(_ *sql.Tx, x Execer) error {
@@ -92,7 +94,7 @@ func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err erro
 	const kept = "lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload"
 	find := "SELECT seq FROM {outbox} WHERE parked IS NOT NULL ORDER BY seq"
 	var opts *sql.TxOptions
-	if o.dialect != SQLite { // nobody waits for it, and it for nobody: what is locked is being written, or retried by another
+	if o.dialect != SQLite { // skip locked rows: they are being written or retried
 		find += " FOR UPDATE SKIP LOCKED"
 		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 	}

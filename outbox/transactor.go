@@ -6,12 +6,14 @@ import (
 	"errors"
 )
 
-// Transactor runs f in a transaction of the user's library: it begins one, calls f with it, commits if f returns nil, and
-// rolls back if f fails or panics. Execer is the same transaction as the outbox uses it. f is called once.
+// Transactor runs f in a transaction of the user's library. It begins one, calls f with it, commits
+// if f returns nil, and rolls back if f fails or panics. Execer is the same transaction for the
+// outbox. f is called once.
 //
-// It is called concurrently. On PostgreSQL [Do] and [Once] also call it after a commit, in another goroutine, to tell relays in other
-// processes that something was published; that context has the values of theirs, and an end of its own. [SQL] makes a transactor
-// for database/sql; for GORM it is
+// Transactors are called concurrently. On PostgreSQL [Do] and [Once] also call them after a commit,
+// in another goroutine, to tell relays in other processes of new messages. That context has the
+// values of the caller's, and an end of its own. [SQL] makes a transactor for database/sql; for
+// GORM write
 //
 //	func(ctx context.Context, f func(*gorm.DB, outbox.Execer) error) error {
 //		return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error { return f(tx, tx.Statement.ConnPool) })
@@ -20,7 +22,7 @@ type Transactor[Tx any] func(ctx context.Context, f func(tx Tx, x Execer) error)
 
 var errNotRun = errors.New("outbox: the transactor reports success, and its function did not come to its end")
 
-// run is begin, whose word is not taken for it that f succeeded: one that rolls back may not say why.
+// run is begin, with a check that f succeeded: a transactor that rolls back may not say why.
 func (begin Transactor[Tx]) run(ctx context.Context, f func(tx Tx, x Execer) error) error {
 	failed := errNotRun
 	err := begin(ctx, func(tx Tx, x Execer) error {
@@ -34,7 +36,7 @@ func (begin Transactor[Tx]) run(ctx context.Context, f func(tx Tx, x Execer) err
 	return err
 }
 
-// SQL is the transactor of database/sql. opts may be nil.
+// SQL returns the transactor of database/sql. opts may be nil.
 func SQL(db *sql.DB, opts *sql.TxOptions) Transactor[*sql.Tx] {
 	return func(ctx context.Context, f func(*sql.Tx, Execer) error) error {
 		tx, err := db.BeginTx(ctx, opts)

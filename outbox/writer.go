@@ -12,8 +12,8 @@ import (
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
-// writer is a transaction as a driver: it can publish, and nothing else. So the bus in front of it encodes, completes and
-// checks messages as for any broker.
+// writer is a transaction as a driver: it can only publish. So the bus in front of it encodes,
+// completes and checks messages as for any broker.
 type writer struct {
 	outbox *Outbox
 	tx     Execer
@@ -23,7 +23,8 @@ type writer struct {
 const (
 	columns = "(lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload)"
 	values  = "(?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-	// A statement has a power of two of rows, so that there are few to prepare; this many at most, and about this many bytes.
+	// A statement has a power of two of rows, so that there are few to prepare: at most insertRows
+	// rows, and about insertBytes bytes.
 	insertRows  = 128
 	insertBytes = 1 << 20
 )
@@ -67,7 +68,7 @@ func (w *writer) insert(ctx context.Context, topic string, msgs []*bus.Message) 
 		args = append(args, lane(topic, m), sqlmessage.Nanos(m.Time), topic, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
 	}
 	text := "INSERT INTO {outbox} " + columns + " VALUES " + rows(len(msgs), values)
-	if w.outbox.dialect == MySQL { // the lock comes before the number, because values are found before a row is made of them
+	if w.outbox.dialect == MySQL { // first the lock, then the number
 		text = strings.Replace(text, "{now}", "{now} + COALESCE(("+lockSlot+"), 0)", 1)
 		args = slices.Insert(args, 1, any(rand.N(fenceSlots)))
 	}
@@ -75,8 +76,8 @@ func (w *writer) insert(ctx context.Context, topic string, msgs []*bus.Message) 
 	return err
 }
 
-// lane is the hash of what must stay in order: the topic and key, or the message alone if it has no key. It has 63 bits,
-// because not all databases have unsigned integers.
+// lane is the hash of the unit of order: the topic and key, or the message alone if it has no key.
+// It has 63 bits, because not all databases have unsigned integers.
 func lane(topic string, m *bus.Message) int64 {
 	h := uint64(14695981039346656037) // FNV-1a: it must be the same in every process and version
 	add := func(s string) {

@@ -26,7 +26,7 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// Tx is a transaction of pgx as the outbox uses it.
+// Tx adapts a transaction of pgx to the outbox.
 func Tx(tx Execer) outbox.Execer { return execer{tx} }
 
 type execer struct{ tx Execer }
@@ -45,15 +45,16 @@ func (result) LastInsertId() (int64, error) {
 	return 0, errors.New("PostgreSQL has no last insert id")
 }
 
-// Pool is the transactor of a pool, for [outbox.Once] and [outbox.Do].
+// Pool returns the transactor of a pool, for [outbox.Once] and [outbox.Do].
 func Pool(pool *pgxpool.Pool, opts pgx.TxOptions) outbox.Transactor[pgx.Tx] {
 	return func(ctx context.Context, f func(pgx.Tx, outbox.Execer) error) error {
 		return pgx.BeginTxFunc(ctx, pool, opts, func(tx pgx.Tx) error { return f(tx, execer{tx}) })
 	}
 }
 
-// Listen hears of commits in other processes by LISTEN, for [outbox.RelayConfig]. It takes a connection of its own out of the
-// pool, which does not count against the pool's bound. It does not work through PgBouncer in transaction mode.
+// Listen returns a function for [outbox.RelayConfig] that hears of commits in other processes by
+// LISTEN. It takes a connection of its own out of the pool, which does not count against the pool's
+// bound. It does not work through PgBouncer in transaction mode.
 func Listen(pool *pgxpool.Pool) func(ctx context.Context, channel string, ready, heard func()) error {
 	return func(ctx context.Context, channel string, ready, heard func()) error {
 		pooled, err := pool.Acquire(ctx)
