@@ -16,7 +16,7 @@ var boundChecks = []check{
 	{"bounds/receive", boundReceive},
 }
 
-// boundInFlight: no more messages are in flight than the bound says, and all come in the end.
+// boundInFlight: never more messages are in flight than the bound, and all come in the end.
 func boundInFlight(e *env) {
 	b := e.bus()
 	topic := e.name("bound")
@@ -59,7 +59,7 @@ func boundInFlight(e *env) {
 	}
 }
 
-// boundBytes: the bound in bytes holds, but for one message.
+// boundBytes: the bound in bytes holds, except for one message.
 func boundBytes(e *env) {
 	b := e.bus()
 	topic := e.name("bytes")
@@ -94,8 +94,8 @@ func boundBytes(e *env) {
 	}
 }
 
-// boundReceive: Receive fills at most what it is given, in number and bytes, gives a large message alone, keeps each
-// lane's order, and owns the lanes that it delivers from.
+// boundReceive: Receive keeps to the number and bytes it is given, and gives a large message alone.
+// It keeps each lane's order, and owns the lanes of its deliveries.
 func boundReceive(e *env) {
 	b := e.bus()
 	topic := e.name("receive")

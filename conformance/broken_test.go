@@ -425,7 +425,7 @@ var defects = []defect{
 	}, noticed: []string{"poison/store", "poison/replay-interrupted"}},
 }
 
-// parkingDefects are wrong with what is parked.
+// parkingDefects are defects in the handling of parked messages.
 var parkingDefects = []defect{
 	{name: "delay: it gets lost on the way", make: func() *broken {
 		return edit(func(m *bus.Message) {

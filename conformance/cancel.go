@@ -11,12 +11,13 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// delayCancel: a delayed message that is cancelled comes to no group, also when the member changes before or after the
-// cancellation. The others of its key are not touched; one that has come already does not mind.
+// delayCancel: a cancelled delayed message comes to no group, also when the member changes before
+// or after the cancellation. The others of its key are not touched; a cancellation of a delivered
+// message does nothing.
 func delayCancel(e *env) {
 	const (
 		keys = 20
-		due  = 6 * time.Second // another member must be there by then
+		due  = 6 * time.Second // by then another member must be there
 	)
 	b := e.bus()
 	e.parks(b)
@@ -72,7 +73,7 @@ func delayCancel(e *env) {
 	for _, r := range first {
 		r.drain()
 	}
-	for i := keys / 2; i < keys; i++ { // while nobody is there
+	for i := keys / 2; i < keys; i++ { // while no member is there
 		cancel("gone-"+fmt.Sprint(i), fmt.Sprint(i))
 	}
 	cancel("unknown", "0")
@@ -88,7 +89,7 @@ func delayCancel(e *env) {
 	for _, r := range then {
 		r.drain()
 	}
-	third := e.bus() // it finds nothing parked: whatever was left would come before the key's next message
+	third := e.bus() // it finds nothing parked: a leftover would come before the key's next message
 	if !e.capabilities(b).Durable {
 		third = b
 	}

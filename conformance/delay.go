@@ -26,8 +26,8 @@ func (e *env) parks(b *bus.Bus) {
 	}
 }
 
-// delayRetry: a long delay blocks its key alone, and ends neither early nor late, also when the member changes
-// meanwhile; the try is counted.
+// delayRetry: a long delay blocks its key alone, and ends neither early nor late, also when the
+// member changes meanwhile. The try is counted.
 func delayRetry(e *env) {
 	b := e.bus()
 	e.parks(b)
@@ -102,8 +102,8 @@ func delayRetry(e *env) {
 	}
 }
 
-// delayManyKeys: ten thousand keys wait at once. They come when they are due, with those behind them, also when
-// the member changes meanwhile.
+// delayManyKeys: ten thousand keys wait at once. They come when they are due, with their followers,
+// also when the member changes meanwhile.
 func delayManyKeys(e *env) {
 	const keys, wait = 10_000, 5 * time.Second
 	b := e.bus()
@@ -154,8 +154,8 @@ func delayManyKeys(e *env) {
 	}
 }
 
-// delayPublish: delayed messages come to every group, in the order in which they are due and not before; their keys do not
-// wait for them.
+// delayPublish: delayed messages come to every group, in the order of their due times and not
+// before. Their keys do not wait for them.
 func delayPublish(e *env) {
 	b := e.bus()
 	e.parks(b)

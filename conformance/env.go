@@ -14,13 +14,13 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// env is what a check works with: buses on the broker, names of its own, and a place to report to.
+// env gives a check buses on the broker, names of its own, and a place to report to.
 type env struct {
 	ctx  context.Context
 	open Open
 	tag  string // makes names unique
 
-	serial bool // what the driver says of itself
+	serial bool // the driver's own claim
 
 	mu      sync.Mutex
 	status  Status
@@ -32,11 +32,11 @@ func newEnv(ctx context.Context, open Open) *env {
 	return &env{ctx: ctx, open: open, tag: bus.NewID()[24:], status: Pass}
 }
 
-// grace is how long a check, and then its cleaning up, may go on after its time is up, before it is left behind.
+// grace is the extra time of a check, and then of its cleaning up, before it is left behind.
 const grace = 5 * time.Second
 
-// do runs a check in a goroutine of its own, so that it may end itself, then cleans up. A driver that hangs is left
-// behind.
+// do runs a check in a goroutine of its own, so that it may end itself, then cleans up. A driver
+// that hangs is left behind.
 func (e *env) do(run func(e *env)) {
 	for _, f := range []func(){func() { run(e) }, e.clean} {
 		done := make(chan struct{})
@@ -76,7 +76,7 @@ func (e *env) outcome() (Status, string) {
 	return e.status, strings.Join(e.details, "; ")
 }
 
-// note adds to what is reported of the check.
+// note adds to the report of the check.
 func (e *env) note(format string, args ...any) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -171,7 +171,7 @@ func (e *env) publish(b *bus.Bus, topic string, msgs ...*bus.Message) {
 	e.must(b.PublishMessages(e.ctx, topic, msgs...), "publish")
 }
 
-// wait polls until what holds; brokers give no event for what is waited for here.
+// wait polls until holds is true: brokers give no event for these conditions.
 func (e *env) wait(what string, holds func() bool) {
 	for !holds() {
 		e.pause(5*time.Millisecond, what)
@@ -183,7 +183,7 @@ func (e *env) pause(d time.Duration, what string) {
 	e.pauseOr(d, func() string { return what })
 }
 
-// pauseOr is pause; what is asked when the time is up.
+// pauseOr is pause; it calls what for the text when the time is up.
 func (e *env) pauseOr(d time.Duration, what func() string) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -213,7 +213,7 @@ func (e *env) source(b *bus.Bus, sub bus.Subscription) (bus.Source, *lanes) {
 	return s, o
 }
 
-// receive collects n deliveries. Of a serial driver it settles those before the last.
+// receive collects n deliveries. With a serial driver it settles all but the last.
 func (e *env) receive(s bus.Source, n int) []bus.Delivery {
 	var all []bus.Delivery
 	dst := make([]bus.Delivery, 64)
@@ -232,11 +232,11 @@ func (e *env) receive(s bus.Source, n int) []bus.Delivery {
 	return all
 }
 
-// lanes is an observer that lets everything go at once.
+// lanes is an observer that lets every lane go at once.
 type lanes struct {
 	mu    sync.Mutex
 	owned map[bus.Lane]bool
-	// parked is all that the driver has told of parked messages, in order.
+	// parked holds all parked messages that the driver has announced, in order.
 	parked []driver.Parked
 }
 

@@ -86,8 +86,8 @@ func failureRetry(e *env) {
 	}
 }
 
-// failurePermanent: a permanent error puts the message into the poison queue at once, with the reason and byte for byte,
-// and its key goes on.
+// failurePermanent: a permanent error puts the message into the poison queue at once, with the
+// reason and byte for byte. Its key goes on.
 func failurePermanent(e *env) {
 	b := e.bus()
 	topic, group := e.name("permanent"), e.name("g")
@@ -153,7 +153,7 @@ func failureExhausted(e *env) {
 	}
 }
 
-// failureUndecodable: what cannot be decoded goes to the poison queue, and the flow goes on.
+// failureUndecodable: an undecodable message goes to the poison queue, and the flow goes on.
 func failureUndecodable(e *env) {
 	type order struct{ N int }
 	b := e.bus()
@@ -244,7 +244,7 @@ func (f batchFunc) Handle(ctx context.Context, m *bus.Message) error {
 // HandleBatch implements bus.BatchHandler.
 func (f batchFunc) HandleBatch(ctx context.Context, ms []*bus.Message) error { return f(ctx, ms) }
 
-// failureEmit: what a handler emits is published once it succeeded, and not if it failed.
+// failureEmit: a handler's emitted messages are published once it succeeded, and not if it failed.
 func failureEmit(e *env) {
 	b := e.bus()
 	in, out := e.name("in"), e.name("out")

@@ -99,7 +99,7 @@ func groupsTopicsApart(e *env) {
 	}
 }
 
-// groupsPublishedBefore: what is published before the first group comes is kept for it, in order.
+// groupsPublishedBefore: messages published before the first group comes are kept for it, in order.
 func groupsPublishedBefore(e *env) {
 	b := e.bus()
 	topic := e.name("before")
@@ -113,7 +113,7 @@ func groupsPublishedBefore(e *env) {
 	l.exact()
 }
 
-// groupsLate: a group that comes late gets what was published and consumed before.
+// groupsLate: a late group gets messages published and consumed before.
 func groupsLate(e *env) {
 	b := e.bus()
 	if !e.capabilities(b).Replay {
@@ -135,7 +135,8 @@ func groupsLate(e *env) {
 	late.exact()
 }
 
-// groupsLatest: a group that starts at the latest sees nothing old, and all that is published once it is ready.
+// groupsLatest: a group that starts at the latest sees no old message, and every message published
+// once it is ready.
 func groupsLatest(e *env) {
 	b := e.bus()
 	topic := e.name("latest")
@@ -149,7 +150,7 @@ func groupsLatest(e *env) {
 	l.exact()
 }
 
-// groupsStartAt: a group that starts at a time gets what was published from then on.
+// groupsStartAt: a group that starts at a time gets the messages published from then on.
 func groupsStartAt(e *env) {
 	b := e.bus()
 	topic := e.name("startat")

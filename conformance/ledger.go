@@ -12,7 +12,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// ledger notes what was published to a topic and every call of a group's handler. Messages are numbered by key.
+// ledger notes every message published to a topic and every call of a group's handler. Messages are
+// numbered by key.
 type ledger struct {
 	e *env
 
@@ -24,7 +25,7 @@ type ledger struct {
 	order     map[string][]int    // key → numbers in the order of handling
 	active    map[string]string   // key → id being handled
 	now, most int                 // calls at once
-	strange   []string            // what should not have come at all
+	strange   []string            // messages that should not have come at all
 }
 
 func (e *env) ledger() *ledger {
@@ -132,7 +133,7 @@ func (l *ledger) succeed(m *bus.Message) {
 	l.order[key] = append(l.order[key], l.published[m.ID])
 }
 
-// distinct is how many different messages have been handled.
+// distinct counts the different messages handled so far.
 func (l *ledger) distinct() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -157,7 +158,7 @@ func (l *ledger) waitFor(count func() int) {
 	}
 }
 
-// missing describes what has not been handled.
+// missing describes the messages not handled yet.
 func (l *ledger) missing() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -177,7 +178,7 @@ func first(ids []string) string {
 	return strings.Join(ids, ", ")
 }
 
-// exact reports whatever was lost, repeated, out of order or not published at all.
+// exact reports every message that was lost, repeated, out of order or never published.
 func (l *ledger) exact() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -202,8 +203,9 @@ func (l *ledger) exact() {
 	l.inOrder()
 }
 
-// inOrder reports a key whose messages were handled out of order. A repeat may go back, and then goes on from there:
-// the numbers must grow by at most one beyond the highest so far. Called with the lock held.
+// inOrder reports a key whose messages were handled out of order. A repeat may go back, and then
+// goes on from there: the numbers must grow by at most one beyond the highest so far. Call it with
+// the lock held.
 func (l *ledger) inOrder() {
 	for key, numbers := range l.order {
 		if key == "" {

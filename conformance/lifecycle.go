@@ -124,7 +124,7 @@ func lifecycleRestart(e *env) {
 	}
 	b, err := e.open(e.ctx)
 	e.must(err, "open")
-	e.publish(b, topic, l.make(100, 10)...) // while nobody consumes
+	e.publish(b, topic, l.make(100, 10)...) // while no member consumes
 	e.must(b.Close(), "close")
 	b = e.bus()
 	r := router.New(b, group)
@@ -134,7 +134,8 @@ func lifecycleRestart(e *env) {
 	l.exact()
 }
 
-// lifecycleBeyond: what was settled behind an unsettled message does not come again; the unsettled one does.
+// lifecycleBeyond: messages settled behind an unsettled message do not come again; the unsettled
+// one does.
 func lifecycleBeyond(e *env) {
 	b := e.bus()
 	if e.capabilities(b).Serial {

@@ -15,24 +15,26 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// While some keys wait for an hour, a hundred thousand messages of a thousand others pass at the rate at which they pass otherwise, in order
-// and without taking memory.
+// While some keys wait for an hour, a hundred thousand messages of a thousand others pass at their
+// usual rate. They pass in order and without taking memory.
 var loadChecks = []check{
 	{"load/a-key-waits", loadKeyWaits},
 	{"load/a-key-waits-elsewhere", loadKeyWaitsElsewhere},
 	{"load/many-keys-wait", loadManyKeysWait},
 }
 
-// The rate is measured in pairs of rounds, one while keys wait and one while none does, because others use the machine, too.
+// The rate is measured in pairs of rounds, one while keys wait and one while none does, because
+// other programs use the machine, too.
 const (
 	loadMessages = 5000 // of a round
 	loadKeys     = 1000
-	// loadPairs makes a hundred thousand messages. There are more if the rates do not agree, because the machine is busy; and fewer if it is
-	// so slow that a quarter of the check's time is not enough.
+	// loadPairs makes a hundred thousand messages. There are more if the rates do not agree,
+	// because the machine is busy. There are fewer if a slow machine needs more than a quarter of
+	// the check's time.
 	loadPairs = 20
-	// loadShare is what must be left of the rate.
+	// loadShare is the least share of the usual rate.
 	loadShare = 0.8
-	// loadMemory is how much more memory may be in use because keys wait.
+	// loadMemory is the memory in bytes that waiting keys may add.
 	loadMemory = 8 << 20
 	// loadFollowers wait behind each message that waits alone.
 	loadFollowers = 20
@@ -45,7 +47,7 @@ func loadKeyWaits(e *env) {
 	waiting.compare(usual)
 }
 
-// loadKeyWaitsElsewhere: it was another member that had the key wait.
+// loadKeyWaitsElsewhere: another member made the key wait.
 func loadKeyWaitsElsewhere(e *env) {
 	usual, waiting := e.loads()
 	waiting.block(1, loadFollowers)
@@ -77,11 +79,11 @@ type load struct {
 
 	blocked struct {
 		sync.Mutex
-		keys map[string]bool // whose message has failed
+		keys map[string]bool // keys with a failed message
 	}
 }
 
-// loads returns one topic where nothing waits, and one where keys are about to.
+// loads returns one topic where nothing waits, and one where keys will wait.
 func (e *env) loads() (usual, waiting *load) {
 	b := e.bus()
 	e.parks(b)
@@ -115,7 +117,7 @@ func (l *load) start(b *bus.Bus) {
 	l.round()
 }
 
-// block has so many keys wait, with so many messages behind each one's that failed.
+// block makes so many keys wait, with so many messages behind each key's failed one.
 func (l *load) block(keys, behind int) {
 	for i := range 1 + behind {
 		var msgs []*bus.Message
@@ -138,7 +140,7 @@ func (l *load) nothingInFlight() {
 	l.e.wait("nothing to be in flight, though keys wait", func() bool { return l.run.Health().Routes[0].InFlight == 0 })
 }
 
-// round returns how long it takes until a round of messages is handled.
+// round returns the time in which a round of messages is handled.
 func (l *load) round() time.Duration {
 	used := heap()
 	start := time.Now()
@@ -151,7 +153,7 @@ func (l *load) round() time.Duration {
 	return took
 }
 
-// compare demands the rate of another load, at which nothing waits, and no more memory.
+// compare demands the rate of another load, without waiting keys, and no more memory.
 func (l *load) compare(usual *load) {
 	until, _ := l.e.ctx.Deadline()
 	got := turns.Compare(turns.Limits{Enough: loadPairs, Slow: time.Until(until) / 4, Share: loadShare}, usual.round, l.round)

@@ -29,7 +29,8 @@ func (e *env) parkingSource(b *bus.Bus, topic, group string) (driver.ParkingSour
 	return p, o
 }
 
-// told waits until the observer knows of n parked messages, and returns them in the order in which they came.
+// told waits until the observer knows of n parked messages, and returns them in the order of their
+// arrival.
 func (e *env) told(o *lanes, n int) []driver.Parked {
 	var ps []driver.Parked
 	e.wait(fmt.Sprintf("the router to be told of %d parked messages", n), func() bool {
@@ -60,8 +61,9 @@ func (e *env) fetch(s driver.ParkingSource, ps []driver.Parked) []bus.Delivery {
 	return dst[:n]
 }
 
-// parkingStore: what is parked comes to the lane's next owner, before anything else, in order and with all that was
-// known of it; it is not delivered again; it keeps its place when it is parked again; settled, it is gone.
+// parkingStore: parked messages come to the lane's next owner, before anything else, in order and
+// with all their facts. They are not delivered again. Parked again, a message keeps its place;
+// settled, it is gone.
 func parkingStore(e *env) {
 	b := e.bus()
 	topic, group := e.name("parking"), e.name("g")
@@ -105,7 +107,7 @@ func parkingStore(e *env) {
 	if d := e.receive(s, 1)[0]; d.ID != "0" {
 		e.errorf("the next owner is given %s, which is parked", d.ID)
 	}
-	told := e.told(o, 5) // has been told before
+	told := e.told(o, 5) // the driver has announced them before
 	for i, p := range told {
 		if p.Key != "k\xff" || p.Free != (i == 4) || i > 0 && p.Position <= told[i-1].Position {
 			e.errorf("the next owner is told of %+v at place %d", p, i)

@@ -21,8 +21,8 @@ var poisonChecks = []check{
 	{"poison/key-waits", poisonKeyWaits},
 }
 
-// poisonStore: entries come back as they were put, oldest first, replaced by id, removed by id, and undisturbed by
-// those who look at them.
+// poisonStore: entries come back unchanged, oldest first, replaced by id and removed by id. Listing
+// does not disturb them.
 func poisonStore(e *env) {
 	b := e.bus()
 	group := e.name("g")

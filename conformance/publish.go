@@ -87,8 +87,8 @@ func publishClosed(e *env) {
 	}
 }
 
-// publishCloseMeanwhile: a Close while others publish leaves no doubt: what was reported as published arrives, and
-// what was reported as definitely not published does not.
+// publishCloseMeanwhile: a Close while others publish leaves no doubt. A message reported as
+// published arrives, and a message reported as definitely not published does not.
 func publishCloseMeanwhile(e *env) {
 	keep := e.bus() // so that a bus in memory survives
 	topic, group := e.name("meanwhile"), e.name("g")

@@ -41,8 +41,8 @@ func (s *awayStore) Put(ctx context.Context, entries ...driver.PoisonEntry) erro
 	return s.PoisonStore.Put(ctx, entries...)
 }
 
-// poisonAway: while the poison store is away, a message that is to go there stays, its key waits and no hot loop tries. The
-// handler is not called for it again.
+// poisonAway: while the poison store is away, a message for it stays, its key waits and no hot loop
+// tries. The handler is not called for it again.
 func poisonAway(e *env) {
 	under := e.bus()
 	d := &awayDriver{Driver: driver.Of(under)}
@@ -99,8 +99,8 @@ func poisonAway(e *env) {
 	}
 }
 
-// refused publishes n messages that the handlers of two groups refuse, and waits until they are poisoned. From then on the
-// handlers accept; what they accept is in the books.
+// refused publishes n messages that the handlers of two groups refuse, and waits until they are
+// poisoned. From then on the handlers accept messages and note them in the books.
 func (e *env) refused(b *bus.Bus, n int) (groups [2]string, books [2]*book) {
 	topic := e.name("refused")
 	for i := range groups {
@@ -127,7 +127,7 @@ func (e *env) refused(b *bus.Bus, n int) (groups [2]string, books [2]*book) {
 	return groups, books
 }
 
-// book is what a handler has accepted.
+// book holds the messages that a handler has accepted.
 type book struct {
 	accepts atomic.Bool
 	mu      sync.Mutex
@@ -220,7 +220,8 @@ func poisonReplayInterrupted(e *env) {
 	}
 }
 
-// poisonReplayAtMostOnce: a group that handles at most once is given what is replayed, once, whoever has its lanes then.
+// poisonReplayAtMostOnce: a group that handles at most once gets replayed messages once, whichever
+// member has its lanes then.
 func poisonReplayAtMostOnce(e *env) {
 	const n = 20
 	b := e.bus()
@@ -253,7 +254,7 @@ func poisonReplayAtMostOnce(e *env) {
 		second = b
 	}
 	start(second)
-	for i := range 3 { // behind what might come again
+	for i := range 3 { // behind possible repeats
 		e.publish(b, topic, &bus.Message{ID: fmt.Sprint("9", i), Key: fmt.Sprint("k", i)})
 	}
 	e.wait("what was published last", func() bool { return k.count() == n+3 })
@@ -266,7 +267,8 @@ func poisonReplayAtMostOnce(e *env) {
 	}
 }
 
-// poisonKeyWaits: if keys wait, those behind a poisoned message are handled after its replay, or after it was dropped.
+// poisonKeyWaits: if keys wait, the messages behind a poisoned one are handled after it is replayed
+// or dropped.
 func poisonKeyWaits(e *env) {
 	b := e.bus()
 	e.parks(b)

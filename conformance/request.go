@@ -21,7 +21,7 @@ type (
 	length        struct{ N int }
 )
 
-// lengths answers how long a text is, and refuses an empty one. before is called first.
+// lengths answers with the length of a text, and refuses an empty one. It calls before first.
 func (e *env) lengths(topic string, before func(ctx context.Context, text string)) {
 	r := router.New(e.bus(), e.name("lengths"))
 	r.Handle(topic, bus.Reply(func(ctx context.Context, q lengthRequest) (length, error) {
@@ -34,7 +34,8 @@ func (e *env) lengths(topic string, before func(ctx context.Context, text string
 	e.run(r)
 }
 
-// requestReplies: several buses ask at once, and each call gets the reply to its own request, or the refusal. Nobody gets another's.
+// requestReplies: several buses ask at once. Each call gets the reply to its own request, or the
+// refusal, and never another's.
 func requestReplies(e *env) {
 	topic := e.name("lengths")
 	e.lengths(topic, func(context.Context, string) {})

@@ -17,7 +17,7 @@ var roundTripChecks = []check{
 	{"round-trip/through-the-router", roundTripRouter},
 }
 
-// roundTripFields: every field of a message arrives as it was published.
+// roundTripFields: every field of a message arrives unchanged.
 func roundTripFields(e *env) {
 	b := e.bus()
 	at := time.Date(2026, 2, 3, 4, 5, 6, 789_000_000, time.UTC)
@@ -110,7 +110,8 @@ func roundTripLarge(e *env) {
 	}
 }
 
-// roundTripRouter: a handler sees the delivery's facts, and a message in structured mode as the one that it holds.
+// roundTripRouter: a handler sees the delivery's facts; a message in structured mode arrives as the
+// message it holds.
 func roundTripRouter(e *env) {
 	b := e.bus()
 	topic, group := e.name("router"), e.name("g")

@@ -13,8 +13,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// failureUnavailable: while what a handler needs is not available, no handler is called; then one call finds out, and all go
-// on. Nothing is lost, and no try is counted.
+// failureUnavailable: while a handler's resource is not available, no handler is called. Then one
+// call finds out, and all go on. Nothing is lost, and no try is counted.
 func failureUnavailable(e *env) {
 	const away = 5 * time.Second
 	b := e.bus()
@@ -67,7 +67,8 @@ func failureUnavailable(e *env) {
 	}
 }
 
-// failureAtMostOnce: what was begun is not handled again when it is cut short, and what was not begun is not lost.
+// failureAtMostOnce: a begun message is not handled again when it is cut short; a message not begun
+// is not lost.
 func failureAtMostOnce(e *env) {
 	b := e.bus()
 	topic, group := e.name("at-most-once"), e.name("g")
@@ -114,8 +115,8 @@ func failureAtMostOnce(e *env) {
 	}
 }
 
-// failureDeduplicate: a message is remembered when it has succeeded and not before, so that a failure is tried again and a
-// repeat is not handled.
+// failureDeduplicate: a message is remembered when it has succeeded and not before. So a failure is
+// tried again and a repeat is not handled.
 func failureDeduplicate(e *env) {
 	b := e.bus()
 	topic := e.name("dedup")
@@ -148,7 +149,8 @@ func failureDeduplicate(e *env) {
 	}
 }
 
-// failureCorrelation: what handlers publish over three hops belongs together, and names what caused it.
+// failureCorrelation: the messages that handlers publish over three hops belong together, and name
+// their causes.
 func failureCorrelation(e *env) {
 	b := e.bus()
 	topic := func(hop int) string { return e.name(fmt.Sprint("hop-", hop)) }

@@ -1,4 +1,5 @@
-// Package conformance proves that a broker's driver does what the contract of package bus says, on the broker itself.
+// Package conformance proves that a broker's driver keeps the contract of package bus, on the
+// broker itself.
 //
 // A driver's author calls it in one line:
 //
@@ -6,8 +7,8 @@
 //
 // Anyone with a broker runs the same checks by `millrace conformance --url URL`.
 //
-// The checks keep ledgers: every message published, with its key and number, and every call of a handler. So loss,
-// repeats, order, overlap and leakage between topics are seen exactly, and nothing is removed before it is looked at.
+// The checks keep ledgers: every message published, with its key and number, and every call of a
+// handler. So they see exactly any loss, repeat, wrong order, overlap and leakage between topics.
 // Every run uses topics and groups of its own, which it leaves behind on the broker.
 package conformance
 
@@ -22,11 +23,12 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Open opens a bus on the broker under test. It is called for every bus that the suite needs, and all of them must
-// reach the same messages.
+// Open opens a bus on the broker under test. The suite calls it for every bus that it needs. All of
+// them must reach the same messages.
 type Open func(ctx context.Context) (*bus.Bus, error)
 
-// URL opens buses of a registered driver. A "memory:" URL must have a name, so that they share their messages.
+// URL returns an Open for a registered driver. A "memory:" URL must have a name, so that its buses
+// share their messages.
 func URL(url string) Open {
 	return func(ctx context.Context) (*bus.Bus, error) { return bus.Open(ctx, url) }
 }
@@ -35,11 +37,11 @@ func URL(url string) Open {
 type Status string
 
 const (
-	// Pass: the driver does what it should.
+	// Pass: the driver passed the check.
 	Pass Status = "pass"
-	// Fail: it does not.
+	// Fail: the driver failed the check.
 	Fail Status = "fail"
-	// Lacking: the driver says itself that it cannot do this. It is no failure.
+	// Lacking: the driver itself says that it lacks this ability. This is no failure.
 	Lacking Status = "lacking"
 )
 
@@ -51,22 +53,22 @@ type Result struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// Options chooses and bounds. The zero value runs everything.
+// Options chooses and bounds the checks. The zero value runs all.
 type Options struct {
 	// Run chooses checks by name. Defaults to all.
 	Run *regexp.Regexp
-	// Timeout bounds each check. Defaults to 60 s, in which those of the theme load may not come to their full number of messages on a slow
-	// machine.
+	// Timeout bounds each check. Defaults to 60 s. Within that, the checks of the theme load may
+	// not reach their full number of messages on a slow machine.
 	Timeout time.Duration
 }
 
-// check is one thing to be proved. run reports through e, as a test does through its T.
+// check is one claim to prove. run reports through e, as a test does through its T.
 type check struct {
 	name string
 	run  func(e *env)
 }
 
-// Checks lists the names of all checks in the order in which they run.
+// Checks lists the names of all checks in the order of their runs.
 func Checks() []string {
 	var names []string
 	for _, c := range checks() {
@@ -83,7 +85,7 @@ func checks() []check {
 	return all
 }
 
-// Verify runs the checks and yields each result when it is there.
+// Verify runs the checks and yields each result as soon as it has it.
 func Verify(ctx context.Context, open Open, o Options) iter.Seq[Result] {
 	if o.Timeout == 0 {
 		o.Timeout = time.Minute

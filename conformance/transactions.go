@@ -12,8 +12,8 @@ var transactionChecks = []check{
 	{"transactions/exactly-once", transactionsExactlyOnce},
 }
 
-// transactionsExactlyOnce: of each message, what its handler emits is published once, in the order of its key, although handlers
-// fail after they have emitted, and members come and go.
+// transactionsExactlyOnce: each message's outputs are published once, in the order of its key. This
+// holds although handlers fail after they have emitted, and members come and go.
 func transactionsExactlyOnce(e *env) {
 	const n, keys = 2000, 100
 	b := e.bus()
@@ -21,7 +21,7 @@ func transactionsExactlyOnce(e *env) {
 		e.lacking("publishes what handlers emit beside the settlement, not in one transaction with it")
 	}
 	in, out, group := e.name("in"), e.name("out"), e.name("g")
-	l := e.ledger() // of what is published to in, and comes out of out
+	l := e.ledger() // of messages published to in, as they come out of out
 	outputs := router.New(b, e.name("outputs"))
 	outputs.HandleFunc(out, l.handler(nil))
 	e.run(outputs)
@@ -48,7 +48,7 @@ func transactionsExactlyOnce(e *env) {
 	l.complete()
 	second.drain()
 	member()
-	e.publish(b, in, l.each(0, keys)...) // behind what might come again
+	e.publish(b, in, l.each(0, keys)...) // behind possible repeats
 	l.complete()
 	l.exact()
 }

@@ -20,8 +20,8 @@ type (
 	typeB struct{ N int }
 )
 
-// typesRouting: handlers share a topic by type; what nobody takes is settled; a message without a type goes to the
-// only typed handler.
+// typesRouting: handlers share a topic by type. A message without a handler is settled; a message
+// without a type goes to the only typed handler.
 func typesRouting(e *env) {
 	b := e.bus()
 	topic := e.name("types")
@@ -62,7 +62,7 @@ func typesRouting(e *env) {
 	}
 }
 
-// typesStrict: with Strict, what nobody takes goes to the poison queue.
+// typesStrict: with Strict, a message without a handler goes to the poison queue.
 func typesStrict(e *env) {
 	b := e.bus()
 	topic, group := e.name("strict"), e.name("g")

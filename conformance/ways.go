@@ -17,22 +17,23 @@ import (
 
 // Way is one way for handlers to settle their messages.
 type Way struct {
-	// Options are those of the subscription, the guarantee above all.
+	// Options are the options of the subscription, above all the guarantee.
 	Options []router.Option
-	// Handler makes a handler that calls work for each message and settles the message when work returns nil. The messages have the type
-	// "item" and the payload {} in JSON.
+	// Handler makes a handler that calls work for each message and settles the message when work
+	// returns nil. The messages have the type "item" and the payload {} in JSON.
 	Handler func(work Work) bus.Handler
 
-	repeats  bool // a call may begin again: its transaction was in another's way
+	repeats  bool // a call may begin again, after a conflict of its transaction
 	staysPut bool // messages that wait for a retry are lost with their member
 }
 
 // Work handles one message in the context of its handler.
 type Work func(ctx context.Context, m *bus.Message) error
 
-// Failures, delays, cancellations, replays and a change of members come together in each guarantee and each way to settle: a fault in
-// one of them may be invisible in the others. Calls, outcomes, ends and outputs are counted and the log is read, because effects
-// alone may be right by chance.
+// These checks combine failures, delays, cancellations, replays and a change of members in each
+// guarantee and each way to settle. A fault in one combination may be invisible in the others. They
+// count calls, outcomes, ends and outputs and read the log, because effects alone may be right by
+// chance.
 var wayChecks = []check{
 	{"ways/at-least-once", Way{Handler: eachMessage}.check},
 	{"ways/at-least-once-batch", Way{Handler: inBatches}.check},
@@ -67,7 +68,8 @@ func transactional(handler func(Work) bus.Handler) func(e *env) {
 	}
 }
 
-// RunWay runs the check of the theme "ways" for handlers that settle in a way of their own, such as those of package outbox.
+// RunWay runs the check of the theme "ways" for handlers with a way of their own to settle, such as
+// those of package outbox.
 func RunWay(t *testing.T, open Open, w Way) {
 	t.Helper()
 	w.repeats = true
@@ -82,7 +84,8 @@ const (
 	wayEach = 12 // messages of each key
 )
 
-// wayFailures says how the first tries of a key's message number i end. The next one succeeds.
+// wayFailures returns the results of the first tries of a key's message number i. The next try
+// succeeds.
 func wayFailures(i int) []error {
 	soon := bus.RetryAfter(errors.New("soon"), 20*time.Millisecond)
 	later := bus.RetryAfter(errors.New("later"), 1100*time.Millisecond) // the message is put aside at the broker
@@ -145,7 +148,7 @@ func (w Way) check(e *env) {
 	t.outputs.complete()
 	member.drain()
 	t.balance()
-	member = t.member(next) // is given nothing, after a clean stop
+	member = t.member(next) // gets no message, after a clean stop
 	e.publish(b, t.in, t.items(t.each(0, wayKeys))...)
 	t.complete()
 	t.outputs.complete()
@@ -158,13 +161,13 @@ func (w Way) check(e *env) {
 	}
 }
 
-// publish returns how many messages will be refused until they are replayed.
+// publish returns the number of messages that handlers refuse until they are replayed.
 func (t *wayTrial) publish(b *bus.Bus) (refused int) {
 	for range wayEach {
 		t.e.publish(b, t.in, t.items(t.each(0, wayKeys))...)
 	}
 	t.e.publish(b, t.in, t.items(t.make(20, 0))...)
-	late := t.items(t.each(wayKeys, wayKeys+4)) // keys of their own: a delayed message may be overtaken by others of its key
+	late := t.items(t.each(wayKeys, wayKeys+4)) // keys of their own: others of its key may overtake a delayed message
 	for i, m := range late {
 		bus.WithDelay(1500 * time.Millisecond)(m)
 		gone := &bus.Message{ID: fmt.Sprint("gone-", i), Key: m.Key, Type: m.Type, ContentType: m.ContentType, Payload: m.Payload}
@@ -252,7 +255,7 @@ func (t *wayTrial) Handled(_ context.Context, h router.Handled) {
 	}
 }
 
-// replay waits until all that is refused has been poisoned, and gives it back.
+// replay waits until all refused messages are poisoned, and replays them.
 func (t *wayTrial) replay(b *bus.Bus, refused int) {
 	t.e.wait("poison entries", func() bool { return len(t.e.poisoned(b, t.group)) >= refused })
 	for _, entry := range t.e.poisoned(b, t.group) {
@@ -269,7 +272,7 @@ func (t *wayTrial) replay(b *bus.Bus, refused int) {
 	}
 }
 
-// balance compares all that was counted. To be called when no member is at work.
+// balance compares all counts. Call it when no member is at work.
 func (t *wayTrial) balance() {
 	t.mu.Lock()
 	published := len(t.published)
@@ -292,7 +295,7 @@ func (t *wayTrial) balance() {
 	}
 }
 
-// strictLog notes the records of level WARN and ERROR but those that tell of the failures that were asked for.
+// strictLog notes the records of level WARN and ERROR, except for those about wanted failures.
 type strictLog struct {
 	mu      sync.Mutex
 	records []string
@@ -319,7 +322,7 @@ func (l *strictLog) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// WithAttrs implements slog.Handler. What a logger says of itself is not needed.
+// WithAttrs implements slog.Handler. A logger's attributes are not needed.
 func (l *strictLog) WithAttrs([]slog.Attr) slog.Handler { return l }
 
 // WithGroup implements slog.Handler.
