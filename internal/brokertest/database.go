@@ -17,7 +17,8 @@ func Postgres(tb testing.TB) string {
 	return With(URL(tb, "postgres"), "schema="+Schema(tb))
 }
 
-// Schema returns the name of a schema in PostgreSQL, which is dropped after the test, if somebody has made it.
+// Schema returns the name of a schema in PostgreSQL. The schema is dropped after the test, if it
+// exists.
 func Schema(tb testing.TB) string {
 	tb.Helper()
 	server, schema := URL(tb, "postgres"), unique()
@@ -34,7 +35,8 @@ func MySQL(tb testing.TB) string {
 	return With(URL(tb, "mysql"), "prefix="+Prefix(tb))
 }
 
-// Prefix returns what the names of tables in MySQL are to begin with, which are dropped after the test.
+// Prefix returns a prefix for the names of tables in MySQL. These tables are dropped after the
+// test.
 func Prefix(tb testing.TB) string {
 	tb.Helper()
 	server := URL(tb, "mysql")
@@ -43,8 +45,8 @@ func Prefix(tb testing.TB) string {
 	return prefix
 }
 
-// MySQLDSN returns the client library's form of a URL, user:password@tcp(host:port)/database, to which With adds
-// parameters. It returns a URL that does not parse unchanged, so that the library reports it.
+// MySQLDSN returns the client library's form of a URL, user:password@tcp(host:port)/database, to
+// which With adds parameters. It returns an invalid URL unchanged, so that the library reports it.
 func MySQLDSN(rawURL string) string {
 	u, err := url.Parse(rawURL)
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package brokertest gives tests the real brokers that the environment names, and places of their own in the databases.
-// A test that uses a database imports its driver: "pgx" is in pgx/v5/stdlib, "mysql" in go-sql-driver/mysql.
+// Package brokertest gives tests the real brokers in the environment, and places of their own in
+// the databases. A test that uses a database imports its driver: "pgx" is in pgx/v5/stdlib, "mysql"
+// in go-sql-driver/mysql.
 package brokertest
 
 import (
@@ -8,11 +9,12 @@ import (
 	"testing"
 )
 
-// Variable is the environment variable that has a broker's URL.
+// Variable returns the name of the environment variable with a broker's URL.
 func Variable(broker string) string { return "MILLRACE_" + strings.ToUpper(broker) + "_URL" }
 
-// URL returns the URL of a broker: kafka, rabbitmq, postgres or mysql. Where there is none, and with -short, the test is skipped; but in
-// the full test run, which sets MILLRACE_REQUIRE_BROKERS, it fails.
+// URL returns the URL of a broker: kafka, rabbitmq, postgres or mysql. Without a URL, and with
+// -short, it skips the test. In the full test run, which sets MILLRACE_REQUIRE_BROKERS, a missing
+// URL fails the test.
 func URL(tb testing.TB, broker string) string {
 	tb.Helper()
 	url := os.Getenv(Variable(broker))

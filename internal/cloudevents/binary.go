@@ -1,5 +1,6 @@
-// Package cloudevents maps messages to CloudEvents 1.0 and back, for all drivers: binary mode attribute by attribute,
-// which each driver writes in its protocol's form, and structured-mode JSON.
+// Package cloudevents maps messages to CloudEvents 1.0 and back, for all drivers. In binary mode it
+// maps attribute by attribute, and each driver writes them in its protocol's form. It also reads
+// structured-mode JSON.
 package cloudevents
 
 import (
@@ -9,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Each calls yield with each attribute of m that is set: id, source, specversion, type, subject, time, without any
-// prefix. The content type is not among them: protocols have a place of their own for it.
+// Each calls yield with each attribute set in m: id, source, specversion, type, subject, time,
+// without any prefix. It leaves out the content type: protocols have a place of their own for it.
 func Each(m *bus.Message, yield func(name, value string)) {
 	yield("specversion", "1.0")
 	yield("id", m.ID)
@@ -24,12 +25,14 @@ func Each(m *bus.Message, yield func(name, value string)) {
 	yield("time", m.Time.UTC().Format(time.RFC3339Nano))
 }
 
-// IsExtension says whether a header travels as a CloudEvents extension attribute, and so with the prefix.
+// IsExtension reports whether a header travels as a CloudEvents extension attribute, and so with
+// the prefix.
 func IsExtension(header string) bool {
 	return header == bus.HeaderCorrelationID || header == bus.HeaderCausationID || header == bus.HeaderDeliverAt || header == bus.HeaderCancels
 }
 
-// Names puts a protocol's prefix before the names of attributes. Those that most messages have are put together once.
+// Names puts a protocol's prefix before the names of attributes. It builds the usual names only
+// once.
 type Names struct {
 	prefix string
 	known  map[string]string
@@ -54,8 +57,8 @@ func (n Names) Of(attribute string) string {
 	return n.prefix + attribute
 }
 
-// Attribute returns a header's attribute name in lower case if it begins with one of the prefixes under which the
-// protocols' bindings write attributes (ce_, ce-, cloudEvents_, cloudEvents:).
+// Attribute returns a header's attribute name in lower case if the header begins with a prefix of
+// the protocols' bindings (ce_, ce-, cloudEvents_, cloudEvents:).
 func Attribute(header string) (string, bool) {
 	if len(header) > 3 && (header[:3] == "ce_" || header[:3] == "ce-") {
 		return strings.ToLower(header[3:]), true
@@ -83,7 +86,7 @@ func Set(m *bus.Message, name, value string) {
 		m.ContentType = value
 	case "time":
 		t, err := time.Parse(time.RFC3339Nano, value)
-		if err != nil { // a foreign producer's mistake is no reason to lose what it said
+		if err != nil { // a foreign producer's mistake is no reason to lose the value
 			m.Headers.Add(name, value)
 			return
 		}

@@ -10,11 +10,12 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// structuredType is the content type of an event whose attributes are in the payload.
+// structuredType is the content type of an event with its attributes in the payload.
 const structuredType = "application/cloudevents+json"
 
-// Unwrap turns a message in structured mode into the one that it holds, in place; any other message it leaves alone.
-// The key stays, and headers beside the envelope stay behind those of the event. On an error m is unchanged.
+// Unwrap replaces a message in structured mode by the message it holds, in place; it leaves any
+// other message alone. The key stays, and headers beside the envelope stay behind the event's. On
+// an error m is unchanged.
 func Unwrap(m *bus.Message) error {
 	if !strings.HasPrefix(m.ContentType, structuredType) {
 		return nil

@@ -1,5 +1,5 @@
-// Package deadline is context.WithTimeout for calls that are nearly always over long before, and seldom look at their
-// context: the timer, and all that belongs to it, is made when somebody asks for Done.
+// Package deadline is context.WithTimeout for calls that nearly always end long before, and seldom
+// look at their context. It makes the timer only when somebody asks for Done.
 package deadline
 
 import (
@@ -8,19 +8,20 @@ import (
 	"time"
 )
 
-// Context ends at its time, when its parent does, or by Cancel. Its life is one call: Cancel has to be called.
+// Context ends at its time, when its parent does, or by Cancel. Its life is one call, which must
+// call Cancel.
 type Context struct {
 	context.Context // the parent
 	at              time.Time
 
 	mu     sync.Mutex
-	inner  context.Context // what ends, once somebody has asked for it
+	inner  context.Context // the context that ends, once somebody has asked for it
 	cancel context.CancelFunc
 	over   bool // Cancel was called
 }
 
-// After makes a context that ends after d. Unlike context.WithTimeout it returns no function, which would cost an
-// allocation: call Cancel.
+// After makes a context that ends after d. Unlike context.WithTimeout it returns no function, which
+// would cost an allocation: call Cancel.
 func After(parent context.Context, d time.Duration) *Context {
 	c := &Context{Context: parent, at: time.Now().Add(d)}
 	if at, ok := parent.Deadline(); ok && at.Before(c.at) {
@@ -46,8 +47,8 @@ func (c *Context) Err() error {
 	return c.ending().Err()
 }
 
-// Value implements context.Context. Package context finds the inner context by it, and so children that are made of this
-// one need no goroutine, and context.Cause works.
+// Value implements context.Context. By it package context finds the inner context. So child
+// contexts need no goroutine, and context.Cause works.
 func (c *Context) Value(key any) any {
 	c.mu.Lock()
 	from := c.inner

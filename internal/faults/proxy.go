@@ -1,4 +1,4 @@
-// Package faults has what goes wrong between a driver and its broker, by name, for the tests of all drivers.
+// Package faults names the faults between a driver and its broker, for the tests of all drivers.
 package faults
 
 import (
@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// Direction is one of the two of a connection.
+// Direction is one of the two directions of a connection.
 type Direction int
 
 const (
-	// ToServer is what clients send.
+	// ToServer is the direction of clients' data.
 	ToServer Direction = iota
-	// ToClient is what the server sends.
+	// ToClient is the direction of the server's data.
 	ToClient
 )
 
@@ -38,7 +38,7 @@ type Proxy struct {
 	last    int // the number of the newest connection
 }
 
-// conn is one connection of a client, with the one to the server.
+// conn is a client's connection and its connection to the server.
 type conn struct {
 	client, server net.Conn
 	number         int
@@ -64,7 +64,7 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Address is where the proxy listens.
+// Address returns the proxy's host and port.
 func (p *Proxy) Address() string { return p.listener.Addr().String() }
 
 // Cut closes all connections. New ones are accepted.
@@ -80,7 +80,7 @@ func (p *Proxy) cut() {
 	}
 }
 
-// Refuse cuts, and closes new connections at once, until it is called with false.
+// Refuse cuts, and closes new connections at once, until Refuse(false).
 func (p *Proxy) Refuse(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -89,7 +89,8 @@ func (p *Proxy) Refuse(on bool) {
 	}
 }
 
-// Stall holds up all that is sent in a direction, without closing anything, until it is called with false.
+// Stall holds up all data in a direction, without closing a connection, until it is called with
+// false.
 func (p *Proxy) Stall(d Direction, on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,37 +98,41 @@ func (p *Proxy) Stall(d Direction, on bool) {
 	p.changed.Broadcast()
 }
 
-// CutAfter cuts all connections when n more bytes have passed in a direction: in the middle of a frame, or of a packet.
+// CutAfter cuts all connections when n more bytes have passed in a direction: in the middle of a
+// frame, or of a packet.
 func (p *Proxy) CutAfter(d Direction, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.left[d] = int64(n)
 }
 
-// CutAnswer lets the next request for which is returns true come to the server, but no answer come back: it cuts the connection instead.
-// The client cannot know whether the server carried the request out. is must not call the proxy.
+// CutAnswer passes the next request for which is returns true to the server, but no answer back: it
+// cuts the connection instead. The client cannot know whether the server carried the request out.
+// is must not call the proxy.
 func (p *Proxy) CutAnswer(is func(request []byte) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.request = is
 }
 
-// Delay holds up each packet, in both directions, for so long.
+// Delay holds up each packet, in both directions, for d.
 func (p *Proxy) Delay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.latency = d
 }
 
-// Filter has f called with all data before it passes; the result of f passes in its place. f is called for one connection after the
-// other, may keep data back for its next call, and must not call the proxy. conn numbers the connections.
+// Filter calls f with all data before it passes; the result of f passes in its place. f is called
+// for one connection after the other, may keep data back for its next call, and must not call the
+// proxy. conn numbers the connections.
 func (p *Proxy) Filter(f func(conn int, d Direction, data []byte) []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.filter = f
 }
 
-// Send sends data on all connections, as if the other side had. Nothing else may be under way in this direction.
+// Send sends data on all connections, as if the other side had sent it. No other data may be on its
+// way in this direction.
 func (p *Proxy) Send(d Direction, data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,7 +145,7 @@ func (p *Proxy) Send(d Direction, data []byte) {
 	}
 }
 
-// Heal ends all faults that last.
+// Heal ends all lasting faults.
 func (p *Proxy) Heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -213,7 +218,8 @@ func (p *Proxy) pass(c *conn, d Direction) {
 	}
 }
 
-// judge waits while a fault holds data up, and returns how much of it is forwarded, and whether the connection ends then.
+// judge waits while a fault holds data up. It returns the data to forward, and whether the
+// connection ends then.
 func (p *Proxy) judge(c *conn, d Direction, data []byte) (forward []byte, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/internal/faults"
 )
 
-// echo is a server that sends back what it is sent, and tells of it.
+// echo is a server that sends its clients' data back, and reports it.
 func echo(t *testing.T) (address string, got <-chan string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

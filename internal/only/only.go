@@ -1,5 +1,6 @@
 // Package only lets a package offer functions to this module alone.
 package only
 
-// Module is the argument of functions that only this module can call: nobody else can name the type.
+// Module is the argument of functions that only this module can call: no other module can name the
+// type.
 type Module struct{}

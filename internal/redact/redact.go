@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Malformed says why [url.Parse] refused rawURL. It quotes nothing: the parser's own text may hold a piece of the password.
+// Malformed says why [url.Parse] refused rawURL. It quotes nothing: the parser's own text may hold
+// a piece of the password.
 func Malformed(rawURL string, err error) string {
 	switch text := err.Error(); {
 	case strings.Contains(text, "missing protocol scheme"):
@@ -22,8 +23,8 @@ func Malformed(rawURL string, err error) string {
 
 const hidden = "xxxxx"
 
-// URL prints u without its password. It hides whatever else may hold one: query parameters with a telling name or value, and
-// parts with an @ where none belongs.
+// URL prints u without its password. It also hides other possible passwords: query parameters with
+// a telling name or value, and parts with a misplaced @.
 func URL(u *url.URL) string {
 	c := *u
 	q := c.Query()
@@ -52,7 +53,8 @@ func URL(u *url.URL) string {
 	return c.Redacted()
 }
 
-// IsName says whether name can be a parameter's. Any other may be the rest of a password, and must not be printed.
+// IsName reports whether name can be a parameter's. Any other text may be the rest of a password,
+// and must not be printed.
 func IsName(name string) bool {
 	const most = 40
 	return name != "" && len(name) <= most && !strings.ContainsFunc(name, func(r rune) bool {

@@ -1,5 +1,5 @@
-// Package sqlmessage is how messages are written into the columns of SQL tables, where that is not plain: shared by the SQL
-// drivers and the outbox.
+// Package sqlmessage writes messages into the columns of SQL tables, where this is not plain. The
+// SQL drivers and the outbox share it.
 package sqlmessage
 
 import (
@@ -13,8 +13,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Headers are a JSON text: [["name","value"],…]. A value that is not UTF-8 comes as a third, base64 element of its
-// pair: ["name","","/+0="]. The pair that has no name is the message's time if nanoseconds since 1970 cannot hold it.
+// Headers are a JSON text: [["name","value"],…]. A value that is not UTF-8 comes as a third, base64
+// element of its pair: ["name","","/+0="]. A pair without a name is the message's time, if
+// nanoseconds since 1970 cannot hold it.
 
 // EncodeHeaders returns the text of m's headers, and false if there are none.
 func EncodeHeaders(m *bus.Message) (text string, ok bool) {
@@ -63,8 +64,9 @@ func appendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// DecodeHeaders puts the headers of a text into m. A text that EncodeHeaders did not write, which a foreign program has
-// put there, becomes a header of its own, named "headers": the message is not worth less for it.
+// DecodeHeaders puts the headers of a text into m. A text of a foreign program, which EncodeHeaders
+// did not write, becomes a header of its own, named "headers". The message is not worth less for
+// it.
 func DecodeHeaders(m *bus.Message, text string) {
 	if text == "" || decodePlain(m, text) {
 		return
@@ -103,8 +105,8 @@ func decodeJSON(m *bus.Message, text string) bool {
 	return true
 }
 
-// decodePlain reads what EncodeHeaders writes of headers without anything special, which are nearly all. It returns
-// false if it meets something else. The headers share the text's memory.
+// decodePlain reads EncodeHeaders's text of plain headers, which are nearly all. It returns false
+// if it meets something else. The headers share the text's memory.
 func decodePlain(m *bus.Message, text string) bool {
 	if strings.IndexByte(text, '\\') >= 0 || len(text) < 2 || text[0] != '[' {
 		return false
@@ -141,13 +143,14 @@ func cutString(text string, before byte) (s, rest string, ok bool) {
 	return text[2 : 2+end], text[3+end:], true
 }
 
-// fitsNanos says whether t can be stored as nanoseconds since 1970.
+// fitsNanos reports whether nanoseconds since 1970 can hold t.
 func fitsNanos(t time.Time) bool {
 	s := t.Unix()
 	return s > math.MinInt64/int64(time.Second) && s < math.MaxInt64/int64(time.Second)
 }
 
-// Nanos returns the time as nanoseconds since 1970, 0 if that cannot hold it: then EncodeHeaders has it.
+// Nanos returns the time as nanoseconds since 1970, or 0 if they cannot hold it: then EncodeHeaders
+// has it.
 func Nanos(t time.Time) int64 {
 	if !fitsNanos(t) {
 		return 0

@@ -10,7 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// FuzzHeaders: what is encoded is JSON, and comes back as it was.
+// FuzzHeaders: every encoded text is JSON, and decodes to the same headers.
 func FuzzHeaders(f *testing.F) {
 	f.Add("name", "value", "other", "", int64(0))
 	f.Add("a\"b", "\x00\xff", "ключ", "значение\u2028", int64(math.MaxInt64))

@@ -9,11 +9,11 @@ import (
 	"sync"
 )
 
-// Flavor is how a database writes what the others write in another way.
+// Flavor holds a database's own forms of the parts that databases write differently.
 type Flavor struct {
 	// Now is an expression for the database's time in microseconds since 1970.
 	Now string
-	// Insert and IfNew enclose an insert that passes over rows which exist.
+	// Insert and IfNew enclose an insert that skips existing rows.
 	Insert, IfNew string
 	// Numbered parameters are $1, $2; others are ?.
 	Numbered bool
@@ -35,23 +35,25 @@ var (
 	}
 )
 
-// Templates makes statements for one database. A template has ? for each parameter, and words in braces: {now}, {insert}
-// and {ifnew} are the flavor's, and any other word is the name of a table, which gets the prefix. Braces and question
-// marks have no other use in a template, not even in a literal. Safe for concurrent use.
+// Templates makes statements for one database. A template has ? for each parameter, and words in
+// braces. {now}, {insert} and {ifnew} are the flavor's; any other word is the name of a table,
+// which gets the prefix. Braces and question marks have no other use in a template, not even in a
+// literal. It is safe for concurrent use.
 type Templates struct {
 	words    *strings.Replacer
 	numbered bool
 	kept     sync.Map // template to statement
 }
 
-// New returns templates whose tables have the prefix: "millrace." or "millrace_". more are further words and their
-// texts, in pairs: "{upsert}", "ON CONFLICT …".
+// New returns templates with the prefix of the tables: "millrace." or "millrace_". more holds
+// further words and their texts, in pairs: "{upsert}", "ON CONFLICT …".
 func New(f Flavor, prefix string, more ...string) *Templates {
 	words := append([]string{"{now}", f.Now, "{insert}", f.Insert, "{ifnew}", f.IfNew}, more...)
 	return &Templates{words: strings.NewReplacer(append(words, "{", prefix, "}", "")...), numbered: f.Numbered}
 }
 
-// SQL returns the statement of a template and keeps it: the template must be one of few, such as a constant.
+// SQL returns the statement of a template and keeps it for ever: pass constants, or one of a few
+// texts.
 func (t *Templates) SQL(template string) string {
 	if s, ok := t.kept.Load(template); ok {
 		return s.(string)
@@ -82,7 +84,8 @@ func (t *Templates) Compile(template string) string {
 
 var errName = errors.New("want 1 to 40 of the characters a-z 0-9 _, the first a letter")
 
-// CheckName says why a schema, or the prefix of tables, cannot be part of statements. what names it in the error.
+// CheckName reports why a schema, or the prefix of tables, cannot be part of statements. what names
+// it in the error.
 func CheckName(what, name string) error {
 	bad := name == "" || len(name) > 40 || name[0] < 'a' || name[0] > 'z'
 	for i := 0; i < len(name) && !bad; i++ {

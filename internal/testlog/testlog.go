@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// New makes a logger that writes to t's output, from INFO on. A record of level WARN or ERROR fails t, unless its text contains one of
-// allowed: "" allows all of them. What is logged after the end of t is dropped. It works in the bubble of a synctest.
+// New makes a logger that writes to t's output, from INFO on. A record of level WARN or ERROR fails
+// t, unless its text contains one of allowed: "" allows all of them. It drops records after the end
+// of t. It works in the bubble of a synctest.
 func New(t testing.TB, allowed ...string) *slog.Logger {
 	t.Helper()
 	l := &log{t: t, allowed: allowed}
@@ -22,7 +23,7 @@ func New(t testing.TB, allowed ...string) *slog.Logger {
 	return slog.New(&handler{log: l, text: slog.NewTextHandler(l, nil)})
 }
 
-// log is what all handlers of one New share.
+// log is the state that all handlers of one New share.
 type log struct {
 	mu      sync.Mutex
 	t       testing.TB

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/internal/testlog"
 )
 
-// recording is a test that keeps what it is told.
+// recording is a test that keeps its failures and output.
 type recording struct {
 	testing.TB
 	out      bytes.Buffer

@@ -1,4 +1,5 @@
-// Package turns compares how long two things take on a machine that others use, too: it does them in turns, pair by pair.
+// Package turns compares how long two things take on a machine that others use, too: it does them
+// in turns, pair by pair.
 package turns
 
 import (
@@ -7,26 +8,27 @@ import (
 	"time"
 )
 
-// Limits says how many pairs there are.
+// Limits sets the number of pairs.
 type Limits struct {
-	// Enough pairs end it if the share is reached. If it is not, because others disturbed, there are up to twice as many.
+	// Enough pairs end the comparison if the share is reached. Otherwise, because of disturbances,
+	// there are up to twice as many.
 	Enough int
-	// Slow is after what time three pairs are enough; after twice that it ends.
+	// Slow is the time after which three pairs are enough; after twice Slow the comparison ends.
 	Slow time.Duration
-	// Share of the usual rate that is demanded.
+	// Share is the demanded share of the usual rate.
 	Share float64
 }
 
-// Result is what was found.
+// Result is the outcome of a comparison.
 type Result struct {
 	Pairs int
 	// Share is the rate of the second thing as a share of the first's: the median over the pairs.
 	Share float64
-	// Usual is the median of how long the first takes.
+	// Usual is the median time of the first thing.
 	Usual time.Duration
 }
 
-// Compare does the usual thing and the other in turns. Each says how long it took.
+// Compare runs usual and other in turns. Each returns the time it took.
 func Compare(l Limits, usual, other func() time.Duration) Result {
 	const least = 3
 	var times, shares []float64
@@ -35,7 +37,7 @@ func Compare(l Limits, usual, other func() time.Duration) Result {
 		var took [2]time.Duration
 		turns := [2]func() time.Duration{usual, other}
 		for i := range turns {
-			i = (i + len(shares)) % 2 // who is first changes
+			i = (i + len(shares)) % 2 // the first in a pair changes
 			took[i] = turns[i]()
 		}
 		times = append(times, took[0].Seconds())

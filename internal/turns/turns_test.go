@@ -31,7 +31,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestCompareInTurns: who is first changes from pair to pair.
+// TestCompareInTurns: the first thing changes from pair to pair.
 func TestCompareInTurns(t *testing.T) {
 	var calls string
 	noted := func(as string) func() time.Duration { return func() time.Duration { calls += as; return 1 } }

@@ -5,14 +5,16 @@ import (
 	"errors"
 )
 
-// The encoding is a format byte, then as varints: how far beyond Position everything is finished, and the unfinished
-// positions in between, each as the distance from the one before. Nothing finished beyond Position is no bytes.
+// The encoding is a format byte, then varints: the length of a range beyond Position, and the
+// unfinished positions in it, each as the distance from the one before. All other positions in the
+// range are finished. No bytes: nothing beyond Position is finished.
 const format = 1
 
 var errFormat = errors.New("window: not an encoded window")
 
-// Encode appends what is finished beyond Position to dst, in at most limit bytes. If there are more unfinished
-// positions than fit, the end of the window is left out: a crash would then repeat what is finished there.
+// Encode appends the finished positions beyond Position to dst, in at most limit bytes. If more
+// unfinished positions exist than fit, it leaves out the end of the window: after a crash, messages
+// finished there repeat.
 func (w *Window) Encode(dst []byte, limit int) []byte {
 	base := w.Position()
 	end := w.End()
@@ -26,7 +28,7 @@ func (w *Window) Encode(dst []byte, limit int) []byte {
 			return true
 		}
 		if len(list) > limit-1-2*binary.MaxVarintLen64 {
-			end = pos // what is unfinished from here on is not listed, so the claim ends here
+			end = pos // positions from here on are not listed, so the claim ends here
 			return false
 		}
 		list = binary.AppendUvarint(list, uint64(pos-last))
@@ -52,11 +54,12 @@ func (w *Window) Encode(dst []byte, limit int) []byte {
 	return append(dst, list...)
 }
 
-// onlyOpen says whether each position from base to end is open: the encoding would say nothing.
+// onlyOpen reports whether each position from base to end is open: the encoding would say nothing.
 func onlyOpen(w *Window, base, end int64) bool { return int64(w.Open()+len(w.skip)) >= end-base }
 
-// Restore returns the window that a lane's new owner starts with: position is the committed one, and encoded what
-// Encode wrote beside it. On an error, which a foreign or damaged encoding gives, it is New(position).
+// Restore returns the first window of a lane's new owner. position is the committed position, and
+// encoded is Encode's result beside it. On an error, which a foreign or damaged encoding gives, it
+// returns New(position).
 func Restore(position int64, encoded []byte) (*Window, error) {
 	w := New(position)
 	if len(encoded) == 0 {

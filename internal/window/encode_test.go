@@ -214,7 +214,7 @@ func TestPositions(t *testing.T) {
 	w.Add(15)
 	w.Add(16)
 	before = w.Version()
-	w.Advance(20) // behind what is open
+	w.Advance(20) // behind the open positions
 	if w.Position() != 15 || w.Version() != before {
 		t.Errorf("position %d, version %d, want 15 as before", w.Position(), w.Version())
 	}

@@ -1,6 +1,6 @@
-// Package window keeps, for one lane of a log-like broker, which messages are finished, though they finish in any
-// order. What is committed is the first unfinished position and, beyond it, what is finished already, so that after a
-// crash nothing finished is handled again.
+// Package window keeps, for one lane of a log-like broker, the set of finished messages, though
+// they finish in any order. A driver commits the first unfinished position and, beyond it, the
+// finished positions. So after a crash no finished message is handled again.
 package window
 
 import (
@@ -8,15 +8,17 @@ import (
 	"sort"
 )
 
-// Window is the state of one lane. The zero value is not ready: use New or Restore. Not safe for concurrent use.
+// Window is the state of one lane. The zero value is not ready: use New or Restore. It is not safe
+// for concurrent use.
 //
-// It holds the unfinished positions only (and some finished ones between them, until it is compacted), so its size
-// is bounded by what is in flight, not by how far one slow message lags behind.
+// It holds the unfinished positions only (and some finished ones between them, until it is
+// compacted). So the messages in flight bound its size, not the distance by which one slow message
+// lags behind.
 type Window struct {
 	next    int64   // all positions below are known here: delivered, or skipped for ever
 	queue   []entry // in the order of positions; queue[head] is unfinished
 	head    int     // entries before it are finished
-	done    int     // how many from head on are finished
+	done    int     // the number of finished entries from head on
 	skip    []int64 // unfinished positions of an earlier ownership that are still to be read again, in order
 	skipTo  int64   // positions below are finished, save those in skip
 	version uint64
@@ -30,8 +32,9 @@ type entry struct {
 // New returns a window that begins at position next.
 func New(next int64) *Window { return &Window{next: next, skipTo: next} }
 
-// Add notes that the message at pos is about to be delivered. It returns false if the message was finished under an
-// earlier ownership and must not be delivered again. Positions must grow from call to call; gaps are fine.
+// Add notes that the message at pos will be delivered. It returns false if the message was finished
+// under an earlier ownership and must not be delivered again. Positions must grow from call to
+// call; gaps are fine.
 func (w *Window) Add(pos int64) bool {
 	w.next = pos + 1
 	if pos < w.skipTo {
@@ -50,8 +53,8 @@ func (w *Window) Add(pos int64) bool {
 // open are the entries that are not finished, and finished ones between them.
 func (w *Window) open() []entry { return w.queue[w.head:] }
 
-// Advance notes that the lane holds nothing to deliver below next that was not added: the records there are
-// control records, compacted away, or another's.
+// Advance notes that the lane has nothing more to deliver below next, beyond the added messages:
+// the records there are control records, compacted away, or another's.
 func (w *Window) Advance(next int64) {
 	before := w.Position()
 	w.next = max(w.next, next)
@@ -81,7 +84,7 @@ func (w *Window) Done(pos int64) bool {
 	return true
 }
 
-// compact forgets the finished entries: what is below next and not in the queue is finished.
+// compact forgets the finished entries: a position below next and not in the queue is finished.
 func (w *Window) compact() {
 	kept := w.queue[:0]
 	for _, e := range w.open() {
@@ -92,7 +95,7 @@ func (w *Window) compact() {
 	w.queue, w.head, w.done = kept, 0, 0
 }
 
-// Position is the first unfinished position: where a new owner starts to read.
+// Position returns the first unfinished position, where a new owner starts to read.
 func (w *Window) Position() int64 {
 	if w.head < len(w.queue) {
 		return w.queue[w.head].pos
@@ -103,11 +106,11 @@ func (w *Window) Position() int64 {
 	return w.End()
 }
 
-// End is the position up to which it is known what is finished.
+// End returns the position up to which the window knows the finished positions.
 func (w *Window) End() int64 { return max(w.next, w.skipTo) }
 
-// Again returns the window of a new ownership in which what is not finished is delivered again. What is known of positions from end on is
-// forgotten, because other messages may be there.
+// Again returns the window of a new ownership in which unfinished messages are delivered again. It
+// forgets positions from end on, because other messages may be there.
 func (w *Window) Again(end int64) *Window {
 	a := New(min(w.Position(), end))
 	if end = min(end, w.End()); end <= a.next {
@@ -127,11 +130,11 @@ func (w *Window) Again(end int64) *Window {
 	return a
 }
 
-// Open is the number of delivered messages that are not finished.
+// Open returns the number of delivered messages that are not finished.
 func (w *Window) Open() int { return len(w.queue) - w.head - w.done }
 
-// Version changes whenever something is finished, or Advance moves the position, so that a committer can tell whether there is
-// anything new.
+// Version changes whenever a message finishes, or Advance moves the position, so that a committer
+// can tell whether there is anything new.
 func (w *Window) Version() uint64 { return w.version }
 
 // Clone returns a copy with a life of its own.
