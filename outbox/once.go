@@ -15,10 +15,9 @@ import (
 // without calling h. OnSuccess, as ever, waits for the whole handler.
 //
 // h must write through tx, and must not commit it. An error of h rolls back, and goes through the
-// failure policy. Conflicts with other transactions do not at once: a deadlock, a serialization
-// failure, too long a wait for a lock. After these Once first runs the transaction again a few
-// times, without a pause of the policy. So h may be called more than once for one try of the
-// policy.
+// failure policy. After a conflict with other transactions (a deadlock, a serialization failure,
+// too long a wait for a lock), Once first runs the transaction again a few times, at once. So h may
+// be called more than once for one try of the policy.
 //
 // Note: h must return the errors of its statements. On MySQL a deadlock has undone the transaction
 // and the record of the message with it. If h hides the error, its later statements commit by

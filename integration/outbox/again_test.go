@@ -57,7 +57,8 @@ func TestNumberGivenOutAgain(t *testing.T) {
 	})
 }
 
-// TestConnectionLostWithRowsInHand: what a relay has in hand when a connection breaks, it reads again before it publishes it.
+// TestConnectionLostWithRowsInHand: when a connection breaks, a relay reads its rows in hand again
+// before it publishes them.
 func TestConnectionLostWithRowsInHand(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)
@@ -84,10 +85,10 @@ func TestConnectionLostWithRowsInHand(t *testing.T) {
 	})
 }
 
-// TestNumbersSetBackByAnOutage: after a connection has broken, a relay looks from the first number on, so that a key whose rows have
-// numbers from before the outage and from after it keeps its order.
+// TestNumbersSetBackByAnOutage: after a connection has broken, a relay looks from the first number
+// on. So a key with rows numbered before and after the outage keeps its order.
 func TestNumbersSetBackByAnOutage(t *testing.T) {
-	s := newStore(t, outbox.MySQL) // whose claims have their floor in their text
+	s := newStore(t, outbox.MySQL) // its claims have their floor in their text
 	f, _ := newFaulty(t)
 	var breaks, floored atomic.Bool
 	floor := regexp.MustCompile(`seq > [1-9]`)

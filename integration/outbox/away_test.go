@@ -19,7 +19,7 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// leaving is a driver whose broker goes away and comes back as the test says.
+// leaving is a driver with a broker that goes away and comes back as the test says.
 type leaving struct {
 	driver.Driver
 	away atomic.Bool
@@ -37,9 +37,9 @@ func (d *leaving) Publish(ctx context.Context, topic string, msgs []*bus.Message
 	return &bus.PublishError{Errs: errs}
 }
 
-// TestWritersDoNotNotice: while the broker is away, and while there are messages that it will never take, those who write
-// neither fail nor slow down, and all that can be sent is sent in the end. At the whole size, real brokers are killed and
-// stay away for a minute.
+// TestWritersDoNotNotice: writers neither fail nor slow down while the broker is away, or while it
+// refuses messages for ever. All other messages are sent in the end. At the whole size, real
+// brokers are killed and stay away for a minute.
 func TestWritersDoNotNotice(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
 		databases(t, func(t *testing.T, s *store) {
@@ -173,7 +173,7 @@ func (w *busy) write(table, topic string, i int) error {
 	return err
 }
 
-// during waits, and returns what was written in the time.
+// during waits, and returns the number and duration of the writes in that time.
 func (w *busy) during(d time.Duration) phase {
 	n, took := w.n.Load(), w.took.Load()
 	time.Sleep(d)

@@ -19,8 +19,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// BenchmarkRelay drains an outbox that was filled before: -benchtime 100000x. PublishKafka is what the broker itself takes
-// of the same messages in the same calls.
+// BenchmarkRelay drains an outbox that was filled before: -benchtime 100000x. PublishKafka is the
+// broker's own time for the same messages in the same calls.
 func BenchmarkRelay(b *testing.B) {
 	for _, to := range []string{"memory", "kafka"} {
 		for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL, outbox.SQLite} {

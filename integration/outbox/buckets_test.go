@@ -83,8 +83,8 @@ func TestHandOver(t *testing.T) {
 	})
 }
 
-// TestBucketsThatStay: buckets that were on their way to another relay, which ends before it has them, are read from the
-// beginning again: what came meanwhile is not passed over.
+// TestBucketsThatStay: buckets were on their way to another relay, which ends before it has them.
+// They are read from the beginning again: messages that came meanwhile are not passed over.
 func TestBucketsThatStay(t *testing.T) {
 	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
 		t.Run(d.String(), func(t *testing.T) {

@@ -35,7 +35,8 @@ type childConfig struct {
 	Inbox   *inboxChild // nil: it relays
 }
 
-// childEvent is what a child tells its parent: a relay before and after it publishes, and an inbox after it has handled.
+// childEvent is a child's report to its parent: of a relay before and after it publishes, and of an
+// inbox after it has handled.
 type childEvent struct {
 	Begun, Unknown []string // ids
 	Handled        []string
@@ -95,7 +96,7 @@ func (c *childConfig) run() error {
 	return errors.Join(r.Run(ctx), b.Close())
 }
 
-// bus is a bus that tells the parent what it publishes.
+// bus is a bus that reports its publishing to the parent.
 func (c *childConfig) bus(ctx context.Context, stop func()) (*bus.Bus, error) {
 	var b *bus.Bus
 	var err error
@@ -198,7 +199,7 @@ type process struct {
 	begun map[string]bool
 	// handled has the ids that an inbox has handled, also those that it passed over because it had handled them before.
 	handled chan string
-	// unknown counts the messages of which the child does not know whether the broker has them.
+	// unknown counts the messages that the broker may or may not have.
 	unknown     int
 	leaseLosses int
 }

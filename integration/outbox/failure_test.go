@@ -22,9 +22,9 @@ import (
 // faulty is a broker in memory that fails as a test wants.
 type faulty struct {
 	driver.Driver
-	// judge says what is wrong with publishing a message now; nil: nothing.
+	// judge returns the error of publishing a message now, or nil.
 	judge func(topic string, m *bus.Message) error
-	// put says what is wrong with a poison entry; nil is nothing.
+	// put returns the error of a poison entry, or nil.
 	put func(e driver.PoisonEntry) error
 
 	mu   sync.Mutex
@@ -197,8 +197,8 @@ func TestSingleFailures(t *testing.T) {
 	})
 }
 
-// TestBlockedKeyBlocksNobody: a key whose first row fails for long has more rows than a relay takes in hand; the others flow,
-// and when it goes on, it goes on in order.
+// TestBlockedKeyBlocksNobody: a key that fails for long at its first row has more rows than a relay
+// takes in hand. The others flow, and when the key goes on, it goes on in order.
 func TestBlockedKeyBlocksNobody(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
@@ -233,8 +233,9 @@ func TestBlockedKeyBlocksNobody(t *testing.T) {
 	})
 }
 
-// TestRefused: what the broker refuses for good goes to the poison store with the reason, and its key goes on; what even
-// that refuses stays in the table; Retry brings both back.
+// TestRefused: a message that the broker refuses for good goes to the poison store with the reason,
+// and its key goes on. If the poison store refuses it, it stays in the table. Retry brings both
+// back.
 func TestRefused(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
@@ -330,7 +331,7 @@ func TestBrokerAway(t *testing.T) {
 	})
 }
 
-// TestClosedBusEndsTheRelay, and what it had stays.
+// TestClosedBusEndsTheRelay: the relay ends with an error, and its rows stay.
 func TestClosedBusEndsTheRelay(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	_, b := newFaulty(t)
@@ -421,7 +422,8 @@ func (l logged) Enabled(context.Context, slog.Level) bool { return true }
 func (l logged) WithAttrs([]slog.Attr) slog.Handler       { return l }
 func (l logged) WithGroup(string) slog.Handler            { return l }
 
-// TestKafkaRefuses: what a real broker refuses for good, and what it says about it, ends where it should.
+// TestKafkaRefuses: a message that a real broker refuses for good ends in the right place, with the
+// broker's reason.
 func TestKafkaRefuses(t *testing.T) {
 	url, _, _ := strings.Cut(brokertest.URL(t, "kafka"), "?")
 	s := newStore(t, outbox.Postgres)

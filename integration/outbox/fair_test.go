@@ -55,7 +55,8 @@ func TestBacklogOfOneKey(t *testing.T) {
 	})
 }
 
-// TestCrowdIsRefused: a topic of which the broker refuses all messages, each of a key of its own, is poisoned at a pace that ends.
+// TestCrowdIsRefused: the broker refuses all messages of a topic, each of a key of its own. They
+// are poisoned at a pace that ends.
 func TestCrowdIsRefused(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, _ := newFaulty(t)

@@ -18,7 +18,7 @@ import (
 
 type sqlTx = sql.Tx
 
-// paid is what a handler emits.
+// paid is a handler's emitted event.
 type paid struct{ Cents int64 }
 
 // TestOnce: each message is delivered three times, single or in batches, to two members of the group, and handlers fail at

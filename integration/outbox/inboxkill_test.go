@@ -17,7 +17,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// inboxChild is what a process does that handles messages until it is killed.
+// inboxChild is a process that handles messages until it is killed.
 type inboxChild struct {
 	Topic, Group, Account, Outputs string
 	Batch                          bool
@@ -85,7 +85,7 @@ func killedInbox(t *testing.T, s *store, to string) {
 	n, kills := scaled(300, 5000), scaled(2, 20)
 	const keys = 50
 	target := s.busURL(t, to)
-	switch to { // what a process had when it was killed comes to the next one after this time
+	switch to { // after this time a killed process's messages come to the next one
 	case "kafka":
 		target = brokertest.With(target, "session=6s")
 	case "same":
@@ -140,7 +140,7 @@ func killedInbox(t *testing.T, s *store, to string) {
 			}
 		}
 		p.kill(t)
-		for len(p.handled) > 0 { // it told what it did before it said to the broker that it was done
+		for len(p.handled) > 0 { // it reports to the test before it settles at the broker
 			note(<-p.handled)
 		}
 	}

@@ -87,7 +87,7 @@ func orders(n int) (msgs []*bus.Message, sum int64) {
 	return msgs, sum
 }
 
-// judge compares the user's table with what was ordered, and what was emitted with the effects.
+// judge compares the user's table with the orders, and the emitted messages with the effects.
 func (e *effects) judge(t *testing.T, b *bus.Bus, n int, sum int64) {
 	t.Helper()
 	if got := e.store.count(t, "SELECT SUM(cents) FROM "+e.table); int64(got) != sum {
@@ -123,7 +123,7 @@ func running(t *testing.T, r *router.Router) (stop func()) {
 	}
 }
 
-// receiveUntil returns what a topic holds before the messages of type "end", of which there are so many.
+// receiveUntil returns a topic's messages before those of type "end", whose number is given.
 func receiveUntil(t *testing.T, b *bus.Bus, topic string, ends int) (msgs []*bus.Message) {
 	t.Helper()
 	r := router.New(b, unique("reader"), router.Workers(1))
@@ -146,8 +146,8 @@ func receiveUntil(t *testing.T, b *bus.Bus, topic string, ends int) (msgs []*bus
 	return msgs
 }
 
-// await waits until a group has finished a topic, which nobody tells of: nothing is left in the log, and what was parked meanwhile
-// has had its effect, too.
+// await waits until a group has finished a topic, for which there is no event. Nothing is left in
+// the log, and parked messages have had their effect, too.
 func (e *effects) await(t *testing.T, b *bus.Bus, topic, group string, n int) {
 	t.Helper()
 	lagger, _ := bus.As[driver.Lagger](b)
@@ -175,7 +175,7 @@ func TestOnceInBus(t *testing.T) {
 		for _, batch := range []bool{false, true} {
 			t.Run(fmt.Sprintf("batch=%v", batch), func(t *testing.T) {
 				n := 400
-				if s.dialect == outbox.SQLite { // one writer at a time, and who waits looks now and then
+				if s.dialect == outbox.SQLite { // one writer at a time; a waiting one looks now and then
 					n = 150
 				}
 				b := openBus(t, s.busURL(t, "same"), bus.WithLogger(testlog.New(t, "the message is tried again")))
@@ -285,8 +285,8 @@ func TestOnceInBusAround(t *testing.T) {
 	})
 }
 
-// TestParkedWhileItsHandlerRuns: a message whose followers fill what may be in flight is parked with them while its handler
-// runs; the handler's transaction settles it there.
+// TestParkedWhileItsHandlerRuns: a message whose followers fill the bound in flight is parked with
+// them while its handler runs. The handler's transaction settles it there.
 func TestParkedWhileItsHandlerRuns(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		u := s.busURL(t, "same")

@@ -12,8 +12,9 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestOnceInBusEnds: whoever waits for the end of a call whose transaction has committed is told of a success: middleware by the
-// result, OnSuccess and OnEnd by their calls. Nothing is logged as a warning or an error.
+// TestOnceInBusEnds: after the commit of its transaction, a call ends with success. Middleware
+// learns it by the result, OnSuccess and OnEnd by their calls. Nothing is logged as a warning or an
+// error.
 func TestOnceInBusEnds(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		for _, batch := range []bool{false, true} {

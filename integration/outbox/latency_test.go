@@ -13,8 +13,9 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestLongTransaction: a transaction that has nothing to do with the outbox stays open while many messages go through. The
-// time from a commit to the handler stays what it was, although the database keeps the rows that were deleted meanwhile.
+// TestLongTransaction: a transaction that has nothing to do with the outbox stays open while many
+// messages go through. The time from a commit to the handler stays the same, although the database
+// keeps the deleted rows meanwhile.
 func TestLongTransaction(t *testing.T) {
 	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
 		t.Run(d.String(), func(t *testing.T) { longTransaction(t, newStore(t, d)) })

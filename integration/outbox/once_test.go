@@ -311,8 +311,8 @@ func TestConflictsOfDatabases(t *testing.T) {
 	}
 }
 
-// snapshotIsolation switches on what is the default of MariaDB from 11.6 on: what was changed since a transaction's first look cannot be
-// changed by it.
+// snapshotIsolation switches on the default of MariaDB from 11.6 on: a transaction cannot change
+// rows that changed since its first look.
 func (s *store) snapshotIsolation(t *testing.T) {
 	t.Helper()
 	const variable = "innodb_snapshot_isolation"

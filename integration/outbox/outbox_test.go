@@ -20,7 +20,8 @@ type placed struct {
 func (placed) EventType() string  { return "order.placed" }
 func (p placed) EventKey() string { return "k" }
 
-// TestRoundTrip: what is published in a transaction comes out of the broker as if it had been published there.
+// TestRoundTrip: a message published in a transaction comes out of the broker as if it had been
+// published there.
 func TestRoundTrip(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		var err error
@@ -68,7 +69,7 @@ func TestRoundTrip(t *testing.T) {
 			got[m.ID] = m
 		}
 		for _, m := range msgs {
-			m.Time = m.Time.UTC() // without what the process's clock adds
+			m.Time = m.Time.UTC() // without the monotonic clock's reading
 			if g := got[m.ID]; !reflect.DeepEqual(m, g) {
 				t.Errorf("%s:\n%+v\n%+v", m.ID, m, g)
 			}

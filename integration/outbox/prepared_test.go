@@ -10,8 +10,9 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// TestPreparedOutlivesTheServer: a prepared transaction has another name in PostgreSQL's locks after the server came back, and a
-// relay that knew it by the old one must not pass over its message: it comes before what is written with its key later.
+// TestPreparedOutlivesTheServer: after the server comes back, a prepared transaction has another
+// name in PostgreSQL's locks. A relay that knows the old name must not pass over its message: it
+// comes before later messages of its key.
 func TestPreparedOutlivesTheServer(t *testing.T) {
 	if !whole {
 		t.Skip("kills the server, only at the whole size: make torture")

@@ -11,7 +11,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// reading is what came to one group. The messages of a key are numbered 1, 2, 3 and so on.
+// reading holds one group's messages. The messages of a key are numbered 1, 2, 3 and so on.
 type reading struct {
 	mu       sync.Mutex
 	seen     map[string]int // how often an id came

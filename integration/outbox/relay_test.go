@@ -30,8 +30,9 @@ func (s *store) publishAll(t testing.TB, topic string, msgs ...*bus.Message) {
 	}
 }
 
-// TestTopicInTrouble: a topic of which the broker takes nothing, with far more messages than a relay takes in hand and each in
-// a lane of its own, keeps no other topic waiting, is not asked for in vain, and goes on when it can.
+// TestTopicInTrouble: the broker refuses a topic with far more messages than a relay takes in hand,
+// each in a lane of its own. It keeps no other topic waiting, is not asked for in vain, and goes on
+// when it can.
 func TestTopicInTrouble(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)
@@ -93,8 +94,8 @@ func TestManyKeysFail(t *testing.T) {
 	})
 }
 
-// TestShareLostAndRegained: what a relay has in hand when it is taken for dead is not sent by it any more, also when its buckets
-// come back to it.
+// TestShareLostAndRegained: a relay that was taken for dead does not send its rows in hand any
+// more, also when its buckets come back to it.
 func TestShareLostAndRegained(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, b := newFaulty(t)
@@ -143,7 +144,7 @@ func TestShareLostAndRegained(t *testing.T) {
 	}
 }
 
-// judging is a database whose statements wait and fail as a test wants.
+// judging is a database with statements that wait and fail as a test wants.
 type judging struct {
 	of    sqldriver.Driver
 	dsn   string

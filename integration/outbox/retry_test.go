@@ -12,7 +12,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// TestRetryTakesItsOwn: two services whose outboxes have the same names share a broker, and so a poison store.
+// TestRetryTakesItsOwn: two services share a broker, and so a poison store. Their outboxes have the
+// same names.
 func TestRetryTakesItsOwn(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)
@@ -63,7 +64,7 @@ func TestRetryWaitsForNobody(t *testing.T) {
 	})
 }
 
-// TestParkedWithAnyReason: what a broker says may be no text for a database, or too long for it.
+// TestParkedWithAnyReason: a broker's answer may be no text for a database, or too long for it.
 func TestParkedWithAnyReason(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)

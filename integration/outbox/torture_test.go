@@ -67,7 +67,7 @@ func (s *store) busURL(t testing.TB, to string) string {
 	}
 }
 
-// writers write messages whose numbers a counter of each key gives, in the same transaction.
+// writers write messages; a counter of each key numbers them in the same transaction.
 type writers struct {
 	*store
 	topic    string
@@ -222,7 +222,7 @@ type relays struct {
 	processes []*process
 	inFlight  int // messages that kills may have repeated
 	unknown   int // and those that a failure of the broker may have
-	losses    int // of leases, on a machine that has no time for those who renew them; each may repeat a message of each key
+	losses    int // of leases, if the machine has no time to renew them; each may repeat a message of each key
 }
 
 func (s *store) relays(t *testing.T, c childConfig, b *bus.Bus) *relays {
@@ -272,8 +272,9 @@ func torture(t *testing.T, s *store, to string) {
 	}
 	target, topic := s.busURL(t, to), unique("torture")
 	b := openBus(t, target, bus.WithLogger(slog.New(slog.DiscardHandler)))
-	// One group reads all the time; what comes to it twice may also be for what the broker's end has made of its settlements.
-	// Another one reads afterwards: what comes to it twice was published twice.
+	// One group reads all the time. A message may come to it twice because a killed broker lost its
+	// settlement. Another group reads afterwards: a message that comes to it twice was published
+	// twice.
 	live, after, late := newReading(), newReading(), unique("late")
 	stopLive := live.run(t, b, topic, unique("live"))
 	newReading().run(t, b, topic, late)()

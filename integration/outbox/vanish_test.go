@@ -10,7 +10,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// TestSharesOutliveABlockedMove: while somebody who does not go on has the lock of those who move buckets, relays keep their leases and publish.
+// TestSharesOutliveABlockedMove: a stuck process holds the lock for moving buckets. Meanwhile
+// relays keep their leases and publish.
 func TestSharesOutliveABlockedMove(t *testing.T) {
 	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
 		t.Run(d.String(), func(t *testing.T) {

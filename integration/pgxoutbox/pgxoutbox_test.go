@@ -208,8 +208,9 @@ func TestPreparedTransaction(t *testing.T) {
 	}
 }
 
-// TestPreparedMeanwhile: a transaction that drew its number before a relay looked, and was prepared after it, is not passed
-// over: when it is committed, its message comes before what is written with the same key afterwards.
+// TestPreparedMeanwhile: a transaction that drew its number before a relay looked, and was prepared
+// after it, is not passed over. When it commits, its message comes before later messages of the
+// same key.
 func TestPreparedMeanwhile(t *testing.T) {
 	o, _, pool := fixture(t)
 	db := stdlib.OpenDBFromPool(pool)
@@ -283,7 +284,8 @@ func TestPreparedMeanwhile(t *testing.T) {
 	next(1)
 }
 
-// TestOnceInBus: a handler's transaction of pgx settles its message in a bus in the same database, and publishes what it emits.
+// TestOnceInBus: a handler's transaction of pgx settles its message in a bus in the same database,
+// and publishes its outputs.
 func TestOnceInBus(t *testing.T) {
 	_, _, pool := fixture(t)
 	schema := "pgxinbus_" + bus.NewID()[24:]
