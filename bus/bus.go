@@ -191,8 +191,8 @@ func (b *Bus) Shutdown(ctx context.Context) error {
 	}
 }
 
-// As finds T in the driver: the native client (*kgo.Client, *pgxpool.Pool, …: see each adapter's documentation) or
-// one of the optional abilities in package bus/driver.
+// As finds T in the driver: the native client (*kgo.Client, *pgxpool.Pool, …: see each adapter's
+// documentation) or one of the optional abilities in package bus/driver.
 func As[T any](b *Bus) (T, bool) {
 	if v, ok := b.driver.(T); ok {
 		return v, true

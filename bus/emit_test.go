@@ -35,7 +35,7 @@ func TestForeignCauseInABatch(t *testing.T) {
 	}
 }
 
-// What is emitted in one call is emitted as a whole or not at all, and its error is what Publisher promises.
+// One call emits all of its messages or none, and its error is the one that Publisher promises.
 func TestEmitsAllOrNone(t *testing.T) {
 	b := bustest.New(t)
 	one := &bus.Message{ID: "1"}

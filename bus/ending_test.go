@@ -117,7 +117,8 @@ func TestWithCauseCarriesTheTrace(t *testing.T) {
 	}
 }
 
-// TestIgnoredEnding: an ending that fails and says that nothing follows from it is logged, and the others see a success.
+// TestIgnoredEnding: an ending that fails and says that nothing follows from it is logged, and the
+// others see a success.
 func TestIgnoredEnding(t *testing.T) {
 	b := bustest.New(t)
 	broken, worse := errors.New("not remembered"), errors.New("lost")

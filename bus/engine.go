@@ -42,9 +42,10 @@ func (e engine) NewBatch(ctx context.Context, b *Bus, d Delivery, ms []*Message)
 	return h
 }
 
-// NewInner makes the context of a part of a handler whose outputs go another way. Flush publishes
-// the messages emitted under it through b, in a transaction for example. The rest is as in ctx: the
-// delivery, and [OnSuccess], which waits for the whole handler. A nil b is the bus of ctx.
+// NewInner makes the context of a part of a handler that sends its outputs another way. Flush
+// publishes the messages emitted under it through b, in a transaction for example. The rest is as
+// in ctx: the delivery, and [OnSuccess], which waits for the whole handler. A nil b is the bus of
+// ctx.
 func (e engine) NewInner(ctx context.Context, b *Bus) *Handling {
 	h := e.New(ctx, b, DeliveryFrom(ctx))
 	h.outer = handlingFrom(ctx)
@@ -56,8 +57,8 @@ func (e engine) NewInner(ctx context.Context, b *Bus) *Handling {
 
 // Flush publishes the emitted messages, one call for each run of messages to one topic. Then it
 // runs the functions of [OnSuccess] and [OnEnd] and ends the call: a later Emit fails. In a batch,
-// failed names the messages whose outputs are dropped; it may be nil. If a batch's outputs cannot
-// be published, OutputError tells which message they belong to.
+// failed names the messages that lose their outputs; it may be nil. If a batch's outputs cannot be
+// published, OutputError tells which message they belong to.
 func (engine) Flush(ctx context.Context, h *Handling, failed func(id string) bool) error {
 	return h.flush(ctx, failed)
 }
@@ -85,7 +86,7 @@ func (engine) Discard(h *Handling) { h.discard() }
 // SetJoiner keeps j for Joiner.
 func (engine) SetJoiner(h *Handling, j any) { h.joiner = j }
 
-// Joiner returns the joiner of the whole call whose context is ctx. It is nil if there is none.
+// Joiner returns the joiner of the whole call with the context ctx. It is nil if there is none.
 func (engine) Joiner(ctx context.Context) any {
 	if h := handlingFrom(ctx); h != nil {
 		return h.root().joiner

@@ -108,10 +108,10 @@ func (a aroundBatch) HandleBatch(ctx context.Context, ms []*Message) error {
 // EventTypes returns these types; nil takes all.
 type EventTyper interface{ EventTypes() []string }
 
-// Idempotent is an optional part of a [Handler] whose effect happens once for each message, however
-// often it is called. Either it records handled messages in the effect's own transaction, as
-// handlers of package outbox do, or its effect can be repeated. A router that is asked for exactly
-// once then needs no transactions of the broker.
+// Idempotent is an optional part of a [Handler]: its effect happens once for each message, however
+// often it is called. Either the handler records handled messages in the effect's own transaction,
+// as handlers of package outbox do, or its effect can be repeated. A router that is asked for
+// exactly once then needs no transactions of the broker.
 type Idempotent interface {
 	// Idempotent does nothing.
 	Idempotent()
@@ -139,7 +139,8 @@ func (t typed[T]) Handle(ctx context.Context, m *Message) error {
 
 func (t typed[T]) EventTypes() []string { return typesOf[T]() }
 
-// TypedBatch is Typed for batches. A message that cannot be decoded fails alone; the function gets the others.
+// TypedBatch is Typed for batches. A message that cannot be decoded fails alone; the function gets
+// the others.
 func TypedBatch[T any](h func(ctx context.Context, events []Event[T]) error) BatchHandler {
 	return typedBatch[T]{h}
 }

@@ -42,7 +42,7 @@ type promises struct {
 // ended are the promises of calls that ended without any.
 var ended = &promises{done: true}
 
-// promises returns those of the call, with their lock held.
+// promises returns the call's promises, with their lock held.
 func (h *Handling) promises() *promises {
 	p := h.promised.Load()
 	if p == nil {
@@ -148,7 +148,7 @@ func (h *Handling) emit(topic string, msgs []*Message) error {
 		return fmt.Errorf("emit: %w", err)
 	}
 	now := time.Now()
-	for _, m := range msgs { // now: it is this message's failure, and not that of all that end together
+	for _, m := range msgs { // now, because only this message fails, not every message that ends with it
 		if err := h.bus.complete(m, now); err != nil {
 			return fmt.Errorf("emit %q: %w", topic, err)
 		}
@@ -173,7 +173,8 @@ func (h *Handling) emit(topic string, msgs []*Message) error {
 	return nil
 }
 
-// checkCause refuses an output whose success depends on no known message of the batch.
+// checkCause refuses an output without a message of the batch as its cause: its success would
+// depend on nothing.
 func (h *Handling) checkCause(p *promises, cause string) error {
 	if cause == "" {
 		return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// NewID returns a new message id: a UUID of version 7 (RFC 9562), whose text order is the order in which this
-// process made them. Safe for concurrent use.
+// NewID returns a new message id: a UUID of version 7 (RFC 9562). The text order of ids is the
+// order in which this process made them. It is safe for concurrent use.
 func NewID() string { return newID(time.Now()) }
 
 // lastTick is the newest tick in use (milliseconds and 12 bits of fraction).
@@ -19,7 +19,8 @@ func newID(now time.Time) string {
 	ns := uint64(now.UnixNano())
 	ms := ns / 1e6
 	tick := ms<<12 | (ns-ms*1e6)*4096/1e6
-	// Each id takes a tick of its own, so ids of one process stay in order however many are made at once.
+	// Each id takes a tick of its own, so ids of one process stay in order however many are made at
+	// once.
 	for {
 		last := lastTick.Load()
 		tick = max(tick, last+1)

@@ -58,7 +58,7 @@ func TestRequestsWithOneIDInTurn(t *testing.T) {
 	})
 }
 
-// losing is a request whose encoding makes the driver close the inbox.
+// losing is a request that makes the driver close the inbox while it is encoded.
 type losing struct{ lost chan struct{} }
 
 func (l losing) MarshalJSON() ([]byte, error) {

@@ -25,7 +25,8 @@ type Message struct {
 	Source string
 	// Subject names the event's object in the publisher's own terms. It may be empty.
 	Subject string
-	// Time is when the event happened. Defaults to the time of publishing; brokers keep at least milliseconds.
+	// Time is when the event happened. Defaults to the time of publishing; brokers keep at least
+	// milliseconds.
 	Time time.Time
 	// ContentType is the payload's media type. Receivers pick the codec by it. It may be empty.
 	ContentType string

@@ -43,9 +43,9 @@ func RetryAfter(err error, d time.Duration) error { return mark(err, retryAfter,
 // whether the rest can follow. nil stays nil.
 func Unavailable(err error, d time.Duration) error { return mark(err, unavailable, d) }
 
-// Postpone marks an error of a message whose turn has not come; other messages are not affected.
-// The router handles the message again in d, however often, and counts no try. Later messages of
-// its key wait, other keys go on. nil stays nil.
+// Postpone marks an error that says nothing about the message or others: this message's turn has
+// not come. The router handles the message again in d, however often, and counts no try. Later
+// messages of its key wait, other keys go on. nil stays nil.
 func Postpone(err error, d time.Duration) error { return mark(err, postponed, d) }
 
 func mark(err error, kind verdictKind, d time.Duration) error {

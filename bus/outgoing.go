@@ -42,7 +42,7 @@ func outgoing(ctx context.Context) Headers {
 	return h
 }
 
-// withDefaults appends the defaults whose name h lacks; it never writes into h's array.
+// withDefaults appends the defaults with a name that h lacks; it never writes into h's array.
 func (h Headers) withDefaults(defaults Headers) Headers {
 	n := len(h)
 	for _, d := range defaults {

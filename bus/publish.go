@@ -87,7 +87,8 @@ func setCause(h *Headers, cause *Message) {
 	}
 }
 
-// TraceHeaders are the headers of the W3C trace context and baggage. They travel under their own names.
+// TraceHeaders are the headers of the W3C trace context and baggage. They travel under their own
+// names.
 var TraceHeaders = [...]string{"traceparent", "tracestate", "baggage"}
 
 // PublishAll publishes many events in one call. Its error is a *PublishError, index-aligned with
@@ -229,7 +230,8 @@ func checkText(field, text string) error {
 	return nil
 }
 
-// plainText is true for valid UTF-8 without control characters. The loop over bytes is enough for nearly all texts.
+// plainText is true for valid UTF-8 without control characters. The loop over bytes is enough for
+// nearly all texts.
 func plainText(s string) bool {
 	ascii := true
 	for i := range len(s) {
@@ -264,8 +266,8 @@ func checkHeader(name string) error {
 	return nil
 }
 
-// CheckName reports a mistake in the name of a topic or group; what is the word in the error. Every
-// broker allows 1 to 200 of the characters a-z A-Z 0-9 . _ -, but not "." or "..".
+// CheckName reports a mistake in the name of a topic or group. The error calls the name by the word
+// in what. Every broker allows 1 to 200 of the characters a-z A-Z 0-9 . _ -, but not "." or "..".
 func CheckName(what, name string) error {
 	bad := name == "" || len(name) > 200 || name == "." || name == ".."
 	for i := 0; i < len(name) && !bad; i++ {

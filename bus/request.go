@@ -15,7 +15,7 @@ const HeaderReplyTo = "replyto"
 // text.
 const HeaderReplyError = "replyerror"
 
-// DefaultRequestTimeout bounds a [Request] whose context has no deadline.
+// DefaultRequestTimeout bounds a [Request] if its context has no deadline.
 const DefaultRequestTimeout = 30 * time.Second
 
 // ReplyError is a reply that refuses a request. A handler may return one to choose the code. It is

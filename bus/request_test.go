@@ -192,7 +192,7 @@ func TestRequestsEndWithTheBus(t *testing.T) {
 	})
 }
 
-// slowToSubscribe subscribes when it is told to.
+// slowToSubscribe subscribes only when the test lets it.
 type slowToSubscribe struct {
 	driver.Driver
 	fail chan error
@@ -415,7 +415,8 @@ func TestRepliesAtTheDeadline(t *testing.T) {
 	})
 }
 
-// closing closes its first source when it is told to, as a driver that has lost its broker for good.
+// closing closes its first source when the test says so, like a driver that has lost its broker for
+// good.
 type closing struct {
 	driver.Driver
 	subscribed int

@@ -9,7 +9,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestTimesThatCannotTravel: years that RFC 3339 does not have are refused before a broker loses them.
+// TestTimesThatCannotTravel: years that RFC 3339 does not have are refused before a broker loses
+// them.
 func TestTimesThatCannotTravel(t *testing.T) {
 	b, err := memory.Open(memory.Config{})
 	if err != nil {

@@ -18,7 +18,7 @@ type Driver interface {
 	Poison(ctx context.Context, group string) (PoisonStore, error)
 }
 
-// Of returns the driver of b. For a driver without a poison store it returns a wrapper whose Poison
+// Of returns the driver of b. For a driver without a poison store it returns a wrapper: its Poison
 // fails with an error that wraps [bus.ErrUnsupported].
 func Of(b *bus.Bus) Driver {
 	if d, ok := b.Driver().(Driver); ok {
@@ -33,7 +33,8 @@ func (d withoutPoison) Poison(context.Context, string) (PoisonStore, error) {
 	return nil, fmt.Errorf("%w: the driver of %s keeps no poisoned messages", bus.ErrUnsupported, d.Capabilities().Broker)
 }
 
-// Committer is an optional ability of a [bus.Source] whose Settle returns before settlements are durable.
+// Committer is an optional ability of a [bus.Source] that makes settlements durable only after
+// Settle has returned.
 type Committer interface {
 	bus.Source
 	// Commit returns once every earlier settlement is durable. It may be called concurrently;

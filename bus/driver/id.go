@@ -9,9 +9,9 @@ import (
 
 const transient = "delivery:"
 
-// TransientID returns an id for a message whose publisher gave none, on a broker without lasting
-// positions. The id names this delivery: when the message is delivered again, it has another id.
-// Drivers call it. Where positions last, they make a better id.
+// TransientID returns an id for a message without an id of its publisher, on a broker without
+// lasting positions. The id names this delivery: when the message is delivered again, it has
+// another id. Drivers call it. Where positions last, they make a better id.
 func TransientID(topic string, t bus.Token) string {
 	return fmt.Sprintf(transient+"%s/%d/%x-%d", topic, t.Lane, t.Epoch, t.Position)
 }

@@ -20,11 +20,12 @@ type Joiner struct {
 	settled []*bus.Message
 }
 
-// NewJoiner makes the joiner of a call from the function that settles its messages. Routers call it.
+// NewJoiner makes the joiner of a call from the function that settles its messages. Routers call
+// it.
 func NewJoiner(settle JoinFunc) *Joiner { return &Joiner{settle: settle} }
 
-// JoinerFrom returns the joiner of the call whose context is ctx, for [Joining] handlers. It is nil
-// if no router made the call, or if the handler is not Joining.
+// JoinerFrom returns the joiner of ctx's call, for [Joining] handlers. It is nil if no router made
+// the call, or if the handler is not Joining.
 func JoinerFrom(ctx context.Context) *Joiner {
 	j, _ := bus.Engine(only.Module{}).Joiner(ctx).(*Joiner)
 	return j

@@ -54,7 +54,8 @@ func ParseParams(rawURL string) (*Params, error) {
 	return &Params{url: u, query: q}, nil
 }
 
-// URL returns the URL itself: host, path, user. Its String holds the password; print [Params.String] instead.
+// URL returns the URL itself: host, path, user. Its String holds the password; print
+// [Params.String] instead.
 func (p *Params) URL() *url.URL { return p.url }
 
 // String returns the URL with its password redacted.
