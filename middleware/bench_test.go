@@ -9,7 +9,7 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-// BenchmarkChain is what middleware costs a call, on top of the handler.
+// BenchmarkChain measures the cost of middleware for a call, on top of the handler.
 func BenchmarkChain(b *testing.B) {
 	for name, mws := range map[string][]bus.Middleware{
 		"none":             nil,

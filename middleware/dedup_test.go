@@ -45,7 +45,7 @@ func endedBatch(ctx context.Context, b *bus.Bus, mw bus.Middleware, h bus.BatchH
 	return errs
 }
 
-// failingStore fails when it is told to.
+// failingStore fails when the test says so.
 type failingStore struct {
 	middleware.DedupMemory
 	seen, remember error
@@ -153,7 +153,8 @@ func TestDeduplicateByKeyAndGroup(t *testing.T) {
 	}
 }
 
-// Repeats that come while the first is handled wait for it; the one after a failure is handled.
+// Repeats that come while the first message is handled wait for it; after a failure the next is
+// handled.
 func TestDeduplicateInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
@@ -265,8 +266,8 @@ func (f batchFunc) Handle(ctx context.Context, m *bus.Message) error {
 
 func (f batchFunc) HandleBatch(ctx context.Context, ms []*bus.Message) error { return f(ctx, ms) }
 
-// In any order with Retry, a failure is tried again and a success remembered; also when something between the two fails
-// a message after its handler.
+// In any order with Retry, a failure is tried again and a success remembered; also when something
+// between the two fails a message after its handler.
 func TestDeduplicateAndRetryInAnyOrder(t *testing.T) {
 	boom := errors.New("boom")
 	retry := middleware.Retry([]time.Duration{0, 0, 0})
@@ -323,7 +324,8 @@ func TestDeduplicateAndRetryInAnyOrder(t *testing.T) {
 	}
 }
 
-// With a router: repeats published while the first is handled and later, a handler that fails first, outputs once.
+// With a router: repeats published while the first is handled and later, a handler that fails
+// first, outputs once.
 func TestDeduplicateUnderARouter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)

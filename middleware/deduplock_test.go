@@ -93,7 +93,8 @@ func TestDeduplicateInBatchesThatGrow(t *testing.T) {
 	})
 }
 
-// checkOneOfEach checks that a and b were handled once, that nobody waited for the end of a context, and that each error is one of a try.
+// checkOneOfEach checks that a and b were handled once, that nobody waited for the end of a
+// context, and that each error is one of a try.
 func checkOneOfEach(t *testing.T, start time.Time, handled []string, errs []error) {
 	t.Helper()
 	if slices.Sort(handled); !slices.Equal(handled, []string{"a", "b"}) {

@@ -46,7 +46,8 @@ func TestDeduplicateByTopic(t *testing.T) {
 	})
 }
 
-// An id that names a delivery says nothing about the message: it is handled, and takes no room in the store.
+// An id that names a delivery says nothing about the message: it is handled, and takes no room in
+// the store.
 func TestDeduplicateTransientIDs(t *testing.T) {
 	b := bustest.New(t)
 	store := &failingStore{seen: errBoom, remember: errBoom}
@@ -64,7 +65,7 @@ func TestDeduplicateTransientIDs(t *testing.T) {
 	}
 }
 
-// awayStore cannot be asked, or cannot remember, while it is told so; by an error or a panic.
+// awayStore fails to answer or to remember while the test says so; by an error or a panic.
 type awayStore struct {
 	middleware.DedupMemory
 	mu             sync.Mutex
@@ -97,7 +98,8 @@ func (s *awayStore) Remember(ctx context.Context, scope string, ids []string) er
 	return s.DedupMemory.Remember(ctx, scope, ids)
 }
 
-// While the store is away, consuming pauses, and no message is poisoned. What was handled as it went is not handled again.
+// While the store is away, consuming pauses, and no message is poisoned. What was handled as it
+// went is not handled again.
 func TestDeduplicateWhileTheStoreIsAway(t *testing.T) {
 	for how, fail := range map[string]func() error{
 		"error": func() error { return errBoom },

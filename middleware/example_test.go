@@ -17,7 +17,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// serve runs a router on a bus in memory with one handler, which calls stop when it has done its work.
+// serve runs a router on a bus in memory with one handler, which calls stop when it has done its
+// work.
 func serve(messages []*bus.Message, mw bus.Middleware, handle func(ctx context.Context, m *bus.Message, stop func()) error, opts ...router.Option) {
 	ctx, stop := context.WithCancel(context.Background())
 	b, err := memory.Open(memory.Config{})

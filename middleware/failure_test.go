@@ -146,7 +146,7 @@ func TestRetryHonoursWhatTheHandlerSays(t *testing.T) {
 	})
 }
 
-// Of a batch, only what failed is tried again, and outputs of failed tries do not get out.
+// In a batch, only the failed messages are tried again, and outputs of failed tries do not get out.
 func TestRetryOfABatch(t *testing.T) {
 	b := bustest.New(t)
 	var calls []string

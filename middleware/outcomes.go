@@ -20,7 +20,7 @@ func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error)
 		}
 		i++
 	}
-	if len(errs) == 1 { // a single message, or a batch of one: the error is that of all
+	if len(errs) == 1 { // a single message, or a batch of one: its error is the call's
 		return errs[0]
 	}
 	return bus.Each(errs)
@@ -48,5 +48,5 @@ type idleError struct{ err error }
 func (e *idleError) Error() string { return e.err.Error() }
 func (e *idleError) Unwrap() error { return e.err }
 
-// shortly is the delay when a call should soon be possible, at a time that nobody knows.
+// shortly is the delay before a call that should soon be possible.
 const shortly = 100 * time.Millisecond

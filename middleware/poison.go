@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// Poison stores messages whose error matches in a store of your choice, and drops their emitted
+// Poison stores a message in a store of your choice if its error matches, and drops its emitted
 // messages. It marks the error by [bus.Ignore], so that the message is settled. A nil match is
 // [bus.IsPermanent].
 //

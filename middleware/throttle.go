@@ -28,8 +28,8 @@ func Throttle(perSecond float64, burst int) bus.Middleware {
 }
 
 // ThrottleBy is [Throttle] with a rate for each key. key makes the key of a message, for example a
-// tenant's name. A message whose turn comes after the deadline is postponed ([bus.Postpone]), and
-// messages of other keys go on. A long line comes back one by one, at the key's rate.
+// tenant's name. If a message's turn comes after the deadline, it is postponed ([bus.Postpone]),
+// and messages of other keys go on. A long line comes back one by one, at the key's rate.
 //
 // A message that waits within its deadline keeps a worker from other keys, so give the handler more
 // workers than messages that wait. ThrottleBy forgets a key once its burst is whole again.

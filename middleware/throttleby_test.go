@@ -17,7 +17,8 @@ import (
 
 func tenant(m *bus.Message) string { return m.Subject }
 
-// A tenant over its rate keeps no other waiting, with single messages and with batches, and is served at its rate.
+// A tenant over its rate keeps no other waiting, with single messages and with batches, and is
+// served at its rate.
 func TestThrottleByHoldsUpItsKeyOnly(t *testing.T) {
 	for _, batches := range []bool{false, true} {
 		t.Run(fmt.Sprint("batches=", batches), func(t *testing.T) {
@@ -39,7 +40,7 @@ func TestThrottleByHoldsUpItsKeyOnly(t *testing.T) {
 						close(done)
 					}
 				}
-				// Calls are few, although the line is long: those that come back come one by one.
+				// Calls are few, although the line is long: messages come back one by one.
 				calls := 0
 				counted := bus.Around(func(ctx context.Context, c bus.Call) error {
 					mu.Lock()

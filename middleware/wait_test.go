@@ -36,8 +36,8 @@ func poisonedIn(t *testing.T, b *bus.Bus, name string) (entries []driver.PoisonE
 	return entries
 }
 
-// What a handler wants again is neither poisoned nor ignored by middleware outside, whatever that matches. The same of what
-// an open breaker refuses is tested in breaker.
+// A message that a handler wants again is neither poisoned nor ignored by middleware outside,
+// whatever that matches. Package breaker tests the same of the calls that an open breaker refuses.
 func TestNothingGivesUpWhatIsToComeAgain(t *testing.T) {
 	all := func(error) bool { return true }
 	for _, name := range []string{"poison", "ignore"} {
@@ -69,7 +69,8 @@ func TestNothingGivesUpWhatIsToComeAgain(t *testing.T) {
 	}
 }
 
-// A time-out around a wait poisons nothing that the handler has not been given, and all of it is handled in the end.
+// A time-out around a wait poisons nothing that the handler has not been given, and all of it is
+// handled in the end.
 func TestWaitsThatAreCutShortAreNoTries(t *testing.T) {
 	for name, mw := range map[string]func() bus.Middleware{
 		"Throttle":         func() bus.Middleware { return middleware.Throttle(1, 1) },
@@ -127,8 +128,8 @@ func TestWaitsThatAreCutShortAreNoTries(t *testing.T) {
 	}
 }
 
-// The failure of a try counts, although the next one is not let through: or a message that always fails would be tried
-// for ever.
+// The failure of a try counts, although the next one is not let through: or a message that always
+// fails would be tried for ever.
 func TestRetryTellsOfTheTryThatFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -256,7 +257,7 @@ func TestRetryAddsATenthAtRandom(t *testing.T) {
 	})
 }
 
-// A batch passes nothing on, whatever its size: what works with one message works with two.
+// A batch of any size passes nothing on: code that works with one message works with two.
 func TestCorrelationOfABatch(t *testing.T) {
 	b := bustest.New(t)
 	for n := 1; n <= 2; n++ {

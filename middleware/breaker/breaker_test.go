@@ -162,7 +162,8 @@ func TestBatches(t *testing.T) {
 	}
 }
 
-// A probe that says nothing, or that ends its goroutine, does not leave the breaker half open for ever.
+// A probe that says nothing, or that ends its goroutine, does not leave the breaker half open for
+// ever.
 func TestProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mw := breaker.New(breaker.Config{Failures: 1, Open: time.Second})

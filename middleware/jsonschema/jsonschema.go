@@ -1,4 +1,4 @@
-// Package jsonschema refuses messages whose payload violates a JSON schema. It builds on
+// Package jsonschema refuses messages with a payload that violates a JSON schema. It builds on
 // github.com/santhosh-tekuri/jsonschema.
 package jsonschema
 
