@@ -20,7 +20,7 @@ type call struct {
 }
 
 // start makes the call in a goroutine, which reports to results. results always has room, except
-// for calls beyond maxCalls: those of the poison store, whose goroutines wait.
+// for calls to the poison store beyond maxCalls: their goroutines wait.
 func (p *pump) start(ctx context.Context, c *call) {
 	p.calls++
 	first := make([]row, len(c.lanes))

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
-// claim reads the oldest rows of the relay's buckets and takes them in hand. It writes nothing: a row is the relay's
-// because its bucket is.
+// claim reads the oldest rows of the relay's buckets and takes them in hand. It writes nothing: a
+// row is the relay's because its bucket is.
 func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 	mine, term := p.keeper.take()
 	defer p.using()
@@ -81,7 +81,7 @@ func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err e
 	return len(rows), nil
 }
 
-// admit puts a row behind those of its lane.
+// admit puts a row behind the other rows of its lane.
 func (p *pump) admit(r row) {
 	p.held++
 	l := p.lanes[r.lane]

@@ -49,7 +49,7 @@ func (f *fence) floor() int64 {
 	return f.low
 }
 
-// step moves high on. Call it before the statement of a claim, whose snapshot then is newer.
+// step moves high on. Call it before the statement of a claim: the claim's snapshot is then newer.
 func (f *fence) step(ctx context.Context, r *Relay) error {
 	now := time.Now()
 	if f.zero = now.Sub(f.whole) > max(wholePause, 50*f.cost); f.zero {
@@ -98,8 +98,8 @@ func (r *Relay) drawn(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// holders calls f for each open transaction that has drawn a number; on MySQL, for the row whose
-// lock it has.
+// holders calls f for each open transaction that has drawn a number; on MySQL, for the row that it
+// has locked.
 func (r *Relay) holders(ctx context.Context, f func(id string)) error {
 	if r.outbox.dialect == MySQL {
 		return r.heldSlots(ctx, f)

@@ -18,7 +18,8 @@ import (
 // less than asking first.
 func (o *Outbox) record(ctx context.Context, x Execer, group, topic string, ids []string, oneByOne bool) (repeat []bool, err error) {
 	if !oneByOne {
-		// In one order everywhere, so that two batches with the same messages do not wait for each other in a circle.
+		// In one order everywhere, so that two batches with the same messages do not wait for each
+		// other in a circle.
 		ids = slices.Sorted(slices.Values(ids))
 		for chunk := range slices.Chunk(ids, inboxRows) {
 			n, err := o.recordRows(ctx, x, group, topic, chunk)

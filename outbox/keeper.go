@@ -24,7 +24,7 @@ type keeper struct {
 	joined   bool
 	mine     uint64    // bits: buckets to take rows from
 	using    uint64    // buckets with rows in the relay's hand
-	held     uint64    // buckets whose row names this relay: mine, and those that move to others
+	held     uint64    // buckets with this relay in their row: mine, and those that move to others
 	deadline time.Time // the earliest end of the lease; after it the share is worth nothing
 	term     uint64    // grows whenever buckets come
 	unmoved  bool      // another relay was moving buckets when this one wanted to

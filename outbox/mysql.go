@@ -5,7 +5,8 @@ package outbox
 const mysqlOptions = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
 
 var mysqlMigrations = [][]string{{
-	// lane: of topic and key, or of the id if there is no key. created: microseconds since 1970; time: nanoseconds.
+	// lane: the hash of topic and key, or of the id if there is no key.
+	// created: microseconds since 1970; time: nanoseconds.
 	// headers: JSON, [["name","value"],…]; a value that is not text: ["name","",base64].
 	// payload: NULL is a tombstone. parked: why the row is not tried any more.
 	`CREATE TABLE IF NOT EXISTS {outbox} (

@@ -8,16 +8,16 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Once makes a handler whose effect happens once for each message, however often a broker delivers
-// it. It calls h in a transaction that also records the message's id for its group and topic. The
-// transaction holds h's emitted messages ([bus.Emit]) as rows of the outbox, too. All of it commits
-// together, before the message is settled, or nothing does. A message recorded before is settled
-// without calling h. OnSuccess, as ever, waits for the whole handler.
+// Once makes a handler with an effect that happens once for each message, however often a broker
+// delivers it. It calls h in a transaction that also records the message's id for its group and
+// topic. The transaction holds h's emitted messages ([bus.Emit]) as rows of the outbox, too. All of
+// it commits together, before the message is settled, or nothing does. A message recorded before is
+// settled without calling h. OnSuccess, as ever, waits for the whole handler.
 //
 // h must write through tx, and must not commit it. An error of h rolls back, and goes through the
-// failure policy. After a conflict with other transactions (a deadlock, a serialization failure,
-// too long a wait for a lock), Once first runs the transaction again a few times, at once. So h may
-// be called more than once for one try of the policy.
+// failure policy. After a conflict with other transactions, Once first runs the transaction again a
+// few times, at once. Conflicts are a deadlock, a serialization failure, and too long a wait for a
+// lock. So h may be called more than once for one try of the policy.
 //
 // Note: h must return the errors of its statements. On MySQL a deadlock has undone the transaction
 // and the record of the message with it. If h hides the error, its later statements commit by
@@ -74,7 +74,8 @@ func messages[T any](events []bus.Event[T]) []*bus.Message {
 	return msgs
 }
 
-// withIDs calls run with the events whose ids can be remembered. Each other event fails by itself.
+// withIDs calls run with the events that have an id fit to remember. Each other event fails by
+// itself.
 func withIDs[T any](events []bus.Event[T], run func(events []bus.Event[T]) error) error {
 	errs := make([]error, len(events))
 	good := make([]bus.Event[T], 0, len(events))
@@ -95,7 +96,8 @@ func withIDs[T any](events []bus.Event[T], run func(events []bus.Event[T]) error
 	return bus.Each(errs)
 }
 
-// onceBatch handles a batch by run, which calls a function in a transaction that remembers the events, as once does.
+// onceBatch handles a batch by run, which calls a function in a transaction that remembers the
+// events, as once does.
 func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bus.Event[T]) error, //nolint:revive // as once
 	run func(ctx context.Context, events []bus.Event[T], h func(ctx context.Context, tx Tx, repeat []bool) error) (err error, blame bool),
 ) (err error, blame bool) {

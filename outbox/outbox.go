@@ -106,7 +106,8 @@ func (o *Outbox) Publish(ctx context.Context, tx Execer, topic string, event any
 	return o.In(tx).Publish(ctx, topic, event, opts...)
 }
 
-// PublishMessages is [Outbox.In] for messages. The error is a *bus.PublishError, index-aligned with msgs.
+// PublishMessages is [Outbox.In] for messages. The error is a *bus.PublishError, index-aligned with
+// msgs.
 func (o *Outbox) PublishMessages(ctx context.Context, tx Execer, topic string, msgs ...*bus.Message) error {
 	return o.In(tx).PublishMessages(ctx, topic, msgs...)
 }

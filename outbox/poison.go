@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// PoisonGroup is the group whose poison store keeps the messages that the broker refuses. Several
+// PoisonGroup is the group in which a relay poisons the messages that the broker refuses. Several
 // outboxes may share it: each has a name of its own, which is the handler of its entries.
 const PoisonGroup = "outbox"
 

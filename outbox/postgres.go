@@ -5,7 +5,8 @@ import "fmt"
 func (o *Outbox) postgresMigrations() [][]string {
 	var first []string
 	if o.config.Schema != "" {
-		// CREATE SCHEMA IF NOT EXISTS would need the right to create schemas even when there is nothing to do.
+		// CREATE SCHEMA IF NOT EXISTS would need the right to create schemas even when there is
+		// nothing to do.
 		first = append(first, "DO $$ BEGIN IF to_regnamespace('"+o.config.Schema+"') IS NULL THEN CREATE SCHEMA "+o.config.Schema+"; END IF; END $$")
 	}
 	return [][]string{append(

@@ -69,7 +69,7 @@ const (
 	patience = 20 * time.Millisecond
 	// minPause is the pause after a message was found or a commit announced. It grows by a quarter
 	// each time. So a commit without an announcement waits for a quarter of the time since the last
-	// one. An example is a transaction of which the relay saw only the publish.
+	// one. This happens when the relay hears of a publish, but not of its commit.
 	minPause       = time.Millisecond
 	minTurnTimeout = 10 * time.Second
 )
@@ -302,8 +302,8 @@ func (p *pump) done(l *laneRows) {
 	}
 }
 
-// fail decides about a lane whose first row failed: the relay tries the row again later, or moves
-// it to the poison store.
+// fail decides about a lane after its first row failed: the relay tries the row again later, or
+// moves it to the poison store.
 func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	p.failures.Add(1)
 	now := time.Now()

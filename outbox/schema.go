@@ -151,7 +151,8 @@ func (o *Outbox) version(ctx context.Context, q querier) (version int, err error
 	exists := "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + table + "'"
 	switch o.dialect {
 	case Postgres:
-		// Not to_regclass: its answer may come from a cache that is older than the lock of the migrations.
+		// Not to_regclass: its answer may come from a cache that is older than the lock of the
+		// migrations.
 		schema := "ANY (current_schemas(false))"
 		if o.config.Schema != "" {
 			schema = "'" + o.config.Schema + "'"

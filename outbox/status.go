@@ -89,7 +89,8 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 	return n, nil
 }
 
-// retryParked gives parked rows new numbers: their keys have gone on meanwhile, and relays do not look at old numbers.
+// retryParked gives parked rows new numbers: their keys have gone on meanwhile, and relays do not
+// look at old numbers.
 func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err error) {
 	const kept = "lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload"
 	find := "SELECT seq FROM {outbox} WHERE parked IS NOT NULL ORDER BY seq"

@@ -15,7 +15,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// replace puts another message in the place of one, under the same number, as after a restore of the database.
+// replace puts another message in the place of one, under the same number, as after a restore of
+// the database.
 func (s *store) replace(t *testing.T, id, by string) {
 	t.Helper()
 	s.exec(t, "UPDATE "+s.table("outbox")+" SET id = ?, created = created + 1 WHERE id = ?", by, id)
@@ -35,8 +36,8 @@ func (f *faulty) held() (entered chan struct{}, open func()) {
 	return entered, sync.OnceFunc(func() { close(gate) })
 }
 
-// TestNumberGivenOutAgain: the database gives the number of a row that is being published to another message. A relay deletes the row that
-// it has published, and not the one that has its number.
+// TestNumberGivenOutAgain: the database gives the number of a row that is being published to
+// another message. A relay deletes the published row, not the row that has its number now.
 func TestNumberGivenOutAgain(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)

@@ -141,8 +141,8 @@ func (s *store) busy(t *testing.T, reads, to *bus.Bus) *busy {
 		stopRelay()
 		stopReading()
 	}
-	// What no broker takes: a topic that is none, which a program must have put there that does not use this package; on
-	// Kafka also a topic that is not there, and a message that is too large.
+	// What no broker takes: a topic that is none, which a program must have put there that does not
+	// use this package; on Kafka also a topic that is not there, and a message that is too large.
 	w.bad++
 	s.exec(t, "INSERT INTO "+s.table("outbox")+" (lane, created, time, topic, id, msg_key, type, source, subject, content_type) VALUES (1, 0, 0, 'no topic', 'bad', '', '', '', '', '')")
 	if to.Driver().Capabilities().Broker == "kafka" {
@@ -180,7 +180,8 @@ func (w *busy) during(d time.Duration) phase {
 	return phase{w.n.Load() - n, time.Duration(w.took.Load() - took)}
 }
 
-// judge ends it. Transactions while the broker was away may be slower by this factor than those before.
+// judge ends it. Transactions while the broker was away may be slower by this factor than those
+// before.
 func (w *busy) judge(t *testing.T, there, away phase, factor float64) {
 	t.Helper()
 	w.stop(t)

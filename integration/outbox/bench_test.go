@@ -90,7 +90,8 @@ const (
 	announced = "announced" // in another process, by NOTIFY
 )
 
-// BenchmarkLatency is the time from a commit to the handler, with nothing else going on: -benchtime 200x.
+// BenchmarkLatency is the time from a commit to the handler, with nothing else going on: -benchtime
+// 200x.
 func BenchmarkLatency(b *testing.B) {
 	for _, to := range []string{"memory", "kafka"} {
 		for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL, outbox.SQLite} {

@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// TestHandOver: a relay that comes gets its part of the buckets only when the messages of each are no longer on their way by
-// the other, so nothing is repeated.
+// TestHandOver: a relay that comes gets its part of the buckets only when the messages of each are
+// no longer on their way by the other, so nothing is repeated.
 func TestHandOver(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, slow := newFaulty(t)

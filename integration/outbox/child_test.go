@@ -197,7 +197,8 @@ type process struct {
 	in    io.WriteCloser
 	over  chan struct{} // closed when all that it told was read
 	begun map[string]bool
-	// handled has the ids that an inbox has handled, also those that it passed over because it had handled them before.
+	// handled has the ids that an inbox has handled, also those it skipped because it had handled
+	// them before.
 	handled chan string
 	// unknown counts the messages that the broker may or may not have.
 	unknown     int
@@ -265,8 +266,8 @@ func (p *process) read(out io.Reader, b *bus.Bus) {
 	}
 }
 
-// kill kills the process, and returns how many messages it had begun to publish that were still in the table: those may be
-// repeated.
+// kill kills the process, and returns how many messages it had begun to publish that were still in
+// the table: those may be repeated.
 func (p *process) kill(t *testing.T) (inFlight int) {
 	t.Helper()
 	if err := p.cmd.Process.Kill(); err != nil {

@@ -43,7 +43,8 @@ func openShop() (db *sql.DB, o *outbox.Outbox, closeAll func()) {
 	}
 }
 
-// An order and its event commit together, a relay publishes it, and a handler with a transaction counts it once.
+// An order and its event commit together, a relay publishes it, and a handler with a transaction
+// counts it once.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

@@ -153,7 +153,8 @@ func ids(msgs []*bus.Message) []string {
 	return list
 }
 
-// TestSingleFailures: rows fail at random, some with an outcome that is not known: their keys wait, in order.
+// TestSingleFailures: rows fail at random, some with an outcome that is not known: their keys wait,
+// in order.
 func TestSingleFailures(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
@@ -290,8 +291,8 @@ func TestRefused(t *testing.T) {
 	})
 }
 
-// TestBrokerAway: nothing is lost or poisoned while the broker refuses everything, writers do not notice, and the relay
-// keeps a bounded number of rows in hand.
+// TestBrokerAway: nothing is lost or poisoned while the broker refuses everything, writers do not
+// notice, and the relay keeps a bounded number of rows in hand.
 func TestBrokerAway(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
@@ -371,8 +372,8 @@ func TestTablesThatDoNotFit(t *testing.T) {
 	}
 }
 
-// TestOpenTransaction: a transaction that stays open keeps only its own messages, and when it commits, they come before
-// those of the same key that were written after.
+// TestOpenTransaction: a transaction that stays open keeps only its own messages. When it commits,
+// they come before later messages of the same key.
 func TestOpenTransaction(t *testing.T) {
 	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
 		t.Run(d.String(), func(t *testing.T) {

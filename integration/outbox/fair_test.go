@@ -30,8 +30,8 @@ func (g gated) Publish(ctx context.Context, topic string, msgs []*bus.Message) e
 	return g.faulty.Publish(ctx, topic, msgs)
 }
 
-// TestBacklogOfOneKey: a key has more messages than a relay takes in hand, and its calls are slow. The messages of others, behind them, do not
-// wait for it, and it comes in order.
+// TestBacklogOfOneKey: a key has more messages than a relay takes in hand, and its calls are slow.
+// The messages of others, behind them, do not wait for it, and it comes in order.
 func TestBacklogOfOneKey(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)

@@ -21,8 +21,9 @@ type sqlTx = sql.Tx
 // paid is a handler's emitted event.
 type paid struct{ Cents int64 }
 
-// TestOnce: each message is delivered three times, single or in batches, to two members of the group, and handlers fail at
-// random; the sum in the table is exact to the cent, and there are as many outputs as effects.
+// TestOnce: each message is delivered three times, single or in batches, to two members of the
+// group, and handlers fail at random; the sum in the table is exact to the cent, and there are as
+// many outputs as effects.
 func TestOnce(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		for _, batch := range []bool{false, true} {
@@ -109,8 +110,8 @@ func onceOnly(t *testing.T, s *store, batch bool) {
 	}
 }
 
-// TestOnceByHand: a handler with its transaction can be tested without a broker; another topic or group is another
-// effect.
+// TestOnceByHand: a handler with its transaction can be tested without a broker; another topic or
+// group is another effect.
 func TestOnceByHand(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	b := bustest.New(t)
@@ -150,7 +151,7 @@ func TestOnceByHand(t *testing.T) {
 	}
 }
 
-// TestPoisonInABatch: one bad message does not use up the tries of those that came with it.
+// TestPoisonInABatch: one bad message does not use up the tries of the others in its batch.
 func TestPoisonInABatch(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	b := bustest.New(t)

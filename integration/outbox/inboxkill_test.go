@@ -66,8 +66,9 @@ func (c *inboxChild) run(ctx context.Context, d outbox.Dialect, db *sql.DB, o *o
 	return r.Run(ctx)
 }
 
-// TestKilledInbox: every message is delivered three times and more, handlers fail at random, and their process is killed
-// again and again; the sum in the table is exact to the cent, and there are as many outputs as effects.
+// TestKilledInbox: every message is delivered three times and more, handlers fail at random, and
+// their process is killed again and again; the sum in the table is exact to the cent, and there are
+// as many outputs as effects.
 func TestKilledInbox(t *testing.T) {
 	for _, to := range []string{"same", "kafka", "rabbitmq"} {
 		t.Run(to, func(t *testing.T) {

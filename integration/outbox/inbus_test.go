@@ -19,7 +19,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// effects is a user's table, in which each effect is added up, and what handlers do to it.
+// effects is a user's table, which adds up each effect, and the handlers' work on it.
 type effects struct {
 	store   *store
 	table   string
@@ -35,7 +35,8 @@ func (s *store) effects(t testing.TB, fails bool) *effects {
 	return e
 }
 
-// accounts is how many rows the effects are spread over, so that transactions do not wait for each other only.
+// accounts is how many rows the effects are spread over, so that transactions do not wait for each
+// other only.
 const accounts = 8
 
 func (e *effects) apply(ctx context.Context, tx *sql.Tx, p placed) error {
@@ -123,7 +124,8 @@ func running(t *testing.T, r *router.Router) (stop func()) {
 	}
 }
 
-// receiveUntil returns a topic's messages before those of type "end", whose number is given.
+// receiveUntil returns a topic's messages, without those of type "end". It stops after ends of
+// these.
 func receiveUntil(t *testing.T, b *bus.Bus, topic string, ends int) (msgs []*bus.Message) {
 	t.Helper()
 	r := router.New(b, unique("reader"), router.Workers(1))
@@ -168,8 +170,9 @@ func (e *effects) await(t *testing.T, b *bus.Bus, topic, group string, n int) {
 	}
 }
 
-// TestOnceInBus: handlers fail at random, single or in batches, in two members of the group while others come and go; the
-// sum in the table is exact to the cent, and there are as many outputs as effects.
+// TestOnceInBus: handlers fail at random, single or in batches, in two members of the group while
+// others come and go; the sum in the table is exact to the cent, and there are as many outputs as
+// effects.
 func TestOnceInBus(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		for _, batch := range []bool{false, true} {
@@ -248,8 +251,8 @@ func TestOnceInBusAtTheStart(t *testing.T) {
 	})
 }
 
-// TestOnceInBusAround: what happens around the handler, once its transaction is committed, changes nothing any more, and a
-// middleware that calls again does not have the effect again.
+// TestOnceInBusAround: after the commit of the handler's transaction, a failure around the handler
+// changes nothing any more. A middleware that calls the handler again does not repeat the effect.
 func TestOnceInBusAround(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		b := openBus(t, s.busURL(t, "same"), bus.WithLogger(testlog.New(t, "settled already")))
@@ -285,8 +288,8 @@ func TestOnceInBusAround(t *testing.T) {
 	})
 }
 
-// TestParkedWhileItsHandlerRuns: a message whose followers fill the bound in flight is parked with
-// them while its handler runs. The handler's transaction settles it there.
+// TestParkedWhileItsHandlerRuns: the followers of a message fill the bound in flight, so the
+// message is parked with them while its handler runs. The handler's transaction settles it there.
 func TestParkedWhileItsHandlerRuns(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		u := s.busURL(t, "same")

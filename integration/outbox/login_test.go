@@ -15,7 +15,8 @@ import (
 // errLogin is final for a broker's driver, and says nothing of the message.
 var errLogin = &bus.Error{Op: "publish", Broker: "faulty", Err: errors.New("password authentication failed"), Definite: true}
 
-// TestLoginFails: messages wait while the relay may not log in, in their order. None is poisoned or parked, however often it is tried.
+// TestLoginFails: messages wait while the relay may not log in, in their order. None is poisoned or
+// parked, however often it is tried.
 func TestLoginFails(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, _ := newFaulty(t)
@@ -40,7 +41,8 @@ func TestLoginFails(t *testing.T) {
 	}
 }
 
-// TestPoisonStoreLoginFails: a message that the broker refuses is tried again, and not parked, while the poison store cannot be used.
+// TestPoisonStoreLoginFails: a message that the broker refuses is tried again, and not parked,
+// while the poison store cannot be used.
 func TestPoisonStoreLoginFails(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, _ := newFaulty(t)

@@ -77,7 +77,8 @@ func TestIDsThatCannotBeRemembered(t *testing.T) {
 	})
 }
 
-// TestIDsAreBytes: those that look alike are of different messages, and each has its effect once, alone or in a batch.
+// TestIDsAreBytes: ids that look alike belong to different messages, and each has its effect once,
+// alone or in a batch.
 func TestIDsAreBytes(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		o := s.once(t, outbox.SQL(s.db, nil))
@@ -121,7 +122,8 @@ func TestRepeatsAreCountedWhateverTheConnectionSays(t *testing.T) {
 	}
 }
 
-// TestABatchStopsWithTheDatabase: its messages are not tried by themselves when no transaction begins any more.
+// TestABatchStopsWithTheDatabase: its messages are not tried by themselves when no transaction
+// begins any more.
 func TestABatchStopsWithTheDatabase(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	begins, away, refused := 0, false, errors.New("connection refused")
@@ -150,7 +152,8 @@ func TestABatchStopsWithTheDatabase(t *testing.T) {
 	}
 }
 
-// TestAFailedCommitIsOfOneMessage: one that fails only when its transaction is committed does not take the others with it.
+// TestAFailedCommitIsOfOneMessage: a message that fails only at the commit of its transaction does
+// not take the others with it.
 func TestAFailedCommitIsOfOneMessage(t *testing.T) {
 	s := newStore(t, outbox.Postgres)
 	table := s.own(t, "deferred", "(n INT UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -271,7 +274,8 @@ func TestConflictsAreRunAgain(t *testing.T) {
 	}
 }
 
-// TestConflictsInTheBusAreRunAgain without a try of the policy, and leave nothing of the run before.
+// TestConflictsInTheBusAreRunAgain without a try of the policy, and leave nothing of the run
+// before.
 func TestConflictsInTheBusAreRunAgain(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		b := openBus(t, s.busURL(t, "same"))
@@ -297,8 +301,8 @@ func TestConflictsInTheBusAreRunAgain(t *testing.T) {
 	})
 }
 
-// TestConflictsOfDatabases: of two transactions at once, one must wait for the other's commit and then cannot go on. It is run again, and
-// costs no try.
+// TestConflictsOfDatabases: of two transactions at once, one must wait for the other's commit and
+// then cannot go on. It is run again, and costs no try.
 func TestConflictsOfDatabases(t *testing.T) {
 	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
 		t.Run(d.String(), func(t *testing.T) {

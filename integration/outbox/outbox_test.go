@@ -152,7 +152,8 @@ func TestMigrateAtOnce(t *testing.T) {
 			s.dsn = strings.Replace(s.dsn, "test.db", "other.db", 1)
 		}
 		s.open(t)
-		// The first connection makes the file one with a write-ahead log: SQLite does not wait when others do that, too.
+		// The first connection makes the file one with a write-ahead log: SQLite does not wait when
+		// others do that, too.
 		if err := s.db.PingContext(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +173,8 @@ func TestMigrateAtOnce(t *testing.T) {
 	})
 }
 
-// TestMigrateFromTheFirstVersion: messages that were written before the program was updated go out after it.
+// TestMigrateFromTheFirstVersion: messages that were written before the program was updated go out
+// after it.
 func TestMigrateFromTheFirstVersion(t *testing.T) {
 	s := newStore(t, outbox.MySQL)
 	s.exec(t, "DROP TABLE "+s.table("outbox_fence"))

@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// TestMigrateBehindAPooler: no lock stays behind where each transaction has another session of the server, as with PgBouncer.
+// TestMigrateBehindAPooler: no lock stays behind where each transaction has another session of the
+// server, as with PgBouncer.
 func TestMigrateBehindAPooler(t *testing.T) {
 	s := newStore(t, outbox.Postgres)
 	s.clean(t)

@@ -69,7 +69,8 @@ func (r *reading) all(want int) <-chan struct{} {
 	return r.complete
 }
 
-// judge compares with the last numbers of keys and the ids that must not come, and returns the number of repeats.
+// judge compares with the last numbers of keys and the ids that must not come, and returns the
+// number of repeats.
 func (r *reading) judge(t *testing.T, name string, last map[string]int, never map[string]bool) (repeats int) {
 	t.Helper()
 	r.mu.Lock()

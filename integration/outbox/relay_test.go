@@ -69,7 +69,8 @@ func TestTopicInTrouble(t *testing.T) {
 	})
 }
 
-// TestManyKeysFail: most keys of a topic fail, more than a relay takes in hand, and the oldest. The others go on.
+// TestManyKeysFail: most keys of a topic fail, more than a relay takes in hand, and the oldest. The
+// others go on.
 func TestManyKeysFail(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)
@@ -188,8 +189,8 @@ func (c *judgedConn) BeginTx(ctx context.Context, o sqldriver.TxOptions) (sqldri
 	return c.Conn.(sqldriver.ConnBeginTx).BeginTx(ctx, o)
 }
 
-// TestClaimHangs: a connection that is dead without anybody being told does not keep the messages, while the relay's lease
-// goes on by another connection.
+// TestClaimHangs: a connection that is dead without anybody being told does not keep the messages,
+// while the relay's lease goes on by another connection.
 func TestClaimHangs(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, _ := newFaulty(t)
@@ -214,7 +215,8 @@ func TestClaimHangs(t *testing.T) {
 	}
 }
 
-// TestStartWithoutDatabase: a database that is away for a moment when a relay starts does not end it.
+// TestStartWithoutDatabase: a database that is away for a moment when a relay starts does not end
+// it.
 func TestStartWithoutDatabase(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, _ := newFaulty(t)
@@ -240,7 +242,7 @@ func TestForeignLane(t *testing.T) {
 	f.await(t, 1)
 }
 
-// TestPoisonedWhileStopping: what goes into the poison store while the relay stops is counted as that.
+// TestPoisonedWhileStopping: a message poisoned while the relay stops is counted as poisoned.
 func TestPoisonedWhileStopping(t *testing.T) {
 	s := newStore(t, outbox.SQLite)
 	f, _ := newFaulty(t)

@@ -36,7 +36,8 @@ func TestRetryTakesItsOwn(t *testing.T) {
 	})
 }
 
-// TestRetryWaitsForNobody: somebody writes while parked messages are put back, and neither waits for the other.
+// TestRetryWaitsForNobody: somebody writes while parked messages are put back, and neither waits
+// for the other.
 func TestRetryWaitsForNobody(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		if s.dialect == outbox.SQLite {
@@ -82,8 +83,8 @@ func TestParkedWithAnyReason(t *testing.T) {
 	})
 }
 
-// TestForeignRowWithoutID: whatever it takes to publish a row that another program inserted without an id, it has one, and
-// always the same.
+// TestForeignRowWithoutID: whatever it takes to publish a row that another program inserted without
+// an id, it has one, and always the same.
 func TestForeignRowWithoutID(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		f, _ := newFaulty(t)
@@ -105,7 +106,7 @@ func TestForeignRowWithoutID(t *testing.T) {
 	})
 }
 
-// TestWithoutTables: whoever forgot to create them is told.
+// TestWithoutTables: an error names missing tables.
 func TestWithoutTables(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
 		s.clean(t)

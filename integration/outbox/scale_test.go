@@ -10,7 +10,8 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
-// whole asks for the sizes that a release is tested with, for which tests kill the brokers of this clone: `make torture`.
+// whole asks for the sizes that a release is tested with, for which tests kill the brokers of this
+// clone: `make torture`.
 var whole = os.Getenv("MILLRACE_TORTURE") == "1"
 
 // scaled is short in everyday tests, and long at the whole size.
@@ -21,7 +22,8 @@ func scaled[T any](short, long T) T {
 	return short
 }
 
-// server is a broker or a database that a test may kill, because it runs in this clone for nobody else.
+// server is a broker or a database that a test may kill, because it runs in this clone for nobody
+// else.
 type server struct{ name, url string }
 
 // killable is a server; the test ends if it is not of this clone.

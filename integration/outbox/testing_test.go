@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// patience is how long a test waits for what should come in milliseconds.
+// patience bounds a test's wait for events that should come in milliseconds.
 const patience = 60 * time.Second
 
 var names atomic.Int64

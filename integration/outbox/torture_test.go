@@ -27,7 +27,8 @@ const (
 	longest        = 30 * time.Millisecond // of a writer's transaction
 )
 
-// pairs runs a test for each database and each broker: in memory, on the database's own server, and the others.
+// pairs runs a test for each database and each broker: in memory, on the database's own server, and
+// the others.
 func pairs(t *testing.T, test func(t *testing.T, s *store, to string)) {
 	for _, to := range []string{"memory", "same", "kafka", "rabbitmq"} {
 		t.Run(to, func(t *testing.T) {
@@ -36,7 +37,8 @@ func pairs(t *testing.T, test func(t *testing.T, s *store, to string)) {
 	}
 }
 
-// serverOf is the name of the broker, or of the database if that is the broker; "" if it is no server.
+// serverOf is the name of the broker, or of the database if that is the broker; "" if it is no
+// server.
 func (s *store) serverOf(to string) string {
 	switch {
 	case to == "memory", to == "same" && s.dialect == outbox.SQLite:
@@ -47,7 +49,8 @@ func (s *store) serverOf(to string) string {
 	return to
 }
 
-// busURL is a bus on the broker, with tables of its own that go with the test if it is in the same database.
+// busURL is a bus on the broker, with tables of its own that go with the test if it is in the same
+// database.
 func (s *store) busURL(t testing.TB, to string) string {
 	t.Helper()
 	switch {
@@ -75,8 +78,8 @@ type writers struct {
 	keys     int  // at most, of a transaction
 	mayFail  bool // because the database is killed
 
-	// turn is for SQLite, which lets in at random whoever waits for its one lock: its writers wait for each other here
-	// instead, and leave some room for the relays.
+	// turn is for SQLite, which lets in at random whoever waits for its one lock: its writers wait
+	// for each other here instead, and leave some room for the relays.
 	turn sync.Mutex
 
 	mu         sync.Mutex
@@ -193,7 +196,8 @@ func (w *writers) last(t *testing.T) (last map[string]int, sum int) {
 	return last, sum
 }
 
-// disturb opens a transaction that has nothing to do with the outbox but reads it, and stays open until end.
+// disturb opens a transaction that has nothing to do with the outbox but reads it, and stays open
+// until end.
 func (s *store) disturb(t *testing.T) (end func()) {
 	t.Helper()
 	if s.dialect == outbox.SQLite {
@@ -221,7 +225,7 @@ type relays struct {
 	bus       *bus.Bus // to which the test publishes for them; nil if they do it themselves
 	processes []*process
 	inFlight  int // messages that kills may have repeated
-	unknown   int // and those that a failure of the broker may have
+	unknown   int // and messages that a failure of the broker may have repeated
 	losses    int // of leases, if the machine has no time to renew them; each may repeat a message of each key
 }
 
@@ -256,9 +260,10 @@ func (r *relays) stop(t *testing.T) {
 	}
 }
 
-// TestTorture: four relays at once, which are killed; many writers with transactions that overlap and roll back; a long
-// transaction that has nothing to do with it; and at the whole size, a broker that is killed twice. Nothing is lost, nothing
-// comes that was rolled back, each key is in order, and no more comes twice than was on its way when something was killed.
+// TestTorture: four relays at once, which are killed; many writers with transactions that overlap
+// and roll back; a long transaction that has nothing to do with it; and at the whole size, a broker
+// that is killed twice. Nothing is lost, nothing comes that was rolled back, each key is in order,
+// and no more comes twice than was on its way when something was killed.
 func TestTorture(t *testing.T) {
 	pairs(t, torture)
 }
@@ -337,7 +342,7 @@ func torture(t *testing.T, s *store, to string) {
 	}
 }
 
-// await waits for what should come soon.
+// await waits for an event on c that should come soon.
 func await(t *testing.T, c <-chan struct{}) {
 	t.Helper()
 	select {

@@ -42,8 +42,8 @@ func TestSharesOutliveABlockedMove(t *testing.T) {
 	}
 }
 
-// TestAHostVanishesWhileItMoves: the server ends the transaction of a relay that moves buckets and is not heard of any more, so that another
-// gets them.
+// TestAHostVanishesWhileItMoves: the server ends the transaction of a relay that moves buckets and
+// is not heard of any more, so that another gets them.
 func TestAHostVanishesWhileItMoves(t *testing.T) {
 	for _, d := range []outbox.Dialect{outbox.Postgres, outbox.MySQL} {
 		t.Run(d.String(), func(t *testing.T) {

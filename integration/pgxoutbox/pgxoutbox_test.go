@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what should come in milliseconds.
+// patience bounds a test's wait for events that should come in milliseconds.
 const patience = 30 * time.Second
 
 type placed struct{ ID int }
@@ -139,7 +139,7 @@ func TestOnce(t *testing.T) {
 	}
 }
 
-// TestPreparedTransaction: one that is left open keeps only its own messages.
+// TestPreparedTransaction: a prepared transaction that is left open keeps only its own messages.
 func TestPreparedTransaction(t *testing.T) {
 	o, _, pool := fixture(t)
 	db := stdlib.OpenDBFromPool(pool)

@@ -19,7 +19,8 @@ type (
 	InvoiceRequested struct{ Order string }
 )
 
-// A service on pgx that stores orders and publishes them in one transaction, and handles each exactly once in another.
+// A service on pgx that stores orders and publishes them in one transaction, and handles each
+// exactly once in another.
 func Example() {
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, "postgres://localhost/shop")

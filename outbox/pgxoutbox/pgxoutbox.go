@@ -1,4 +1,5 @@
-// Package pgxoutbox lets package outbox work in transactions of pgx, and lets a relay hear of commits at once.
+// Package pgxoutbox lets package outbox work in transactions of pgx, and lets a relay hear of
+// commits at once.
 //
 //	err = o.Publish(ctx, pgxoutbox.Tx(tx), "orders", OrderPlaced{ID: 7})           // tx is a pgx.Tx
 //
