@@ -116,7 +116,7 @@ func (s *brokenSource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.
 	return s.Source.(driver.ParkingSource).Fetch(ctx, tokens, dst)
 }
 
-// SettleWith is no transaction: what fails after the outputs are published is done again.
+// SettleWith is no transaction: a failure after the outputs are published repeats them.
 func (s *brokenSource) SettleWith(ctx context.Context, ss []driver.Settlement) error {
 	var tokens []bus.Token
 	for _, one := range ss {
@@ -149,7 +149,8 @@ func edit(f func(m *bus.Message)) *broken {
 	}}
 }
 
-// filter is a driver that changes batches on their way out; the hook returns how many deliveries are left.
+// filter is a driver that changes batches on their way out; the hook returns how many deliveries
+// are left.
 func filter(f func(dst []bus.Delivery) int) *broken {
 	return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 		for {
@@ -218,7 +219,8 @@ func dueless() *broken {
 	}}
 }
 
-// tryless is a driver that forgets how often parked messages were tried. It says that it has transactions.
+// tryless is a driver that forgets how often parked messages were tried. It says that it has
+// transactions.
 func tryless() *broken {
 	return &broken{
 		caps: func(c bus.Capabilities) bus.Capabilities { c.Transactions = true; return c },
@@ -525,7 +527,8 @@ var parkingDefects = []defect{
 	}, noticed: []string{"parking/inject"}},
 }
 
-// whileSomethingWaits does something for each n messages received while messages wait in the same topic.
+// whileSomethingWaits does something for each n messages received while messages wait in the same
+// topic.
 func whileSomethingWaits(do func(n int)) *broken {
 	var waits atomic.Bool
 	return &broken{

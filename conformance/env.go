@@ -183,7 +183,7 @@ func (e *env) pause(d time.Duration, what string) {
 	e.pauseOr(d, func() string { return what })
 }
 
-// pauseOr is pause; it calls what for the text when the time is up.
+// pauseOr is pause with a text that it makes only when the time is up.
 func (e *env) pauseOr(d time.Duration, what func() string) {
 	t := time.NewTimer(d)
 	defer t.Stop()

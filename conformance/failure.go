@@ -39,7 +39,8 @@ func (e *env) poisoned(b *bus.Bus, group string) []driver.PoisonEntry {
 	return entries
 }
 
-// failureRetry: a failed message is tried again, not before its delay, with the attempt counted, and its key waits.
+// failureRetry: a failed message is tried again, not before its delay, with the attempt counted,
+// and its key waits.
 func failureRetry(e *env) {
 	b := e.bus()
 	topic := e.name("retry")

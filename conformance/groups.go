@@ -38,7 +38,8 @@ func groupsFanOut(e *env) {
 	}
 }
 
-// groupsShare: two members of a group share its messages; none comes twice, and keys stay in order across them.
+// groupsShare: two members of a group share its messages; none comes twice, and keys stay in order
+// across them.
 func groupsShare(e *env) {
 	topic, group := e.name("share"), e.name("g")
 	l := e.ledger()

@@ -35,7 +35,8 @@ func (e *env) ledger() *ledger {
 	}
 }
 
-// make makes n messages, spread over so many keys ("" if there are none), and notes them as published.
+// make makes n messages, spread over so many keys ("" if there are none), and notes them as
+// published.
 func (l *ledger) make(n, keys int) []*bus.Message {
 	l.mu.Lock()
 	defer l.mu.Unlock()

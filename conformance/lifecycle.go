@@ -22,7 +22,8 @@ var lifecycleChecks = []check{
 	{"lifecycle/no-goroutine-left", lifecycleLeaks},
 }
 
-// lifecycleReceiveEnds: a blocked Receive ends with its context, and goes on afterwards; Close ends it too.
+// lifecycleReceiveEnds: a blocked Receive ends with its context, and goes on afterwards; Close ends
+// it too.
 func lifecycleReceiveEnds(e *env) {
 	b := e.bus()
 	topic := e.name("ends")
@@ -234,7 +235,8 @@ func lifecycleLeaks(e *env) {
 	e.errorf("%d goroutines are left, the first: %s", len(left), left[0])
 }
 
-// goroutines returns the stacks of all goroutines that run code of a driver, the router or a client, by their id.
+// goroutines returns the stacks of all goroutines that run code of a driver, the router or a
+// client, by their id.
 func goroutines() map[string]string {
 	buf := make([]byte, 4<<20)
 	stacks := map[string]string{}

@@ -149,7 +149,7 @@ func (l *load) round() time.Duration {
 	}
 	l.complete()
 	took := time.Since(start)
-	l.grown += max(heap()-used, 0) // less than none: what an earlier check used was freed meanwhile
+	l.grown += max(heap()-used, 0) // negative: memory of an earlier check was freed meanwhile
 	return took
 }
 

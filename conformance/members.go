@@ -15,7 +15,8 @@ var memberChecks = []check{
 	{"members/leave-and-join", membersLeaveJoin},
 }
 
-// membersStale: tokens of an ownership that ended settle nothing: the messages come to the next owner.
+// membersStale: tokens of an ownership that ended settle nothing: the messages come to the next
+// owner.
 func membersStale(e *env) {
 	b := e.bus()
 	topic, group := e.name("stale"), e.name("g")
@@ -58,7 +59,8 @@ func membersStale(e *env) {
 	}
 }
 
-// membersLeaveJoin: members join and leave under load; nothing is lost or repeated, and keys stay in order.
+// membersLeaveJoin: members join and leave under load; nothing is lost or repeated, and keys stay
+// in order.
 func membersLeaveJoin(e *env) {
 	topic, group := e.name("members"), e.name("g")
 	l := e.ledger()

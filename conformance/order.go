@@ -18,7 +18,8 @@ var orderChecks = []check{
 	{"order/slow-key-delays-nobody", orderSlowKey},
 }
 
-// orderKeys: each key's messages come one at a time and in publish order, over many keys and workers.
+// orderKeys: each key's messages come one at a time and in publish order, over many keys and
+// workers.
 func orderKeys(e *env) {
 	b := e.bus()
 	topic := e.name("keys")
@@ -53,7 +54,8 @@ func orderWhileFailing(e *env) {
 	l.exact()
 }
 
-// orderConcurrency: as many calls run at once as there are workers, however few lanes the topic has.
+// orderConcurrency: as many calls run at once as there are workers, however few lanes the topic
+// has.
 func orderConcurrency(e *env) {
 	b := e.bus()
 	if e.capabilities(b).Serial {

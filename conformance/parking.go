@@ -181,7 +181,8 @@ func parkingStale(e *env) {
 	e.told(o, 1)
 }
 
-// parkingInject: messages are parked from outside, with and without an owner, changed and withdrawn.
+// parkingInject: messages are parked from outside, with and without an owner, changed and
+// withdrawn.
 func parkingInject(e *env) {
 	b, outside := e.bus(), e.bus()
 	if !e.capabilities(b).Durable {

@@ -20,7 +20,8 @@ var publishChecks = []check{
 	{"publish/concurrent", publishConcurrent},
 }
 
-// publishAligned: messages that cannot be published fail alone, each at its index, and the others arrive.
+// publishAligned: messages that cannot be published fail alone, each at its index, and the others
+// arrive.
 func publishAligned(e *env) {
 	b := e.bus()
 	bad := &bus.Message{ID: "bad", Headers: bus.Headers{{Name: ""}}}

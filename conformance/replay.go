@@ -15,7 +15,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// awayDriver is a driver whose poison store is away for a while.
+// awayDriver is a driver with a poison store that is away for a while.
 type awayDriver struct {
 	driver.Driver
 	away atomic.Bool
@@ -173,7 +173,8 @@ func (e *env) replaying(b *bus.Bus, group string) *poison.Queue {
 	return q
 }
 
-// poisonReplay: a replay reaches the handler that refused, in the order of keys, with the same id, and no other group.
+// poisonReplay: a replay reaches the handler that refused, in the order of keys, with the same id,
+// and no other group.
 func poisonReplay(e *env) {
 	const n = 30
 	b := e.bus()

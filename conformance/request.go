@@ -64,7 +64,8 @@ func requestReplies(e *env) {
 	}
 }
 
-// requestLate: a reply that comes after the caller has left is dropped and counted, and the next request is served.
+// requestLate: a reply that comes after the caller has left is dropped and counted, and the next
+// request is served.
 func requestLate(e *env) {
 	topic := e.name("lengths")
 	asked, left := make(chan struct{}), make(chan struct{})

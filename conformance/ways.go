@@ -94,7 +94,7 @@ func wayFailures(i int) []error {
 		return []error{soon}
 	case 4: // put aside twice
 		return []error{later, later}
-	case 5: // put aside behind the one before, and again by itself
+	case 5: // put aside behind the message before, and again by itself
 		return []error{later}
 	case 8:
 		return []error{soon, later, soon}
