@@ -87,7 +87,7 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// flaky is a driver whose injector fails after some calls.
+// flaky is a driver with an injector that fails after some calls.
 type flaky struct {
 	driver.Driver
 	left int

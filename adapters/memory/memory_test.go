@@ -56,7 +56,8 @@ func TestSmallCapacity(t *testing.T) {
 	}
 }
 
-// TestManyPublishersInASmallTopic: a topic that many publish to at once holds no more than it may, and none of them waits for ever.
+// TestManyPublishersInASmallTopic: a topic that many publish to at once holds no more than it may,
+// and none of them waits for ever.
 func TestManyPublishersInASmallTopic(t *testing.T) {
 	const capacity, publishers, each = 3, 8, 500
 	b, err := memory.Open(memory.Config{Capacity: capacity, Retain: -1})

@@ -42,8 +42,8 @@ func (t *tables) flags(fs *flag.FlagSet) {
 	fs.StringVar(&t.prefix, "prefix", outbox.DefaultPrefix, "what comes before the `names` of the tables")
 }
 
-// openDatabase opens the database of a URL such as postgres://…, mysql://… or sqlite:orders.db. Its errors never hold the
-// URL's password.
+// openDatabase opens the database of a URL such as postgres://…, mysql://… or sqlite:orders.db. Its
+// errors never hold the URL's password.
 func openDatabase(ctx context.Context, rawURL string, t tables) (d *database, err error) {
 	p, err := driver.ParseParams(rawURL)
 	if err != nil {

@@ -178,7 +178,7 @@ func TestOutboxRetry(t *testing.T) {
 	}
 }
 
-// TestOutboxPrune forgets the ids that are older than it is told.
+// TestOutboxPrune forgets the ids older than its flag says.
 func TestOutboxPrune(t *testing.T) {
 	s := newShop(t)
 	b := bustest.New(t)

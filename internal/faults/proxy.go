@@ -19,7 +19,8 @@ const (
 	ToClient
 )
 
-// Proxy passes TCP connections on to a server, until a test asks for a fault. It is safe for concurrent use.
+// Proxy passes TCP connections on to a server, until a test asks for a fault. It is safe for
+// concurrent use.
 type Proxy struct {
 	listener net.Listener
 	target   string

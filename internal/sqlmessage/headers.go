@@ -131,7 +131,8 @@ func decodePlain(m *bus.Message, text string) bool {
 	return true
 }
 
-// cutString takes a string without escapes off the front of text, after one byte that must be before it.
+// cutString takes a string without escapes off the front of text, after one byte that must be
+// before it.
 func cutString(text string, before byte) (s, rest string, ok bool) {
 	if len(text) < 3 || text[0] != before || text[1] != '"' {
 		return "", "", false

@@ -19,7 +19,8 @@ type Flavor struct {
 	Numbered bool
 }
 
-// The flavors. MySQL is MariaDB's too. Its time is UTC, because an hour of local time comes twice a year.
+// The flavors. MySQL is MariaDB's too. Its time is UTC, because an hour of local time comes twice a
+// year.
 var (
 	Postgres = Flavor{
 		Now:    "(extract(epoch FROM clock_timestamp()) * 1000000)::int8",
@@ -84,8 +85,8 @@ func (t *Templates) Compile(template string) string {
 
 var errName = errors.New("want 1 to 40 of the characters a-z 0-9 _, the first a letter")
 
-// CheckName reports why a schema, or the prefix of tables, cannot be part of statements. what names
-// it in the error.
+// CheckName reports why a schema, or the prefix of tables, cannot be part of statements. The error
+// calls the name by the word in what.
 func CheckName(what, name string) error {
 	bad := name == "" || len(name) > 40 || name[0] < 'a' || name[0] > 'z'
 	for i := 0; i < len(name) && !bad; i++ {

@@ -1,4 +1,5 @@
-// Package testlog is a log for tests: a record of level WARN or ERROR that the test does not expect fails it.
+// Package testlog is a log for tests: a record of level WARN or ERROR that the test does not expect
+// fails it.
 package testlog
 
 import (

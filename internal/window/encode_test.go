@@ -21,7 +21,8 @@ func made(n int64, finished ...int64) *Window {
 	return w
 }
 
-// TestEncoding holds the bytes: they are in users' brokers and databases, so they must be read for ever.
+// TestEncoding holds the bytes: they are in users' brokers and databases, so they must be read for
+// ever.
 func TestEncoding(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -84,7 +85,8 @@ func deliveredAgain(t *testing.T, position int64, encoded []byte, end int64) (ag
 	return again
 }
 
-// TestEncodingRepeatsTheUnfinished: after a crash each unfinished message comes again, and no other.
+// TestEncodingRepeatsTheUnfinished: after a crash each unfinished message comes again, and no
+// other.
 func TestEncodingRepeatsTheUnfinished(t *testing.T) {
 	w := made(8, 11, 13, 14, 17)
 	want := []int64{10, 12, 15, 16, 18, 19}
@@ -93,7 +95,8 @@ func TestEncodingRepeatsTheUnfinished(t *testing.T) {
 	}
 }
 
-// TestEncodingOfAnUnreadRest: a second owner that has read only a part passes on the first one's finished positions.
+// TestEncodingOfAnUnreadRest: a second owner that has read only a part passes on the first one's
+// finished positions.
 func TestEncodingOfAnUnreadRest(t *testing.T) {
 	w := made(8, 11, 13, 14, 17)
 	second, err := Restore(w.Position(), w.Encode(nil, 4096))
@@ -117,8 +120,8 @@ func TestEncodingOfAnUnreadRest(t *testing.T) {
 	}
 }
 
-// TestEncodingLimit: the claim ends where the list of unfinished positions has no room, and never in the middle of a finished stretch
-// that the reader would skip.
+// TestEncodingLimit: the claim ends where the list of unfinished positions has no room, and never
+// in the middle of a finished stretch that the reader would skip.
 func TestEncodingLimit(t *testing.T) {
 	var finished []int64
 	for pos := int64(11); pos < 210; pos += 2 {
@@ -229,7 +232,7 @@ func TestPositions(t *testing.T) {
 	}
 }
 
-// TestClone: a copy knows what its original knew, and what happens to one does not happen to the other.
+// TestClone: a copy knows what its original knew, and changes to one leave the other alone.
 func TestClone(t *testing.T) {
 	w, err := Restore(10, []byte{format, 9, 5})
 	if err != nil {
@@ -245,7 +248,8 @@ func TestClone(t *testing.T) {
 	}
 }
 
-// TestCompaction: entries are moved when half of them are waste, not for each message and not never.
+// TestCompaction: entries are moved when half of them are waste, not for each message and not
+// never.
 func TestCompaction(t *testing.T) {
 	w := New(0)
 	for pos := range int64(200) {

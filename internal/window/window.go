@@ -63,7 +63,8 @@ func (w *Window) Advance(next int64) {
 	}
 }
 
-// Done finishes the message at pos. It returns false if pos is not open, as when it is finished already.
+// Done finishes the message at pos. It returns false if pos is not open, as when it is finished
+// already.
 func (w *Window) Done(pos int64) bool {
 	open := w.open()
 	i := sort.Search(len(open), func(i int) bool { return open[i].pos >= pos })

@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// FuzzRestore delivers and finishes at random, crashes at random, and checks against a plain model that nothing
-// unfinished is skipped and, as long as the encoding had room, nothing finished is delivered again.
+// FuzzRestore delivers and finishes at random, crashes at random, and checks against a plain model
+// that nothing unfinished is skipped and, as long as the encoding had room, nothing finished is
+// delivered again.
 func FuzzRestore(f *testing.F) {
 	for seed := range uint64(200) {
 		f.Add(seed)
@@ -85,7 +86,8 @@ func FuzzRestore(f *testing.F) {
 	})
 }
 
-// FuzzDecode feeds foreign bytes: an error or a window, and the window starts at the position in any case.
+// FuzzDecode feeds foreign bytes: an error or a window, and the window starts at the position in
+// any case.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte{1, 200, 1, 3}, int64(7))
 	f.Add([]byte("foreign"), int64(0))
