@@ -38,8 +38,8 @@ type tables struct {
 }
 
 func (t *tables) flags(fs *flag.FlagSet) {
-	fs.StringVar(&t.schema, "schema", "", "the `schema` of the tables, on PostgreSQL; the search_path says it otherwise")
-	fs.StringVar(&t.prefix, "prefix", outbox.DefaultPrefix, "what comes before the `names` of the tables")
+	fs.StringVar(&t.schema, "schema", "", "the `schema` of the tables, on PostgreSQL; by default the search_path decides")
+	fs.StringVar(&t.prefix, "prefix", outbox.DefaultPrefix, "the `prefix` of the tables' names")
 }
 
 // openDatabase opens the database of a URL such as postgres://…, mysql://… or sqlite:orders.db. Its

@@ -33,9 +33,9 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"conformance", "check that a broker behaves as the contract says", conformanceCommand},
-		{"poison", "look into a poison queue; replay or drop what is there", poisonCommand},
-		{"relay", "publish what is in an outbox on a broker, until it is told to stop", relayCommand},
+		{"conformance", "check that a broker keeps the contract", conformanceCommand},
+		{"poison", "look into a poison queue; replay or drop its entries", poisonCommand},
+		{"relay", "publish an outbox's messages on a broker, until it is stopped", relayCommand},
 		{"outbox", "status, retry, prune or migrate: look after an outbox", outboxCommand},
 		{"version", "print the version", versionCommand},
 	}

@@ -13,8 +13,8 @@ import (
 
 // outboxActions are the words behind `millrace outbox`.
 var outboxActions = []struct{ name, summary string }{
-	{"status", "count what waits, what is parked, and who relays"},
-	{"retry", "put what was refused back into the outbox"},
+	{"status", "count waiting messages, parked messages and relays"},
+	{"retry", "put refused messages back into the outbox"},
 	{"prune", "forget old ids of handled messages"},
 	{"migrate", "create the tables, or bring them to this program's version"},
 }
@@ -38,7 +38,7 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	}
 	action, args := args[0], args[1:]
 	fs := flag.NewFlagSet("outbox "+action, flag.ContinueOnError)
-	url := fs.String("url", "", "the `URL` of the database that the outbox is in; required")
+	url := fs.String("url", "", "the `URL` of the outbox's database; required")
 	var t tables
 	t.flags(fs)
 	var asJSON bool
@@ -50,10 +50,10 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		fs.BoolVar(&asJSON, "json", false, "print one object")
 		run = func(ctx context.Context, d *database) error { return printStatus(ctx, d, asJSON, stdout) }
 	case "retry":
-		fs.StringVar(&broker, "broker", "", "the `URL` of the broker whose poison store is emptied too; only parked rows otherwise")
+		fs.StringVar(&broker, "broker", "", "also take the messages in the poison store of the broker at this `URL`; by default only parked ones")
 		run = func(ctx context.Context, d *database) error { return retry(ctx, d, broker, stdout) }
 	case "prune":
-		fs.DurationVar(&retention, "retention", 0, "forget handled ids that are older; 0 is the default of 8 days")
+		fs.DurationVar(&retention, "retention", 0, "forget handled ids older than this; 0 is the default of 8 days")
 		run = func(ctx context.Context, d *database) error {
 			n, err := d.outbox.Prune(ctx, d.db)
 			fmt.Fprintln(stdout, n, "handled ids forgotten")

@@ -85,7 +85,7 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	c = &poisonCall{stdout: stdout, stderr: stderr}
 	fs := flag.NewFlagSet("poison "+action, flag.ContinueOnError)
 	fs.StringVar(&c.url, "url", "", "the `URL` of the bus; required")
-	fs.StringVar(&c.group, "group", "", "the `group` whose poison queue it is; required")
+	fs.StringVar(&c.group, "group", "", "the `group` of the poison queue; required")
 	ids := fs.String("id", "", "`ids` of entries or messages, separated by commas")
 	f := &c.filter
 	fs.StringVar(&f.Topic, "topic", "", "only of this `topic`")

@@ -13,11 +13,11 @@ import (
 
 func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
 	fs := flag.NewFlagSet("relay", flag.ContinueOnError)
-	from := fs.String("from", "", "the `URL` of the database that the outbox is in; required")
+	from := fs.String("from", "", "the `URL` of the outbox's database; required")
 	to := fs.String("to", "", "the `URL` of the broker; required")
 	poll := fs.Duration("poll", outbox.DefaultPoll, "the longest pause between two looks")
-	lease := fs.Duration("lease", outbox.DefaultLease, "how long the messages of a relay that died wait for another")
-	batch := fs.Int("batch", outbox.DefaultBatch, "how many messages are published in one call at most")
+	lease := fs.Duration("lease", outbox.DefaultLease, "how long the messages of a dead relay wait for another relay")
+	batch := fs.Int("batch", outbox.DefaultBatch, "the largest number of messages in one publish call")
 	var t tables
 	t.flags(fs)
 	if code, done := parse(fs, args, stderr); done {
