@@ -16,8 +16,8 @@ var errDiscarded = errors.New("the handler failed")
 // OnSuccess registers f to run after the handler has succeeded and its emitted messages are
 // published, before the message is settled. Use it to remember that the message was handled. Calls
 // run in the order of registration. If f fails, the message counts as failed, although its outputs
-// are published. In a batch handler, f runs for the messages that succeeded, and its failure is
-// theirs.
+// are published. In a batch handler, f runs once the outputs of the successful messages are
+// published, and its failure is theirs.
 //
 // A handler called without a router, by package bustest, has no end: there OnSuccess calls f at
 // once. It returns an error outside of a handler, and after the handler has returned.

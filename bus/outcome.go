@@ -30,7 +30,8 @@ func (v *verdict) Unwrap() error { return v.err }
 // nil stays nil.
 func Permanent(err error) error { return mark(err, permanent, 0) }
 
-// Ignore marks an error to ignore: the router logs it and settles the message. nil stays nil.
+// Ignore marks an error to ignore. The router logs it and treats the message as handled: it
+// publishes the emitted messages and settles it. nil stays nil.
 func Ignore(err error) error { return mark(err, ignore, 0) }
 
 // RetryAfter marks an error so that the message is tried again in d, whatever the policy's schedule

@@ -204,9 +204,9 @@ func (l *ledger) exact() {
 	l.inOrder()
 }
 
-// inOrder reports a key whose messages were handled out of order. A repeat may go back, and then
-// goes on from there: the numbers must grow by at most one beyond the highest so far. Call it with
-// the lock held.
+// inOrder reports a key with messages handled out of order. A repeat may go back, and then goes on
+// from there: the numbers must grow by at most one beyond the highest so far. Call it with the lock
+// held.
 func (l *ledger) inOrder() {
 	for key, numbers := range l.order {
 		if key == "" {

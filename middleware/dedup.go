@@ -40,7 +40,8 @@ type DedupStore interface {
 //
 // While this process handles a message, other messages with its id wait for its end, within their
 // context, and keep their workers. If it succeeds they are settled unhandled; if not, the next one
-// is handled. A call whose context ends meanwhile is postponed for a moment ([bus.Postpone]).
+// is handled. If the context of a waiting call ends, the call is postponed for a moment
+// ([bus.Postpone]).
 //
 // A Retry outside may repeat a message while other messages of its batch have succeeded. Such a
 // repeat is postponed without a wait: two batches could wait for each other for ever.

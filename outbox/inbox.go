@@ -158,8 +158,8 @@ func (o *Outbox) pruneInbox(ctx context.Context, x Execer) (deleted int64, err e
 }
 
 // Prune deletes ids older than the retention from the inbox, and returns their number. [Once] does
-// the same in small steps; call Prune while no handler runs. The outbox needs no pruning: relays
-// delete sent messages.
+// the same in small steps, so Prune is for services in which no handler runs. The outbox needs no
+// pruning: relays delete sent messages.
 func (o *Outbox) Prune(ctx context.Context, db Execer) (deleted int64, err error) {
 	for {
 		n, err := o.pruneInbox(ctx, db)
