@@ -42,12 +42,11 @@ func (c *consumer) judgeProbe(t *task) {
 	}
 	switch {
 	case t.unavailable > 0:
-		until := time.Now().Add(t.unavailable)
-		t.unavailable = 0
-		if until.After(c.pausing.until) {
+		if until := time.Now().Add(t.unavailable); until.After(c.pausing.until) {
 			c.pausing.until = until
-			c.wakeAt(until)
 		}
+		t.unavailable = 0
+		c.wakeAt(c.pausing.until) // while a probe runs, the timer does not look at the pause
 	case probe && t.outcome != abandon:
 		c.goOn()
 	case probe:
