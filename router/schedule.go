@@ -130,6 +130,9 @@ func (c *consumer) reclaim(w *worker) {
 		w.tasks[i] = nil
 		t.lane.release()
 		c.ready.pushFront(t)
+		if t == c.pausing.probe {
+			c.pausing.probe = nil
+		}
 	}
 }
 
