@@ -320,6 +320,28 @@ func TestKeyWaitsWithoutEntry(t *testing.T) {
 	})
 }
 
+// TestHealthForgetsALaneThatWent: an entry that could not be put is no trouble any more when the lane's next owner has the message.
+func TestHealthForgetsALaneThatWent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wrapped{Driver: driver.Of(openBus(t))}
+		gate := make(chan struct{})
+		w.poison = func(context.Context, driver.PoisonEntry) error { <-gate; return errLater }
+		log := testlog.New(t, "the poison queue cannot be written to")
+		r := router.New(bus.New(w), "g", router.Logger(log), router.Policy{KeyWaits: true, Retry: router.Never})
+		r.HandleFunc("t", func(context.Context, *bus.Message) error { return errLater })
+		run(t, r)
+		publish(t, bus.New(w.Driver), "t", &bus.Message{ID: "0", Key: "k"})
+		synctest.Wait()
+		go w.observer.Revoking(t.Context(), w.lanes)
+		synctest.Wait()
+		close(gate)
+		synctest.Wait()
+		if h := r.Health(); h.Err() != nil || h.Routes[0].InFlight != 0 {
+			t.Errorf("health is %+v", h)
+		}
+	})
+}
+
 // TestStopPolicyKeepsTheOrder: after a policy's Stop no later message of the key is handled.
 func TestStopPolicyKeepsTheOrder(t *testing.T) {
 	for range 20 {

@@ -150,7 +150,7 @@ func (c *consumer) put(ctx context.Context, e *driver.PoisonEntry) error {
 
 // poisonTrouble is what is wrong with the poison queue, for health.
 type poisonTrouble struct {
-	err     error            // of the last call that failed, nil if one succeeded since
+	err     error            // of the last call that failed, nil if one succeeded since; it counts while tasks wait
 	waiting int              // tasks whose entry could not be put yet
 	refused map[string]error // by message
 }
@@ -177,11 +177,7 @@ func (p *poisonTrouble) note(t *task, err error) {
 const maxRefused = 1000
 
 // recycled notes that a task is no more whose entry could not be put.
-func (p *poisonTrouble) recycled() {
-	if p.waiting--; p.waiting == 0 {
-		p.err = nil
-	}
-}
+func (p *poisonTrouble) recycled() { p.waiting-- }
 
 // over notes that a message is done with.
 func (p *poisonTrouble) over(t *task) {
@@ -192,9 +188,12 @@ func (p *poisonTrouble) over(t *task) {
 
 // all is everything that is wrong; nil if nothing is.
 func (p *poisonTrouble) all() error {
-	err := p.err
+	var err error
+	if p.waiting > 0 {
+		err = p.err
+	}
 	for _, refused := range p.refused {
-		if err = errors.Join(p.err, refused); len(p.refused) > 1 {
+		if err = errors.Join(err, refused); len(p.refused) > 1 {
 			err = fmt.Errorf("%w (and %d more messages)", err, len(p.refused)-1)
 		}
 		break
