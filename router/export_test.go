@@ -2,6 +2,13 @@ package router
 
 import "testing"
 
+// Consumers is how many consumers a router holds.
+func Consumers(r *Router) int {
+	r.core.mu.Lock()
+	defer r.core.mu.Unlock()
+	return len(r.core.consumers)
+}
+
 // SetMaxParked changes the bound of what is parked for the length of a test.
 func SetMaxParked(t *testing.T, n int) {
 	old := maxParked

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -382,6 +383,37 @@ func TestShutdownCutsTheDrainShort(t *testing.T) {
 		_ = r.Shutdown(ctx)
 		if took := time.Since(start); took != time.Second {
 			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// TestStoppedHandlersAreForgotten: handlers that come and go while the router runs leave nothing behind. One that failed is seen until another
+// takes its place.
+func TestStoppedHandlersAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		r := router.New(b, "g", router.Logger(testlog.New(t, "consuming stops")))
+		r.HandleFunc("t", nop)
+		run(t, r)
+		add := func(group string, err error) *router.Route {
+			route := r.Group(group).HandleFunc("u", func(context.Context, *bus.Message) error { return err }, router.Policy{Retry: router.Never, Then: router.Stop})
+			synctest.Wait()
+			return route
+		}
+		for i := range 20 {
+			if err := add(fmt.Sprint("group", i), nil).Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		publish(t, b, "u", &bus.Message{ID: "1"})
+		add("failing", errLater)
+		add("working", nil)
+		if n, h := router.Consumers(r), r.Health(); n != 3 || len(h.Routes) != 3 || h.Err() == nil {
+			t.Errorf("%d consumers, health %+v", n, h)
+		}
+		add("failing", nil)
+		if n, h := router.Consumers(r), r.Health(); n != 3 || len(h.Routes) != 3 || h.Err() != nil {
+			t.Errorf("%d consumers, health %+v", n, h)
 		}
 	})
 }

@@ -174,7 +174,8 @@ func (r *Router) Go(name string, f func(context.Context) error) {
 	c.tasks = append(c.tasks, background{name, f})
 }
 
-// Routes returns the handlers in the order in which they were added.
+// Routes returns the handlers in the order in which they were added. One that was stopped is left out when another is
+// added later.
 func (r *Router) Routes() []*Route {
 	r.core.mu.Lock()
 	defer r.core.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/millrace-go/millrace/bus"
@@ -12,6 +13,8 @@ import (
 // Run consumes until ctx ends, [Router.Shutdown] is called, a function of Go fails or a handler's start fails for
 // good. Then it drains: no new messages, running handlers to their end with a live context, at most for the
 // [DrainTimeout], everything settled. It returns nil after a clean drain that was asked for.
+//
+// ctx gives functions of Go its values. Handlers have contexts of their own, without them.
 //
 // What was received and not begun is given back to the broker. A router runs once: a second call is an error.
 func (r *Router) Run(ctx context.Context) error {
@@ -143,8 +146,21 @@ func (c *core) add(r *Route) {
 		refuse(err)
 		return
 	}
+	c.forgetStopped(r)
 	c.routes = append(c.routes, r)
 	c.launch(consumers[0])
+}
+
+// forgetStopped forgets handlers that were stopped before r came, because their consumers hold much memory. One that failed is kept for
+// Health, until r takes its place.
+func (c *core) forgetStopped(r *Route) {
+	c.routes = slices.DeleteFunc(c.routes, func(o *Route) bool {
+		replaced := o.name == r.name || o.group == r.group && o.topic == r.topic
+		return o.stopped() && (replaced || o.consumer.Load().stateNow() == StateStopped)
+	})
+	c.consumers = slices.DeleteFunc(c.consumers, func(k *consumer) bool {
+		return !slices.ContainsFunc(c.routes, func(o *Route) bool { return o.consumer.Load() == k })
+	})
 }
 
 func (r *Route) stopped() bool {
