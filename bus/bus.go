@@ -2,22 +2,9 @@ package bus
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 )
-
-// Publisher publishes events and messages. Application code depends on it. *Bus, the emitter of a
-// handler and a test's recorder implement it.
-type Publisher interface {
-	// Publish encodes one event and publishes it. It takes a *Message or Message as it is. It
-	// returns nil once the event is durable.
-	Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error
-	// PublishMessages publishes all msgs in one call. Its error is a *PublishError, index-aligned
-	// with msgs.
-	PublishMessages(ctx context.Context, topic string, msgs ...*Message) error
-}
 
 // Bus is an open connection to a broker, for publishing and for routers. It is safe for concurrent
 // use.
@@ -41,102 +28,6 @@ func New(d Driver, opts ...Option) *Bus { return newBus(d, newOptions(opts)) }
 func newBus(d Driver, o options) *Bus {
 	c := d.Capabilities()
 	return &Bus{driver: d, broker: c.Broker, limit: c.MaxMessage, options: o, closed: make(chan struct{}), closeDone: make(chan struct{})}
-}
-
-// Publish implements [Publisher]: it returns nil once the event is durable at the broker.
-func (b *Bus) Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error {
-	m, err := b.encode(event, opts)
-	if err != nil {
-		return fmt.Errorf("publish %q: %w", topic, err)
-	}
-	err = b.PublishMessages(ctx, topic, m)
-	if pe, ok := err.(*PublishError); ok && len(pe.Errs) == 1 { //nolint:errorlint // made just below, never wrapped
-		return pe.Errs[0]
-	}
-	return err
-}
-
-// PublishMessages implements [Publisher]. An invalid message fails alone; the others are published.
-// It completes the messages in place (see [Message]). Do not pass the same message to two calls at
-// once.
-func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
-	if len(msgs) == 0 {
-		return nil
-	}
-	if err := b.checkPublish(ctx, topic); err != nil {
-		return failAll(len(msgs), err)
-	}
-	addOutgoing(ctx, msgs)
-	now := time.Now()
-	for i, m := range msgs {
-		if err := b.complete(m, now); err != nil {
-			return b.publishValid(ctx, topic, msgs, i, err)
-		}
-	}
-	return b.send(ctx, topic, msgs)
-}
-
-// messageLists pools the slices passed to drivers, which must not retain them. So the caller's own
-// slice, in most calls of a single message, stays on the caller's stack.
-var messageLists = sync.Pool{New: func() any { return new([]*Message) }}
-
-func (b *Bus) send(ctx context.Context, topic string, msgs []*Message) error {
-	list := messageLists.Get().(*[]*Message)
-	*list = append((*list)[:0], msgs...)
-	err := b.driver.Publish(ctx, topic, *list)
-	clear(*list)
-	messageLists.Put(list)
-	return err
-}
-
-// publishValid publishes the valid messages, after the message at bad was found invalid.
-func (b *Bus) publishValid(ctx context.Context, topic string, msgs []*Message, bad int, cause error) error {
-	errs := make([]error, len(msgs))
-	valid := append([]*Message(nil), msgs[:bad]...)
-	place := make([]int, bad, len(msgs))
-	for i := range bad {
-		place[i] = i
-	}
-	errs[bad] = &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: cause, Definite: true}
-	now := time.Now()
-	for i := bad + 1; i < len(msgs); i++ {
-		if err := b.complete(msgs[i], now); err != nil {
-			errs[i] = &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: err, Definite: true}
-			continue
-		}
-		valid, place = append(valid, msgs[i]), append(place, i)
-	}
-	if len(valid) > 0 {
-		if err := b.driver.Publish(ctx, topic, valid); err != nil {
-			failed, ok := err.(*PublishError) //nolint:errorlint // the contract: exactly this type
-			for j, i := range place {
-				if !ok {
-					errs[i] = err
-				} else {
-					errs[i] = failed.Errs[j]
-				}
-			}
-		}
-	}
-	return &PublishError{errs}
-}
-
-func (b *Bus) checkPublish(ctx context.Context, topic string) error {
-	fail := func(err error) error {
-		return &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: err, Definite: true}
-	}
-	if err := CheckName("topic", topic); err != nil {
-		return fail(err)
-	}
-	select {
-	case <-b.closed:
-		return fail(ErrClosed)
-	default:
-	}
-	if err := ctx.Err(); err != nil {
-		return fail(err)
-	}
-	return nil
 }
 
 // Driver returns the driver. Routers and drivers call it; applications use [As].

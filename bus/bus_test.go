@@ -30,7 +30,7 @@ func (r *recorder) Publish(_ context.Context, topic string, msgs []*bus.Message)
 		}
 		r.msgs = append(r.msgs, m)
 	}
-	if bus.Each(errs) == nil {
+	if bus.PerMessage(errs) == nil {
 		return nil
 	}
 	return &bus.PublishError{Errs: errs}
@@ -224,10 +224,10 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("%v", tc.err)
 		}
 	}
-	if bus.Permanent(nil) != nil || bus.Ignore(nil) != nil || bus.RetryAfter(nil, 1) != nil || bus.Each([]error{nil, nil}) != nil {
+	if bus.Permanent(nil) != nil || bus.Ignore(nil) != nil || bus.RetryAfter(nil, 1) != nil || bus.PerMessage([]error{nil, nil}) != nil {
 		t.Error("nil must stay nil")
 	}
-	if err := bus.Each([]error{nil, boom}); !errors.Is(err, boom) || !strings.Contains(err.Error(), "1 of 2") {
+	if err := bus.PerMessage([]error{nil, boom}); !errors.Is(err, boom) || !strings.Contains(err.Error(), "1 of 2") {
 		t.Error(err)
 	}
 }

@@ -18,7 +18,7 @@ type Handler interface {
 }
 
 // BatchHandler is the optional second half of a Handler: many messages in one call. It returns nil
-// if all succeeded, [Each] for an outcome by message, or another error, which holds for all. A
+// if all succeeded, [PerMessage] for an outcome by message, or another error, which holds for all. A
 // batch never has two messages of one key.
 type BatchHandler interface {
 	Handler
@@ -198,7 +198,7 @@ func (t typedBatch[T]) HandleBatch(ctx context.Context, ms []*Message) error {
 			}
 		}
 	}
-	return Each(errs)
+	return PerMessage(errs)
 }
 
 func (t typedBatch[T]) EventTypes() []string { return typesOf[T]() }

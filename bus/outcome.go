@@ -84,15 +84,15 @@ func delayOf(err error, kind verdictKind) (time.Duration, bool) {
 	return v.delay, true
 }
 
-// BatchError is the outcome of a batch handler by message, made by [Each].
+// BatchError is the outcome of a batch handler by message, made by [PerMessage].
 type BatchError struct {
 	// Errs is index-aligned with the batch; nil is success.
 	Errs []error
 }
 
-// Each makes a batch handler's outcome of one error per message, index-aligned with the batch. It
+// PerMessage makes a batch handler's outcome of one error per message, index-aligned with the batch. It
 // returns nil if all are nil. Each message follows its own error: successful messages are settled.
-func Each(errs []error) error {
+func PerMessage(errs []error) error {
 	for _, err := range errs {
 		if err != nil {
 			return &BatchError{errs}
@@ -108,7 +108,7 @@ func (e *BatchError) Error() string {
 // Unwrap returns the errors of the failed messages.
 func (e *BatchError) Unwrap() []error { return (&PublishError{e.Errs}).Unwrap() }
 
-// Outcomes returns one error for each of a handler's n messages: the entries of [Each], or any
+// Outcomes returns one error for each of a handler's n messages: the entries of [PerMessage], or any
 // other error n times. Routers and middleware call it.
 func Outcomes(err error, n int) []error {
 	errs := make([]error, n)
@@ -117,7 +117,7 @@ func Outcomes(err error, n int) []error {
 			copy(errs, be.Errs)
 			return errs
 		}
-		err = fmt.Errorf("batch handler: bus.Each was given %d errors for %d messages: %w", len(be.Errs), n, err)
+		err = fmt.Errorf("batch handler: bus.PerMessage was given %d errors for %d messages: %w", len(be.Errs), n, err)
 	}
 	for i := range errs {
 		errs[i] = err

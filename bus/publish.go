@@ -4,92 +4,116 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
+	"sync"
 	"time"
-	"unicode/utf8"
 )
 
-// PublishOption sets a part of the message that carries an event.
-type PublishOption func(*Message)
-
-// WithKey sets the key. It overrides [Keyer].
-func WithKey(k string) PublishOption { return func(m *Message) { m.Key = k } }
-
-// WithID sets the id. Defaults to [NewID].
-func WithID(id string) PublishOption { return func(m *Message) { m.ID = id } }
-
-// WithType sets the type. It overrides [Typer].
-func WithType(t string) PublishOption { return func(m *Message) { m.Type = t } }
-
-// WithSubject sets the subject.
-func WithSubject(s string) PublishOption { return func(m *Message) { m.Subject = s } }
-
-// WithTime sets the time of the event. Defaults to now.
-func WithTime(t time.Time) PublishOption { return func(m *Message) { m.Time = t } }
-
-// WithHeader adds a header.
-func WithHeader(name, value string) PublishOption {
-	return func(m *Message) { m.Headers.Add(name, value) }
+// Publisher publishes events and messages. Application code depends on it. *Bus, the emitter of a
+// handler and a test's recorder implement it.
+type Publisher interface {
+	// Publish encodes one event and publishes it. It takes a *Message or Message as it is. It
+	// returns nil once the event is durable.
+	Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error
+	// PublishMessages publishes all msgs in one call. Its error is a *PublishError, index-aligned
+	// with msgs.
+	PublishMessages(ctx context.Context, topic string, msgs ...*Message) error
 }
 
-// WithDeliverAt delivers the message at t or later, to every group. Until then it is parked, and
-// the other messages of its key go on. When it is due, it is like a message just published. On a
-// broker that cannot park ([Capabilities]), each group's router holds it in memory. A foreign
-// consumer of the topic sees it at once.
-//
-// If the message has a key, a [Cancellation] takes it back.
-func WithDeliverAt(t time.Time) PublishOption {
-	return WithHeader(HeaderDeliverAt, t.UTC().Format(time.RFC3339Nano))
-}
-
-// WithDelay is [WithDeliverAt] with the time d from now.
-func WithDelay(d time.Duration) PublishOption { return WithDeliverAt(time.Now().Add(d)) }
-
-// HeaderDeliverAt is the header of [WithDeliverAt]: a time in RFC 3339.
-const HeaderDeliverAt = "deliverat"
-
-func deliverAt(m *Message) (time.Time, error) {
-	text := m.Headers.Get(HeaderDeliverAt)
-	if text == "" {
-		return time.Time{}, nil
-	}
-	t, err := time.Parse(time.RFC3339Nano, text)
+// Publish implements [Publisher]: it returns nil once the event is durable at the broker.
+func (b *Bus) Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error {
+	m, err := b.encode(event, opts)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("header %s is %q: want a time like %s", HeaderDeliverAt, text, time.RFC3339)
+		return fmt.Errorf("publish %q: %w", topic, err)
 	}
-	return t, nil
+	err = b.PublishMessages(ctx, topic, m)
+	if pe, ok := err.(*PublishError); ok && len(pe.Errs) == 1 { //nolint:errorlint // made just below, never wrapped
+		return pe.Errs[0]
+	}
+	return err
 }
 
-// Headers that name a message's cause. They travel as CloudEvents extensions.
-const (
-	HeaderCorrelationID = "correlationid"
-	HeaderCausationID   = "causationid"
-)
-
-// WithCause names the message that led to this one. Its id becomes the causation id. Its
-// correlation id, or else its id, becomes the correlation id. Its trace context goes along too,
-// unless the message has one. In a batch handler, Emit needs it.
-func WithCause(cause *Message) PublishOption {
-	return func(m *Message) { setCause(&m.Headers, cause) }
-}
-
-func setCause(h *Headers, cause *Message) {
-	correlation := cause.Headers.Get(HeaderCorrelationID)
-	if correlation == "" {
-		correlation = cause.ID
+// PublishMessages implements [Publisher]. An invalid message fails alone; the others are published.
+// It completes the messages in place (see [Message]). Do not pass the same message to two calls at
+// once.
+func (b *Bus) PublishMessages(ctx context.Context, topic string, msgs ...*Message) error {
+	if len(msgs) == 0 {
+		return nil
 	}
-	h.Set(HeaderCorrelationID, correlation)
-	h.Set(HeaderCausationID, cause.ID)
-	for _, name := range TraceHeaders {
-		if v := cause.Headers.Get(name); v != "" && !h.has(name) {
-			h.Add(name, v)
+	if err := b.checkPublish(ctx, topic); err != nil {
+		return failAll(len(msgs), err)
+	}
+	addOutgoing(ctx, msgs)
+	now := time.Now()
+	for i, m := range msgs {
+		if err := b.complete(m, now); err != nil {
+			return b.publishValid(ctx, topic, msgs, i, err)
 		}
 	}
+	return b.send(ctx, topic, msgs)
 }
 
-// TraceHeaders are the headers of the W3C trace context and baggage. They travel under their own
-// names.
-var TraceHeaders = [...]string{"traceparent", "tracestate", "baggage"}
+// messageLists pools the slices passed to drivers, which must not retain them. So the caller's own
+// slice, in most calls of a single message, stays on the caller's stack.
+var messageLists = sync.Pool{New: func() any { return new([]*Message) }}
+
+func (b *Bus) send(ctx context.Context, topic string, msgs []*Message) error {
+	list := messageLists.Get().(*[]*Message)
+	*list = append((*list)[:0], msgs...)
+	err := b.driver.Publish(ctx, topic, *list)
+	clear(*list)
+	messageLists.Put(list)
+	return err
+}
+
+// publishValid publishes the valid messages, after the message at bad was found invalid.
+func (b *Bus) publishValid(ctx context.Context, topic string, msgs []*Message, bad int, cause error) error {
+	errs := make([]error, len(msgs))
+	valid := append([]*Message(nil), msgs[:bad]...)
+	place := make([]int, bad, len(msgs))
+	for i := range bad {
+		place[i] = i
+	}
+	errs[bad] = &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: cause, Definite: true}
+	now := time.Now()
+	for i := bad + 1; i < len(msgs); i++ {
+		if err := b.complete(msgs[i], now); err != nil {
+			errs[i] = &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: err, Definite: true}
+			continue
+		}
+		valid, place = append(valid, msgs[i]), append(place, i)
+	}
+	if len(valid) > 0 {
+		if err := b.driver.Publish(ctx, topic, valid); err != nil {
+			failed, ok := err.(*PublishError) //nolint:errorlint // the contract: exactly this type
+			for j, i := range place {
+				if !ok {
+					errs[i] = err
+				} else {
+					errs[i] = failed.Errs[j]
+				}
+			}
+		}
+	}
+	return &PublishError{errs}
+}
+
+func (b *Bus) checkPublish(ctx context.Context, topic string) error {
+	fail := func(err error) error {
+		return &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: err, Definite: true}
+	}
+	if err := CheckName("topic", topic); err != nil {
+		return fail(err)
+	}
+	select {
+	case <-b.closed:
+		return fail(ErrClosed)
+	default:
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	return nil
+}
 
 // PublishAll publishes many events in one call. Its error is a *PublishError, index-aligned with
 // events.
@@ -102,7 +126,7 @@ func PublishAll[T any](ctx context.Context, p Publisher, topic string, events []
 		for i := range events {
 			errs[i] = p.Publish(ctx, topic, events[i], opts...)
 		}
-		if Each(errs) == nil {
+		if PerMessage(errs) == nil {
 			return nil
 		}
 		return &PublishError{errs}
@@ -153,129 +177,4 @@ func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 		opt(m)
 	}
 	return m, nil
-}
-
-// complete fills empty fields and checks the limits that every broker shares.
-func (b *Bus) complete(m *Message, now time.Time) error {
-	if m == nil {
-		return fmt.Errorf("%w: the message is nil", ErrInvalid)
-	}
-	if m.ID == "" {
-		m.ID = newID(now)
-	} else if err := checkText("ID", m.ID); err != nil {
-		return err
-	}
-	if m.Time.IsZero() {
-		m.Time = now
-	} else if err := checkTime("Time", m.Time); err != nil {
-		return err
-	}
-	if m.Source == "" {
-		m.Source = b.options.source
-	} else if err := checkText("Source", m.Source); err != nil {
-		return err
-	}
-	if err := checkText("Type", m.Type); err != nil {
-		return err
-	}
-	if err := checkText("Subject", m.Subject); err != nil {
-		return err
-	}
-	if err := checkText("ContentType", m.ContentType); err != nil {
-		return err
-	}
-	for i := range m.Headers {
-		if err := checkHeader(m.Headers[i].Name); err != nil {
-			return err
-		}
-	}
-	if len(m.Headers) > 0 {
-		if _, err := deliverAt(m); err != nil {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-	}
-	if len(m.Key) > maxText {
-		return fmt.Errorf("%w: Key has %d bytes: want at most %d", ErrInvalid, len(m.Key), maxText)
-	}
-	if b.limit > 0 && m.Size() > b.limit {
-		return fmt.Errorf("%w: %d bytes with its headers: this bus takes at most %d", ErrTooLarge, m.Size(), b.limit)
-	}
-	return nil
-}
-
-// maxText is the limit of AMQP's short fields, and so the limit on every broker.
-const maxText = 255
-
-func checkID(id string) error {
-	if id == "" {
-		return fmt.Errorf("%w: the message has no ID", ErrInvalid)
-	}
-	return checkText("ID", id)
-}
-
-// checkTime refuses years that RFC 3339, and so the wire form, cannot hold.
-func checkTime(field string, t time.Time) error {
-	for _, year := range []int{t.Year(), t.UTC().Year()} {
-		if year < 0 || year > 9999 {
-			return fmt.Errorf("%w: %s is in the year %d: want 0 to 9999", ErrInvalid, field, year)
-		}
-	}
-	return nil
-}
-
-func checkText(field, text string) error {
-	if len(text) > maxText || !plainText(text) {
-		return fmt.Errorf("%w: %s is %.40q: want at most %d bytes of UTF-8 without control characters", ErrInvalid, field, text, maxText)
-	}
-	return nil
-}
-
-// plainText is true for valid UTF-8 without control characters. The loop over bytes is enough for
-// nearly all texts.
-func plainText(s string) bool {
-	ascii := true
-	for i := range len(s) {
-		c := s[i]
-		if c < 0x20 || c == 0x7f {
-			return false
-		}
-		ascii = ascii && c < utf8.RuneSelf
-	}
-	return ascii || utf8.ValidString(s)
-}
-
-// reserved are the header names under which drivers write the message's own fields.
-var reserved = []string{"ce_", "ce-", "cloudevents_", "cloudevents:", "millrace-"}
-
-func checkHeader(name string) error {
-	if name == "" || len(name) > maxText || !utf8.ValidString(name) || strings.IndexByte(name, 0) >= 0 {
-		return fmt.Errorf("%w: header name %.40q: want 1 to %d bytes of UTF-8", ErrInvalid, name, maxText)
-	}
-	if len(name) < 3 || !strings.ContainsAny(name[:1], "cCmM") { // nearly all names: no reserved one can begin so
-		return nil
-	}
-	lower := strings.ToLower(name)
-	for _, prefix := range reserved {
-		if strings.HasPrefix(lower, prefix) {
-			return fmt.Errorf("%w: header name %q: names that begin with %q are reserved for the message's own fields", ErrInvalid, name, prefix)
-		}
-	}
-	if lower == "content-type" {
-		return fmt.Errorf("%w: header name %q is reserved: set ContentType", ErrInvalid, name)
-	}
-	return nil
-}
-
-// CheckName reports a mistake in the name of a topic or group. The error calls the name by the word
-// in what. Every broker allows 1 to 200 of the characters a-z A-Z 0-9 . _ -, but not "." or "..".
-func CheckName(what, name string) error {
-	bad := name == "" || len(name) > 200 || name == "." || name == ".."
-	for i := 0; i < len(name) && !bad; i++ {
-		c := name[i]
-		bad = !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-')
-	}
-	if bad {
-		return fmt.Errorf("%w: %s name %.60q: want 1 to 200 of the characters a-z A-Z 0-9 . _ -", ErrInvalid, what, name)
-	}
-	return nil
 }

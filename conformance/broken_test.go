@@ -468,7 +468,7 @@ var parkingDefects = []defect{
 	{name: "parking: keys wait for messages that are free", make: func() *broken {
 		return &broken{park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {
 			for i := range ps {
-				ps[i].Free = false
+				ps[i].Delayed = false
 			}
 			return s.Park(ctx, ps)
 		}}

@@ -217,7 +217,7 @@ func failureBatch(e *env) {
 				l.succeed(m)
 			}
 		}
-		return bus.Each(errs)
+		return bus.PerMessage(errs)
 	}), router.Fill(20, 5*time.Millisecond))
 	e.run(r)
 	for range 5 {

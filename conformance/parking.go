@@ -89,7 +89,7 @@ func parkingStore(e *env) {
 		}
 		ps = append(ps, p)
 	}
-	ps[4].Free = true
+	ps[4].Delayed = true
 	e.must(s.Park(e.ctx, ps[:3]), "park")
 	e.must(s.Park(e.ctx, ps[3:]), "park")
 	for i := range ps {
@@ -109,7 +109,7 @@ func parkingStore(e *env) {
 	}
 	told := e.told(o, 5) // the driver has announced them before
 	for i, p := range told {
-		if p.Key != "k\xff" || p.Free != (i == 4) || i > 0 && p.Position <= told[i-1].Position {
+		if p.Key != "k\xff" || p.Delayed != (i == 4) || i > 0 && p.Position <= told[i-1].Position {
 			e.errorf("the next owner is told of %+v at place %d", p, i)
 		}
 	}
@@ -200,12 +200,12 @@ func parkingInject(e *env) {
 		e.errorf("inject for a group that does not exist: %v, want ErrNotFound", err)
 	}
 	parking := func(id string) driver.Parking {
-		return driver.Parking{Free: true, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k", Source: "/s", Payload: []byte(id)}, Handler: "h", Attempt: 1, Failure: &bus.Failure{Replays: 1}}}
+		return driver.Parking{Delayed: true, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k", Source: "/s", Payload: []byte(id)}, Handler: "h", Attempt: 1, Failure: &bus.Failure{Replays: 1}}}
 	}
 	e.must(injector.Inject(e.ctx, topic, group, []driver.Parking{parking("1"), parking("2")}), "inject")
 	told := e.told(o, 2)
 	got := e.fetch(s, told)
-	if len(got) != 2 || got[0].ID != "1" || got[1].ID != "2" || got[0].Handler != "h" || got[0].Failure == nil || got[0].Failure.Replays != 1 || !told[0].Free {
+	if len(got) != 2 || got[0].ID != "1" || got[1].ID != "2" || got[0].Handler != "h" || got[0].Failure == nil || got[0].Failure.Replays != 1 || !told[0].Delayed {
 		e.fatalf("injected messages come as %+v", got)
 	}
 	e.must(s.Close(e.ctx), "close")

@@ -51,7 +51,7 @@ func inBatches(work Work) bus.Handler {
 		for i, m := range ms {
 			errs[i] = work(ctx, m)
 		}
-		return bus.Each(errs)
+		return bus.PerMessage(errs)
 	})
 }
 

@@ -86,7 +86,7 @@ type dedupBatch struct {
 
 // HandleBatch implements bus.BatchHandler.
 func (b dedupBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error {
-	return bus.Each(b.handle(ctx, ms, false, func(kept []*bus.Message) error { return b.next.HandleBatch(ctx, kept) }))
+	return bus.PerMessage(b.handle(ctx, ms, false, func(kept []*bus.Message) error { return b.next.HandleBatch(ctx, kept) }))
 }
 
 type deduplicator struct {

@@ -196,19 +196,19 @@ func TestDeduplicateBatches(t *testing.T) {
 	b := bustest.New(t)
 	mw := middleware.Deduplicate(&middleware.DedupMemory{}, nil)
 	boom := errors.New("boom")
-	h := &batch{err: bus.Each([]error{nil, boom, nil})}
+	h := &batch{err: bus.PerMessage([]error{nil, boom, nil})}
 	errs := endedBatch(t.Context(), b, mw, h, &bus.Message{ID: "1"}, &bus.Message{ID: "2"}, &bus.Message{ID: "2"}, &bus.Message{ID: "3"})
 	if !slices.Equal(h.got, []string{"1", "2", "3"}) || errs[0] != nil || !errors.Is(errs[1], boom) || !errors.Is(errs[2], boom) || errs[3] != nil {
 		t.Errorf("handled %v, outcomes %v", h.got, errs)
 	}
 	h = &batch{}
 	errs = endedBatch(t.Context(), b, mw, h, &bus.Message{ID: "3"}, &bus.Message{ID: "2"}, &bus.Message{ID: "1"}, &bus.Message{ID: "4"})
-	if !slices.Equal(h.got, []string{"2", "4"}) || bus.Each(errs) != nil {
+	if !slices.Equal(h.got, []string{"2", "4"}) || bus.PerMessage(errs) != nil {
 		t.Errorf("handled %v, outcomes %v", h.got, errs)
 	}
 	// Middleware outside fails a message after its handler has succeeded: it is not remembered.
 	refuse := bus.Around(func(ctx context.Context, c bus.Call) error {
-		return bus.Each(append(bus.Outcomes(c.Next(ctx), c.Len())[:1], boom))
+		return bus.PerMessage(append(bus.Outcomes(c.Next(ctx), c.Len())[:1], boom))
 	})
 	outside := func(next bus.Handler) bus.Handler { return refuse(mw(next)) }
 	endedBatch(t.Context(), b, outside, h, &bus.Message{ID: "5"}, &bus.Message{ID: "6"})
@@ -241,7 +241,7 @@ func TestDeduplicateBatchesDoNotLock(t *testing.T) {
 				if w%2 == 0 {
 					slices.Reverse(ms)
 				}
-				if err := bus.Each(endedBatch(t.Context(), b, mw, h, ms...)); err != nil {
+				if err := bus.PerMessage(endedBatch(t.Context(), b, mw, h, ms...)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -305,7 +305,7 @@ func TestDeduplicateAndRetryInAnyOrder(t *testing.T) {
 					for range 2 {
 						var err error
 						if batches {
-							err = bus.Each(endedBatch(t.Context(), b, all, batchFunc(func(ctx context.Context, ms []*bus.Message) error {
+							err = bus.PerMessage(endedBatch(t.Context(), b, all, batchFunc(func(ctx context.Context, ms []*bus.Message) error {
 								return emit(ctx, ms[0])
 							}), &bus.Message{ID: "1"}))
 						} else {

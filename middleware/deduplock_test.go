@@ -40,7 +40,7 @@ func TestDeduplicateInRetriedBatches(t *testing.T) {
 				}
 				handled = append(handled, m.ID)
 			}
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		})
 		var first, second []error
 		var wg sync.WaitGroup

@@ -60,7 +60,7 @@ func TestDeduplicateTransientIDs(t *testing.T) {
 		}
 	}
 	h := &batch{}
-	if err := bus.Each(endedBatch(t.Context(), b, mw, h, &bus.Message{ID: id}, &bus.Message{ID: id})); err != nil || calls != 2 || len(h.got) != 2 {
+	if err := bus.PerMessage(endedBatch(t.Context(), b, mw, h, &bus.Message{ID: id}, &bus.Message{ID: id})); err != nil || calls != 2 || len(h.got) != 2 {
 		t.Errorf("%v; %d calls, a batch of %d: want 2 and 2", err, calls, len(h.got))
 	}
 }
@@ -173,7 +173,7 @@ func TestDeduplicateRemembersNothingOfABatch(t *testing.T) {
 	b := bustest.New(t)
 	store := &failingStore{remember: errors.New("disk full")}
 	ctx := engine.NewDirect(t.Context(), b, bus.Delivery{Message: &bus.Message{}, Topic: "t", Group: "g"})
-	h := middleware.Deduplicate(store, nil)(&batch{err: bus.Each([]error{errBoom, nil})}).(bus.BatchHandler)
+	h := middleware.Deduplicate(store, nil)(&batch{err: bus.PerMessage([]error{errBoom, nil})}).(bus.BatchHandler)
 	errs := bus.Outcomes(h.HandleBatch(ctx, []*bus.Message{{ID: "1"}, {ID: "2"}}), 2)
 	if !errors.Is(errs[0], errBoom) || bus.IsIgnored(errs[0]) || !bus.IsIgnored(errs[1]) || !errors.Is(errs[1], store.remember) {
 		t.Errorf("%v", errs)

@@ -168,7 +168,7 @@ func TestRetryOfABatch(t *testing.T) {
 			}
 		}
 		calls = append(calls, ids)
-		return bus.Each(errs)
+		return bus.PerMessage(errs)
 	})
 	errs := endedBatch(t.Context(), b, middleware.Retry(make([]time.Duration, 3)), h, &bus.Message{ID: "a"}, &bus.Message{ID: "b"}, &bus.Message{ID: "c"}, &bus.Message{ID: "d"})
 	if want := []string{"abcd", "bd", "bd", "d"}; !slices.Equal(calls, want) {
@@ -194,7 +194,7 @@ func TestIgnore(t *testing.T) {
 			t.Errorf("%v became %v", tc.err, err)
 		}
 	}
-	h := &batch{err: bus.Each([]error{errBoom, nil, other})}
+	h := &batch{err: bus.PerMessage([]error{errBoom, nil, other})}
 	errs := bus.Outcomes(mw(h).(bus.BatchHandler).HandleBatch(t.Context(), []*bus.Message{{}, {}, {}}), 3)
 	if !bus.IsIgnored(errs[0]) || errs[1] != nil || bus.IsIgnored(errs[2]) || errs[2] == nil {
 		t.Errorf("%v", errs)
@@ -236,7 +236,7 @@ func TestPoison(t *testing.T) {
 		t.Errorf("an error that is not meant: %v", err)
 	}
 	errs := endedBatch(t.Context(), b, mw, batchFunc(func(ctx context.Context, ms []*bus.Message) error {
-		return bus.Each([]error{refuse(ctx, ms[0]), bus.Emit(ctx, "out", "fine", bus.WithCause(ms[1]))})
+		return bus.PerMessage([]error{refuse(ctx, ms[0]), bus.Emit(ctx, "out", "fine", bus.WithCause(ms[1]))})
 	}), &bus.Message{ID: "3"}, &bus.Message{ID: "4"})
 	if !bus.IsIgnored(errs[0]) || errs[1] != nil {
 		t.Errorf("batch: %v", errs)

@@ -87,5 +87,5 @@ func handleRest(ctx context.Context, next bus.BatchHandler, ms []*bus.Message, e
 			errs[place[j]] = err
 		}
 	}
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }

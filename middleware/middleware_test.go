@@ -114,7 +114,7 @@ func TestFilterAndValidate(t *testing.T) {
 			}
 		}
 		last := errors.New("the last")
-		b := &batch{err: bus.Each([]error{nil, last})}
+		b := &batch{err: bus.PerMessage([]error{nil, last})}
 		err := mw(b).(bus.BatchHandler).HandleBatch(t.Context(), []*bus.Message{{ID: "1"}, {ID: "2"}, {ID: "3"}})
 		errs := bus.Outcomes(err, 3)
 		if !slices.Equal(b.got, []string{"1", "3"}) || errs[0] != nil || (name == "validate") != errors.Is(errs[1], odd) || !errors.Is(errs[2], last) {

@@ -23,7 +23,7 @@ func eachFailure(c bus.Call, err error, f func(m *bus.Message, err error) error)
 	if len(errs) == 1 { // a single message, or a batch of one: its error is the call's
 		return errs[0]
 	}
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }
 
 // comesAgain reports whether an error's mark makes the message come again: no middleware inside has

@@ -151,7 +151,7 @@ func (r retryingBatch) HandleBatch(ctx context.Context, ms []*bus.Message) error
 			}
 		}
 		if len(failed) == 0 || !wait(ctx, longest) {
-			return bus.Each(outcomes)
+			return bus.PerMessage(outcomes)
 		}
 		rollback(failed...)
 		ms, place = failed, at

@@ -269,7 +269,7 @@ func TestCorrelationOfABatch(t *testing.T) {
 		errs := endedBatch(t.Context(), b, middleware.Correlation(), batchFunc(func(ctx context.Context, _ []*bus.Message) error {
 			return b.PublishMessages(ctx, "out", out)
 		}), ms...)
-		if err := bus.Each(errs); err != nil {
+		if err := bus.PerMessage(errs); err != nil {
 			t.Fatal(err)
 		}
 		if got := out.Headers.Get(bus.HeaderCausationID); got != "" {

@@ -52,7 +52,7 @@ var mysqlMigrations = [][]string{{
 	`INSERT IGNORE INTO {outbox_meta} (one, id, version, moves) VALUES (1, UUID(), 0, 0)`,
 }, {
 	// Every publisher holds a shared lock of one row, chosen at random, until its transaction ends:
-	// see fence.go.
+	// see floor.go.
 	`CREATE TABLE IF NOT EXISTS {outbox_fence} (
 	slot SMALLINT NOT NULL PRIMARY KEY
 )` + mysqlOptions,

@@ -46,7 +46,7 @@ func (onceHandler) Idempotent()            {}
 // the messages that are not recorded yet. If it fails with several messages in the transaction, the
 // others must not suffer:
 //
-//   - After an error of [bus.Each], the good messages are handled again without the bad ones.
+//   - After an error of [bus.PerMessage], the good messages are handled again without the bad ones.
 //   - After any other error, each message is handled again by itself.
 //
 // So h may be called more than once, each time with a new transaction.
@@ -93,7 +93,7 @@ func withIDs[T any](events []bus.Event[T], run func(events []bus.Event[T]) error
 			errs[places[j]] = err
 		}
 	}
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }
 
 // onceBatch handles a batch by run, which calls a function in a transaction that remembers the
@@ -117,7 +117,7 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 	}
 	errs := make([]error, len(events))
 	each, ok := errors.AsType[*bus.BatchError](err)
-	if !ok || len(each.Errs) != len(called) || bus.Each(each.Errs) == nil {
+	if !ok || len(each.Errs) != len(called) || bus.PerMessage(each.Errs) == nil {
 		var stop error // a database's error would hit the other messages too, each after a while
 		for i := range events {
 			if stop == nil {
@@ -131,7 +131,7 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 				stop = err
 			}
 		}
-		return bus.Each(errs), true
+		return bus.PerMessage(errs), true
 	}
 	var good []bus.Event[T]
 	var places []int
@@ -146,7 +146,7 @@ func onceBatch[Tx, T any](ctx context.Context, events []bus.Event[T], h func(con
 			errs[places[j]] = err
 		}
 	}
-	return bus.Each(errs), true
+	return bus.PerMessage(errs), true
 }
 
 // errRepeats ends a transaction that was begun in the hope that none of several messages is a

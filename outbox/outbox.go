@@ -2,12 +2,12 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 var errInvalid = bus.ErrInvalid
@@ -86,9 +86,9 @@ func New(d Dialect, c Config, opts ...bus.Option) (*Outbox, error) {
 
 // Execer is a transaction: *sql.Tx, *sql.Conn, *sqlx.Tx, GORM's tx.Statement.ConnPool, and other
 // wrappers of database/sql. For pgx.Tx use package pgxoutbox.
-type Execer interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-}
+//
+//	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+type Execer = driver.Execer
 
 // In returns the publisher inside of tx: its messages exist if and only if tx commits. It takes the
 // options of any publisher, headers of the context included, and checks messages as every bus does.

@@ -13,7 +13,7 @@ func (o *Outbox) postgresMigrations() [][]string {
 		first,
 		`CREATE SEQUENCE {outbox_seq} AS bigint CACHE 1`,
 		// Every writer that draws a number holds this lock until its transaction ends. By it a
-		// relay knows from where on rows may still appear: see fence.go. A default also covers rows
+		// relay knows from where on rows may still appear: see floor.go. A default also covers rows
 		// inserted by a trigger or another program. It does so whatever their search_path: the
 		// names in it are looked up now.
 		fmt.Sprintf(`CREATE FUNCTION {outbox_next}(seq regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$ BEGIN

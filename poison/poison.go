@@ -117,8 +117,8 @@ func (q *Queue) Count(ctx context.Context, f Filter) (int, error) {
 	return n, nil
 }
 
-// Group sums up the entries of one handler and class. It is not a consumer group.
-type Group struct {
+// Summary sums up the entries of one handler and class.
+type Summary struct {
 	Handler string `json:"handler"`
 	Class   string `json:"class"`
 	Count   int    `json:"count"`
@@ -129,9 +129,9 @@ type Group struct {
 	Text string `json:"text"`
 }
 
-// Groups groups the matching entries by handler and class, in the order of their oldest entry.
-func (q *Queue) Groups(ctx context.Context, f Filter) ([]Group, error) {
-	var groups []Group
+// Summaries sums up the matching entries by handler and class, in the order of their oldest entry.
+func (q *Queue) Summaries(ctx context.Context, f Filter) ([]Summary, error) {
+	var sums []Summary
 	at := map[[2]string]int{}
 	for e, err := range q.List(ctx, f) {
 		if err != nil {
@@ -140,15 +140,15 @@ func (q *Queue) Groups(ctx context.Context, f Filter) ([]Group, error) {
 		k := [2]string{e.Handler, e.Failure.Class}
 		i, ok := at[k]
 		if !ok {
-			i = len(groups)
+			i = len(sums)
 			at[k] = i
-			groups = append(groups, Group{Handler: k[0], Class: k[1], First: e.Time})
+			sums = append(sums, Summary{Handler: k[0], Class: k[1], First: e.Time})
 		}
-		g := &groups[i]
+		g := &sums[i]
 		g.Count++
 		g.Last, g.Text = e.Time, e.Failure.Text
 	}
-	return groups, nil
+	return sums, nil
 }
 
 // Edit changes the message of an entry before its replay. change must keep the id and the key,

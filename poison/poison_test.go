@@ -78,8 +78,8 @@ func TestFilter(t *testing.T) {
 			t.Errorf("%+v: %d, %v", tc.f, n, err)
 		}
 	}
-	groups, err := q.Groups(t.Context(), poison.Filter{})
-	if err != nil || len(groups) != 4 || groups[0] != (poison.Group{Handler: "a", Class: "permanent", Count: 3, First: time.Unix(0, 0), Last: time.Unix(4, 0), Text: "Error 4"}) {
+	groups, err := q.Summaries(t.Context(), poison.Filter{})
+	if err != nil || len(groups) != 4 || groups[0] != (poison.Summary{Handler: "a", Class: "permanent", Count: 3, First: time.Unix(0, 0), Last: time.Unix(4, 0), Text: "Error 4"}) {
 		t.Errorf("%+v, %v", groups, err)
 	}
 	if _, err := q.Get(t.Context(), "none"); !errors.Is(err, bus.ErrNotFound) {

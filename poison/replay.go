@@ -56,7 +56,7 @@ func (q *Queue) Replay(ctx context.Context, f Filter, o Options) (Result, error)
 // replayed is an entry's message to park: at its old place if its key waits there, else as a new
 // message.
 func replayed(e *driver.PoisonEntry) driver.Parking {
-	p := driver.Parking{Free: !e.Waits, Delivery: bus.Delivery{
+	p := driver.Parking{Delayed: !e.Waits, Delivery: bus.Delivery{
 		Message: e.Message, Handler: e.Handler, Attempt: 1, FirstSeen: time.Now(),
 		Failure: &bus.Failure{Replays: e.Failure.Replays + 1},
 	}}

@@ -108,12 +108,12 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 		}
 		being := map[named]bool{}
 		for _, t := range c.parking {
-			if t.place.Free {
+			if t.place.Delayed {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
 		for _, s := range c.stuck {
-			if t := s.tasks[0]; t.unknown && t.place.Free {
+			if t := s.tasks[0]; t.unknown && t.place.Delayed {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
@@ -159,7 +159,7 @@ func (c *consumer) takeDelayed(batch []*task) (lanes []*laneCancellations) {
 // cancelWaiting settles what is named and not stored: it waits to be parked, or is kept in memory. Called with the lock held.
 func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	meant := func(t *task) bool {
-		return t.lane == l && !t.marking && t.place.Free && names.of(t.place, t.h.Delivery.ID)
+		return t.lane == l && !t.marking && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
 	}
 	var cancelled []*task
 	for _, t := range c.toPark {

@@ -331,7 +331,7 @@ func TestReplayAtMostOnce(t *testing.T) {
 		run(t, r)
 		injector, _ := bus.As[driver.Injector](b)
 		for i, id := range numbers(3) { // the second waits, and the third behind it
-			p := driver.Parking{Free: i == 0, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k"}}}
+			p := driver.Parking{Delayed: i == 0, Delivery: bus.Delivery{Message: &bus.Message{ID: id, Key: "k"}}}
 			if i == 1 {
 				p.Due = time.Now().Add(time.Hour)
 			}

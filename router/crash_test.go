@@ -39,7 +39,7 @@ func TestWhatPanicsIsAnError(t *testing.T) {
 			errs := make([]error, len(ms))
 			var none *brokenError
 			errs[0] = none
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		}), class: "panic"},
 		"Policy.Permanent": {handler: failing(nil), opts: []router.Option{router.Policy{Retry: router.Never, Permanent: panics}}, class: "panic"},
 		"Policy.Ignore":    {handler: failing(nil), opts: []router.Option{router.Policy{Retry: router.Never, Ignore: panics}}, class: "retries exhausted"},

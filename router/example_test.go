@@ -81,7 +81,7 @@ func ExampleOnBatch() {
 		}
 		fmt.Println(len(batch), "payments")
 		stop()
-		return bus.Each(errs)
+		return bus.PerMessage(errs)
 	}, router.Fill(3, time.Second))
 	if err := r.Run(ctx); err != nil {
 		log.Fatal(err)

@@ -213,7 +213,7 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 // enter puts a task in line with those of its key.
 func (c *consumer) enter(t *task) {
 	switch {
-	case c.isParked(t) && (!t.fetched || t.place.Free):
+	case c.isParked(t) && (!t.fetched || t.place.Delayed):
 		t.lane.busy++
 		t.keyed = false
 		c.parkAt(t, -1, time.Time{})

@@ -56,7 +56,7 @@ func (d *refusing) Publish(ctx context.Context, topic string, msgs []*bus.Messag
 			return err
 		}
 	}
-	if bus.Each(errs) == nil {
+	if bus.PerMessage(errs) == nil {
 		return nil
 	}
 	return &bus.PublishError{Errs: errs}
@@ -153,7 +153,7 @@ func TestWrongOutputIsToldWhenItIsEmitted(t *testing.T) {
 				}
 				errs[i] = bus.Emit(ctx, "out", out, bus.WithCause(m))
 			}
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		}), router.Fill(10, 100*time.Millisecond))
 		run(t, r)
 		publish(t, b, "in", ten()...)
@@ -204,7 +204,7 @@ func TestEqualIDsAreInBatchesOfTheirOwn(t *testing.T) {
 					errs[i] = errLater
 				}
 			}
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		}), router.Fill(2, time.Second))
 		run(t, r)
 		publish(t, b, "in", &bus.Message{ID: "1", Key: "good"}, &bus.Message{ID: "1", Key: "bad"})

@@ -102,7 +102,7 @@ func parkingsOf(batch []*task) []driver.Parking {
 	ps := make([]driver.Parking, len(batch))
 	for i, t := range batch {
 		t.queued, t.parking = false, true
-		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Free: t.place.Free}
+		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Delayed: t.place.Delayed}
 		ps[i].Token = t.token()
 		if t.blocks { // until its poison entry is written, it waits in this process alone: who comes next tries it again at once
 			ps[i].Due = time.Now()

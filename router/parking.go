@@ -98,7 +98,7 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 		case stored && (f.lane.gone || f.place.withdrawn): // the lane's next owner is told of it, or nothing is left of it
 			c.recycle(f)
 			continue
-		case stored && !f.place.Free: // it is still where it was
+		case stored && !f.place.Delayed: // it is still where it was
 			c.lot.insert(f.place, i)
 			f.place.away = false
 			c.recycle(f)
@@ -117,7 +117,7 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
 	}
 	e := t.place
-	e.Due, e.Free, e.away = due, t.free, true
+	e.Due, e.Delayed, e.away = due, t.free, true
 	switch {
 	case t.lane.gone && t.unparkable:
 		t.lane.release()
@@ -274,7 +274,7 @@ func (c *consumer) Parked(ps []driver.Parked) {
 			c.await(e)
 		case old.inFlight: // what has it in flight goes on; see park
 			if old.withdrawn = p.Withdrawn; !p.Withdrawn {
-				old.changed, old.Due, old.Free = true, p.Due, p.Free
+				old.changed, old.Due, old.Delayed = true, p.Due, p.Delayed
 			}
 		case p.Withdrawn:
 			c.unpark(old)

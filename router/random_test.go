@@ -385,7 +385,7 @@ func (w *world) router() *router.Router {
 			for i, m := range ms {
 				w.end(m, errs[i])
 			}
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		}), router.Fill(4, 100*time.Millisecond))
 		return r
 	}

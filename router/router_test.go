@@ -322,7 +322,7 @@ func TestBatches(t *testing.T) {
 					errs[i] = bus.Permanent(errors.New("never"))
 				}
 			}
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		}, router.Fill(10, time.Minute))
 		run(t, r)
 		for n := range 5 {

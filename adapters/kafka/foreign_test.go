@@ -57,7 +57,7 @@ func TestForeignHeaders(t *testing.T) {
 			closeSource(t, s)
 			s, o = parking(t, b, topic, group)
 			told := o.told(t, 1)
-			if told[0].Key != "k" || told[0].Free || !told[0].Due.Equal(ps[0].Due) {
+			if told[0].Key != "k" || told[0].Delayed || !told[0].Due.Equal(ps[0].Due) {
 				t.Errorf("try %d: told of %+v", try, told[0])
 			}
 			if n, err := s.Fetch(within(t), []bus.Token{told[0].Token}, ds[i:]); n != 1 || err != nil {

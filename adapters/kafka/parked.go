@@ -64,7 +64,7 @@ func encodeParked(r *kgo.Record, topic, key string, partition int32, p *driver.P
 		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure, Writer: writer,
 	})
 	r.Partition = partition
-	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerDue, Value: dueText(p.Due, p.Free)})
+	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerDue, Value: dueText(p.Due, p.Delayed)})
 	return err
 }
 
@@ -90,7 +90,7 @@ func parkedOf(r *kgo.Record, lane bus.Lane, position int64) driver.Parked {
 			p.Key = string(h.Value)
 		case headerDue:
 			text, isFree := strings.CutSuffix(string(h.Value), free)
-			p.Free = isFree
+			p.Delayed = isFree
 			if micros, _ := strconv.ParseInt(text, 10, 64); micros > 0 {
 				p.Due = time.UnixMicro(micros)
 			}

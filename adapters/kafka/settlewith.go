@@ -31,7 +31,7 @@ func (s *source) SettleWith(ctx context.Context, ss []driver.Settlement) error {
 		}
 		switch {
 		case err == nil:
-			return bus.Each(errs)
+			return bus.PerMessage(errs)
 		case errors.Is(err, bus.ErrStale): // which, is seen the next time
 		case refusedOf(err, outputs, errs):
 		case !isRefused(err):

@@ -335,7 +335,7 @@ func TestExactlyOnceInBatches(t *testing.T) {
 			}
 			return nil
 		})
-		return errors.Join(err, bus.Each(errs))
+		return errors.Join(err, bus.PerMessage(errs))
 	}), router.Fill(20, 0))
 	ctx, stop := context.WithCancel(within(t))
 	over := make(chan error, 1)

@@ -44,7 +44,7 @@ func (m *parkedMessages) all(epoch uint64) []driver.Parked {
 func parkedOf(p *driver.Parking, epoch uint64) driver.Parked {
 	token := p.Token
 	token.Epoch = epoch
-	return driver.Parked{Token: token, Key: p.Key, Due: p.Due, Free: p.Free}
+	return driver.Parked{Token: token, Key: p.Key, Due: p.Due, Delayed: p.Delayed}
 }
 
 // Park implements driver.ParkingSource.

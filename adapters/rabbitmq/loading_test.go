@@ -18,7 +18,7 @@ func injectAll(t testing.TB, d *busDriver, topic string, ms ...*bus.Message) {
 	t.Helper()
 	var ps []driver.Parking
 	for _, m := range ms {
-		ps = append(ps, driver.Parking{Free: true, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m}})
+		ps = append(ps, driver.Parking{Delayed: true, Due: time.Now().Add(time.Hour), Delivery: bus.Delivery{Message: m}})
 	}
 	if err := d.Inject(testContext(t), topic, "g", ps); err != nil {
 		t.Fatal(err)

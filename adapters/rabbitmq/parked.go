@@ -53,7 +53,7 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 	}
 	pub.Headers[parkHeader] = kind
 	pub.Headers[dueHeader] = due
-	if p.Free {
+	if p.Delayed {
 		pub.Headers[freeHeader] = true
 	}
 	return pub, nil
@@ -62,7 +62,7 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 // parkedOf is what a router has to know of a record at this position.
 func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
 	p := driver.Parked{Token: parkedToken(lane, position), Key: storedKey(d)}
-	p.Free, _ = d.Headers[freeHeader].(bool)
+	p.Delayed, _ = d.Headers[freeHeader].(bool)
 	if due, _ := d.Headers[dueHeader].(int64); due > 0 {
 		p.Due = time.UnixMicro(due)
 	}

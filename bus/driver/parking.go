@@ -72,8 +72,8 @@ type Parking struct {
 	bus.Delivery
 	// Due is the earliest time at which the message may be handled again. Zero: at any time.
 	Due time.Time
-	// Free marks a delayed message: its key does not wait for it.
-	Free bool
+	// Delayed marks a delayed message: its key does not wait for it.
+	Delayed bool
 	// Withdraw removes the parked message. Only [Injector] reads it.
 	Withdraw bool
 }
@@ -83,9 +83,9 @@ type Parked struct {
 	// Token names it; Token.Parked is set.
 	bus.Token
 	Key string
-	// Due and Free are those of [Parking]. Due has at least millisecond precision.
-	Due  time.Time
-	Free bool
+	// Due and Delayed are those of [Parking]. Due has at least millisecond precision.
+	Due     time.Time
+	Delayed bool
 	// Withdrawn: the message is not parked any more. Only Token counts.
 	Withdrawn bool
 }
@@ -96,7 +96,7 @@ type Parked struct {
 type Injector interface {
 	// Inject parks messages of one topic for a group, each in the lane of its key. It tells the
 	// lane's owner, now or when there is an owner. Of each entry, Message, Attempt, FirstSeen,
-	// Handler, Failure, Due and Free count.
+	// Handler, Failure, Due and Delayed count.
 	//
 	// An entry with Token.Parked replaces the parked message with that lane, position and message
 	// ID. With Withdraw it removes that message. Inject leaves the entry out if that message is

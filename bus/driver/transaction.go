@@ -16,7 +16,7 @@ type TransactionalSource interface {
 	bus.Source
 
 	// SettleWith settles deliveries, and publishes the outputs of each in their order, to topics of
-	// the same bus. It has one caller at a time. An error made by [bus.Each] gives the outcome of
+	// the same bus. It has one caller at a time. An error made by [bus.PerMessage] gives the outcome of
 	// each settlement:
 	//
 	//   - nil: it is done.
@@ -53,7 +53,7 @@ type JoiningSource interface {
 	// SettleIn settles deliveries in tx, and publishes outputs in their order. Call it last, right
 	// before tx ends: from here on other writers wait. It may be called concurrently.
 	//
-	// After an error the caller must roll tx back. An error made by [bus.Each] is by token. It
+	// After an error the caller must roll tx back. An error made by [bus.PerMessage] is by token. It
 	// wraps ErrStale for each message that cannot be settled: its ownership has ended, or it is
 	// settled or parked since. It wraps ErrNotFound, too, for a message that was withdrawn from
 	// parking.

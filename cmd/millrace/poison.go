@@ -233,7 +233,7 @@ func poisonExport(ctx context.Context, q *poison.Queue, c *poisonCall) (int, err
 }
 
 func poisonGroups(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error) {
-	groups, err := q.Groups(ctx, c.filter)
+	groups, err := q.Summaries(ctx, c.filter)
 	if err != nil {
 		return exitFail, err
 	}

@@ -94,9 +94,9 @@ func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *B
 		there, err = q.Count(ctx, filter)
 		return there == n
 	})
-	var groups []poison.Group
+	var groups []poison.Summary
 	if err == nil {
-		groups, err = q.Groups(ctx, filter)
+		groups, err = q.Summaries(ctx, filter)
 	}
 	if ctx.Err() != nil { // the end
 		return nil

@@ -64,7 +64,7 @@ func (f *faulty) Publish(_ context.Context, topic string, msgs []*bus.Message) e
 	case f.more <- struct{}{}:
 	default:
 	}
-	if bus.Each(errs) == nil {
+	if bus.PerMessage(errs) == nil {
 		return nil
 	}
 	return &bus.PublishError{Errs: errs}

@@ -64,7 +64,7 @@ func onceOnly(t *testing.T, s *store, batch bool) {
 				}
 				failed = append(failed, err)
 			}
-			return bus.Each(failed)
+			return bus.PerMessage(failed)
 		})
 	}
 	counted := bus.Around(func(ctx context.Context, c bus.Call) error {

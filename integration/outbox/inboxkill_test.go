@@ -45,7 +45,7 @@ func (c *inboxChild) run(ctx context.Context, d outbox.Dialect, db *sql.DB, o *o
 			for i, e := range events {
 				failed[i] = apply(ctx, tx, e.Value)
 			}
-			return bus.Each(failed)
+			return bus.PerMessage(failed)
 		})
 	}
 	told := bus.Around(func(ctx context.Context, call bus.Call) error {

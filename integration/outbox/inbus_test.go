@@ -74,7 +74,7 @@ func (e *effects) handler(begin outbox.Transactor[*sql.Tx], batch bool) bus.Hand
 				}
 			}
 		}
-		return bus.Each(failed)
+		return bus.PerMessage(failed)
 	})
 }
 

@@ -150,9 +150,9 @@ func TestBatches(t *testing.T) {
 		trips bool
 	}{
 		"all":              {errDown, true},
-		"one":              {bus.Each([]error{nil, errDown}), false},
-		"one, one refused": {bus.Each([]error{bus.Permanent(errDown), errDown}), true},
-		"all refused":      {bus.Each([]error{bus.Permanent(errDown), bus.Permanent(errDown)}), false},
+		"one":              {bus.PerMessage([]error{nil, errDown}), false},
+		"one, one refused": {bus.PerMessage([]error{bus.Permanent(errDown), errDown}), true},
+		"all refused":      {bus.PerMessage([]error{bus.Permanent(errDown), bus.Permanent(errDown)}), false},
 	} {
 		h := breaker.New(breaker.Config{Failures: 1})(batchFunc(func(context.Context, []*bus.Message) error { return tc.err })).(bus.BatchHandler)
 		_ = h.HandleBatch(t.Context(), two)

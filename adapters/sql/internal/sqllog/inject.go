@@ -62,7 +62,7 @@ func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard 
 	for k, p := range ps {
 		row := parkedRow{shard: shard, pos: last - int64(len(ps)-1-k), due: micros(p.Due)}
 		row.change = row.pos
-		if p.Free {
+		if p.Delayed {
 			row.free = 1
 		}
 		if !p.Withdraw {

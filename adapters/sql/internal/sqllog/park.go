@@ -254,7 +254,7 @@ func (p *parkings) parkLane(ctx context.Context, tx *sql.Tx, member string, l *p
 	for k, i := range l.entries {
 		e := &p.ps[i]
 		row := parkedRow{shard: shard, pos: l.last - int64(len(l.entries)-1-k), due: micros(e.Due), key: []byte(e.Key), doc: p.docs[i]}
-		if e.Free {
+		if e.Delayed {
 			row.free = 1
 		}
 		kept := false

@@ -147,7 +147,7 @@ func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lan
 		p := driver.Parked{Token: bus.Token{Parked: true}}
 		var due int64
 		var key []byte
-		if err := rows.Scan(&p.Lane, &p.Position, &due, &p.Free, &key, &p.Withdrawn); err != nil {
+		if err := rows.Scan(&p.Lane, &p.Position, &due, &p.Delayed, &key, &p.Withdrawn); err != nil {
 			return err
 		}
 		p.Epoch, p.Due, p.Key = of(p.Lane).Epoch, dueOf(due), string(key)

@@ -91,7 +91,7 @@ func (st *settlement) find(tokens []bus.Token) error {
 		}
 	}
 	slices.SortFunc(st.lanes, func(a, b *settled) int { return cmp.Compare(a.lane.id.ID, b.lane.id.ID) })
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }
 
 // copy makes the copies of the windows.
@@ -131,7 +131,7 @@ func (st *settlement) copy(tokens []bus.Token) error {
 			return errScattered
 		}
 	}
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }
 
 // isComplete says whether the encoding names all that is done.
@@ -174,7 +174,7 @@ func (st *settlement) write(ctx context.Context, x driver.Execer, tokens []bus.T
 			errs[i] = errWithdrawn
 		}
 	}
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }
 
 // end is called when the transaction has ended, with the error of the commit or why there was none. It finds out what

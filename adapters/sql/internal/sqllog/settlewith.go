@@ -27,7 +27,7 @@ func (s *Source) SettleWith(ctx context.Context, ss []driver.Settlement) error {
 	if err := s.settleAll(ctx, ss, all, errs); err != nil {
 		return s.driver.fail("settle", s.topic.name, err)
 	}
-	return bus.Each(errs)
+	return bus.PerMessage(errs)
 }
 
 // settleTransactional is Settle of a source that is transactional.

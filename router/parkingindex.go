@@ -66,7 +66,7 @@ func newParkingLot(unordered bool) parkingLot {
 // position yet, because that gets a later one.
 func (p *parkingLot) add(e *parkedMessage) {
 	i := -1
-	if l := p.lines[e.Key]; l != nil && !e.Free {
+	if l := p.lines[e.Key]; l != nil && !e.Delayed {
 		for i = len(l.messages); i > 0; i-- {
 			if m := l.messages[i-1]; m.Token.Parked && m.Token.Position < e.Token.Position {
 				break
@@ -76,15 +76,15 @@ func (p *parkingLot) add(e *parkedMessage) {
 	p.insert(e, i)
 }
 
-// insert puts a message at place i of its key's line, or behind it if i is -1. Free ones have no line.
+// insert puts a message at place i of its key's line, or behind it if i is -1. Delayed ones have no line.
 func (p *parkingLot) insert(e *parkedMessage, i int) {
 	e.at, e.gone, e.inFlight, e.changed, e.line = -1, false, false, false, nil
 	p.n++
 	p.place(e)
-	if e.Key == "" || p.unordered && !e.Free {
+	if e.Key == "" || p.unordered && !e.Delayed {
 		return
 	}
-	if e.Free {
+	if e.Delayed {
 		p.delayed[e.Key] = append(p.delayed[e.Key], e)
 		return
 	}
