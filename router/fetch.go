@@ -116,7 +116,7 @@ func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []
 	c.log.Warn("fetching parked messages failed; trying again", "messages", len(failed.Unwrap()), "of", len(batch), "err", failed)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	waits := map[*lane]time.Time{}
+	now := time.Now()
 	var fetched []*parkedMessage
 	for i, e := range batch {
 		if failed.Errs[i] == nil {
@@ -124,16 +124,14 @@ func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []
 			fetched = append(fetched, e)
 			continue
 		}
-		until, ok := waits[e.lane]
-		if !ok {
-			until = time.Now().Add(e.lane.fetches.delay())
-			waits[e.lane] = until
+		if l := e.lane; !now.Before(l.fetchFrom) { // all that waits in the lane is tried together
+			l.fetchFrom = now.Add(l.fetches.delay())
 		}
 		if e.away = false; e.gone {
 			continue
 		}
-		if e.Due.Before(until) {
-			e.Due = until
+		if e.Due.Before(e.lane.fetchFrom) {
+			e.Due = e.lane.fetchFrom
 		}
 		c.await(e)
 	}

@@ -86,8 +86,9 @@ type lane struct {
 	// gone: no handler may start any more. lost: nothing may be settled any more either.
 	gone, lost bool
 	// dropped are keys of which a message was let go unsettled while the lane was going: their later ones must not be parked before it.
-	dropped map[string]bool
-	fetches backoff // of its parked messages, while they cannot be fetched
+	dropped   map[string]bool
+	fetches   backoff   // of its parked messages, while they cannot be fetched
+	fetchFrom time.Time // when they are tried again
 	// busy counts tasks that a worker has, and those handled but not yet settled at the driver.
 	busy int
 	idle chan struct{} // made by a revocation, closed when busy is 0
