@@ -28,6 +28,7 @@ type busDriver struct {
 	patience patience
 	pool     fetchPool
 	parker   parker
+	alone    chan struct{} // full while a record is published alone
 
 	mu      sync.Mutex
 	sources map[*source]struct{}
@@ -45,6 +46,7 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 		config:   c,
 		buffer:   newBudget(publishBuffer),
 		patience: patience{timeout: c.PublishTimeout},
+		alone:    make(chan struct{}, 1),
 		sources:  map[*source]struct{}{},
 		closed:   make(chan struct{}),
 		done:     make(chan struct{}),

@@ -24,6 +24,14 @@ func publishFailure(topic string, err error, isDefinite bool) error {
 	return &bus.Error{Op: "publish", Broker: "kafka", Topic: topic, Err: translate(err), Definite: isDefinite, Retryable: retryable(err)}
 }
 
+// publishError is the error of a publish with these outcomes; nil if all messages are published.
+func publishError(errs []error) error {
+	if firstError(errs) == nil {
+		return nil
+	}
+	return &bus.PublishError{Errs: errs}
+}
+
 // translate adds the bus's own errors to the native ones.
 func translate(err error) error {
 	v, _ := judge(err)

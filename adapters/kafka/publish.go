@@ -40,10 +40,15 @@ func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Messa
 		}
 	}
 	err := d.produce(ctx, d.client, records, size).wait(ctx, topic)
-	if pe, ok := errors.AsType[*bus.PublishError](err); ok && d.mayRepeat(records, pe.Errs) {
+	pe, ok := errors.AsType[*bus.PublishError](err)
+	switch {
+	case !ok:
+		return err
+	case mayRepeat(records, pe.Errs, isBatchTooLarge):
 		return d.repeat(ctx, topic, msgs, pe.Errs)
+	default:
+		return d.judgeSingly(ctx, topic, records, pe.Errs)
 	}
-	return err
 }
 
 // call is the records of one publish on their way.

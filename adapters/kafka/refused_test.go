@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -72,4 +76,53 @@ func TestRefusedOutputs(t *testing.T) {
 			t.Errorf("published were %q", got)
 		}
 	})
+}
+
+// TestInvalidRecordIsRefusedAlone: an invalid record fails no other message of its call, and none of other callers. The others keep their order. If the
+// refusal comes while a call is being handed to the client, the first part of that call may fail, and another try helps.
+func TestInvalidRecordIsRefusedAlone(t *testing.T) {
+	c := realConfig(t)
+	c.Linger = 20 * time.Millisecond // the callers share batches
+	b, f := open(t, c), newForeigner(t, c)
+	topic := name("t")
+	compact := "compact" // it takes no records without a key
+	if _, err := f.adm.CreateTopic(within(t), 1, 1, map[string]*string{"cleanup.policy": &compact}, topic); err != nil {
+		t.Fatal(err)
+	}
+	const callers, each, rounds = 4, 20, 3
+	var retryable atomic.Int32
+	var wg sync.WaitGroup
+	for caller := range callers {
+		wg.Go(func() {
+			for round := range rounds {
+				ms := make([]*bus.Message, each)
+				for i := range ms {
+					ms[i] = &bus.Message{Key: fmt.Sprint(caller), Payload: fmt.Append(nil, round*each+i)}
+					if caller == 0 && i%7 == 3 {
+						ms[i].Key = ""
+					}
+				}
+				for i, err := range outcomes(t, within(t), b, topic, ms) {
+					if bus.IsRetryable(err) && bus.IsDefinite(err) {
+						retryable.Add(1)
+					} else if refused := ms[i].Key == ""; refused != errors.Is(err, bus.ErrInvalid) || refused != (err != nil) || refused && !bus.IsDefinite(err) {
+						t.Errorf("caller %d, message %d: %v", caller, i, err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	const all = rounds * (callers*each - 3)
+	if n := retryable.Load(); n > all/4 {
+		t.Errorf("%d of %d messages failed for others' sake", n, all)
+	}
+	last := map[string]int{}
+	for _, d := range receive(t, subscribe(t, b, topic, name("g"), bus.Earliest, newObserver()), all-int(retryable.Load())) {
+		n, err := strconv.Atoi(string(d.Payload))
+		if before, had := last[d.Key]; err != nil || had && n <= before {
+			t.Errorf("of key %s, %d comes after %d", d.Key, n, before)
+		}
+		last[d.Key] = n
+	}
 }

@@ -49,13 +49,16 @@ func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was
 	}
 }
 
+// isBatchTooLarge says whether a record was refused for the size of its batch.
+func isBatchTooLarge(err error) bool { return errors.Is(err, errBatchTooLarge) }
+
 // mayRepeat says whether records were refused for their batches, and none of their partitions may have taken later ones of the call: then they can
 // be sent again in their order.
-func (d *busDriver) mayRepeat(records []kgo.Record, errs []error) bool {
+func mayRepeat(records []kgo.Record, errs []error, refused func(error) bool) bool {
 	repeat := map[int32]bool{}
 	for i, err := range errs {
 		switch {
-		case errors.Is(err, errBatchTooLarge):
+		case refused(err):
 			repeat[records[i].Partition] = true
 		case err == nil && repeat[records[i].Partition]:
 			return false
@@ -71,7 +74,7 @@ func (d *busDriver) repeat(ctx context.Context, topic string, msgs []*bus.Messag
 	var again []*bus.Message
 	var of []int
 	for i, err := range errs {
-		if errors.Is(err, errBatchTooLarge) {
+		if isBatchTooLarge(err) {
 			again, of = append(again, msgs[i]), append(of, i)
 		}
 	}
@@ -82,10 +85,7 @@ func (d *busDriver) repeat(ctx context.Context, topic string, msgs []*bus.Messag
 	for i, err := range outcomes {
 		errs[of[i]] = err
 	}
-	if firstError(errs) == nil {
-		return nil
-	}
-	return &bus.PublishError{Errs: errs}
+	return publishError(errs)
 }
 
 // isTooLarge says whether a record was refused for its size, or for that of its batch.
