@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ const (
 	listenInterval = time.Second
 	// listenTimeout bounds how long a leader that does not answer holds up the next look at the others.
 	listenTimeout = 5 * time.Second
+	// deafLooks is how many looks at a log may fail in a row before the source reports it.
+	deafLooks = 5
 	// shortLooks is how many times in a row a log must end before what was in it until that is believed: for a moment after a
 	// change of leaders, the new one may not know how far the log reaches.
 	shortLooks = 5
@@ -92,16 +95,26 @@ func (s *source) news() []news {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, listenTimeout)
 	defer cancel()
-	topic, _ := s.driver.topics.find(ctx, s.parking) // if there is none, or no answer, there is nothing to ask
+	topic, err := s.driver.topics.find(ctx, s.parking)
 	extents := s.driver.extents(ctx, topic, partitions)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []news
-	for p, e := range extents {
+	for _, p := range partitions {
 		l := s.lanes[p]
-		if e.err != nil || l == nil || l.leaving || !l.parking.ready || l.hearing != nil {
+		if l == nil || l.leaving || !l.parking.ready || l.hearing != nil {
 			continue
 		}
+		e, asked := extents[p]
+		if !asked && (err == nil || isMissing(err)) { // there is no log
+			l.parking.deaf = 0
+			continue
+		}
+		if !asked || e.err != nil {
+			s.deafTo(l, cmp.Or(e.err, err))
+			continue
+		}
+		l.parking.deaf = 0
 		l.parking.compare(e, topic.TopicID)
 		if l.parking.heard < e.end || l.parking.anew || len(l.parking.orders) > 0 {
 			l.hearing = make(chan struct{})
@@ -109,6 +122,13 @@ func (s *source) news() []news {
 		}
 	}
 	return all
+}
+
+// deafTo notes that a lane's log cannot be looked at, and reports it if that lasts. Called with the lock held.
+func (s *source) deafTo(l *lane, err error) {
+	if l.parking.deaf++; l.parking.deaf == deafLooks && s.ctx.Err() == nil {
+		s.tellNow(fail("receive", s.sub.Topic, fmt.Errorf("replays and other commands for partition %d wait, because topic %q cannot be read: %w", l.ID, s.parking, err)))
+	}
 }
 
 // compare sees whether the log is still the one that was read. If not, what is known of it is looked for again, from its start.

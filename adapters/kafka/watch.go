@@ -71,6 +71,11 @@ func (s *source) waiting() map[int32]int64 {
 func (s *source) tell(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.tellNow(err)
+}
+
+// tellNow is tell with the lock held.
+func (s *source) tellNow(err error) {
 	s.report(err)
 	if s.polling {
 		s.stopPoll()
@@ -179,10 +184,7 @@ func (s *source) skipGap(ctx context.Context, partition int32, from int64) {
 	l.next = next
 	l.window.Advance(next)
 	if deleted {
-		s.report(s.truncated(partition, from, next))
-		if s.polling {
-			s.stopPoll()
-		}
+		s.tellNow(s.truncated(partition, from, next))
 	}
 	s.wakeCommitter()
 }
