@@ -30,3 +30,11 @@ func CutOff(src bus.Source, partition int32, at int64) {
 	defer s.mu.Unlock()
 	s.enqueue(&kgo.FetchPartition{Partition: partition, Records: []*kgo.Record{{Partition: partition, Offset: at}}})
 }
+
+// ForgetTopicID has a source know its topic without an id, as before an upgrade of the brokers.
+func ForgetTopicID(src bus.Source) {
+	s := src.(*source)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.topicID = [16]byte{}
+}

@@ -20,6 +20,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -91,7 +92,7 @@ func exactlyOnce(t *testing.T, c kafka.Config, messages, dead int) {
 	calls := 0
 	progress := make(chan struct{}, 1)
 	run := func(ctx context.Context, b *bus.Bus) error {
-		r := router.New(b, group, router.Guarantee(router.ExactlyOnce), router.DrainTimeout(10*time.Second))
+		r := router.New(b, group, router.Guarantee(router.ExactlyOnce), router.DrainTimeout(10*time.Second), router.Logger(testlog.New(t, ""))) // connections are cut
 		r.HandleFunc(in, func(ctx context.Context, m *bus.Message) error {
 			mu.Lock()
 			handled[string(m.Payload)]++
@@ -307,7 +308,7 @@ func TestExactlyOnceInBatches(t *testing.T) {
 	var mu sync.Mutex
 	failed, told := map[string]bool{}, 0
 	done := make(chan struct{})
-	r := router.New(b, "g", router.Guarantee(router.ExactlyOnce), router.Policy{Retry: router.Schedule{time.Millisecond}})
+	r := router.New(b, "g", router.Guarantee(router.ExactlyOnce), router.Policy{Retry: router.Schedule{time.Millisecond}}, router.Logger(testlog.New(t, "handler failed; the message is tried again")))
 	r.Handle("in", batchFunc(func(ctx context.Context, ms []*bus.Message) error {
 		errs := make([]error, len(ms))
 		for i, m := range ms {
@@ -406,7 +407,7 @@ func TestCancelledExactlyOnce(t *testing.T) {
 		var mu sync.Mutex
 		var came []string
 		start := func() (stop func()) {
-			r := router.New(b, group, router.Guarantee(router.ExactlyOnce))
+			r := router.New(b, group, router.Guarantee(router.ExactlyOnce), router.Logger(testlog.New(t)))
 			r.HandleFunc(in, func(ctx context.Context, m *bus.Message) error {
 				mu.Lock()
 				defer mu.Unlock()
