@@ -24,7 +24,8 @@ type nowhere struct{}
 
 func (nowhere) ExecContext(context.Context, string, ...any) (sql.Result, error) { return nil, nil }
 
-// TestTransactorHasTheValuesOfTheContext where relays are told of a commit, too; and they are told of nothing if nothing was written.
+// TestTransactorHasTheValuesOfTheContext: so it is also for telling relays of a commit. Relays are
+// told of nothing if nothing was written.
 func TestTransactorHasTheValuesOfTheContext(t *testing.T) {
 	for _, writes := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

@@ -1,7 +1,9 @@
-// Package leaktest fails a package's tests if they leave goroutines behind. It needs the standard library only.
+// Package leaktest fails a package's tests if they leave goroutines behind. It needs the standard
+// library only.
 //
-// It is weaker than go.uber.org/goleak: it looks once, after all tests of the package, so it does not name the test that
-// leaked, and it takes no exceptions. Modules that have dependencies anyway use goleak.
+// It is weaker than go.uber.org/goleak: it looks once, after all tests of the package, so it does
+// not name the test that leaked, and it takes no exceptions. Modules that have dependencies anyway
+// use goleak.
 package leaktest
 
 import (
@@ -17,8 +19,8 @@ import (
 // patience is the time that goroutines have to end after the last test.
 const patience = 2 * time.Second
 
-// Main runs the tests of m and exits. Call it from TestMain. The tests fail if a goroutine is left two seconds after
-// the last test.
+// Main runs the tests of m and exits. Call it from TestMain. The tests fail if a goroutine is left
+// two seconds after the last test.
 func Main(m *testing.M) {
 	code := m.Run()
 	if code == 0 {

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// What an open breaker refuses is neither poisoned nor ignored by middleware outside, whatever that matches.
+// A call refused by an open breaker is neither poisoned nor ignored by middleware outside, whatever
+// that matches.
 func TestNothingGivesUpWhatIsRefused(t *testing.T) {
 	all := func(error) bool { return true }
 	for _, name := range []string{"poison", "ignore"} {
