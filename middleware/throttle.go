@@ -9,9 +9,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Throttle lets at most perSecond messages a second through, and up to burst at once after a pause,
-// over all handlers with the same middleware value. A call waits for its turn within its context;
-// waiting calls keep their workers. A batch waits for all of its messages.
+// Throttle lets at most perSecond messages a second through, and up to burst at once after a pause.
+// All handlers with the same middleware value share the rate. A call waits for its turn within its
+// context; waiting calls keep their workers. A batch waits for all of its messages.
 //
 // A message does not wait if its turn comes only after its context's deadline. It is
 // [bus.Unavailable] until then, and no try is counted: the handler was not called with it. The
