@@ -1,0 +1,78 @@
+// Package stored has the formats of what drivers keep at their brokers beside a message: the facts
+// of a parked one, the entry of a poisoned one, and due times. They are JSON, so that whoever looks
+// into a broker can read them. How the message itself is kept is each driver's.
+//
+// Records outlive releases: an older and a newer version of a driver read each other's. Add fields,
+// change none.
+package stored
+
+import (
+	"time"
+
+	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
+)
+
+// Facts are kept with a parked message.
+type Facts struct {
+	Handler   string       `json:"handler,omitempty"`
+	Attempt   int          `json:"attempt"`
+	FirstSeen time.Time    `json:"firstseen"`
+	Failure   *bus.Failure `json:"failure,omitempty"`
+}
+
+// FactsOf returns the facts of a delivery that is to be parked.
+func FactsOf(d *bus.Delivery) Facts {
+	return Facts{Handler: d.Handler, Attempt: d.Attempt, FirstSeen: d.FirstSeen, Failure: d.Failure}
+}
+
+// Fill puts the facts into the delivery of a parked message.
+func (f Facts) Fill(d *bus.Delivery) {
+	d.Handler, d.Attempt, d.FirstSeen, d.Failure = f.Handler, f.Attempt, f.FirstSeen, f.Failure
+}
+
+// Entry is kept with a poisoned message.
+type Entry struct {
+	Topic    string      `json:"topic"`
+	Group    string      `json:"group"`
+	Handler  string      `json:"handler"`
+	Lane     int32       `json:"lane"`
+	Position int64       `json:"position"`
+	Waits    bool        `json:"waits,omitempty"`
+	Failure  bus.Failure `json:"failure"`
+	Host     string      `json:"host"`
+	Time     time.Time   `json:"time"`
+}
+
+// EntryOf returns the stored form of an entry, without its ID and message.
+func EntryOf(e *driver.PoisonEntry) Entry {
+	return Entry{
+		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
+		Failure: e.Failure, Host: e.Host, Time: e.Time,
+	}
+}
+
+// Of returns the entry with this id and message.
+func (e Entry) Of(id string, m *bus.Message) driver.PoisonEntry {
+	return driver.PoisonEntry{
+		ID: id, Message: m, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
+		Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time,
+	}
+}
+
+// Micros is a due time as it is stored: microseconds since 1970, rounded up, so that no message is
+// early. 0 is any time.
+func Micros(due time.Time) int64 {
+	if due.IsZero() {
+		return 0
+	}
+	return due.Add(time.Microsecond - 1).UnixMicro()
+}
+
+// Due reads what [Micros] has written. A number below 1 is any time.
+func Due(micros int64) time.Time {
+	if micros < 1 {
+		return time.Time{}
+	}
+	return time.UnixMicro(micros)
+}
