@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
-	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // inbox receives a bus's replies: one topic and one group, subscribed to on first use. The zero
@@ -83,7 +83,7 @@ func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
 	close(o.ready)
 	batch := make([]Delivery, 256)
 	var tokens []Token
-	for pause := (pause{}); ; {
+	for again := (backoff.Backoff{}); ; {
 		n, err := o.source.Receive(ctx, batch, inboxBytes)
 		if n > 0 {
 			tokens = tokens[:0]
@@ -96,7 +96,7 @@ func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
 		}
 		switch {
 		case err == nil:
-			pause.reset()
+			again = backoff.Backoff{}
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, ErrClosed):
@@ -105,7 +105,7 @@ func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
 			return
 		default:
 			b.options.logger.Warn("receiving replies failed; trying again", "topic", o.name, "err", err)
-			pause.wait(ctx)
+			again.Wait(ctx)
 		}
 	}
 }
@@ -133,7 +133,7 @@ func subscribeInbox(ctx context.Context, name string, b *Bus) (Source, error) {
 	defer cancel()
 	// From the beginning: replies can come before a broker has given this member its lanes.
 	s := Subscription{Topic: name, Group: name, Start: Earliest, InFlight: inboxInFlight, Bytes: inboxBytes}
-	for pause := (pause{}); ; {
+	for again := (backoff.Backoff{}); ; {
 		source, err := b.driver.Subscribe(ctx, s, noLanes{})
 		if err == nil {
 			return source, nil
@@ -141,19 +141,19 @@ func subscribeInbox(ctx context.Context, name string, b *Bus) (Source, error) {
 		if ctx.Err() != nil || !IsRetryable(err) {
 			return nil, err
 		}
-		pause.wait(ctx)
+		again.Wait(ctx)
 	}
 }
 
 // settleReplies settles, however often it takes: unsettled replies would fill the driver's bounds.
 func settleReplies(ctx context.Context, s Source, tokens []Token, b *Bus) {
-	for pause := (pause{}); ; {
+	for again := (backoff.Backoff{}); ; {
 		err := s.Settle(ctx, tokens)
 		if err == nil || errors.Is(err, ErrStale) || errors.Is(err, ErrClosed) || ctx.Err() != nil {
 			return
 		}
 		b.options.logger.Warn("settling replies failed; trying again", "err", err)
-		pause.wait(ctx)
+		again.Wait(ctx)
 	}
 }
 
@@ -223,18 +223,3 @@ type noLanes struct{}
 func (noLanes) Assigned([]Lane)                  {}
 func (noLanes) Revoking(context.Context, []Lane) {}
 func (noLanes) Lost([]Lane, error)               {}
-
-// pause is a jittered back-off from 50 ms to 5 s.
-type pause struct{ next time.Duration }
-
-func (p *pause) reset() { p.next = 0 }
-
-func (p *pause) wait(ctx context.Context) {
-	p.next = min(max(2*p.next, 50*time.Millisecond), 5*time.Second)
-	t := time.NewTimer(p.next/2 + rand.N(p.next/2))
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
