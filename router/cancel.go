@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // named is what a cancellation names: delayed messages with this key and id.
@@ -74,7 +75,7 @@ type laneCancellations struct {
 
 // canceller sees to cancellations. What cannot be looked at now is tried again behind the others.
 func (c *consumer) canceller() {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		lanes := c.nextToCancel()
 		if lanes == nil {
 			return
@@ -86,9 +87,9 @@ func (c *consumer) canceller() {
 			failed = failed || f == cancelAgain
 		}
 		if failed {
-			b.wait(c.intake)
+			b.Wait(c.intake)
 		} else {
-			b = backoff{}
+			b = backoff.Backoff{}
 		}
 	}
 }

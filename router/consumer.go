@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // consumer runs the handlers of one topic and group: it pulls deliveries from the driver (intake.go), orders them by
@@ -82,7 +83,7 @@ type consumer struct {
 	stuckByKey      map[string]*stuckTasks
 	stuckDue        time.Time // when they are tried again
 	stuckTimer      *time.Timer
-	stuckBackoff    backoff
+	stuckBackoff    backoff.Backoff
 	stuckTries      int            // since the drain began
 	unparkable      map[string]int // messages in flight that the broker never parks, by key
 	cancels         []*task
@@ -196,7 +197,7 @@ func (c *consumer) start() error {
 }
 
 func (c *consumer) subscribe() (bus.Source, error) {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		source, err := c.core.bus.Driver().Subscribe(c.intake, c.sub, c)
 		if err == nil {
 			if err = c.lacking(source); err == nil {
@@ -212,7 +213,7 @@ func (c *consumer) subscribe() (bus.Source, error) {
 		}
 		c.setState(StateStarting, err)
 		c.log.Warn("cannot subscribe yet", "err", err)
-		b.wait(c.intake)
+		b.Wait(c.intake)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // wakeFetcher has due messages fetched, now or when the next is due.
@@ -28,7 +29,7 @@ func (c *consumer) wakeFetcherAt() bool {
 func (c *consumer) fetcher() {
 	dst := make([]bus.Delivery, maxFetched)
 	var tokens []bus.Token
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		batch := c.nextToFetch()
 		if batch == nil {
 			return
@@ -42,7 +43,7 @@ func (c *consumer) fetcher() {
 			batch, err = c.keepBack(batch, pe), nil
 		}
 		if err == nil {
-			b = backoff{}
+			b = backoff.Backoff{}
 			c.admitFetched(batch, dst[:n])
 			clear(dst)
 			continue
@@ -51,7 +52,7 @@ func (c *consumer) fetcher() {
 		if c.intake.Err() == nil {
 			c.log.Warn("fetching parked messages failed; trying again", "messages", len(batch), "err", err)
 		}
-		b.wait(c.intake)
+		b.Wait(c.intake)
 	}
 }
 
@@ -120,12 +121,12 @@ func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []
 	var fetched []*parkedMessage
 	for i, e := range batch {
 		if failed.Errs[i] == nil {
-			e.lane.fetches = backoff{}
+			e.lane.fetches = backoff.Backoff{}
 			fetched = append(fetched, e)
 			continue
 		}
 		if l := e.lane; !now.Before(l.fetchFrom) { // all that waits in the lane is tried together
-			l.fetchFrom = now.Add(l.fetches.delay())
+			l.fetchFrom = now.Add(l.fetches.Next())
 		}
 		if e.away = false; e.gone {
 			continue

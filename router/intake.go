@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
 
@@ -18,7 +19,7 @@ const maxReceive = 512
 // pump pulls deliveries while there is room for them.
 func (c *consumer) pump() {
 	buf := make([]bus.Delivery, min(c.cfg.inFlight.messages, maxReceive))
-	var b backoff
+	var b backoff.Backoff
 	for {
 		n, bytes := c.waitForRoom()
 		if n == 0 {
@@ -31,8 +32,8 @@ func (c *consumer) pump() {
 		}
 		switch {
 		case err == nil:
-			if b.next > 0 {
-				b = backoff{}
+			if b != (backoff.Backoff{}) {
+				b = backoff.Backoff{}
 				c.receiving(nil)
 			}
 		case c.intake.Err() != nil:
@@ -49,7 +50,7 @@ func (c *consumer) pump() {
 				level = slog.LevelError
 			}
 			c.log.Log(c.intake, level, "receiving failed; trying again", "err", err)
-			b.wait(c.intake)
+			b.Wait(c.intake)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // stuckTasks could not be parked, and are tried again. Of those of one key the first alone is tried: the others must not get a position
@@ -365,7 +366,7 @@ func (c *consumer) goOnEnded(t *task) {
 // delayStuck says when what is stuck is tried again.
 func (c *consumer) delayStuck(retried bool, n int, err error) {
 	if len(c.stuck) == 0 {
-		c.stuckBackoff = backoff{}
+		c.stuckBackoff = backoff.Backoff{}
 	}
 	now := time.Now()
 	if n == 0 || !retried && now.Before(c.stuckDue) { // a time is set
@@ -375,7 +376,7 @@ func (c *consumer) delayStuck(retried bool, n int, err error) {
 	if c.draining {
 		c.stuckTries++
 	}
-	d := c.stuckBackoff.delay()
+	d := c.stuckBackoff.Next()
 	c.stuckDue = now.Add(d)
 	if c.stuckTimer == nil {
 		c.stuckTimer = time.AfterFunc(d, c.retryStuck)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 func (t *task) poisonEntry(now time.Time) *driver.PoisonEntry {
@@ -98,11 +99,10 @@ func (c *consumer) afterPoison(t *task, err error) {
 	case isRefused && c.canPark && !t.unparkable:
 		t.outcome, t.due, t.entry = park, time.Now().Add(refusedFor), nil
 	default:
-		b := backoff{next: backoffFirst << min(t.putFails, 6)}
 		if t.putFails++; t.putFails == 1 {
 			c.trouble.waiting++
 		}
-		t.outcome, t.due = hold, time.Now().Add(b.delay())
+		t.outcome, t.due = hold, time.Now().Add(backoff.Pause(t.putFails))
 	}
 	c.finish(t)
 }

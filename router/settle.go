@@ -5,6 +5,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // settleTask hands a task over to the settler. Called with the lock held.
@@ -66,7 +67,7 @@ func (c *consumer) settleDurably(tokens []bus.Token) bool {
 	if !ok {
 		return c.settleTokens(tokens) == nil
 	}
-	for b := (backoff{}); c.settleTokens(tokens) == nil; b.wait(c.ctx) {
+	for b := (backoff.Backoff{}); c.settleTokens(tokens) == nil; b.Wait(c.ctx) {
 		err := source.Commit(c.ctx)
 		if err == nil {
 			return c.settleTokens(tokens) == nil
@@ -129,7 +130,7 @@ func (c *consumer) nextDone() []*task {
 // settleTokens settles, however often it takes, until the drain's patience ends. Stale tokens are not an error: the
 // messages come again to the lane's owner.
 func (c *consumer) settleTokens(tokens []bus.Token) error {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		err := c.source.Settle(c.ctx, tokens)
 		if err == nil {
 			return nil
@@ -143,6 +144,6 @@ func (c *consumer) settleTokens(tokens []bus.Token) error {
 			return err
 		}
 		c.log.Warn("settling failed; trying again", "messages", len(tokens), "err", err)
-		b.wait(c.ctx)
+		b.Wait(c.ctx)
 	}
 }

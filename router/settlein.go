@@ -8,6 +8,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // checkJoining has handlers that settle in their own transactions try whether the bus is in the database of these. While they
@@ -18,7 +19,7 @@ func (c *consumer) checkJoining() error {
 		if r.joining == nil {
 			continue
 		}
-		for b := (backoff{}); ; b.wait(c.intake) {
+		for b := (backoff.Backoff{}); ; b.Wait(c.intake) {
 			err := r.joining.CheckJoining(c.intake, host)
 			if err == nil {
 				break

@@ -6,6 +6,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
@@ -87,8 +88,8 @@ type lane struct {
 	gone, lost bool
 	// dropped are keys of which a message was let go unsettled while the lane was going: their later ones must not be parked before it.
 	dropped   map[string]bool
-	fetches   backoff   // of its parked messages, while they cannot be fetched
-	fetchFrom time.Time // when they are tried again
+	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
+	fetchFrom time.Time       // when they are tried again
 	// busy counts tasks that a worker has, and those handled but not yet settled at the driver.
 	busy int
 	idle chan struct{} // made by a revocation, closed when busy is 0

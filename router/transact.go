@@ -6,13 +6,14 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // transact settles tasks, and publishes what they emitted, in transactions, however often it takes, until the drain's
 // patience ends. What finishes while one fails joins the next. It returns what it took and did not pass on to be poisoned.
 func (c *consumer) transact(todo []*task) []*task {
 	source := c.source.(driver.TransactionalSource)
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		ss := make([]driver.Settlement, len(todo))
 		for i, t := range todo {
 			ss[i] = driver.Settlement{Token: t.token(), Outputs: t.outputs}
@@ -30,7 +31,7 @@ func (c *consumer) transact(todo []*task) []*task {
 			return todo
 		default:
 			c.log.Warn("settling failed; trying again", "messages", len(todo), "err", err)
-			b.wait(c.ctx)
+			b.Wait(c.ctx)
 			todo = append(todo, c.moreDone()...)
 		}
 	}
