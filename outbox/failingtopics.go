@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // crowd is a topic with so many blocked lanes that it is claimed by itself, little by little. So it
@@ -65,7 +66,7 @@ func (c *crowd) claimed() {
 	pause := crowdPause
 	if c.lanes >= maxCrowd {
 		c.tries++
-		pause = backoff(c.tries)
+		pause = backoff.Pause(c.tries)
 	}
 	c.until = time.Now().Add(pause)
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // pump is the relay's loop. One goroutine has all of this state; calls to the broker are goroutines
@@ -105,7 +106,7 @@ func (p *pump) run(ctx context.Context) error {
 				p.letGo() // the next connection may reach a server without these rows
 				p.fence.reset()
 				tries++
-				wait = backoff(tries)
+				wait = backoff.Pause(tries)
 				quiet = now.Add(wait)
 			case n > 0:
 				tries, pause = 0, minPause
@@ -338,7 +339,7 @@ func (p *pump) refused(b *block, err error) bool {
 
 // wait blocks a lane, and gives its rows back.
 func (p *pump) wait(l *laneRows, b *block) {
-	b.until = time.Now().Add(backoff(b.tries))
+	b.until = time.Now().Add(backoff.Pause(b.tries))
 	p.giveBack(l)
 }
 

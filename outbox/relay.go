@@ -5,12 +5,12 @@ import (
 	"database/sql"
 	"errors"
 	"math/bits"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // RelayConfig configures a relay. A zero field takes its default.
@@ -171,7 +171,7 @@ func (r *Relay) awaitTables(ctx context.Context) (fit bool, err error) {
 		select {
 		case <-ctx.Done():
 			return false, nil
-		case <-time.After(backoff(tries)):
+		case <-time.After(backoff.Pause(tries)):
 		}
 	}
 }
@@ -192,16 +192,9 @@ func (r *Relay) listen(ctx context.Context) {
 		tries++
 		select {
 		case <-ctx.Done():
-		case <-time.After(backoff(tries)):
+		case <-time.After(backoff.Pause(tries)):
 		}
 	}
-}
-
-// backoff is the pause after the n-th failure in a row: 100 ms doubling to 5 s. Its upper half is
-// random.
-func backoff(n int) time.Duration {
-	d := min(100*time.Millisecond<<min(n-1, 10), 5*time.Second)
-	return d/2 + rand.N(d/2)
 }
 
 func (r *Relay) failed(err error) {
