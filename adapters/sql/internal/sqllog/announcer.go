@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // announcer tells other processes through the database, if it can, that a topic has messages or that a group changes.
@@ -81,12 +82,12 @@ func (d *Driver) listen() {
 	}
 	d.listening = true
 	d.work.Go(func() {
-		for b := (backoff{}); ; {
+		for b := (backoff.Backoff{}); ; {
 			_ = d.announcer.to.Listen(d.io, func() {
-				b.reset()
+				b = backoff.Backoff{}
 				d.hub.all() // something may have been said before
 			}, d.heard)
-			if d.io.Err() != nil || !sleep(b.next(), d.closing, nil) {
+			if d.io.Err() != nil || !sleep(b.Next(), d.closing, nil) {
 				return
 			}
 		}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // windowBytes bounds the encoding of a window. Beyond it, a crash repeats what was finished out of order.
@@ -17,7 +19,7 @@ const commitShare = 4
 // commitAlways stores what is settled, a commit interval after the first of it.
 func (s *Source) commitAlways() {
 	var took time.Duration
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		select {
 		case <-s.dirty:
 		case <-s.closing:
@@ -34,11 +36,11 @@ func (s *Source) commitAlways() {
 		cancel()
 		took = time.Since(begun)
 		if err == nil {
-			b.reset()
+			b = backoff.Backoff{}
 			continue
 		}
 		signal(s.dirty)
-		if !sleep(b.next(), s.closing, nil) {
+		if !sleep(b.Next(), s.closing, nil) {
 			return
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // Driver implements driver.Driver over a store.
@@ -104,7 +105,7 @@ func (d *Driver) fail(op, topic string, err error) error {
 
 // persist repeats what can be repeated without harm until it succeeds, fails for good, or ctx or the driver ends.
 func (d *Driver) persist(ctx context.Context, do func(context.Context) error) error {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		err := do(ctx)
 		if err == nil || ctx.Err() != nil {
 			return err
@@ -112,7 +113,7 @@ func (d *Driver) persist(ctx context.Context, do func(context.Context) error) er
 		if fault := d.store.Fault(err); !fault.Retryable || fault.Denied {
 			return err
 		}
-		if !sleep(b.next(), d.closing, ctx.Done()) {
+		if !sleep(b.Next(), d.closing, ctx.Done()) {
 			return err
 		}
 	}

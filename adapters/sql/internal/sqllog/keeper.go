@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -28,16 +29,16 @@ var (
 // keep holds the membership and this member's share of the lanes until the source closes.
 func (s *Source) keep() {
 	var failing time.Time
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		pause, err := s.tick()
 		if err == nil {
-			b, failing = backoff{}, time.Time{}
+			b, failing = backoff.Backoff{}, time.Time{}
 		} else {
 			if failing.IsZero() {
 				failing = time.Now()
 			}
 			s.report(err, failing)
-			pause = b.next()
+			pause = b.Next()
 		}
 		if s.member.joined { // not to miss the end of the lease
 			pause = min(pause, max(time.Until(s.member.deadline), time.Millisecond))
@@ -211,13 +212,13 @@ func (s *Source) whileRenewing() (context.Context, func()) {
 	go func() {
 		defer close(ended)
 		defer cancel()
-		for b := (backoff{}); ; {
+		for b := (backoff.Backoff{}); ; {
 			s.mu.Lock()
 			m := s.member
 			s.mu.Unlock()
 			pause := time.Until(m.renewed.Add(s.driver.config.Lease / 3))
-			if b.limit > 0 {
-				pause = b.next()
+			if b != (backoff.Backoff{}) {
+				pause = b.Next()
 			}
 			if !sleep(min(pause, time.Until(m.deadline)), nil, ctx.Done()) || !time.Now().Before(m.deadline) {
 				return
@@ -228,11 +229,11 @@ func (s *Source) whileRenewing() (context.Context, func()) {
 			stop()
 			switch {
 			case err != nil:
-				b.next()
+				b.Next()
 			case !alive:
 				return
 			default:
-				b.reset()
+				b = backoff.Backoff{}
 				s.renewed(sent)
 			}
 		}
@@ -425,7 +426,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 		s.drop(l)
 	}
 	s.mu.Unlock()
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		bounded, cancel := context.WithTimeout(s.io, callTimeout)
 		err := s.commit(bounded)
 		if err == nil {
@@ -438,7 +439,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 		s.mu.Lock()
 		lost := !slices.ContainsFunc(s.parting, of)
 		s.mu.Unlock()
-		if lost || !sleep(b.next(), s.closing, nil) { // Close does it, or there is nothing left to do
+		if lost || !sleep(b.Next(), s.closing, nil) { // Close does it, or there is nothing left to do
 			return
 		}
 	}

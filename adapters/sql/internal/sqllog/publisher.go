@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // publisher writes what concurrent calls publish in common batches: what comes while a batch is under way is the
@@ -181,7 +182,7 @@ func (p *publisher) take() (batch []piece, ok bool) {
 
 // send writes one batch, however often it takes, as long as it is certain that it has not been written.
 func (p *publisher) send(batch []piece) {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		records := p.gather(batch)
 		if len(records) == 0 {
 			return
@@ -210,7 +211,7 @@ func (p *publisher) send(batch []piece) {
 			return
 		case fault.Retryable && !fault.Denied:
 			p.takeBack(batch)
-			if sleep(b.next(), p.driver.closing, nil) {
+			if sleep(b.Next(), p.driver.closing, nil) {
 				continue
 			}
 		}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // read reads ahead until the source closes.
 func (s *Source) read() {
 	reader := s.driver.store.Reader(s.topic.id)
-	var b backoff
+	var b backoff.Backoff
 	var failing time.Time // since when
 	pause, held := minPause, minHeldPause
 	q := Query{}
@@ -38,7 +40,7 @@ func (s *Source) read() {
 		switch {
 		case errors.Is(err, ErrNoWitness): // it was finished and deleted meanwhile, or the keeper finds out more
 			signal(s.moved)
-			if !sleep(b.next(), s.closing, nil) {
+			if !sleep(b.Next(), s.closing, nil) {
 				return
 			}
 		case err != nil:
@@ -46,13 +48,13 @@ func (s *Source) read() {
 				failing = time.Now()
 			}
 			s.report(err, failing)
-			if !sleep(b.next(), s.closing, nil) {
+			if !sleep(b.Next(), s.closing, nil) {
 				return
 			}
 		case more == Ready:
-			b, failing = backoff{}, time.Time{}
+			b, failing = backoff.Backoff{}, time.Time{}
 		default:
-			b, failing = backoff{}, time.Time{}
+			b, failing = backoff.Backoff{}, time.Time{}
 			next := min(pause, s.driver.config.Poll)
 			if more == Held {
 				next = min(held, s.driver.config.Poll)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -245,7 +246,7 @@ func (st *settlement) findOut(cause error) error {
 	s := st.source
 	st.doubt(true)
 	st.leave()
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		ctx, cancel := context.WithTimeout(s.io, callTimeout)
 		committed, known, err := st.lookBehind(ctx)
 		cancel()
@@ -257,7 +258,7 @@ func (st *settlement) findOut(cause error) error {
 		case err == nil && known:
 			st.doubt(false)
 			return cause
-		case err == nil, !st.isHeld(), !sleep(b.next(), s.closing, nil):
+		case err == nil, !st.isHeld(), !sleep(b.Next(), s.closing, nil):
 			// The lanes go to their next owner, who sees in them what was committed.
 			st.giveUp()
 			return errors.Join(fmt.Errorf("%w, and it is not known here whether this was settled", bus.ErrStale), cause)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -340,7 +341,7 @@ func (s *Source) leave(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		bounded, cancel := context.WithTimeout(ctx, callTimeout)
 		err := s.rescue(bounded)
 		if err == nil {
@@ -350,7 +351,7 @@ func (s *Source) leave(ctx context.Context) error {
 			err = s.depart(bounded)
 		}
 		cancel()
-		if err == nil || !s.driver.store.Fault(err).Retryable || !sleep(b.next(), nil, ctx.Done()) {
+		if err == nil || !s.driver.store.Fault(err).Retryable || !sleep(b.Next(), nil, ctx.Done()) {
 			return err
 		}
 	}
