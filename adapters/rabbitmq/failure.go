@@ -1,12 +1,9 @@
 package rabbitmq
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
-	"math/rand/v2"
 	"strings"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -58,22 +55,4 @@ func retryable(err error) bool {
 func hasCode(err error, code int) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && e.Code == code
-}
-
-// backoff is the pause before try n (from 0) of a repair: at random up to 100 ms doubled n times, at most 5 s.
-func backoff(n int) time.Duration {
-	limit := min(5*time.Second, 100*time.Millisecond<<min(n, 10))
-	return time.Millisecond + rand.N(limit)
-}
-
-// pause waits for d, or until ctx ends; then it returns false.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

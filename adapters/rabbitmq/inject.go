@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 const (
@@ -135,7 +136,7 @@ func (p *parking) carryOut(commands []amqp.Delivery) {
 	orders, told := p.understand(commands)
 	p.tell(told)
 	for n := 0; len(orders) > 0 && p.ctx.Err() == nil; n++ {
-		if n > 0 && !pause(p.ctx, backoff(n-1)) {
+		if n > 0 && !backoff.Sleep(p.ctx, backoff.Pause(n)) {
 			return
 		}
 		errs := p.source.d.pub.sendEach(p.ctx, len(orders), func(i int, x *parcel) error {

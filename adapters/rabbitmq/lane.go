@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // lane is this member's part in one lane of the group: it is registered as a consumer of the lane's queue, and owns the
@@ -61,7 +62,7 @@ func (l *lane) run(ctx context.Context, session *session) {
 		if time.Since(since) > answerPatience+time.Second {
 			n = 0
 		}
-		if !pause(ctx, backoff(n)) {
+		if !backoff.Sleep(ctx, backoff.Pause(n+1)) {
 			return
 		}
 	}

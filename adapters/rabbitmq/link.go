@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // link is a connection that repairs itself. Publishing and consuming have one each: under a memory or disk alarm,
@@ -61,7 +62,7 @@ func (l *link) connect(ctx context.Context) error {
 			l.start(newSession(conn))
 			return nil
 		}
-		if !retryable(err) || !pause(ctx, backoff(n)) {
+		if !retryable(err) || !backoff.Sleep(ctx, backoff.Pause(n+1)) {
 			return err
 		}
 	}
@@ -85,7 +86,7 @@ func (l *link) repair(s *session) {
 			conn, err := l.dial(l.ctx)
 			if err != nil {
 				l.set(nil, err)
-				if !pause(l.ctx, backoff(n)) {
+				if !backoff.Sleep(l.ctx, backoff.Pause(n+1)) {
 					return
 				}
 				n++
@@ -105,7 +106,7 @@ func (l *link) repair(s *session) {
 		// A broker that accepts connections and drops them at once must not be hammered.
 		if time.Since(since) > time.Second {
 			n = 0
-		} else if n++; !pause(l.ctx, backoff(n-1)) {
+		} else if n++; !backoff.Sleep(l.ctx, backoff.Pause(n)) {
 			return
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // balanceInterval is how often a member compares its lanes with its share, when nothing gives cause to earlier.
@@ -64,7 +66,7 @@ func (m *membership) keep(ctx context.Context) {
 			if ctx.Err() == nil && !m.session.conn.IsClosed() {
 				m.source.troubled(counting, err)
 			}
-			again = time.After(backoff(n))
+			again = time.After(backoff.Pause(n + 1))
 			n++
 		} else {
 			m.source.healed(counting)

@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -253,7 +254,7 @@ func (o *ownership) commitNow(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if !pause(ctx, backoff(n)) {
+		if !backoff.Sleep(ctx, backoff.Pause(n+1)) {
 			return fmt.Errorf("%w: %w", context.Cause(ctx), errNoAnswer)
 		}
 	}

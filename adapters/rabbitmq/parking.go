@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // maxParked is how many messages may be parked in a lane. There must be room for commands and later revisions.
@@ -317,14 +318,14 @@ func (p *parking) commitNow(ctx context.Context) error {
 		case ended && (coming || unsure):
 			return bus.ErrStale
 		case coming && time.Now().Before(late):
-			if !pause(ctx, commitInterval) {
+			if !backoff.Sleep(ctx, commitInterval) {
 				return context.Cause(ctx)
 			}
 		case unsure:
 			if err := p.askWithin(ctx); !errors.Is(err, errNoAnswer) {
 				return err
 			}
-			if !pause(ctx, backoff(n)) {
+			if !backoff.Sleep(ctx, backoff.Pause(n+1)) {
 				return fmt.Errorf("%w: %w", context.Cause(ctx), errNoAnswer)
 			}
 		default:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // poisonStore keeps a group's entries in a stream queue: a log of puts and removals, which any number of readers
@@ -174,7 +175,7 @@ func (p *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, er
 	return func(yield func(driver.PoisonEntry, error) bool) {
 		there, err := p.scan(ctx)
 		// A stream that was just declared is not always there for who wants to read it: "Stream not found".
-		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && pause(ctx, backoff(n)); n++ {
+		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && backoff.Sleep(ctx, backoff.Pause(n+1)); n++ {
 			there, err = p.scan(ctx)
 		}
 		if err == nil && len(there.entries) > 0 {
@@ -305,7 +306,7 @@ func newStreamReader(ctx context.Context, s *session, stream string, from int64)
 	for n := 0; ; n++ {
 		r, err := consumeStream(s, stream, offset)
 		// A stream takes records a moment before it can be read: "stream not found" (seen on 3.10.8, just declared).
-		if !hasCode(err, amqp.ResourceError) || n == 10 || !pause(ctx, backoff(min(n, 2))) {
+		if !hasCode(err, amqp.ResourceError) || n == 10 || !backoff.Sleep(ctx, backoff.Pause(min(n, 2)+1)) {
 			return r, err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // publisher publishes through a few pipelines for each topic ([strands]), and one for each queue that this driver itself writes to: a queue
@@ -266,7 +267,7 @@ func (p *publisher) ready(ctx context.Context, topic string, strand int) (*publi
 			}
 			done()
 		}
-		if !q.session.conn.IsClosed() || ctx.Err() != nil || !pause(ctx, backoff(n)) {
+		if !q.session.conn.IsClosed() || ctx.Err() != nil || !backoff.Sleep(ctx, backoff.Pause(n+1)) {
 			return nil, nil, nil, err
 		}
 	}

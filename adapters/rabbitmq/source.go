@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // source is one membership of a group.
@@ -113,7 +114,7 @@ func (s *source) supervise(session *session) {
 	prepared := true
 	for n := 0; s.ctx.Err() == nil; n++ {
 		if !prepared {
-			if !pause(s.ctx, backoff(n-1)) {
+			if !backoff.Sleep(s.ctx, backoff.Pause(n)) {
 				return
 			}
 			var err error

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // topology declares and inspects. A refusal closes the channel; the next request opens another.
@@ -271,7 +272,7 @@ func (t *topology) lock(ctx context.Context, name string) error {
 		if !hasCode(err, amqp.ResourceLocked) {
 			return err
 		}
-		if !pause(ctx, backoff(min(n, 1))) {
+		if !backoff.Sleep(ctx, backoff.Pause(min(n, 1)+1)) {
 			return fmt.Errorf("another process is setting up %q: %w", name, context.Cause(ctx))
 		}
 	}

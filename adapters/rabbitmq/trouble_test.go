@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/faults"
 )
 
@@ -301,7 +302,7 @@ func TestArrivalsOfLostLanesAreDropped(t *testing.T) {
 	}
 	for round := range 3 {
 		for waiting() < 100 && ctx.Err() == nil {
-			pause(ctx, time.Millisecond)
+			backoff.Sleep(ctx, time.Millisecond)
 		}
 		if n := waiting(); n != 100 {
 			t.Fatalf("round %d: %d wait", round, n)

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // moveBatch is how many kept messages are moved at a time.
@@ -146,7 +147,7 @@ func (m *mover) alone(ctx context.Context) error {
 		case q.Consumers == 0 && q.Messages > 0, time.Now().After(late):
 			return nil
 		}
-		if !pause(ctx, backoff(min(n, 1))) {
+		if !backoff.Sleep(ctx, backoff.Pause(min(n, 1)+1)) {
 			return context.Cause(ctx)
 		}
 	}
