@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // source is one subscription, a lane of its own. Watermill says nothing of who else is in the group, so no lane is
@@ -163,8 +163,7 @@ func (s *source) next(ctx context.Context, wait bool) (*message.Message, error) 
 func (s *source) pause(ctx context.Context) error {
 	var d time.Duration
 	if s.ends++; s.ends > 1 {
-		d = min(100*time.Millisecond<<min(s.ends-2, 10), 5*time.Second)
-		d = d/2 + rand.N(d/2)
+		d = backoff.Pause(s.ends - 1)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
