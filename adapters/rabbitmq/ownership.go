@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/epoch"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -55,7 +56,7 @@ type ownership struct {
 
 func newOwnership(id int32, ch *amqp.Channel, prefetch int) *ownership {
 	o := &ownership{
-		lane: bus.Lane{ID: id, Epoch: epochs.Add(1)}, ch: ch,
+		lane: bus.Lane{ID: id, Epoch: epoch.Next()}, ch: ch,
 		win: window.New(1), most: prefetch, enough: max(1, min(prefetch/4, 64)), early: make(chan struct{}),
 		stuck: make(chan struct{}),
 	}

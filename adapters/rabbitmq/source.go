@@ -342,10 +342,3 @@ func (s *source) unsettled() int {
 	}
 	return n
 }
-
-// epochs are given out once in a process, and begin at its start time, so that ownerships of different runs differ.
-var epochs = func() *atomic.Uint64 {
-	var e atomic.Uint64
-	e.Store(uint64(time.Now().UnixNano()))
-	return &e
-}()
