@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -77,11 +75,6 @@ type busDriver struct {
 	closing sync.Once
 	err     error
 }
-
-// ownerships numbers what this process owns. It begins at the time, so that another run's numbers are others.
-var ownerships atomic.Uint64
-
-func init() { ownerships.Store(uint64(time.Now().UnixNano())) }
 
 // Capabilities implements driver.Driver.
 func (d *busDriver) Capabilities() bus.Capabilities {

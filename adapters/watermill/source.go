@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/epoch"
 )
 
 // source is one subscription, a lane of its own. Watermill says nothing of who else is in the group, so no lane is
@@ -53,8 +54,8 @@ func (s *source) subscribe() error {
 	if err != nil {
 		return errors.Join(err, sub.Close())
 	}
-	epoch := ownerships.Add(1)
-	lane := bus.Lane{ID: int32(epoch & 0x7fffffff), Epoch: epoch}
+	id := epoch.Next()
+	lane := bus.Lane{ID: int32(id & 0x7fffffff), Epoch: id}
 	s.mu.Lock()
 	select {
 	case <-s.closed:
