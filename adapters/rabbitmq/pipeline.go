@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/internal/budget"
 )
 
 // Bounds of what a pipeline has under way. When a queue does not confirm, its channel at the broker soon takes no more; and when that
@@ -21,7 +23,7 @@ const (
 // then waits for the confirms. It serves one session; a channel that the broker closed is replaced by another.
 type pipeline struct {
 	ch     *amqp.Channel
-	budget *budget
+	budget *budget.Budget
 	closed chan struct{} // closed when the channel has ended
 	cause  error         // why, set before
 
@@ -41,7 +43,7 @@ func newPipeline(conn *amqp.Connection) (*pipeline, error) {
 	}
 	p := &pipeline{
 		ch:     ch,
-		budget: newBudget(pipelineMessages, pipelineBytes),
+		budget: budget.New(pipelineMessages, pipelineBytes),
 		closed: make(chan struct{}),
 		// Room for a return of everything under way, so that the reader of the connection never waits here.
 		returns:  ch.NotifyReturn(make(chan amqp.Return, pipelineMessages)),
@@ -146,7 +148,7 @@ func (p *pipeline) publish(ctx context.Context, n int, fill func(i int, x *parce
 			continue
 		}
 		size := x.size()
-		for !p.budget.try(size) {
+		for !p.budget.TryTake(size) {
 			// Own confirms first: what waits for room must not itself be what takes it.
 			if waited < len(sent) {
 				settle()
@@ -155,7 +157,7 @@ func (p *pipeline) publish(ctx context.Context, n int, fill func(i int, x *parce
 				}
 				continue
 			}
-			if !p.budget.acquire(ctx, p.closed, size) {
+			if !p.budget.Take(ctx, p.closed, size) {
 				stopped = true
 			}
 			break
@@ -168,7 +170,7 @@ func (p *pipeline) publish(ctx context.Context, n int, fill func(i int, x *parce
 		confirm, err := p.ch.PublishWithDeferredConfirm(x.exchange, x.key, true, false, x.Publishing)
 		recycle(x.Headers)
 		if err != nil { // the channel had ended before
-			p.budget.release(size)
+			p.budget.Give(size)
 			failed(i, &refusal{err: err, definite: true})
 			stopped = true
 			continue
@@ -224,7 +226,7 @@ func unconfirmed(ctx context.Context) *refusal {
 // outcome reads a confirm that has come, and frees its room.
 func (p *pipeline) outcome(x *pending) *refusal {
 	returned := p.wasReturned(x)
-	p.budget.release(x.size)
+	p.budget.Give(x.size)
 	switch {
 	case returned:
 		return &refusal{err: errReturned, definite: true}

@@ -135,7 +135,7 @@ func (q *publishing) tidy() {
 	}
 	oldest := ""
 	for name, o := range q.pipelines {
-		if o.users == 0 && o.ended() && (oldest == "" || o.last < q.pipelines[oldest].last) && (o.err != nil || o.v.budget.idle()) {
+		if o.users == 0 && o.ended() && (oldest == "" || o.last < q.pipelines[oldest].last) && (o.err != nil || o.v.budget.Idle()) {
 			oldest = name
 		}
 	}
