@@ -3,13 +3,13 @@ package rabbitmq
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/readahead"
 )
 
 // source is one membership of a group.
@@ -34,8 +34,7 @@ type source struct {
 	balance  chan struct{} // has a token when the shares should be looked at now
 
 	mu      sync.Mutex
-	ready   []arrival
-	head    int           // ready before it has been taken
+	ready   readahead.Queue[arrival]
 	arrived chan struct{} // has a token when ready may have something, or there is news
 	// troubles are why lanes cannot be consumed. told says that Receive has returned one, and toldOf where that was (0: a lane).
 	troubles map[spot]trouble
@@ -185,14 +184,7 @@ func (s *source) serve(session *session) {
 // deliver hands a message to Receive.
 func (s *source) deliver(a arrival) {
 	s.mu.Lock()
-	if s.head == len(s.ready) {
-		s.ready, s.head = s.ready[:0], 0
-	} else if s.head > 64 && s.head > len(s.ready)/2 {
-		n := copy(s.ready, s.ready[s.head:])
-		clear(s.ready[n:])
-		s.ready, s.head = s.ready[:n], 0
-	}
-	s.ready = append(s.ready, a)
+	s.ready.Add(a, a.message.Size())
 	s.mu.Unlock()
 	s.wake()
 }
@@ -234,28 +226,20 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 func (s *source) take(dst []bus.Delivery, maxBytes int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, bytes := 0, 0
-	for n < len(dst) && s.head < len(s.ready) {
-		a := &s.ready[s.head]
+	n := 0
+	s.ready.Take(len(dst), maxBytes, func(a arrival) bool {
 		if !a.own.open.Load() {
-			*a = arrival{}
-			s.head++
-			continue
-		}
-		size := a.message.Size()
-		if n > 0 && bytes+size > maxBytes {
-			break
+			return false
 		}
 		dst[n] = bus.Delivery{
 			Message: a.message,
 			Token:   bus.Token{Lane: a.own.lane.ID, Epoch: a.own.lane.Epoch, Position: a.position},
 			Topic:   s.sub.Topic, Group: s.sub.Group,
 		}
-		n, bytes = n+1, bytes+size
-		*a = arrival{}
-		s.head++
-	}
-	if s.head < len(s.ready) {
+		n++
+		return true
+	})
+	if s.ready.Len() > 0 {
 		s.wake()
 	}
 	return n
@@ -267,8 +251,7 @@ func (s *source) shut(o *ownership) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o.open.Store(false)
-	left := slices.DeleteFunc(s.ready[s.head:], func(a arrival) bool { return a.own == o })
-	s.ready = s.ready[:s.head+len(left)]
+	s.ready.Drop(func(a arrival) bool { return a.own == o })
 }
 
 // Settle implements bus.Source.

@@ -298,7 +298,7 @@ func TestArrivalsOfLostLanesAreDropped(t *testing.T) {
 	waiting := func() int {
 		source.mu.Lock()
 		defer source.mu.Unlock()
-		return len(source.ready) - source.head
+		return source.ready.Len()
 	}
 	for round := range 3 {
 		for waiting() < 100 && ctx.Err() == nil {
