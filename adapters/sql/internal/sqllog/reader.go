@@ -111,8 +111,8 @@ func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
 				}
 			}
 		}
-		q.Bytes = s.aheadBytes - s.bytes
-		q.Limit = max(min(s.ahead-(len(s.ready)-s.head), q.Bytes/average), 1)
+		q.Bytes = s.aheadBytes - s.ready.Bytes()
+		q.Limit = max(min(s.ahead-s.ready.Len(), q.Bytes/average), 1)
 		q.Records = q.Records[:0]
 		s.mu.Unlock()
 		if len(owners) > 0 {
@@ -147,12 +147,11 @@ func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 			if r.Message.ID == "" { // a foreign program has put it there
 				r.Message.ID = fmt.Sprintf("%s/%d/%d", s.topic.name, r.Shard, r.Seq)
 			}
-			s.ready = append(s.ready, arrival{lane: l, msg: r.Message, pos: r.Seq, size: size})
-			s.bytes += size
+			s.ready.Add(arrival{lane: l, msg: r.Message, pos: r.Seq}, size)
 			l.ahead++
 		}
 	}
-	if s.head < len(s.ready) {
+	if s.ready.Len() > 0 {
 		signal(s.arrived)
 	}
 	return bytes

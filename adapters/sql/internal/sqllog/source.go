@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/readahead"
 	"github.com/millrace-go/millrace/internal/window"
 )
 
@@ -44,9 +45,7 @@ type Source struct {
 
 	mu      sync.Mutex
 	lanes   []*lane // by shard; nil: not ours
-	ready   []arrival
-	head    int // of ready
-	bytes   int // of ready
+	ready   readahead.Queue[arrival]
 	outage  error
 	alarmed error // is told before any message
 	member  member
@@ -117,7 +116,6 @@ type arrival struct {
 	lane *lane
 	msg  *bus.Message
 	pos  int64
-	size int
 }
 
 // maxAhead bounds the messages that a reader reads at once: more makes a read no cheaper.
@@ -201,17 +199,10 @@ func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 	}
 	full := s.isFull()
 	n := 0
-	for s.head < len(s.ready) && n < len(dst) {
-		a := s.ready[s.head]
-		if n > 0 && a.size > maxBytes {
-			break
-		}
-		s.ready[s.head] = arrival{}
-		s.head++
-		s.bytes -= a.size
+	s.ready.Take(len(dst), maxBytes, func(a arrival) bool {
 		a.lane.ahead--
 		if !a.lane.window.Add(a.pos) {
-			continue // finished under an earlier ownership
+			return false // finished under an earlier ownership
 		}
 		dst[n] = bus.Delivery{
 			Message: a.msg,
@@ -219,12 +210,9 @@ func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 			Topic:   s.topic.name,
 			Attempt: 1,
 		}
-		maxBytes -= a.size
 		n++
-	}
-	if s.head == len(s.ready) {
-		s.ready, s.head = s.ready[:0], 0
-	}
+		return true
+	})
 	if full && !s.isFull() {
 		signal(s.room)
 	}
@@ -238,7 +226,7 @@ func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 
 // isFull says whether enough has been read: half of the bounds, so that reads stay large.
 func (s *Source) isFull() bool {
-	return len(s.ready)-s.head > s.ahead/2 || s.bytes > s.aheadBytes/2
+	return s.ready.Len() > s.ahead/2 || s.ready.Bytes() > s.aheadBytes/2
 }
 
 // Settle implements bus.Source.
@@ -284,16 +272,7 @@ func (s *Source) owned(id int32, epoch uint64) *lane {
 
 // purge forgets what has been read of lanes that are parting or gone. Called with the lock held.
 func (s *Source) purge() {
-	kept := s.ready[:0]
-	for _, a := range s.ready[s.head:] {
-		if a.lane.parting || a.lane.gone {
-			s.bytes -= a.size
-		} else {
-			kept = append(kept, a)
-		}
-	}
-	clear(s.ready[len(kept):])
-	s.ready, s.head = kept, 0
+	s.ready.Drop(func(a arrival) bool { return a.lane.parting || a.lane.gone })
 	signal(s.room)
 }
 
