@@ -2,12 +2,12 @@ package rabbitmq
 
 import (
 	"fmt"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // Records in a lane's parking queue are parked messages; commands from outside, which the lane's owner carries out; and
@@ -31,28 +31,14 @@ const (
 	parkProbe    = "probe" // see probe
 )
 
-// parkedFacts is what is known of a parked message when it is fetched.
-type parkedFacts struct {
-	Handler   string       `json:"handler,omitempty"`
-	Attempt   int          `json:"attempt"`
-	FirstSeen time.Time    `json:"firstseen"`
-	Failure   *bus.Failure `json:"failure,omitempty"`
-}
-
 // encodeParked makes the record of a message that is parked, or is to be parked, but for its position.
 func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
-	pub, err := encodeStored(p.Message, parkedFacts{
-		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure,
-	})
+	pub, err := encodeStored(p.Message, stored.FactsOf(&p.Delivery))
 	if err != nil {
 		return pub, err
 	}
-	due := int64(0)
-	if !p.Due.IsZero() {
-		due = p.Due.Add(time.Microsecond - 1).UnixMicro()
-	}
 	pub.Headers[parkHeader] = kind
-	pub.Headers[dueHeader] = due
+	pub.Headers[dueHeader] = stored.Micros(p.Due)
 	if p.Delayed {
 		pub.Headers[freeHeader] = true
 	}
@@ -63,9 +49,7 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
 	p := driver.Parked{Token: parkedToken(lane, position), Key: storedKey(d)}
 	p.Delayed, _ = d.Headers[freeHeader].(bool)
-	if due, _ := d.Headers[dueHeader].(int64); due > 0 {
-		p.Due = time.UnixMicro(due)
-	}
+	p.Due = stored.Due(number(d, dueHeader))
 	return p
 }
 
@@ -75,7 +59,7 @@ func parkedToken(lane bus.Lane, position int64) bus.Token {
 
 // decodeParked fills in what is stored of a parked message. One that cannot be read is given as it is.
 func decodeParked(d *amqp.Delivery, into *bus.Delivery) {
-	var f parkedFacts
+	var f stored.Facts
 	m, err := decodeStored(d, &f, parkHeader, positionHeader, revisionHeader, copyHeader, dueHeader, freeHeader, commandHeader)
 	if err != nil {
 		id := d.MessageId
@@ -84,7 +68,8 @@ func decodeParked(d *amqp.Delivery, into *bus.Delivery) {
 		}
 		m, f.Failure = unreadable(d, id, err)
 	}
-	into.Message, into.Handler, into.Attempt, into.FirstSeen, into.Failure = m, f.Handler, f.Attempt, f.FirstSeen, f.Failure
+	into.Message = m
+	f.Fill(into)
 }
 
 // number reads a header of ours; it is 0 if there is none.

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // poisonStore keeps a group's entries in a stream queue: a log of puts and removals, which any number of readers
@@ -38,19 +38,6 @@ const (
 	poisonRemove = "remove"
 	poisonFence  = "fence"
 )
-
-// poisonFacts is what an entry has beside its message.
-type poisonFacts struct {
-	Topic    string      `json:"topic"`
-	Group    string      `json:"group"`
-	Handler  string      `json:"handler"`
-	Lane     int32       `json:"lane"`
-	Position int64       `json:"position"`
-	Waits    bool        `json:"waits,omitempty"`
-	Failure  bus.Failure `json:"failure"`
-	Host     string      `json:"host"`
-	Time     time.Time   `json:"time"`
-}
 
 // Poison implements driver.Driver.
 func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
@@ -139,10 +126,7 @@ func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i 
 }
 
 func encodeEntry(e *driver.PoisonEntry) (amqp.Publishing, error) {
-	pub, err := encodeStored(e.Message, poisonFacts{
-		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
-		Failure: e.Failure, Host: e.Host, Time: e.Time,
-	})
+	pub, err := encodeStored(e.Message, stored.EntryOf(e))
 	if err != nil {
 		return pub, err
 	}
@@ -153,7 +137,7 @@ func encodeEntry(e *driver.PoisonEntry) (amqp.Publishing, error) {
 
 // decodeEntry reads an entry. What cannot be read is one, too, and so is what somebody else has written.
 func decodeEntry(d *amqp.Delivery, id, group string) driver.PoisonEntry {
-	var facts poisonFacts
+	var facts stored.Entry
 	err := errors.New("no record of a poison queue")
 	var m *bus.Message
 	if text(d.Headers[poisonHeader]) == poisonPut {
@@ -163,10 +147,7 @@ func decodeEntry(d *amqp.Delivery, id, group string) driver.PoisonEntry {
 		m, failure := unreadable(d, id, err)
 		return driver.PoisonEntry{ID: id, Message: m, Group: group, Failure: *failure, Time: m.Time}
 	}
-	return driver.PoisonEntry{
-		ID: id, Message: m, Topic: facts.Topic, Group: facts.Group, Handler: facts.Handler, Lane: facts.Lane,
-		Position: facts.Position, Waits: facts.Waits, Failure: facts.Failure, Host: facts.Host, Time: facts.Time,
-	}
+	return facts.Of(id, m)
 }
 
 // List implements driver.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps
