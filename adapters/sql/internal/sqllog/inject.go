@@ -7,6 +7,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // Inject implements driver.Injector.
@@ -60,7 +61,7 @@ func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard 
 	}
 	var rows []parkedRow
 	for k, p := range ps {
-		row := parkedRow{shard: shard, pos: last - int64(len(ps)-1-k), due: micros(p.Due)}
+		row := parkedRow{shard: shard, pos: last - int64(len(ps)-1-k), due: stored.Micros(p.Due)}
 		row.change = row.pos
 		if p.Delayed {
 			row.free = 1

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 var errBusyLane = errors.New("the lane's row is locked by another transaction")
@@ -253,7 +254,7 @@ func (p *parkings) parkLane(ctx context.Context, tx *sql.Tx, member string, l *p
 	store := make([]parkedRow, 0, len(l.entries))
 	for k, i := range l.entries {
 		e := &p.ps[i]
-		row := parkedRow{shard: shard, pos: l.last - int64(len(l.entries)-1-k), due: micros(e.Due), key: []byte(e.Key), doc: p.docs[i]}
+		row := parkedRow{shard: shard, pos: l.last - int64(len(l.entries)-1-k), due: stored.Micros(e.Due), key: []byte(e.Key), doc: p.docs[i]}
 		if e.Delayed {
 			row.free = 1
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // Fetch implements driver.ParkingSource.
@@ -150,7 +151,7 @@ func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lan
 		if err := rows.Scan(&p.Lane, &p.Position, &due, &p.Delayed, &key, &p.Withdrawn); err != nil {
 			return err
 		}
-		p.Epoch, p.Due, p.Key = of(p.Lane).Epoch, dueOf(due), string(key)
+		p.Epoch, p.Due, p.Key = of(p.Lane).Epoch, stored.Due(due), string(key)
 		ps = append(ps, p)
 		return nil
 	}, query, args...)

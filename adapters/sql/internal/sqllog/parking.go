@@ -6,10 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
-	"time"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // Parked messages are rows of a table, with the message in a JSON document. The row with position 0 is the lane's
@@ -19,32 +19,26 @@ import (
 
 // parkedDocument is a parked message as it is stored.
 type parkedDocument struct {
-	Handler   string       `json:"handler,omitempty"`
-	Attempt   int          `json:"attempt"`
-	FirstSeen time.Time    `json:"firstseen"`
-	Failure   *bus.Failure `json:"failure,omitempty"`
-	Message   *original    `json:"message"`
+	stored.Facts
+	Message *original `json:"message"`
 }
 
 func encodeParked(p *driver.Parking) (string, error) {
-	doc, err := json.Marshal(parkedDocument{
-		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure, Message: originalOf(p.Message),
-	})
+	doc, err := json.Marshal(parkedDocument{stored.FactsOf(&p.Delivery), originalOf(p.Message)})
 	return string(doc), err
 }
 
 func decodeParked(doc []byte, topic string, t bus.Token) (bus.Delivery, error) {
-	var d parkedDocument
-	if err := json.Unmarshal(doc, &d); err != nil {
+	var p parkedDocument
+	if err := json.Unmarshal(doc, &p); err != nil {
 		return bus.Delivery{}, err
 	}
-	if d.Message == nil {
+	if p.Message == nil {
 		return bus.Delivery{}, errNoMessage
 	}
-	return bus.Delivery{
-		Message: d.Message.message(), Token: t, Topic: topic,
-		Handler: d.Handler, Attempt: d.Attempt, FirstSeen: d.FirstSeen, Failure: d.Failure,
-	}, nil
+	d := bus.Delivery{Message: p.Message.message(), Token: t, Topic: topic}
+	p.Fill(&d)
+	return d, nil
 }
 
 var errNoMessage = errors.New("there is no message in it")
@@ -58,21 +52,6 @@ func parkedID(doc []byte) string {
 	}
 	_ = json.Unmarshal(doc, &d) // then there is none
 	return d.Message.ID
-}
-
-// micros is a due time as it is stored: microseconds since 1970, rounded up; 0 is any time.
-func micros(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Add(time.Microsecond - 1).UnixMicro()
-}
-
-func dueOf(micros int64) time.Time {
-	if micros == 0 {
-		return time.Time{}
-	}
-	return time.UnixMicro(micros)
 }
 
 // parkedRow is a row to store.

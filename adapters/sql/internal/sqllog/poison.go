@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // poisonStore is the poison table's part for one group. An entry is one row with a JSON document, so that whoever looks
@@ -122,17 +123,9 @@ func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
 
 // document is how an entry is stored. Bytes that need not be text are base64, as encoding/json writes them.
 type document struct {
-	ID       string      `json:"id"`
-	Topic    string      `json:"topic"`
-	Group    string      `json:"group"`
-	Handler  string      `json:"handler"`
-	Lane     int32       `json:"lane"`
-	Position int64       `json:"position"`
-	Waits    bool        `json:"waits,omitempty"`
-	Failure  bus.Failure `json:"failure"`
-	Host     string      `json:"host"`
-	Time     time.Time   `json:"time"`
-	Message  *original   `json:"message"`
+	ID string `json:"id"`
+	stored.Entry
+	Message *original `json:"message"`
 }
 
 type original struct {
@@ -148,11 +141,7 @@ type original struct {
 }
 
 func encodeEntry(e *driver.PoisonEntry) ([]byte, error) {
-	d := document{
-		ID: e.ID, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position,
-		Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time, Message: originalOf(e.Message),
-	}
-	return json.Marshal(d)
+	return json.Marshal(document{e.ID, stored.EntryOf(e), originalOf(e.Message)})
 }
 
 func originalOf(m *bus.Message) *original {
@@ -191,10 +180,7 @@ func decodeEntry(doc []byte) (driver.PoisonEntry, error) {
 	if d.Message == nil {
 		return driver.PoisonEntry{}, errNoMessage
 	}
-	return driver.PoisonEntry{
-		ID: d.ID, Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
-		Waits: d.Waits, Failure: d.Failure, Host: d.Host, Time: d.Time, Message: d.Message.message(),
-	}, nil
+	return d.Of(d.ID, d.Message.message()), nil
 }
 
 // unreadable is the entry of a row that cannot be read: its own bytes, and why.
