@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // poisonLog is a poison store on a topic, to which Watermill can only append: entries, removals, and a mark by each
@@ -36,17 +37,9 @@ type poisonRecord struct {
 
 // poisonedEntry is a driver.PoisonEntry in JSON, with all texts that may be no UTF-8 as bytes.
 type poisonedEntry struct {
-	ID       string        `json:"id"`
-	Topic    string        `json:"topic"`
-	Group    string        `json:"group"`
-	Handler  string        `json:"handler,omitempty"`
-	Lane     int32         `json:"lane"`
-	Position int64         `json:"position"`
-	Waits    bool          `json:"waits,omitempty"`
-	Failure  bus.Failure   `json:"failure"`
-	Host     string        `json:"host"`
-	Time     time.Time     `json:"time"`
-	Message  storedMessage `json:"message"`
+	ID string `json:"id"`
+	stored.Entry
+	Message storedMessage `json:"message"`
 }
 
 type storedMessage struct {
@@ -64,7 +57,7 @@ type storedMessage struct {
 func storeEntry(p driver.PoisonEntry) *poisonedEntry {
 	m := p.Message
 	e := &poisonedEntry{
-		ID: p.ID, Topic: p.Topic, Group: p.Group, Handler: p.Handler, Lane: p.Lane, Position: p.Position, Waits: p.Waits, Failure: p.Failure, Host: p.Host, Time: p.Time,
+		ID: p.ID, Entry: stored.EntryOf(&p),
 		Message: storedMessage{
 			ID: m.ID, Key: []byte(m.Key), Type: m.Type, Source: m.Source, Subject: m.Subject, Time: m.Time, ContentType: m.ContentType, Payload: m.Payload,
 		},
@@ -83,9 +76,7 @@ func (e *poisonedEntry) entry() driver.PoisonEntry {
 	for _, h := range s.Headers {
 		m.Headers.Add(h.Name, string(h.Value))
 	}
-	return driver.PoisonEntry{
-		ID: e.ID, Message: m, Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits, Failure: e.Failure, Host: e.Host, Time: e.Time,
-	}
+	return e.Of(e.ID, m)
 }
 
 func (l *poisonLog) append(ctx context.Context, records ...poisonRecord) error {
@@ -194,7 +185,10 @@ func (l *poisonLog) readRecord(w *message.Message) (r poisonRecord) {
 		id = fmt.Sprintf("%x", sha256.Sum256(w.Payload))
 	}
 	return poisonRecord{Put: &poisonedEntry{
-		ID: "unreadable-" + id, Group: strings.TrimSuffix(l.topic, poisonSuffix), Failure: bus.Failure{Class: driver.Unreadable, Text: err.Error()},
+		ID: "unreadable-" + id,
+		Entry: stored.Entry{
+			Group: strings.TrimSuffix(l.topic, poisonSuffix), Failure: bus.Failure{Class: driver.Unreadable, Text: err.Error()},
+		},
 		Message: storedMessage{ID: id, Payload: w.Payload},
 	}}
 }
