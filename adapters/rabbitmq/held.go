@@ -220,12 +220,6 @@ func (p *parking) waiting() bool {
 	return false
 }
 
-// next gives out a position. It is a time, so that none is given out twice, whoever was the owner before.
-func (p *parking) next() int64 {
-	p.last = max(p.last+1, time.Now().UnixNano())
-	return p.last
-}
-
 var errFull = fmt.Errorf("%d messages are parked in the lane: there is no room until some of them are handled", maxParked)
 
 // place gives a message that is about to be parked its position and revision; a message that is perhaps parked already keeps its position.
@@ -243,7 +237,7 @@ func (p *parking) place(t bus.Token) (position, revision int64, err error) {
 			if len(p.entries) >= maxParked {
 				return 0, 0, errFull
 			}
-			position = p.next()
+			position = p.clock.Next()
 		}
 	}
 	return position, p.revise(position), nil

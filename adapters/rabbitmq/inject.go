@@ -11,6 +11,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	lot "github.com/millrace-go/millrace/internal/parking"
 )
 
 const (
@@ -88,21 +89,14 @@ func (t *topology) haveRoom(queues map[string]bool, most int) error {
 
 // inject makes the record of a command.
 func inject(p *driver.Parking, group string, lanes int, x *parcel) (err error) {
-	kind := parkReplace
-	switch {
-	case p.Withdraw:
-		kind = parkWithdraw
+	kind := string(lot.CommandOf(p).Kind)
+	if p.Withdraw {
 		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, DeliveryMode: amqp.Persistent}
 		if p.Message != nil {
 			x.MessageId = storedID(p.Message)
 		}
-	case !p.Token.Parked:
-		kind = parkNew
-	}
-	if !p.Withdraw {
-		if x.Publishing, err = encodeParked(p, kind); err != nil {
-			return err
-		}
+	} else if x.Publishing, err = encodeParked(p, kind); err != nil {
+		return err
 	}
 	x.key = parkedName(group, laneFor(p, lanes))
 	x.Headers[commandHeader] = bus.NewID()
@@ -154,17 +148,17 @@ func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []d
 	defer p.mu.Unlock()
 	for i := range commands {
 		c := &commands[i]
-		kind, position := text(c.Headers[parkHeader]), number(c, positionHeader)
-		if kind == parkNew {
-			position = p.next()
+		kind, position := lot.Kind(text(c.Headers[parkHeader])), number(c, positionHeader)
+		if kind == lot.New {
+			position = p.clock.Next()
 		} else if e := p.entries[position]; e == nil || c.MessageId != "" && e.revision > 0 && e.id != maphash.String(idSeed, c.MessageId) {
 			p.ackLocked(c.DeliveryTag) // it is gone, or another message has the place
 			continue
 		}
-		if kind == parkWithdraw {
+		if kind == lot.Withdraw {
 			p.remove(position)
 			p.ackLocked(c.DeliveryTag)
-			told = append(told, driver.Parked{Token: parkedToken(p.lane, position), Withdrawn: true})
+			told = append(told, lot.Withdrawn(p.lane, position))
 			continue
 		}
 		o := order{command: c, record: republish(c), position: position, revision: p.revise(position)}

@@ -106,7 +106,7 @@ func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
 		} else {
 			l.turned, l.again = 0, 0
 		}
-	case kind == parkNew, kind == parkReplace, kind == parkWithdraw:
+	case isCommand(kind):
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.open++
@@ -180,7 +180,7 @@ func (p *parking) finishLoad(ctx context.Context, l *loading) []driver.Parked {
 		p.ackLocked(tag)
 	}
 	if len(told) > 0 {
-		p.last = max(p.last, told[len(told)-1].Position)
+		p.clock.Seen(told[len(told)-1].Position)
 	}
 	waiting := p.commands
 	p.commands = nil

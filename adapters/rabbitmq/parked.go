@@ -7,6 +7,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	lot "github.com/millrace-go/millrace/internal/parking"
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
@@ -22,14 +23,18 @@ const (
 	commandHeader  = "millrace-command"  // commands, and messages that were parked by one: the command's name
 )
 
+// Kinds of records, beside those of commands.
 const (
-	parkMessage  = "message"
-	parkNew      = "new"      // command: park this
-	parkReplace  = "replace"  // command: this takes the place of the message with its id that is parked there
-	parkWithdraw = "withdraw" // command: the message with this id is parked there no more
-	parkMarker   = "marker"
-	parkProbe    = "probe" // see probe
+	parkMessage = "message"
+	parkMarker  = "marker"
+	parkProbe   = "probe" // see probe
 )
+
+// isCommand says whether the kind of a record is that of a command.
+func isCommand(kind string) bool {
+	k := lot.Kind(kind)
+	return k == lot.New || k == lot.Replace || k == lot.Withdraw
+}
 
 // encodeParked makes the record of a message that is parked, or is to be parked, but for its position.
 func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
@@ -47,14 +52,10 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 
 // parkedOf is what a router has to know of a record at this position.
 func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
-	p := driver.Parked{Token: parkedToken(lane, position), Key: storedKey(d)}
+	p := driver.Parked{Token: lot.Token(lane, position), Key: storedKey(d)}
 	p.Delayed, _ = d.Headers[freeHeader].(bool)
 	p.Due = stored.Due(number(d, dueHeader))
 	return p
-}
-
-func parkedToken(lane bus.Lane, position int64) bus.Token {
-	return bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}
 }
 
 // decodeParked fills in what is stored of a parked message. One that cannot be read is given as it is.

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	lot "github.com/millrace-go/millrace/internal/parking"
 )
 
 // maxParked is how many messages may be parked in a lane. There must be room for commands and later revisions.
@@ -71,7 +72,7 @@ type parking struct {
 	quiet     chan struct{}          // has a token when owed has become 0
 	origins   map[int64]int64        // the positions of messages that are perhaps parked, by their positions in the lane
 	loaded    time.Time              // when all was read
-	last      int64                  // the last position that was given out
+	clock     lot.Clock              // gives out positions
 	open      int                    // deliveries that are not settled
 	strangers map[uint64]stranger    // held, and not understood: see hold
 	carried   map[string]bool        // the names of commands that were carried out
@@ -221,7 +222,7 @@ func (p *parking) arrive(d *amqp.Delivery) {
 		if counts, known := p.take(d); counts && !known {
 			p.tell([]driver.Parked{parkedOf(d, p.lane, number(d, positionHeader))})
 		}
-	case kind == parkNew, kind == parkReplace, kind == parkWithdraw:
+	case isCommand(kind):
 		p.mu.Lock()
 		p.open++
 		p.command(d)

@@ -263,7 +263,7 @@ func TestCommandsNameTheirMessage(t *testing.T) {
 	o.wait(t, ctx, "a change and a withdrawal", func() bool { return len(o.parked) >= 2 })
 	if err := d.pub.send(ctx, 1, func(_ int, x *parcel) error {
 		x.key = parkedName(groupName(topic, "g"), 0)
-		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: parkWithdraw, positionHeader: ps[1].Position, commandHeader: "c"}}
+		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: "withdraw", positionHeader: ps[1].Position, commandHeader: "c"}}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
