@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 const (
@@ -71,11 +72,11 @@ func (s *source) arrive(ctx context.Context, fresh []*lane, offsets map[int32]kg
 // arriveLater makes a lane ours when it can be read, unless it goes before that.
 func (s *source) arriveLater(a arrival) {
 	begins, since := a.window == nil, time.Now()
-	for b := (backoff{}); a.err != nil; {
+	for b := (backoff.Backoff{}); a.err != nil; {
 		if time.Since(since) >= lateSilence {
 			s.tell(fail("receive", s.sub.Topic, fmt.Errorf("partition %d cannot begin yet: %w", a.ID, a.err)))
 		}
-		if b.wait(s.ctx) != nil || !s.expects(a.lane) {
+		if !b.Wait(s.ctx) || !s.expects(a.lane) {
 			return
 		}
 		a = s.prepare(s.ctx, []*lane{a.lane}, laterPatience)[0]

@@ -8,6 +8,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // wakeCommitter says that there is something to commit.
@@ -23,7 +25,7 @@ func (s *source) committer() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
-	b := backoff{}
+	b := backoff.Backoff{}
 	var failing time.Time // since when commits fail; zero: they do not
 	for {
 		select {
@@ -45,7 +47,7 @@ func (s *source) committer() {
 			cancel()
 			s.wakeRemover()
 			if err == nil {
-				b, failing = backoff{}, time.Time{}
+				b, failing = backoff.Backoff{}, time.Time{}
 				break
 			}
 			if s.ctx.Err() != nil {
@@ -57,7 +59,7 @@ func (s *source) committer() {
 			if time.Since(failing) >= silence(err) {
 				s.tell(fail("commit", s.sub.Topic, fmt.Errorf("nothing is committed for %v, and would be delivered again: %w", time.Since(failing).Round(time.Second), err)))
 			}
-			wait = max(b.delay(), s.driver.config.CommitInterval)
+			wait = max(b.Next(), s.driver.config.CommitInterval)
 		}
 	}
 }
@@ -81,12 +83,12 @@ func (s *source) Commit(ctx context.Context) error {
 
 // commitAll commits until everything is, or ctx ends.
 func (s *source) commitAll(ctx context.Context) error {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		err := s.commitOnce(ctx)
 		if err == nil || isMissing(err) {
 			return err
 		}
-		if b.wait(ctx) != nil {
+		if !b.Wait(ctx) {
 			return err
 		}
 	}

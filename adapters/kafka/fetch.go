@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // fetchBytes is how much one read of parked messages asks for; a larger batch comes alone.
@@ -21,7 +22,7 @@ const fetchPatience = 2 * time.Second
 // fetchLog is a lane's parking log for Fetch, kept because it knows the leader.
 type fetchLog struct {
 	*partitionLog
-	backoff backoff
+	backoff backoff.Backoff
 	failed  error     // of the last try; nil: it succeeded
 	until   time.Time // it is not tried again before
 }
@@ -97,9 +98,9 @@ func (w *wanted) read(ctx context.Context) {
 	slices.Sort(w.offsets)
 	l.once = l.failed != nil
 	if w.found, w.err = l.at(ctx, w.offsets); w.err == nil {
-		l.failed, l.backoff = nil, backoff{}
+		l.failed, l.backoff = nil, backoff.Backoff{}
 	} else if ctx.Err() == nil {
-		l.failed, l.until = w.err, time.Now().Add(l.backoff.delay())
+		l.failed, l.until = w.err, time.Now().Add(l.backoff.Next())
 	}
 }
 

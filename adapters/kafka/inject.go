@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // park writes records to a parking topic, and returns what became of each; nil if all are durable.
@@ -76,7 +77,7 @@ func (d *busDriver) ensureParking(ctx context.Context, parking, topic string, pa
 
 // growParking returns when a parking topic has n partitions.
 func (d *busDriver) growParking(ctx context.Context, parking string, n int) error {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		found, err := d.topics.find(ctx, parking)
 		switch has := len(found.Partitions); {
 		case has >= n:
@@ -92,8 +93,8 @@ func (d *busDriver) growParking(ctx context.Context, parking string, n int) erro
 		if err != nil && !errors.Is(err, kerr.InvalidPartitions) { // another process was quicker
 			return fmt.Errorf("give the parking topic %d partitions, as many as its topic has: %w", n, err)
 		}
-		if err := b.wait(ctx); err != nil {
-			return fmt.Errorf("the parking topic was given %d partitions, and they are not served yet: %w", n, err)
+		if !b.Wait(ctx) {
+			return fmt.Errorf("the parking topic was given %d partitions, and they are not served yet: %w", n, ctx.Err())
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // partitionLog reads a partition straight from its leader, beside groups and consumers. Unlike a consumer, it says how
@@ -64,7 +66,7 @@ func (l *partitionLog) read(ctx context.Context, offset int64) (records []*kgo.R
 func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8) (records []*kgo.Record, next int64, err error) {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		if err := l.find(ctx); err == nil {
 			records, next, err = l.fetch(ctx, offset, isolation)
 			if err == nil {
@@ -74,10 +76,10 @@ func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8)
 			if l.once || !retryable(err) && !errors.Is(err, kerr.UnknownTopicID) {
 				return nil, offset, err
 			}
-			if b.wait(ctx) != nil {
+			if !b.Wait(ctx) {
 				return nil, offset, err
 			}
-		} else if l.once || isMissing(err) || !retryable(err) || b.wait(ctx) != nil {
+		} else if l.once || isMissing(err) || !retryable(err) || !b.Wait(ctx) {
 			return nil, offset, err
 		}
 	}
@@ -177,7 +179,7 @@ var errShort = errors.New("the partition ends before what was written to it: it 
 func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.Record, error) {
 	found := make(map[int64]*kgo.Record, len(offsets))
 	moved := time.Now()
-	for b := (backoff{}); len(offsets) > 0; {
+	for b := (backoff.Backoff{}); len(offsets) > 0; {
 		// An open transaction may hold up what is committed behind it, so it is not asked for what is committed.
 		records, next, err := l.readAs(ctx, offsets[0], anyRecord)
 		outside := errors.Is(err, kerr.OffsetOutOfRange)
@@ -201,8 +203,8 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 			case l.stands(moved):
 				return nil, cmp.Or(err, errStands)
 			default:
-				if err := b.wait(ctx); err != nil {
-					return nil, err
+				if !b.Wait(ctx) {
+					return nil, ctx.Err()
 				}
 			}
 		}

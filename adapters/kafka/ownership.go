@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // committedOffset is what the group has committed of a partition.
@@ -91,7 +92,7 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 
 // insist calls f until it succeeds or ctx ends, and reports its errors.
 func (s *source) insist(ctx context.Context, what string, f func() error) error {
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		err := f()
 		if err == nil {
 			return nil
@@ -99,8 +100,8 @@ func (s *source) insist(ctx context.Context, what string, f func() error) error 
 		if ctx.Err() == nil {
 			s.tell(fail("receive", s.sub.Topic, fmt.Errorf("%s: %w", what, err)))
 		}
-		if err := b.wait(ctx); err != nil {
-			return err
+		if !b.Wait(ctx) {
+			return ctx.Err()
 		}
 	}
 }

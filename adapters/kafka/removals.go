@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // Records of parked messages that were settled are deleted after a commit has succeeded, which tells that the lane is still ours.
@@ -36,7 +37,7 @@ func (s *source) wakeRemover() {
 // remover deletes what was settled.
 func (s *source) remover() {
 	const tolerated = 3
-	failures, b := 0, backoff{}
+	failures, b := 0, backoff.Backoff{}
 	for {
 		select {
 		case <-s.gone:
@@ -47,13 +48,13 @@ func (s *source) remover() {
 		err := s.removeSettled(ctx)
 		cancel()
 		if err == nil {
-			failures, b = 0, backoff{}
+			failures, b = 0, backoff.Backoff{}
 			continue
 		}
 		if failures++; failures == tolerated && s.ctx.Err() == nil {
 			s.tell(fail("settle", s.sub.Topic, fmt.Errorf("parked messages were settled, but are not deleted yet: %w", err)))
 		}
-		if b.wait(s.ctx) != nil {
+		if !b.Wait(s.ctx) {
 			return
 		}
 		s.wakeRemover()

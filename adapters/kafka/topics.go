@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // batchOverhead is what a batch and a record cost beside the record's own bytes, generously: 61 bytes of batch header
@@ -105,7 +106,7 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 		return nil
 	}
 	created := false
-	for b := (backoff{}); ; {
+	for b := (backoff.Backoff{}); ; {
 		detail, err := t.find(ctx, name)
 		switch {
 		case err == nil:
@@ -127,8 +128,8 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 		case len(detail.Partitions) > 0 && !created:
 			return nil // it exists; the client waits for leaders that are missing now
 		}
-		if err := b.wait(ctx); err != nil {
-			return fmt.Errorf("the topic was created and is not served yet: %w", err)
+		if !b.Wait(ctx) {
+			return fmt.Errorf("the topic was created and is not served yet: %w", ctx.Err())
 		}
 	}
 }
