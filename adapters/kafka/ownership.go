@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -13,6 +11,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/epoch"
 )
 
 // committedOffset is what the group has committed of a partition.
@@ -147,15 +146,7 @@ func (s *source) betweenPolls(f func()) {
 	s.mu.Unlock()
 }
 
-// epochs are given out once in a process, and begin at its start time, so that ownerships of different runs and sources
-// differ: a token of one must never fit another.
-var epochs = func() *atomic.Uint64 {
-	var e atomic.Uint64
-	e.Store(uint64(time.Now().UnixNano()))
-	return &e
-}()
-
-func newOwnership(lane int32) bus.Lane { return bus.Lane{ID: lane, Epoch: epochs.Add(1)} }
+func newOwnership(lane int32) bus.Lane { return bus.Lane{ID: lane, Epoch: epoch.Next()} }
 
 // replace puts a lane in its place. Called with the lock held.
 func (s *source) replace(l *lane) change {
