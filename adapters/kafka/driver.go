@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/budget"
 )
 
 // driver is one opened bus. It publishes and administers with one client; each source has a client of its own,
@@ -23,7 +24,7 @@ type busDriver struct {
 	client   *kgo.Client
 	adm      *kadm.Client
 	topics   *topics
-	buffer   *budget
+	buffer   *budget.Budget
 	wire     wire
 	patience patience
 	pool     fetchPool
@@ -44,7 +45,7 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 	}
 	d := &busDriver{
 		config:   c,
-		buffer:   newBudget(publishBuffer),
+		buffer:   budget.New(math.MaxInt, publishBuffer),
 		patience: patience{timeout: c.PublishTimeout},
 		alone:    make(chan struct{}, 1),
 		sources:  map[*source]struct{}{},

@@ -32,11 +32,11 @@ func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Messa
 		}
 	}
 	records, size := encode(topic, msgs)
-	if !d.buffer.tryTake(size) {
+	if !d.buffer.TryTake(size) {
 		bounded, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
 		defer cancel()
-		if err := d.buffer.take(bounded, size); err != nil {
-			return refuse(fmt.Errorf("%d MiB of messages wait for the brokers already: %w", publishBuffer>>20, err))
+		if !d.buffer.Take(bounded, nil, size) {
+			return refuse(fmt.Errorf("%d MiB of messages wait for the brokers already: %w", publishBuffer>>20, bounded.Err()))
 		}
 	}
 	err := d.produce(ctx, d.client, records, size).wait(ctx, topic)
@@ -50,6 +50,10 @@ func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Messa
 		return d.judgeSingly(ctx, topic, records, pe.Errs)
 	}
 }
+
+// publishBuffer bounds the bytes of messages that are being published, of all callers. A broker that does not answer
+// costs this much memory, then publishers wait.
+const publishBuffer = 256 << 20
 
 // call is the records of one publish on their way.
 type call struct {
@@ -92,7 +96,7 @@ func (c *call) finish(r *kgo.Record, err error) {
 	last := c.left == 0
 	c.mu.Unlock()
 	if last {
-		c.driver.buffer.give(c.size)
+		c.driver.buffer.Give(c.size)
 		close(c.done)
 	}
 }

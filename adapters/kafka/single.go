@@ -57,9 +57,9 @@ func (d *busDriver) publishAlone(ctx context.Context, topic string, r *kgo.Recor
 	defer client.users.Done()
 	again := []kgo.Record{{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value, Headers: r.Headers}}
 	size := sizeOf(again)
-	if !d.buffer.tryTake(size) {
-		if err := d.buffer.take(ctx, size); err != nil {
-			return refuse(err)
+	if !d.buffer.TryTake(size) {
+		if !d.buffer.Take(ctx, nil, size) {
+			return refuse(ctx.Err())
 		}
 	}
 	err = d.produce(ctx, client.Client, again, size).wait(ctx, topic)

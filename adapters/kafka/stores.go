@@ -182,9 +182,9 @@ func (d *busDriver) writeOnce(ctx context.Context, op, topic string, records []k
 	}
 	defer client.users.Done()
 	size := sizeOf(records)
-	if !d.buffer.tryTake(size) {
-		if err := d.buffer.take(ctx, size); err != nil {
-			return failAll(op, topic, len(records), err)
+	if !d.buffer.TryTake(size) {
+		if !d.buffer.Take(ctx, nil, size) {
+			return failAll(op, topic, len(records), ctx.Err())
 		}
 	}
 	errs := d.produce(ctx, client.Client, records, size).confirmed(ctx)

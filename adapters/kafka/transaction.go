@@ -137,9 +137,9 @@ func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writ
 		}
 	}
 	for _, w := range all {
-		if !d.buffer.tryTake(w.size) {
-			if err := d.buffer.take(ctx, w.size); err != nil {
-				return fail("settle", s.sub.Topic, err)
+		if !d.buffer.TryTake(w.size) {
+			if !d.buffer.Take(ctx, nil, w.size) {
+				return fail("settle", s.sub.Topic, ctx.Err())
 			}
 		}
 		calls = append(calls, d.produce(ctx, client, w.records, w.size))
