@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // parkingTopic is where a group keeps what it has parked of a topic: compacted, with a partition for each of the topic's.
@@ -42,12 +43,9 @@ const (
 
 // parkedFacts are what a record says beside the message, as JSON.
 type parkedFacts struct {
-	Handler   string       `json:"handler,omitempty"`
-	Attempt   int          `json:"attempt"`
-	FirstSeen time.Time    `json:"firstseen"`
-	Failure   *bus.Failure `json:"failure,omitempty"`
-	Writer    string       `json:"writer,omitempty"`  // the ownership that wrote the record
-	Command   string       `json:"command,omitempty"` // the key of the command that it carries out
+	stored.Facts
+	Writer  string `json:"writer,omitempty"`  // the ownership that wrote the record
+	Command string `json:"command,omitempty"` // the key of the command that it carries out
 }
 
 func positionKey(position int64) []byte { return strconv.AppendInt(nil, position, 10) }
@@ -60,20 +58,14 @@ func positionOf(key []byte) (int64, bool) {
 
 // encodeParked makes the record of a parked message, or of the command to park it, which has no writer.
 func encodeParked(r *kgo.Record, topic, key string, partition int32, p *driver.Parking, writer string) error {
-	err := encodeStored(r, topic, key, p.Message, parkedFacts{
-		Handler: p.Handler, Attempt: p.Attempt, FirstSeen: p.FirstSeen, Failure: p.Failure, Writer: writer,
-	})
+	err := encodeStored(r, topic, key, p.Message, parkedFacts{Facts: stored.FactsOf(&p.Delivery), Writer: writer})
 	r.Partition = partition
 	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerDue, Value: dueText(p.Due, p.Delayed)})
 	return err
 }
 
 func dueText(due time.Time, isFree bool) []byte {
-	micros := int64(0)
-	if !due.IsZero() {
-		micros = due.Add(time.Microsecond - 1).UnixMicro()
-	}
-	text := strconv.AppendInt(nil, micros, 10)
+	text := strconv.AppendInt(nil, stored.Micros(due), 10)
 	if isFree {
 		text = append(text, free...)
 	}
@@ -91,9 +83,8 @@ func parkedOf(r *kgo.Record, lane bus.Lane, position int64) driver.Parked {
 		case headerDue:
 			text, isFree := strings.CutSuffix(string(h.Value), free)
 			p.Delayed = isFree
-			if micros, _ := strconv.ParseInt(text, 10, 64); micros > 0 {
-				p.Due = time.UnixMicro(micros)
-			}
+			micros, _ := strconv.ParseInt(text, 10, 64)
+			p.Due = stored.Due(micros)
 		}
 	}
 	return p
@@ -106,10 +97,9 @@ func decodeParked(r *kgo.Record, s *bus.Subscription, t bus.Token) (bus.Delivery
 	if err != nil {
 		return bus.Delivery{}, err
 	}
-	return bus.Delivery{
-		Message: m, Token: t, Topic: s.Topic, Group: s.Group,
-		Handler: f.Handler, Attempt: f.Attempt, FirstSeen: f.FirstSeen, Failure: f.Failure,
-	}, nil
+	d := bus.Delivery{Message: m, Token: t, Topic: s.Topic, Group: s.Group}
+	f.Fill(&d)
+	return d, nil
 }
 
 // factsOf are a parked record's facts; none if it cannot be read.

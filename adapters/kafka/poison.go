@@ -4,30 +4,17 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/stored"
 )
 
 // poisonTopic is where a group's entries are: compacted, so that they stay until they are removed, with one
 // partition, so that they have an order.
 func poisonTopic(group string) string { return "millrace.poison." + group }
-
-// facts are what an entry says beside the message, as JSON.
-type facts struct {
-	Topic    string      `json:"topic"`
-	Group    string      `json:"group"`
-	Handler  string      `json:"handler,omitempty"`
-	Lane     int32       `json:"lane"`
-	Position int64       `json:"position"`
-	Failure  bus.Failure `json:"failure"`
-	Waits    bool        `json:"waits,omitempty"`
-	Host     string      `json:"host,omitempty"`
-	Time     time.Time   `json:"time"`
-}
 
 type poisonStore struct {
 	driver *busDriver
@@ -96,25 +83,19 @@ func (s *poisonStore) ensure(ctx context.Context) error {
 }
 
 func encodeEntry(r *kgo.Record, topic string, e *driver.PoisonEntry) error {
-	return encodeStored(r, topic, e.ID, e.Message, facts{
-		Topic: e.Topic, Group: e.Group, Handler: e.Handler, Lane: e.Lane, Position: e.Position, Waits: e.Waits,
-		Failure: e.Failure, Host: e.Host, Time: e.Time,
-	})
+	return encodeStored(r, topic, e.ID, e.Message, stored.EntryOf(e))
 }
 
 // decodeEntry makes an entry of class driver.Unreadable of a record that is none.
 func (s *poisonStore) decodeEntry(r *kgo.Record) driver.PoisonEntry {
-	var about facts
+	var about stored.Entry
 	m, err := decodeStored(r, &about)
 	if err != nil {
 		e := unreadable(r, err)
 		e.ID, e.Group = string(r.Key), s.group
 		return e
 	}
-	return driver.PoisonEntry{
-		ID: string(r.Key), Message: m, Topic: about.Topic, Group: about.Group, Handler: about.Handler, Lane: about.Lane,
-		Position: about.Position, Waits: about.Waits, Failure: about.Failure, Host: about.Host, Time: about.Time,
-	}
+	return about.Of(string(r.Key), m)
 }
 
 // List implements driver.PoisonStore. It lists what the store held when it began. The topic is read twice: first for
