@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -13,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/parking"
 )
 
 // park writes records to a parking topic, and returns what became of each; nil if all are durable.
@@ -141,24 +141,16 @@ func (d *busDriver) Inject(ctx context.Context, topic, group string, ps []driver
 
 // inject makes the record of a command.
 func inject(topic string, partition int32, p *driver.Parking) (r kgo.Record, err error) {
-	key, position := "inject-"+bus.NewID(), strconv.FormatInt(p.Token.Position, 10)
-	say := commandNew
-	switch {
-	case p.Withdraw:
+	key, c := "inject-"+bus.NewID(), parking.CommandOf(p)
+	if c.Kind == parking.Withdraw {
 		r = kgo.Record{Topic: topic, Partition: partition, Key: []byte(key), Value: []byte{}}
 		if p.Message != nil {
 			r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerWho, Value: []byte(p.Message.ID)})
 		}
-		say = commandWithdraw + position
-	case p.Token.Parked:
-		say = commandReplace + position
+	} else if err = encodeParked(&r, topic, key, partition, p, ""); err != nil {
+		return r, err
 	}
-	if !p.Withdraw {
-		if err = encodeParked(&r, topic, key, partition, p, ""); err != nil {
-			return r, err
-		}
-	}
-	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerPark, Value: []byte(say)})
+	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerPark, Value: []byte(c.String())})
 	return r, nil
 }
 

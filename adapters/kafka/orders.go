@@ -8,8 +8,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/parking"
 )
 
 // order is a command in a lane's parking log, and how far it is carried out. Each try does the same, so that nothing is parked
@@ -101,14 +101,14 @@ func (s *source) readOrders(ctx context.Context, l *lane, orders []*order) (comm
 	s.mu.Lock()
 	for _, r := range commands {
 		c, ok := commandOf(r)
-		if !ok || c.kind == commandNew || c.id == "" {
+		if !ok || c.Kind == parking.New || c.id == "" {
 			continue
 		}
-		switch offset, known := l.parking.offsets[c.position]; {
+		switch offset, known := l.parking.offsets[c.Position]; {
 		case known && offset == unplaced:
 			err = errAnew
 		case known && offset != onTheWay:
-			positions[offset] = c.position
+			positions[offset] = c.Position
 		}
 	}
 	s.mu.Unlock()
@@ -136,30 +136,30 @@ func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (chan
 		c.foreign = true
 		return change, told, fmt.Errorf("record %d of partition %d of topic %q is no command that this version knows; it stays there", r.Offset, r.Partition, r.Topic)
 	}
-	if says.kind == commandNew {
+	if says.Kind == parking.New {
 		if c.position == 0 {
 			c.position = l.parking.position()
 			l.parking.put(c.position, onTheWay)
 		}
-		says.position = c.position
+		says.Position = c.position
 	}
-	_, known := l.parking.offsets[says.position]
-	if says.id != "" && says.kind != commandNew {
-		m := stored[says.position]
+	_, known := l.parking.offsets[says.Position]
+	if says.id != "" && says.Kind != parking.New {
+		m := stored[says.Position]
 		known = known && m != nil && idOf(m) == says.id
 	}
 	switch {
 	case !known && !c.withdraws: // it is gone, or another message has the place
 		c.done = true
 		return change, told, nil
-	case says.kind == commandWithdraw:
+	case says.Kind == parking.Withdraw:
 		c.withdraws = true
-		delete(l.parking.offsets, says.position)
-		told = driver.Parked{Token: bus.Token{Lane: l.ID, Epoch: l.Epoch, Position: says.position, Parked: true}, Withdrawn: true}
-		return removal(r.Topic, r.Partition, positionKey(says.position)), told, nil
+		delete(l.parking.offsets, says.Position)
+		told = parking.Withdrawn(l.Lane, says.Position)
+		return removal(r.Topic, r.Partition, positionKey(says.Position)), told, nil
 	default:
-		change, err = moved(r, says.position, ownerName(l.Epoch))
-		return change, parkedOf(r, l.Lane, says.position), err
+		change, err = moved(r, says.Position, ownerName(l.Epoch))
+		return change, parkedOf(r, l.Lane, says.Position), err
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/parking"
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
@@ -32,13 +33,9 @@ func parkingTopic(group, topic string) string {
 // lane's owner carries out and deletes. Headers say what has to be known while the body stays where it is.
 const (
 	headerDue  = "millrace-due"  // microseconds since 1970, rounded up, 0 for any time; and " free" if its key does not wait
-	headerPark = "millrace-park" // of commands: see below
+	headerPark = "millrace-park" // of commands: a parking.Command
 	headerWho  = "millrace-id"   // of a command to withdraw: the message's id
 	free       = " free"
-
-	commandNew      = "new"       // park this
-	commandReplace  = "replace "  // and a position: this takes the place of the same message, parked there
-	commandWithdraw = "withdraw " // and a position
 )
 
 // parkedFacts are what a record says beside the message, as JSON.
@@ -74,7 +71,7 @@ func dueText(due time.Time, isFree bool) []byte {
 
 // parkedOf is what a router has to know of a record at this position. One that cannot be read is due at once.
 func parkedOf(r *kgo.Record, lane bus.Lane, position int64) driver.Parked {
-	p := driver.Parked{Token: bus.Token{Lane: lane.ID, Epoch: lane.Epoch, Position: position, Parked: true}}
+	p := driver.Parked{Token: parking.Token(lane, position)}
 	_, ours, _ := split(r.Headers)
 	for _, h := range ours {
 		switch h.Key {
@@ -116,11 +113,10 @@ func mayCarryOut(r *kgo.Record) bool {
 	return ok && bytes.Contains(ours[0].Value, []byte(`"command":`))
 }
 
-// command is what a command says: park, replace or withdraw.
+// command is what the record of a command says.
 type command struct {
-	kind     string
-	position int64
-	id       string // of the message that is meant; "": any, by an earlier version
+	parking.Command
+	id string // of the message that is meant; "": any, by an earlier version
 }
 
 // commandOf returns false for records that are none, or of a kind that a later version has.
@@ -135,17 +131,10 @@ func commandOf(r *kgo.Record) (command, bool) {
 		case headerWho:
 			c.id = string(h.Value)
 		case headerPark:
-			text := string(h.Value)
-			c.kind, ok = text, text == commandNew
-			for _, kind := range [...]string{commandReplace, commandWithdraw} {
-				if rest, is := strings.CutPrefix(text, kind); is {
-					position, err := strconv.ParseInt(rest, 10, 64)
-					c.kind, c.position, ok = kind, position, err == nil
-				}
-			}
+			c.Command, ok = parking.ParseCommand(string(h.Value))
 		}
 	}
-	if isMessage == (c.kind == commandWithdraw) {
+	if isMessage == (c.Kind == parking.Withdraw) {
 		return c, false
 	}
 	if isMessage {
