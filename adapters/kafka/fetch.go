@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/parking"
 )
 
 // fetchBytes is how much one read of parked messages asks for; a larger batch comes alone.
@@ -59,7 +60,7 @@ func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 	for i, t := range tokens {
 		var d bus.Delivery
 		switch w := lanes[t.Lane]; {
-		case offsets[i] == unplaced:
+		case offsets[i] == lost:
 			errs[i] = fail("fetch", s.sub.Topic, errAnew)
 		case offsets[i] < 0:
 			continue
@@ -118,7 +119,13 @@ func (s *source) bodyOf(ctx context.Context, t bus.Token, r *kgo.Record) (bus.De
 	return d, nil
 }
 
-// offsetsOf are where the records of tokens are; onTheWay for those that are not there, or stale.
+// What offsetsOf returns for a record that is not there, and for one that has to be found again.
+const (
+	nowhere = -1
+	lost    = -2
+)
+
+// offsetsOf are where the records of tokens are; nowhere, too, for those of stale tokens.
 func (s *source) offsetsOf(tokens []bus.Token) ([]int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,10 +134,13 @@ func (s *source) offsetsOf(tokens []bus.Token) ([]int64, error) {
 	}
 	offsets := make([]int64, len(tokens))
 	for i, t := range tokens {
-		offsets[i] = onTheWay
+		offsets[i] = nowhere
 		if l := s.owned(t); l != nil && t.Parked {
-			if offset, ok := l.parking.offsets[t.Position]; ok {
+			switch state, offset := l.parking.At(t.Position); state {
+			case parking.Stored:
 				offsets[i] = offset
+			case parking.Lost:
+				offsets[i] = lost
 			}
 		}
 	}

@@ -141,11 +141,7 @@ func (p *parkingLog) compare(e extent, topic [16]byte) {
 	if another || p.odd || p.short >= shortLooks {
 		p.anew, p.odd, p.short, p.top, p.heard = true, false, 0, e.end, e.start
 		p.orders = nil
-		for position, offset := range p.offsets {
-			if offset != onTheWay {
-				p.offsets[position] = unplaced
-			}
-		}
+		p.Lose()
 	}
 	p.heard = max(p.heard, min(e.start, e.end)) // what was before was deleted
 }
@@ -181,11 +177,7 @@ func (s *source) hear(o driver.ParkingObserver, n news) error {
 		l.parking.orders = append(l.parking.orders, orders...)
 		if l.parking.anew {
 			l.parking.anew = false
-			for position, offset := range l.parking.offsets {
-				if offset == unplaced { // it went with the log
-					delete(l.parking.offsets, position)
-				}
-			}
+			l.parking.Prune() // it went with the log
 		}
 		return l.parking.adopt(unknown)
 	})
@@ -196,11 +188,7 @@ func (s *source) hear(o driver.ParkingObserver, n news) error {
 func (s *source) placed(l *lane, position, offset int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	was, known := l.parking.offsets[position]
-	if known && was != onTheWay {
-		l.parking.put(position, offset)
-	}
-	return known
+	return l.parking.Found(position, offset)
 }
 
 // late is a parked message that this ownership neither found nor wrote, and where its record is.
@@ -215,8 +203,7 @@ type late struct {
 func (p *parkingLog) adopt(unknown map[int64]late) []driver.Parked {
 	var adopted []driver.Parked
 	for position, m := range unknown {
-		if !slices.Contains(p.settled, position) {
-			p.put(position, m.offset)
+		if p.Adopt(position, m.offset) {
 			adopted = append(adopted, m.Parked)
 		}
 	}

@@ -104,10 +104,10 @@ func (s *source) readOrders(ctx context.Context, l *lane, orders []*order) (comm
 		if !ok || c.Kind == parking.New || c.id == "" {
 			continue
 		}
-		switch offset, known := l.parking.offsets[c.Position]; {
-		case known && offset == unplaced:
+		switch state, offset := l.parking.At(c.Position); state {
+		case parking.Lost:
 			err = errAnew
-		case known && offset != onTheWay:
+		case parking.Stored:
 			positions[offset] = c.Position
 		}
 	}
@@ -136,30 +136,28 @@ func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (chan
 		c.foreign = true
 		return change, told, fmt.Errorf("record %d of partition %d of topic %q is no command that this version knows; it stays there", r.Offset, r.Partition, r.Topic)
 	}
-	if says.Kind == parking.New {
-		if c.position == 0 {
-			c.position = l.parking.position()
-			l.parking.put(c.position, onTheWay)
-		}
-		says.Position = c.position
-	}
-	_, known := l.parking.offsets[says.Position]
-	if says.id != "" && says.Kind != parking.New {
+	command, same := says.Command, true
+	switch {
+	case c.position != 0: // of an earlier try
+		command = parking.Command{Kind: parking.Replace, Position: c.position}
+	case says.Kind != parking.New && says.id != "":
 		m := stored[says.Position]
-		known = known && m != nil && idOf(m) == says.id
+		same = m != nil && idOf(m) == says.id
+	}
+	position, ok := l.parking.Apply(command, same)
+	if says.Kind == parking.New {
+		c.position = position
 	}
 	switch {
-	case !known && !c.withdraws: // it is gone, or another message has the place
+	case !ok && !c.withdraws: // it is gone, or another message has the place
 		c.done = true
 		return change, told, nil
 	case says.Kind == parking.Withdraw:
 		c.withdraws = true
-		delete(l.parking.offsets, says.Position)
-		told = parking.Withdrawn(l.Lane, says.Position)
-		return removal(r.Topic, r.Partition, positionKey(says.Position)), told, nil
+		return removal(r.Topic, r.Partition, positionKey(position)), parking.Withdrawn(l.Lane, position), nil
 	default:
-		change, err = moved(r, says.Position, ownerName(l.Epoch))
-		return change, parkedOf(r, l.Lane, says.Position), err
+		change, err = moved(r, position, ownerName(l.Epoch))
+		return change, parkedOf(r, l.Lane, position), err
 	}
 }
 

@@ -63,13 +63,7 @@ func (s *source) places(batch []parkee) ([]parkee, error) {
 			*p.outcome = errStalePark
 			continue
 		}
-		p.position = p.Token.Position
-		if !p.Token.Parked {
-			p.position = l.parking.place(p.position)
-		}
-		if _, known := l.parking.offsets[p.position]; !known {
-			l.parking.put(p.position, onTheWay) // so that what is written is known to be ours
-		}
+		p.position = l.parking.Reserve(p.Token) // so that what is written is known to be ours
 		owned = append(owned, p)
 	}
 	return owned, nil
@@ -137,7 +131,7 @@ func (s *source) refuse(p parkee, err error) {
 	defer s.mu.Unlock()
 	*p.outcome = storeFailure("park", s.parking, err, true)
 	if l := s.owned(p.Token); l != nil && !p.Token.Parked {
-		l.parking.abandon(p.Token.Position)
+		l.parking.finish(p.Token)
 	}
 }
 
@@ -150,8 +144,8 @@ func (s *source) parked(batch []parkee, records []kgo.Record, errs []error) {
 		switch {
 		case errs != nil && errs[i] != nil:
 			*p.outcome = errs[i]
-			if l != nil && !p.Token.Parked {
-				l.parking.failed(p.Token.Position, errs[i])
+			if l != nil && !bus.IsDefinite(errs[i]) {
+				l.parking.Doubt(p.Token)
 			}
 			continue
 		case l == nil: // the lane's next owner has it, or adopts it
@@ -161,7 +155,7 @@ func (s *source) parked(batch []parkee, records []kgo.Record, errs []error) {
 		l.parking.wrote(&records[i])
 		if !p.Token.Parked {
 			l.window.Done(p.Token.Position)
-			delete(l.parking.drawn, p.Token.Position)
+			l.parking.Moved(p.Token)
 		}
 		p.Token.Parked, p.Token.Position = true, p.position
 	}
@@ -206,9 +200,9 @@ func (s *source) forget(tokens []bus.Token) {
 		switch l := s.owned(t); {
 		case l == nil:
 		case t.Parked:
-			delete(l.parking.offsets, t.Position)
+			l.parking.Forget(t.Position)
 		default:
-			l.parking.abandon(t.Position)
+			l.parking.finish(t)
 		}
 	}
 }

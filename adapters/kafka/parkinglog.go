@@ -12,16 +12,15 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/parking"
 )
 
 // parkingLog is what the owner of a lane knows of its partition of the parking topic. It is guarded by the source's lock.
 type parkingLog struct {
-	// offsets are where the newest record of each parked message is, by position; or onTheWay, or unplaced.
-	offsets map[int64]int64
-	drawn   map[int64]place // the places of messages that are being parked, by their positions at the origin
-	orders  []*order        // commands that wait here, in the order in which they came
-	last    int64           // the last position that was given out
-	ready   bool            // the router knows of all that was parked before
+	parking.Index // what is parked; versions are offsets
+
+	orders []*order // commands that wait here, in the order in which they came
+	ready  bool     // the router knows of all that was parked before
 
 	topic [16]byte // the topic's id; zero where the broker has none
 	heard int64    // all below this offset is known
@@ -36,50 +35,11 @@ type parkingLog struct {
 	approved int     // how many, with those dropped, were settled before a commit that succeeded
 }
 
-// Offsets of records that cannot be read.
-const (
-	onTheWay = -1 // the first one is being written
-	unplaced = -2 // the log is being read anew
-)
-
-// place is where a message is to be parked. It keeps it when parking fails, so that a record that was written, although nobody
-// knows, is replaced by the next try, and so that followers that are parked meanwhile stay behind it.
-type place struct {
-	position int64
-	written  bool // perhaps
-}
-
-// position gives out the next one. It is a time, so that no position is given out twice, whoever was the owner before.
-func (p *parkingLog) position() int64 {
-	p.last = max(p.last+1, time.Now().UnixNano())
-	return p.last
-}
-
-// place is that of a message, by its position at the origin.
-func (p *parkingLog) place(origin int64) int64 {
-	if d, ok := p.drawn[origin]; ok {
-		return d.position
+// finish ends a parked message, or one that is done with at its origin. Its record, if there is one, is to be deleted.
+func (p *parkingLog) finish(t bus.Token) {
+	if position, left := p.Settle(t); left {
+		p.settled = append(p.settled, position)
 	}
-	if p.drawn == nil {
-		p.drawn = map[int64]place{}
-	}
-	d := place{position: p.position()}
-	p.drawn[origin] = d
-	return d.position
-}
-
-// abandon gives up the place of a message that is not going to be parked.
-func (p *parkingLog) abandon(origin int64) {
-	d, ok := p.drawn[origin]
-	switch {
-	case !ok:
-		return
-	case d.written:
-		p.remove(d.position)
-	default:
-		delete(p.offsets, d.position)
-	}
-	delete(p.drawn, origin)
 }
 
 // wrote notes where a record is that this process has written.
@@ -88,31 +48,7 @@ func (p *parkingLog) wrote(r *kgo.Record) {
 	if p.heard == r.Offset {
 		p.heard++
 	} // else somebody has written in between: the listener reads it
-	position, ok := positionOf(r.Key)
-	if !ok || r.Value == nil {
-		return
-	}
-	if _, known := p.offsets[position]; known {
-		p.put(position, r.Offset)
-	} else if !slices.Contains(p.settled, position) { // withdrawn while it was on its way
-		p.settled = append(p.settled, position)
-	}
-}
-
-// put notes where the record of a parked message is.
-func (p *parkingLog) put(position, offset int64) {
-	if p.offsets == nil {
-		p.offsets = map[int64]int64{}
-	}
-	if was, ok := p.offsets[position]; !ok || was < offset {
-		p.offsets[position] = offset
-	}
-}
-
-// remove has the record of a parked message deleted, if there is one.
-func (p *parkingLog) remove(position int64) {
-	if _, ok := p.offsets[position]; ok {
-		delete(p.offsets, position)
+	if position, ok := positionOf(r.Key); ok && r.Value != nil && p.Stored(position, r.Offset) {
 		p.settled = append(p.settled, position)
 	}
 }
@@ -135,10 +71,10 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte
 		switch {
 		case ok && r.Value == nil:
 			delete(parked, position)
-			delete(log.offsets, position)
+			log.Forget(position)
 		case ok:
 			parked[position] = parkedOf(r, l.Lane, position)
-			log.put(position, r.Offset)
+			log.Adopt(position, r.Offset)
 			if mayCarryOut(r) {
 				carriedOut[factsOf(r).Command] = position
 			}
@@ -154,17 +90,19 @@ func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte
 	}
 	for _, position := range log.settled {
 		delete(parked, position)
-		delete(log.offsets, position)
+		t := parking.Token(l.Lane, position)
+		log.Reserve(t) // whether its record is still there or not
+		log.Settle(t)
 	}
 	for key, position := range carriedOut {
 		c := commands[key]
-		if _, is := log.offsets[position]; is && c != nil {
+		if log.Known(position) && c != nil {
 			c.done = true // and was to be deleted
 		}
 	}
 	told := slices.SortedFunc(maps.Values(parked), func(a, b driver.Parked) int { return cmp.Compare(a.Position, b.Position) })
 	if len(told) > 0 {
-		log.last = told[len(told)-1].Position
+		log.Seen(told[len(told)-1].Position)
 	}
 	log.orders = slices.SortedFunc(maps.Values(commands), func(a, b *order) int { return cmp.Compare(a.offset, b.offset) })
 	s.mu.Lock()

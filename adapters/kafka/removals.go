@@ -6,7 +6,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
@@ -18,14 +17,6 @@ func (p *parkingLog) isSettled() bool { return p.dropped+len(p.settled) > p.appr
 
 // approve notes that a commit succeeded which was made after so many messages were settled.
 func (p *parkingLog) approve(settled int) { p.approved = max(p.approved, settled) }
-
-// failed notes that a message may have been stored at its place, and may not.
-func (p *parkingLog) failed(origin int64, err error) {
-	if d, ok := p.drawn[origin]; ok && !bus.IsDefinite(err) {
-		d.written = true
-		p.drawn[origin] = d
-	}
-}
 
 func (s *source) wakeRemover() {
 	select {
@@ -86,11 +77,12 @@ func (s *source) removeSettled(ctx context.Context) error {
 	for i := range records {
 		l := of[i]
 		tried[l]++
+		position, _ := positionOf(records[i].Key)
 		if errs == nil || errs[i] == nil {
 			l.parking.wrote(&records[i])
+			l.parking.Forget(position)
 			continue
 		}
-		position, _ := positionOf(records[i].Key)
 		kept[l] = append(kept[l], position)
 	}
 	for l, n := range tried {

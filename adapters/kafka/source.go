@@ -219,12 +219,10 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 			stale++
 			continue
 		}
-		if t.Parked {
-			l.parking.remove(t.Position)
-		} else {
+		if !t.Parked {
 			l.window.Done(t.Position)
-			l.parking.abandon(t.Position)
 		}
+		l.parking.finish(t)
 	}
 	s.mu.Unlock()
 	s.wakeCommitter()
