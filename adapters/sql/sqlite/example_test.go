@@ -46,7 +46,7 @@ func Example_onceInBus() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(folder)
+	defer func() { _ = os.RemoveAll(folder) }()
 	path := filepath.Join(folder, "shop.db")
 	ctx, stop := context.WithCancel(context.Background())
 	b, err := sqlite.Open(ctx, path, sqlite.Config{})
