@@ -137,7 +137,7 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 	}
 	k.work, k.room, k.settling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
 	k.parks, k.fetches, k.cancelling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
-	k.ctx, k.cancel = context.WithCancelCause(context.Background())
+	k.ctx, k.cancel = context.WithCancelCause(c.values)
 	k.intake, k.close = context.WithCancel(k.ctx)
 	k.patience, k.hurry = context.WithCancel(context.Background())
 	for _, r := range table.routes {

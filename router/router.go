@@ -32,6 +32,7 @@ type core struct {
 	poison   map[string]*groupPoison
 
 	mu        sync.Mutex
+	values    context.Context // the handlers' contexts have those of Run's
 	routes    []*Route
 	tasks     []background
 	errs      []error // mistakes of construction
@@ -66,6 +67,7 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 	c := &core{
 		bus:          b,
 		drainTimeout: DefaultDrainTimeout,
+		values:       context.Background(),
 		poison:       map[string]*groupPoison{},
 		ending:       make(chan struct{}),
 		hurry:        make(chan struct{}),

@@ -14,7 +14,7 @@ import (
 // good. Then it drains: no new messages, running handlers to their end with a live context, at most for the
 // [DrainTimeout], everything settled. It returns nil after a clean drain that was asked for.
 //
-// ctx gives functions of Go its values. Handlers have contexts of their own, without them.
+// Handlers, and functions of Go, see the values of ctx.
 //
 // What was received and not begun is given back to the broker. A router runs once: a second call is an error.
 func (r *Router) Run(ctx context.Context) error {
@@ -56,6 +56,7 @@ func (c *core) begin(ctx context.Context) (*taskGroup, error) {
 		}
 		return nil, fmt.Errorf("router: %w: Run was called twice", bus.ErrInvalid)
 	}
+	c.values = context.WithoutCancel(ctx)
 	consumers, err := c.planAll()
 	if err != nil {
 		c.phase, c.result = ended, err
