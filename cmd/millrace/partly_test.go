@@ -11,6 +11,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/poison"
 )
 
 // breaking is a memory bus that breaks down in the midst of a replay.
@@ -94,3 +95,16 @@ type ignorant struct{}
 func (ignorant) Assigned([]bus.Lane)                  {}
 func (ignorant) Revoking(context.Context, []bus.Lane) {}
 func (ignorant) Lost([]bus.Lane, error)               {}
+
+// fullDisk takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("no space left") }
+
+// A result that cannot be printed is a failure for the program that waits for it.
+func TestResultThatCannotBePrinted(t *testing.T) {
+	c := poisonCall{asJSON: true, stdout: fullDisk{}}
+	if code, err := c.result("dropped", poison.Result{Matched: 1, Done: 1}, nil); code == exitOK || err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -267,7 +268,9 @@ func poisonDrop(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error
 func (c *poisonCall) result(done string, r poison.Result, err error) (int, error) {
 	switch {
 	case c.asJSON:
-		_ = json.NewEncoder(c.stdout).Encode(r)
+		if werr := json.NewEncoder(c.stdout).Encode(r); werr != nil { // a program waits for it
+			err = errors.Join(err, fmt.Errorf("print the result: %w", werr))
+		}
 	case c.options.DryRun:
 		fmt.Fprintf(c.stdout, "%d entries match; nothing was %s\n", r.Matched, done)
 	default:
