@@ -105,7 +105,7 @@ func Savepoint(ctx context.Context) (rollback func(of ...*Message)) {
 		}
 		h.takeBackOutputs(out)
 		if !root.batch {
-			_ = conclude(h.Context, root.takeBackEndings(endings), errDiscarded, nil)
+			_ = conclude(h.Context, root.takeBackEndings(endings), errDiscarded, nil) // it returns errDiscarded: the call has failed already
 		}
 	}
 }

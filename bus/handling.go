@@ -241,7 +241,7 @@ func (h *Handling) publishRun(ctx context.Context, topic string, run []emitted) 
 
 func (h *Handling) discard() {
 	if _, endings := h.end(); len(endings) > 0 {
-		_ = conclude(h.Context, endings, errDiscarded, nil)
+		_ = conclude(h.Context, endings, errDiscarded, nil) // it returns errDiscarded: the call has failed already
 	}
 }
 

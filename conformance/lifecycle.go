@@ -74,8 +74,8 @@ func lifecycleConcurrentClose(e *env) {
 	e.publish(b, topic, e.ledger().make(100, 10)...)
 	var wg sync.WaitGroup
 	for range 4 {
-		wg.Go(func() { _ = run.Shutdown(e.ctx) })
-		wg.Go(func() { _ = b.Close() })
+		wg.Go(func() { _ = run.Shutdown(e.ctx) }) // may say that the bus was closed under it
+		wg.Go(func() { _ = b.Close() })           // each call returns the same: it is looked at below
 	}
 	wg.Wait()
 	if err := b.Close(); err != nil {
