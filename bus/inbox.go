@@ -187,14 +187,14 @@ func (in *inbox) forget(id string, reply chan<- *Message) {
 func (in *inbox) deliver(m *Message) {
 	id := m.Headers.Get(HeaderCausationID)
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	reply := in.waiting[id]
-	delete(in.waiting, id)
-	in.mu.Unlock()
 	if reply == nil {
 		in.late.Add(1)
 		return
 	}
-	reply <- m
+	delete(in.waiting, id)
+	reply <- m // it has room; under the lock, so that a caller who gives up finds it or is late
 }
 
 // close leaves the inbox, within ctx.
