@@ -23,7 +23,8 @@ const (
 	lateSilence = 2 * time.Second
 )
 
-// arrival is a lane that is about to be ours, and what is parked in it. err says why the lane cannot begin yet.
+// arrival is a lane that is about to be ours, with its parked messages. err says why the lane
+// cannot begin yet.
 type arrival struct {
 	*lane
 	parked []driver.Parked
@@ -116,7 +117,8 @@ func (s *source) unexpect(partitions []int32) {
 	}
 }
 
-// prepare reads, once, what has to be known of lanes before they begin. Each has an outcome of its own, within patience for each step.
+// prepare reads, once, the facts that lanes need before they begin. Each lane has an outcome of its
+// own. Each step takes at most patience.
 func (s *source) prepare(ctx context.Context, lanes []*lane, patience time.Duration) []arrival {
 	arrivals := make([]arrival, len(lanes))
 	for i, l := range lanes {
@@ -155,7 +157,8 @@ func (s *source) findBeginnings(ctx context.Context, arrivals []arrival, patienc
 	}
 }
 
-// load reads what is parked in lanes whose beginning is known, in the order of each lane. Commands that wait there are for the listener.
+// load reads the parked messages of lanes with a known beginning, in the order of each lane. It
+// leaves the commands there to the listener.
 func (s *source) load(ctx context.Context, arrivals []arrival, patience time.Duration) {
 	var partitions []int32
 	for _, a := range arrivals {

@@ -20,7 +20,7 @@ func (s *source) wakeCommitter() {
 	}
 }
 
-// committer commits what was settled, a commit interval after the first settlement that is not committed.
+// committer commits settlements, a commit interval after the first one that is not committed.
 func (s *source) committer() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -94,7 +94,7 @@ func (s *source) commitAll(ctx context.Context) error {
 	}
 }
 
-// commitOnce makes durable what was settled.
+// commitOnce makes the settlements durable.
 func (s *source) commitOnce(ctx context.Context) error {
 	if err := s.commitPositions(ctx); err != nil {
 		return err
@@ -102,8 +102,8 @@ func (s *source) commitOnce(ctx context.Context) error {
 	return s.removeSettled(ctx)
 }
 
-// commitPositions commits, in one request, all lanes of which something was settled. It holds the turn, so that a commit is
-// never overtaken by an older one.
+// commitPositions commits all lanes with new settlements in one request. It holds the turn, so that
+// an older commit never overtakes a newer one.
 func (s *source) commitPositions(ctx context.Context) error {
 	select {
 	case <-s.turn:
@@ -127,7 +127,7 @@ func (s *source) commitPositions(ctx context.Context) error {
 	return s.send(ctx, as, topicID, commits)
 }
 
-// tail is what the metadata of commits ends with. Called with the lock held.
+// tail returns the end of the commits' metadata. Called with the lock held.
 func (s *source) tail(mark string) string {
 	if s.room == 0 {
 		return incarnation("").tail(mark)
@@ -135,7 +135,8 @@ func (s *source) tail(mark string) string {
 	return s.driver.topics.incarnation(s.topicID).tail(mark)
 }
 
-// member is what the group knows a source as. The broker refuses the commits of a member that it does not know, or of an earlier generation.
+// member identifies a source to its group. The broker refuses the commits of an unknown member or
+// of an earlier generation.
 type member struct {
 	id         string
 	generation int32
@@ -174,7 +175,7 @@ func (s *source) send(ctx context.Context, as member, topicID [16]byte, commits 
 	return s.noted(resp, byPartition)
 }
 
-// noted remembers what is committed now.
+// noted remembers the positions that are committed now.
 func (s *source) noted(resp *kmsg.OffsetCommitResponse, commits map[int32]*commit) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -25,12 +25,13 @@ type Config struct {
 	Brokers []string
 	// TLS is the configuration of encrypted connections. nil is no encryption.
 	TLS *tls.Config
-	// SASL says who we are. nil is no authentication. Packages plain and scram of franz-go make one.
+	// SASL authenticates this process. nil means no authentication. The packages plain and scram of
+	// franz-go make a mechanism.
 	SASL sasl.Mechanism
 
-	// Linger is how long a message waits for others that go to the same partition, before they are sent in one batch.
-	// Defaults to 0: what is published while a request is under way makes the next batch, so that a busy producer
-	// batches without waiting and a quiet one has no delay. At most 10 s.
+	// Linger is how long a message waits for others of its partition, to share a batch with them.
+	// Defaults to 0: messages published while a request is under way make the next batch. So a busy
+	// producer batches without waiting, and a quiet producer has no delay. At most 10 s.
 	Linger time.Duration
 	// Compression of the batches: none, snappy, lz4, zstd or gzip. Defaults to snappy, the cheapest in CPU of those
 	// that shrink typical JSON to a third, and readable by every Kafka client.
@@ -39,7 +40,8 @@ type Config struct {
 	// and the largest batch. A topic's own max.message.bytes holds if it is less; topics that the bus creates are
 	// given this one. Defaults to 2 MiB; 1 KiB to 64 MiB.
 	MaxMessage int
-	// PublishTimeout bounds a publish whose context has no earlier deadline; it may take a sixteenth longer. Defaults to 30 s; 1 s to 10 min.
+	// PublishTimeout bounds a publish without an earlier deadline in its context; it may take a
+	// sixteenth longer. Defaults to 30 s; 1 s to 10 min.
 	PublishTimeout time.Duration
 
 	// Partitions is how many partitions a topic is created with when it does not exist. Defaults to 0: topics are
@@ -57,8 +59,8 @@ type Config struct {
 	SessionTimeout time.Duration
 	// Rack is where this process is, as the brokers call it (broker.rack), to read from replicas nearby (KIP-392).
 	Rack string
-	// CommitInterval is how long a settlement may wait to be committed. After a crash, what was settled in the last
-	// interval is delivered again. Defaults to 100 ms; 1 ms to 1 min.
+	// CommitInterval is how long a settlement may wait to be committed. After a crash, the messages
+	// settled in the last interval are delivered again. Defaults to 100 ms; 1 ms to 1 min.
 	CommitInterval time.Duration
 
 	// Client are options of the native clients: for what this Config does not have. They also go to the clients of
@@ -176,7 +178,7 @@ func withPort(address string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// complete fills in the defaults and says what is wrong, all at once.
+// complete fills in the defaults and reports all errors at once.
 func (c *Config) complete() error {
 	var errs []error
 	check := func(ok bool, field string, value any, want string, args ...any) {

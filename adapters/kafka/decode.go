@@ -30,17 +30,19 @@ type slab struct {
 // decoder turns records into messages.
 type decoder struct {
 	slab
-	// words are texts that repeat from record to record, and the last ones are what the next record most likely has.
+	// words are texts that repeat from record to record. The next record most likely has the last
+	// source, type and content type.
 	words                    map[string]string
 	source, typ, contentType string
 	timeText                 []byte
 	time                     time.Time
 }
 
-// maxWords bounds what a topic with ever new types can make us remember.
+// maxWords bounds how many texts are remembered of a topic with ever new types.
 const maxWords = 1024
 
-// recordSize is what a record counts against bounds in bytes, as bus.Message.Size does once it is decoded.
+// recordSize is the size in bytes that a record counts against bounds, as bus.Message.Size does
+// once the record is decoded.
 func recordSize(r *kgo.Record) int {
 	n := 256 + len(r.Key) + len(r.Value)
 	for i := range r.Headers {
@@ -117,7 +119,7 @@ func (d *decoder) field(m *bus.Message, h *kgo.RecordHeader) bool {
 		m.ContentType = d.word(&d.contentType, h.Value)
 	case headerTime:
 		t, ok := d.parseTime(h.Value)
-		if !ok { // a foreign producer's mistake is no reason to lose what it said
+		if !ok { // a foreign producer's mistake is no reason to lose its header
 			return false
 		}
 		m.Time = t

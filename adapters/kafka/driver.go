@@ -76,14 +76,16 @@ func (d *busDriver) producerOptions() []kgo.Opt {
 		kgo.ProducerBatchCompression(codecs[c.Compression](), kgo.NoCompression()),
 		kgo.ProducerBatchMaxBytesFn(d.topics.limit),
 		kgo.RecordDeliveryTimeout(c.PublishTimeout),
-		// The budget bounds what is buffered, in bytes. The client's own bound would need the callers' contexts, and
-		// when one of them ends the client fails other callers' messages, too: a partition's buffer fails as a whole.
+		// The budget bounds the buffered messages, in bytes. The client's own bound would need the
+		// callers' contexts. When one context ends, the client fails other callers' messages, too:
+		// a partition's buffer fails as a whole.
 		kgo.MaxBufferedRecords(math.MaxInt32),
 		kgo.WithHooks(&d.wire),
 	}
 }
 
-// options are those of every client, the given ones, and the caller's. What correctness needs is to be appended to them.
+// options returns the options of every client, the given options, and the caller's. Append the
+// options that correctness needs after them.
 func (d *busDriver) options(more ...kgo.Opt) []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(d.config.Brokers...),

@@ -71,7 +71,7 @@ type encoder struct {
 	timeTxt []byte
 }
 
-// bytes copies s. When the text has to grow, what was handed out stays in the array before.
+// bytes copies s. When the text has to grow, the slices handed out before stay in the former array.
 func (e *encoder) bytes(s string) []byte {
 	n := len(e.text)
 	e.text = append(e.text, s...)

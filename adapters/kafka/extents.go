@@ -95,9 +95,11 @@ func (d *busDriver) offsetsAt(ctx context.Context, leader int32, topic string, p
 	return answers
 }
 
-// findAnywhere is find for a topic whose absence matters, and which needs so many partitions. A broker that has not heard of a topic
-// yet calls it unknown, and one that has not heard of its growth counts too few partitions. The leader of a partition
-// has heard of it, so what no broker knows is not there. Then the answer has no partitions, or too few, and the error is nil.
+// findAnywhere is find for a topic that needs so many partitions, when its absence matters. A
+// broker that has not heard of the topic yet calls it unknown. A broker that has not heard of its
+// growth counts too few partitions. A partition's leader has heard of the partition, so a partition
+// that no broker knows does not exist. Then the answer has no partitions, or too few, and the error
+// is nil.
 func (d *busDriver) findAnywhere(ctx context.Context, name string, partitions int) (kmsg.MetadataResponseTopic, error) {
 	found, brokers, err := askFor(ctx, d.client, name)
 	if err != nil || len(found.Partitions) >= partitions {

@@ -19,7 +19,7 @@ func fail(op, topic string, err error) error {
 	return &bus.Error{Op: op, Broker: "kafka", Topic: topic, Err: translate(err), Retryable: retryable(err)}
 }
 
-// publishFailure makes the error of one message, from what the client says of its record.
+// publishFailure makes the error of one message from the client's error for its record.
 func publishFailure(topic string, err error, isDefinite bool) error {
 	return &bus.Error{Op: "publish", Broker: "kafka", Topic: topic, Err: translate(err), Definite: isDefinite, Retryable: retryable(err)}
 }

@@ -89,7 +89,7 @@ func (s *source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 	return n, &bus.PublishError{Errs: errs}
 }
 
-// read reads what is wanted of a lane.
+// read reads the wanted records of a lane.
 func (w *wanted) read(ctx context.Context) {
 	l := w.log
 	if l.failed != nil && time.Now().Before(l.until) {

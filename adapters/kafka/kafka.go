@@ -1,4 +1,4 @@
-// Package kafka is a bus over Apache Kafka (2.1 or newer) and what speaks its protocol.
+// Package kafka is a bus over Apache Kafka (2.1 or newer) and other brokers with its protocol.
 //
 // # URLs
 //
@@ -24,48 +24,57 @@
 //
 // # Delivery semantics
 //
-// Published means: written by the partition's leader and all replicas in sync (acks=all), without duplicates from the
-// client's own retries (idempotent producer). How many replicas that is, the topic's min.insync.replicas says. A
-// publish whose context ends while its batch is under way reports "not known"; the message may still be written.
+// Published means: written by the partition's leader and all replicas in sync (acks=all), without
+// duplicates from the client's own retries (idempotent producer). The topic's min.insync.replicas
+// says how many replicas are needed. If a publish's context ends while its batch is under way, the
+// publish reports "not known"; the message may still be written.
 //
 // Messages of equal keys go to one partition (murmur2, as with Kafka's own clients) and are read in the order in
 // which they were written. Adding partitions to a topic moves keys, so that their order is lost at that moment. New partitions are
 // read within 30 s, from their beginning.
 //
-// What is committed of a partition is the first unfinished offset, and with it, in the commit's metadata, what is
-// finished beyond, so that a restart or a new owner is not given it again. Settlements are committed every commit
-// interval, before a partition is handed over, and at Close: after a crash, what was settled in the last interval
-// comes again. Only messages of committed transactions are delivered. A commit's metadata has room for about 3,000
-// bytes: some 1,500 unfinished messages in a wild mix with finished ones; what does not fit is delivered again
-// after a crash. If retention deletes messages before a group has read them, Receive reports once which ones, and the
-// group goes on with the oldest that there is. [bus.StartAt] goes by the time of publishing, in milliseconds.
+// A commit holds a partition's first unfinished offset. Its metadata holds the finished offsets
+// beyond, so that a restart or a new owner does not receive these messages again. Settlements are
+// committed every commit interval, before a partition is handed over, and at Close. After a crash,
+// the messages settled in the last interval come again. Only messages of committed transactions are
+// delivered. A commit's metadata has room for about 3,000 bytes: some 1,500 unfinished messages in
+// a wild mix with finished ones. Finished messages that do not fit are delivered again after a
+// crash. If retention deletes messages before a group has read them, Receive reports once which
+// ones. The group goes on with the oldest message left. [bus.StartAt] goes by the time of
+// publishing, in milliseconds.
 //
-// Where a new group begins is committed for all partitions before it is given anything. A partition without a position was added later, and is
-// read from its oldest message. A partition that cannot be read, or whose parked messages cannot, begins later and holds up no other one;
-// Receive reports it after 2 s.
+// A new group commits its start in all partitions before it receives anything. A partition without
+// a position was added later, and is read from its oldest message. If a partition or its parked
+// messages cannot be read, the partition begins later and holds up no other partition. Receive
+// reports it after 2 s.
 //
-// Positions belong to a topic, not to its name: of a topic that is deleted and created anew, a group reads all messages, and Receive reports it
-// once. (Brokers before 2.8 have no topic ids, and keep the positions. A group that starts at the end, and has no member while the topic
-// is created anew, is new to it.)
+// Positions belong to a topic, not to its name: when a topic is deleted and created anew, a group
+// reads all messages of the new topic. Receive reports it once. (Brokers before 2.8 have no topic
+// ids, and keep the positions. A group that starts at the end, and has no member while the topic is
+// created anew, is new to it.)
 //
-// With router.Guarantee(router.ExactlyOnce), which needs Kafka 2.5 or newer, what handlers emit and the positions of what they handled are written in one transaction,
-// and so is what is parked. Each member has a transactional producer, fenced by the group's generation; its id begins with
-// millrace.GROUP.TOPIC. If a process dies within a transaction, the next owner of its partitions, and the readers of its outputs, wait until the broker
-// has aborted it: the session timeout, but at least 10 s.
+// router.Guarantee(router.ExactlyOnce) needs Kafka 2.5 or newer. One transaction writes the
+// handlers' outputs, the positions of the handled messages, and parked messages. Each member has a
+// transactional producer, fenced by the group's generation; its id begins with
+// millrace.GROUP.TOPIC. If a process dies within a transaction, the broker aborts it after the
+// session timeout, but at least 10 s. Until then, the next owner of its partitions and the readers
+// of its outputs wait.
 //
 // # Topology
 //
-// A bus topic is a Kafka topic, a group a consumer group, a lane a partition. Topics are created only with
-// partitions=N, on their first use. Each subscription is a group member with a client of its own (cooperative-sticky
-// balancing). What a group could not handle is in the compacted topic millrace.poison.GROUP, which is created when
-// first needed.
+// A bus topic is a Kafka topic, a group a consumer group, a lane a partition. Topics are created
+// only with partitions=N, on their first use. Each subscription is a group member with a client of
+// its own (cooperative-sticky balancing). Messages that a group could not handle are in the
+// compacted topic millrace.poison.GROUP, which is created when first needed.
 //
-// What a group has parked (long retry delays, delayed messages, keys that wait) is in the compacted topic
-// millrace.parking.N.GROUP.TOPIC, where N is the length of the group's name, with a partition for each of the topic's; a name that
-// would be too long is replaced by its hash. It is created when first needed, and grown with its topic. Who owns a partition reads its
-// parking partition to the end before it delivers, and writes to it; what others ask for (a replay, say) they write there
-// as commands, which the owner carries out within a second or so. Deleting such a topic loses what is parked in it.
-// With access control, members need Read, Write, Create, Describe and Alter for both kinds of topics.
+// A group's parked messages (long retry delays, delayed messages, keys that wait) are in the
+// compacted topic millrace.parking.N.GROUP.TOPIC. N is the length of the group's name; a name that
+// would be too long is replaced by its hash. The parking topic has a partition for each of the
+// topic's. It is created when first needed, and grown with its topic. A partition's owner reads its
+// parking partition to the end before it delivers, and writes to it. Others write their requests (a
+// replay, say) there as commands; the owner carries them out within a second or so. Deleting a
+// parking topic loses the messages parked in it. With access control, members need Read, Write,
+// Create, Describe and Alter for both kinds of topics.
 //
 // Messages travel as CloudEvents in binary mode: their fields in the headers ce_id, ce_source, ce_type, ce_subject,
 // ce_time and content-type, the key as the record's key. A record without these headers is an ordinary message: its
