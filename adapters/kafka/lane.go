@@ -22,7 +22,8 @@ type lane struct {
 	committed   int64  // -1: nothing of this partition was ever committed
 	version     uint64 // of the window when it was committed
 
-	// void: it is not known what is committed, so this process commits nothing of it any more.
+	// void: the committed position is not known, so this process commits nothing of the lane any
+	// more.
 	void bool
 
 	parking parkingLog
@@ -32,7 +33,7 @@ type lane struct {
 // begin has the lane begin at an offset, without a commit.
 func (l *lane) begin(at int64) { l.next, l.window = at, window.New(at) }
 
-// commit is what is to be committed of a lane.
+// commit is a lane's next commit.
 type commit struct {
 	lane     *lane
 	position int64
@@ -83,8 +84,9 @@ func encodeMetadata(w *window.Window, position int64, room int, tail string) str
 	return metadataMark + metadataEncoding.EncodeToString(enc) + tail
 }
 
-// restore returns the window of a lane whose group committed this. Metadata that is another program's, damaged, or of
-// another offset is ignored: then what is finished beyond the offset is delivered again.
+// restore returns a lane's window from its group's commit. It ignores metadata that is another
+// program's, damaged, or of another offset: then messages finished beyond the offset are delivered
+// again.
 func restore(position int64, metadata string) *window.Window {
 	metadata, _, _ = strings.Cut(metadata, commitMark)
 	text, ok := strings.CutPrefix(metadata, metadataMark)

@@ -21,8 +21,9 @@ const (
 	listenTimeout = 5 * time.Second
 	// deafLooks is how many looks at a log may fail in a row before the source reports it.
 	deafLooks = 5
-	// shortLooks is how many times in a row a log must end before what was in it until that is believed: for a moment after a
-	// change of leaders, the new one may not know how far the log reaches.
+	// shortLooks is how many looks in a row must find the log shorter than before until the source
+	// believes it. For a moment after a change of leaders, the new leader may not know how far the
+	// log reaches.
 	shortLooks = 5
 )
 
@@ -74,7 +75,7 @@ func (s *source) listenTo(changes []change) {
 	}
 }
 
-// news is a lane in whose log there is something to hear or to carry out.
+// news is a lane with records in its log to hear or to carry out.
 type news struct {
 	lane *lane
 	end  int64
@@ -131,7 +132,8 @@ func (s *source) deafTo(l *lane, err error) {
 	}
 }
 
-// compare sees whether the log is still the one that was read. If not, what is known of it is looked for again, from its start.
+// compare checks whether the log is still the one that was read. If it is not, the known messages
+// are looked for again, from the log's start.
 func (p *parkingLog) compare(e extent, topic [16]byte) {
 	another := p.topic != topic && p.topic != [16]byte{}
 	p.topic = topic
@@ -143,10 +145,11 @@ func (p *parkingLog) compare(e extent, topic [16]byte) {
 		p.orders = nil
 		p.Lose()
 	}
-	p.heard = max(p.heard, min(e.start, e.end)) // what was before was deleted
+	p.heard = max(p.heard, min(e.start, e.end)) // earlier records were deleted
 }
 
-// hear reads what was written into a lane's parking log, tells the router of messages that it does not know, and carries out commands.
+// hear reads the new records of a lane's parking log, tells the router of messages that it does not
+// know, and carries out commands.
 func (s *source) hear(o driver.ParkingObserver, n news) error {
 	l := n.lane
 	s.mu.Lock()
@@ -197,9 +200,10 @@ type late struct {
 	offset int64
 }
 
-// adopt takes over messages that somebody else has parked here: an owner before us, who wrote so late that it was not read, or an
-// owner after us, of whom we do not know yet. To delete them would lose those whose origin is committed; to adopt them
-// can only repeat some. Called with the lock held.
+// adopt takes over messages that another owner has parked here. An earlier owner may have written
+// too late for our reading; a later owner may not be known to us yet. Deleting the messages would
+// lose those with a committed origin; adopting them can only repeat some. Called with the lock
+// held.
 func (p *parkingLog) adopt(unknown map[int64]late) []driver.Parked {
 	var adopted []driver.Parked
 	for position, m := range unknown {
@@ -225,8 +229,9 @@ func (s *source) tellParked(o driver.ParkingObserver, l *lane, change func() []d
 	s.wakeCommitter()
 }
 
-// hush returns when the observer is not being told of lanes that are leaving, and, unless that takes long, when no command is
-// being carried out in these: the next owner would not see what came of it, and do it again.
+// hush returns when the observer is not being told of leaving lanes. Unless it takes long, hush
+// also waits until no command is being carried out in them: the next owner would not see the
+// outcome, and repeat the command.
 func (s *source) hush(lanes ...*lane) {
 	timeout := time.NewTimer(listenTimeout)
 	defer timeout.Stop()

@@ -37,10 +37,10 @@ const logFetchBytes = 4 << 20
 // Isolation levels of reads.
 const (
 	anyRecord int8 = iota
-	committed      // what is before the first open transaction, and was not aborted
+	committed      // records before the first open transaction that were not aborted
 )
 
-// errStands: the broker gives nothing of what the log has.
+// errStands: the log has records, but the broker returns none.
 var errStands = errors.New("the partition's leader gives no more of it: a transaction is open there, or it lags behind")
 
 // bounded is the context of one step.
@@ -72,7 +72,7 @@ func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8)
 			if err == nil {
 				return records, next, nil
 			}
-			l.known = false // whatever it is, ask again who leads
+			l.known = false // whatever the error is, ask for the leader again
 			if l.once || !retryable(err) && !errors.Is(err, kerr.UnknownTopicID) {
 				return nil, offset, err
 			}
@@ -85,7 +85,7 @@ func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8)
 	}
 }
 
-// find learns who leads the partition.
+// find looks up the partition's leader.
 func (l *partitionLog) find(ctx context.Context) error {
 	if l.known {
 		return nil
@@ -180,7 +180,8 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 	found := make(map[int64]*kgo.Record, len(offsets))
 	moved := time.Now()
 	for b := (backoff.Backoff{}); len(offsets) > 0; {
-		// An open transaction may hold up what is committed behind it, so it is not asked for what is committed.
+		// An open transaction may hold up the committed records behind it, so this reads
+		// uncommitted.
 		records, next, err := l.readAs(ctx, offsets[0], anyRecord)
 		outside := errors.Is(err, kerr.OffsetOutOfRange)
 		if err != nil && !outside {
@@ -218,7 +219,8 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 	return found, nil
 }
 
-// begin is where the log begins, if that is behind an offset: what was before was deleted.
+// begin returns the log's start, if the start is behind an offset: the earlier records were
+// deleted.
 func (l *partitionLog) begin(ctx context.Context, offset int64) (int64, error) {
 	e, err := l.extent(ctx)
 	if err == nil && e.start <= offset {

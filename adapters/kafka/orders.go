@@ -17,9 +17,9 @@ import (
 type order struct {
 	key       string
 	offset    int64
-	position  int64 // where a new message is to be parked; 0: not decided
-	withdraws bool  // the message is out of the index, and its record is to be deleted
-	done      bool  // only the command itself is to be deleted: after its effect, so that a crash repeats a command and loses none
+	position  int64 // the place of a new parked message; 0: not decided
+	withdraws bool  // the message is out of the index, and its record must be deleted
+	done      bool  // delete only the command, after its effect: a crash repeats it and loses none
 	foreign   bool  // it is not for us, and stays: a later version's, perhaps
 }
 
@@ -60,7 +60,7 @@ func (s *source) carryOutSome(ctx context.Context, o driver.ParkingObserver, l *
 	}
 	for _, c := range orders {
 		r := commands[c.offset]
-		if r == nil { // deleted by another owner, who has carried it out
+		if r == nil { // another owner has carried it out and deleted it
 			c.done = true
 			continue
 		}
@@ -128,8 +128,8 @@ func (s *source) readOrders(ctx context.Context, l *lane, orders []*order) (comm
 	return commands, stored, err
 }
 
-// obey makes the record that does what a command says, and what the router is to be told of it; no record if it cannot be done, or was
-// done. Called with the lock held.
+// obey makes the record that carries out a command, and the message to tell the router of. There is
+// no record if the command cannot be carried out, or was. Called with the lock held.
 func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (change kgo.Record, told driver.Parked, err error) {
 	says, ok := commandOf(r)
 	if !ok {

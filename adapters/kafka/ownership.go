@@ -14,7 +14,7 @@ import (
 	"github.com/millrace-go/millrace/internal/epoch"
 )
 
-// committedOffset is what the group has committed of a partition.
+// committedOffset is the group's commit of a partition.
 type committedOffset struct {
 	offset   int64
 	metadata string
@@ -158,8 +158,9 @@ func (s *source) replace(l *lane) change {
 	return change{was, l}
 }
 
-// rewind ends the ownership of a lane whose log was cut off at an offset that was read before. The next one begins with what is not finished
-// of before. Until it does, what is settled counts, but nothing is committed. Called with the lock held.
+// rewind ends the ownership of a lane after its log was cut off at an offset that was read before.
+// The next ownership begins with the unfinished messages before the cut. Until then settlements
+// count, but nothing is committed. Called with the lock held.
 func (s *source) rewind(l *lane, to int64) {
 	l.leaving, l.void = true, true
 	s.unqueue()
@@ -207,14 +208,14 @@ func (s *source) retake(was, l *lane, to int64, parked []driver.Parked) bool {
 	return true
 }
 
-// drop forgets a lane, and what was polled of it. Called with the lock held.
+// drop forgets a lane and its polled messages. Called with the lock held.
 func (s *source) drop(l *lane) {
 	l.leaving = true
 	delete(s.lanes, l.ID)
 	s.unqueue()
 }
 
-// unqueue forgets what was polled of lanes that are leaving. Called with the lock held.
+// unqueue forgets the polled messages of lanes that are leaving. Called with the lock held.
 func (s *source) unqueue() {
 	kept := s.queue[:0]
 	for _, q := range s.queue {

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// parkingTopic is where a group keeps what it has parked of a topic: compacted, with a partition for each of the topic's.
-// The length tells group and topic apart, both of which may have dots.
+// parkingTopic names the compacted topic in which a group keeps a topic's parked messages. It has a
+// partition for each of the topic's. The length tells group and topic apart: both may have dots.
 func parkingTopic(group, topic string) string {
 	const longest = 249
 	name := fmt.Sprintf("millrace.parking.%d.%s.%s", len(group), group, topic)
@@ -29,8 +29,9 @@ func parkingTopic(group, topic string) string {
 	return name
 }
 
-// A record of a parking topic is a parked message, whose key is its position; or a command from outside, which the
-// lane's owner carries out and deletes. Headers say what has to be known while the body stays where it is.
+// A record of a parking topic is a parked message, with its position as the key. Or it is a command
+// from outside, which the lane's owner carries out and deletes. Headers hold the facts that the
+// owner needs while the body stays in the log.
 const (
 	headerDue  = "millrace-due"  // microseconds since 1970, rounded up, 0 for any time; and " free" if its key does not wait
 	headerPark = "millrace-park" // of commands: a parking.Command
@@ -38,7 +39,7 @@ const (
 	free       = " free"
 )
 
-// parkedFacts are what a record says beside the message, as JSON.
+// parkedFacts are a record's facts beside the message, as JSON.
 type parkedFacts struct {
 	stored.Facts
 	Writer  string `json:"writer,omitempty"`  // the ownership that wrote the record
@@ -69,7 +70,8 @@ func dueText(due time.Time, isFree bool) []byte {
 	return text
 }
 
-// parkedOf is what a router has to know of a record at this position. One that cannot be read is due at once.
+// parkedOf returns the facts that a router needs of a record at this position. A record that cannot
+// be read is due at once.
 func parkedOf(r *kgo.Record, lane bus.Lane, position int64) driver.Parked {
 	p := driver.Parked{Token: parking.Token(lane, position)}
 	_, ours, _ := split(r.Headers)
@@ -113,7 +115,7 @@ func mayCarryOut(r *kgo.Record) bool {
 	return ok && bytes.Contains(ours[0].Value, []byte(`"command":`))
 }
 
-// command is what the record of a command says.
+// command is the content of a command's record.
 type command struct {
 	parking.Command
 	id string // of the message that is meant; "": any, by an earlier version

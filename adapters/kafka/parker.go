@@ -21,13 +21,14 @@ type parker struct {
 	retired sync.WaitGroup // clients that were replaced
 }
 
-// pen is a client, and who uses it.
+// pen is a client and its users.
 type pen struct {
 	*kgo.Client
 	users sync.WaitGroup
 }
 
-// take returns the client, for a user who says when the records were handed to it and waited for.
+// take returns the client. The user reports when its records were handed to the client and waited
+// for.
 func (p *parker) take(d *busDriver) (*pen, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,7 +60,7 @@ func (p *parker) renew(d *busDriver) {
 	p.retired.Go(func() { old.retire(d) })
 }
 
-// retire closes a client when what was handed to it is confirmed, or the driver is closed.
+// retire closes a client when its records are confirmed, or the driver is closed.
 func (p *pen) retire(d *busDriver) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.config.PublishTimeout)
 	defer cancel()
@@ -67,7 +68,7 @@ func (p *pen) retire(d *busDriver) {
 	go func() {
 		defer close(flushed)
 		p.users.Wait()
-		_ = p.Flush(ctx) // nobody waits for what is left
+		_ = p.Flush(ctx) // nobody waits for the remaining records
 	}()
 	select {
 	case <-flushed:

@@ -49,7 +49,8 @@ func (s *source) Park(ctx context.Context, ps []driver.Parking) error {
 
 var errStalePark = fmt.Errorf("park: %w", bus.ErrStale)
 
-// places gives each message its position in its lane. It returns those whose tokens are not stale.
+// places gives each message its position in its lane. It returns the messages without a stale
+// token.
 func (s *source) places(batch []parkee) ([]parkee, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,13 +64,14 @@ func (s *source) places(batch []parkee) ([]parkee, error) {
 			*p.outcome = errStalePark
 			continue
 		}
-		p.position = l.parking.Reserve(p.Token) // so that what is written is known to be ours
+		p.position = l.parking.Reserve(p.Token) // so that our own record is recognised
 		owned = append(owned, p)
 	}
 	return owned, nil
 }
 
-// recordsOf makes the records of messages. Those of which none can be made are refused, and left out of the batch.
+// recordsOf makes the records of messages. It refuses messages that cannot become records, and
+// leaves them out of the batch.
 func (s *source) recordsOf(batch *[]parkee) []kgo.Record {
 	records := make([]kgo.Record, 0, len(*batch))
 	able := (*batch)[:0:0]
@@ -135,7 +137,7 @@ func (s *source) refuse(p parkee, err error) {
 	}
 }
 
-// parked settles at their origin what has been stored, and gives it its new token.
+// parked settles stored messages at their origin, and gives them their new tokens.
 func (s *source) parked(batch []parkee, records []kgo.Record, errs []error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,7 +194,7 @@ func (s *source) fates(outcomes []error) error {
 	return nil
 }
 
-// forget notes what was settled by a transaction, which has removed the records of parked messages.
+// forget notes the settlements of a transaction, which has removed the records of parked messages.
 func (s *source) forget(tokens []bus.Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

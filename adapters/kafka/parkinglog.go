@@ -15,9 +15,10 @@ import (
 	"github.com/millrace-go/millrace/internal/parking"
 )
 
-// parkingLog is what the owner of a lane knows of its partition of the parking topic. It is guarded by the source's lock.
+// parkingLog is a lane owner's knowledge of the lane's partition of the parking topic. It is
+// guarded by the source's lock.
 type parkingLog struct {
-	parking.Index // what is parked; versions are offsets
+	parking.Index // the parked messages; versions are offsets
 
 	orders []*order // commands that wait here, in the order in which they came
 	ready  bool     // the router knows of all that was parked before
@@ -30,12 +31,13 @@ type parkingLog struct {
 	odd   bool     // a record was found where another one should be
 	anew  bool     // the log is not the one that the index is of: it is read from its start
 
-	settled  []int64 // positions whose records are to be deleted, in order
+	settled  []int64 // positions of records to delete, in order
 	dropped  int     // how many are not in settled any more
 	approved int     // how many, with those dropped, were settled before a commit that succeeded
 }
 
-// finish ends a parked message, or one that is done with at its origin. Its record, if there is one, is to be deleted.
+// finish ends a parked message, or a message that is done with at its origin. Its record, if there
+// is one, will be deleted.
 func (p *parkingLog) finish(t bus.Token) {
 	if position, left := p.Settle(t); left {
 		p.settled = append(p.settled, position)
@@ -57,7 +59,7 @@ func (p *parkingLog) wrote(r *kgo.Record) {
 func (s *source) loadLane(ctx context.Context, l *lane, e extent, topic [16]byte, patience time.Duration) ([]driver.Parked, error) {
 	parked := map[int64]driver.Parked{}
 	commands := map[string]*order{}
-	carriedOut := map[string]int64{} // commands, by the positions where what they say is parked
+	carriedOut := map[string]int64{} // commands, by the positions of the messages that they parked
 	log := parkingLog{heard: e.end, top: e.end, topic: topic}
 	s.mu.Lock()
 	if was := s.lanes[l.ID]; was != nil { // of our last ownership: settled, and not deleted yet

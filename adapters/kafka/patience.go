@@ -11,7 +11,7 @@ type patience struct {
 	timeout time.Duration
 
 	mu    sync.Mutex
-	until time.Time     // who begins before it shares ended
+	until time.Time     // publishes that begin earlier share ended
 	ended chan struct{} // closed by a timer
 }
 

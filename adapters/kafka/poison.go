@@ -98,9 +98,9 @@ func (s *poisonStore) decodeEntry(r *kgo.Record) driver.PoisonEntry {
 	return about.Of(string(r.Key), m)
 }
 
-// List implements driver.PoisonStore. It lists what the store held when it began. The topic is read twice: first for
-// which entries there are and where the newest of each is, then for the entries, so that a large store is listed in
-// little memory.
+// List implements driver.PoisonStore. It lists the entries that the store held when List began. It
+// reads the topic twice: first for the place of each entry's newest record, then for the entries.
+// So a large store is listed in little memory.
 func (s *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
 	return func(yield func(driver.PoisonEntry, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)

@@ -64,7 +64,8 @@ func (s *poisonStore) list(ctx context.Context, yield func(driver.PoisonEntry, e
 	return s.listCompacted(ctx, places, e.end, yield)
 }
 
-// listCompacted yields entries whose first record was compacted between the two readings, because there is a newer one.
+// listCompacted yields entries that lost their first record to compaction between the two readings,
+// because there is a newer record.
 func (s *poisonStore) listCompacted(ctx context.Context, places map[string]seen, from int64, yield func(driver.PoisonEntry, error) bool) error {
 	e, err := s.extent(ctx)
 	if err != nil {

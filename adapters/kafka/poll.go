@@ -11,13 +11,14 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// poll waits for records and queues them. An assignment interrupts it, for what the client has handed out of a
-// partition's last ownership must be queued, and dropped, before the partition has a new one; nil then means: again.
-// (The client's BlockRebalanceOnPoll would do so, but it also holds up polls while a lane is drained, and
-// so all other lanes for as long as the slowest handler takes.)
+// poll waits for records and queues them. An assignment interrupts it; nil then means: again.
+// Records that the client has handed out from a partition's last ownership must be queued, and
+// dropped, before the next ownership begins. (The client's BlockRebalanceOnPoll would do so, but it
+// also holds up polls while a lane is drained, and so all other lanes for as long as the slowest
+// handler takes.)
 //
-// It takes all that the client has: only then does the client ask the broker for more, so the next fetch is under way while
-// this one is handled.
+// It takes all records that the client has. Only then does the client ask the broker for more, so
+// the next fetch is under way while these records are handled.
 func (s *source) poll(ctx context.Context) error {
 	polling, stop := context.WithCancel(ctx)
 	defer stop()
@@ -55,8 +56,8 @@ func (s *source) poll(ctx context.Context) error {
 	return nil
 }
 
-// isForeign says whether records are of another topic of this name than the one whose positions the lanes have; the watcher will see it, too.
-// Called with the lock held.
+// isForeign says whether records are of another topic of this name: the lanes' positions do not
+// belong to it. The watcher will see it, too. Called with the lock held.
 func (s *source) isForeign(topicID [16]byte) bool {
 	none := [16]byte{}
 	return topicID != s.topicID && topicID != none && s.topicID != none
@@ -76,7 +77,7 @@ func (s *source) enqueue(p *kgo.FetchPartition) {
 		return
 	}
 	first, last := records[0], records[len(records)-1]
-	if first.Offset < l.next { // the log ends, or ended, before what the group has read: it was cut off, or made anew
+	if first.Offset < l.next { // the log ended before the group's position: cut off, or made anew
 		s.report(s.lossError(p.Partition, "the partition was truncated or created anew: the group was at offset %d and goes on at %d", l.next, first.Offset))
 		s.rewind(l, first.Offset)
 		return

@@ -32,7 +32,8 @@ func (c *call) blameBatches(ctx context.Context, topic string, largest int, errs
 	}
 }
 
-// lower reads a topic's limit again, of which was is too large. Where it may not be read, it is halved, down to what the largest record needs.
+// lower reads a topic's limit again, because its last known limit, was, is too large. A limit that
+// may not be read is halved, down to the need of the largest record.
 func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was int32, largest int) {
 	t.lowering.Lock()
 	defer t.lowering.Unlock()

@@ -25,7 +25,7 @@ func (s *source) wakeRemover() {
 	}
 }
 
-// remover deletes what was settled.
+// remover deletes the records of settled messages.
 func (s *source) remover() {
 	const tolerated = 3
 	failures, b := 0, backoff.Backoff{}

@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// errNeighbour is the failure of a record that was refused with others, and whose order forbids to send it again.
+// errNeighbour is the failure of a record that was refused with others and must not be sent again,
+// to keep its order.
 var errNeighbour = errors.New("the broker refused a batch because of one of its records")
 
 // isInvalid says whether the broker calls a record invalid. It says so of all records of the batch, and the client of all that wait for the

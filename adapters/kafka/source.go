@@ -35,7 +35,7 @@ type source struct {
 	err    error         // Close's, set before left is closed
 
 	decoder decoder    // Receive's
-	batch   []accepted // Receive's: what it is about to return
+	batch   []accepted // Receive's: the deliveries that it is about to return
 
 	partitions int       // the watcher's: how many the topic has
 	grown      time.Time // and when it saw the last ones come
@@ -48,14 +48,14 @@ type source struct {
 	mu         sync.Mutex
 	client     *kgo.Client
 	stopClient context.CancelFunc // ends all that the client does, whatever it waits for
-	topicID    [16]byte           // of the topic whose positions these are; zero where the broker has none
+	topicID    [16]byte           // of the positions' topic; zero where the broker has none
 	lanes      map[int32]*lane
 	coming     map[int32]*lane // that are assigned and have not begun
 	fetchedAs  map[int32]committedOffset
 	fetchLogs  map[int32]*fetchLog
 	queue      []run   // polled and not delivered, in order
 	reports    []error // for Receive to return
-	polling    bool    // Receive is between the start of a poll and the end of queueing what it brought
+	polling    bool    // Receive is between the start of a poll and the end of queueing its records
 	stopPoll   context.CancelFunc
 	assigning  int // assignments that wait for the poll to end, or are under way
 	change     *sync.Cond
@@ -117,7 +117,7 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 	}
 }
 
-// take fills dst with what was polled before, or returns a report that is due.
+// take fills dst with records polled before, or returns a report that is due.
 func (s *source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 	s.mu.Lock()
 	if s.closed {

@@ -12,11 +12,13 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Stored messages are records of compacted topics: of the poison queue, and of what is parked. The record's key is the
-// entry's own, so that a later record replaces it, and one without a value removes it.
+// Stored messages are records of compacted topics: of the poison queue and of the parking topics.
+// The record's key is the entry's own, so that a later record replaces it, and one without a value
+// removes it.
 //
-// The headers that such a record has behind those of the message: facts about it, as JSON, and the message's key. A message of
-// another program may have headers of these names, too: the last facts are ours, and what is before them is the message's.
+// A stored record has these headers behind the message's own: facts about the record, as JSON, and
+// the message's key. A message of another program may have headers of these names, too. The last
+// facts are ours, and the headers before them are the message's.
 const (
 	headerFacts = "millrace-facts"
 	headerKey   = "millrace-key"
@@ -55,7 +57,7 @@ func split(headers []kgo.RecordHeader) (message, ours []kgo.RecordHeader, ok boo
 	return headers, nil, false
 }
 
-// errForeign is what is wrong with a record that no driver of this kind has written.
+// errForeign is the error of a record that no driver of this kind has written.
 var errForeign = errors.New("it has no facts about a message: another program wrote it")
 
 // decodeStored returns the message of a record, and fills facts. An error says why the record is unreadable.

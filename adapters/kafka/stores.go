@@ -19,8 +19,9 @@ import (
 // maxStored bounds a stored record, so that it fits into one request of the client.
 const maxStored = 96 << 20
 
-// ensureStore finds a topic for stored messages, or creates it, whatever the bus does with others: the alternative is to lose what it
-// is for. It takes our largest message and the largest of the topic of origin, if one is named.
+// ensureStore finds a topic for stored messages, or creates it, even if the bus creates no other
+// topics: the alternative is to lose messages. The topic takes our largest message and the largest
+// of the topic of origin, if an origin is named.
 func (d *busDriver) ensureStore(ctx context.Context, name, origin string, partitions int) error {
 	size := d.config.MaxMessage + batchOverhead
 	if origin != "" && !d.topics.has(name) {
@@ -202,7 +203,8 @@ func (d *busDriver) writeOnce(ctx context.Context, op, topic string, records []k
 	return errs
 }
 
-// confirmed waits for the records of a store, and returns what the client says of each; nil if all are durable.
+// confirmed waits for the records of a store. It returns the client's error for each record; nil if
+// all are durable.
 func (c *call) confirmed(ctx context.Context) []error {
 	var cause error
 	select {
@@ -225,8 +227,8 @@ func (c *call) confirmed(ctx context.Context) []error {
 	return errs
 }
 
-// storeFailure makes the error of one record. Only what is wrong with the record itself is final: a topic that is missing is made
-// again, and a right that is missing may be given.
+// storeFailure makes the error of one record. Only a fault of the record itself is final: a missing
+// topic is made again, and a missing right may be given.
 func storeFailure(op, topic string, err error, isDefinite bool) error {
 	e := fail(op, topic, err).(*bus.Error) //nolint:errorlint // made by fail
 	e.Definite = isDefinite
@@ -237,7 +239,7 @@ func storeFailure(op, topic string, err error, isDefinite bool) error {
 	return e
 }
 
-// failAll is the outcome of records of which none was handed to the client.
+// failAll is the outcome when no record was handed to the client.
 func failAll(op, topic string, n int, err error) []error {
 	return driver.FailAll(n, storeFailure(op, topic, fmt.Errorf("%w: %w", errNotSent, err), true)).Errs
 }

@@ -14,8 +14,8 @@ import (
 const (
 	// rebalanceTimeout is how long a group waits for a member that has to hand partitions over.
 	rebalanceTimeout = time.Minute
-	// drainTimeout is how much of it the handlers get, and commitTimeout what the last commit gets. The rest is for
-	// the way to the broker.
+	// drainTimeout is the handlers' part of rebalanceTimeout, and commitTimeout the last commit's
+	// part. The rest is for the way to the broker.
 	drainTimeout  = 45 * time.Second
 	commitTimeout = 10 * time.Second
 	// commitSilence is for how long commits may fail before that is told.
@@ -28,13 +28,14 @@ const (
 	fetchWait = 250 * time.Millisecond
 )
 
-// subscribePatience is how long Subscribe sees whether an error passes: a new cluster has no group coordinator for some
-// seconds. Then the router says what is wrong, and calls again.
+// subscribePatience is how long Subscribe sees whether an error passes: a new cluster has no group
+// coordinator for some seconds. Then the router reports the error, and calls again.
 const subscribePatience = 10 * time.Second
 
-// Bounds of what a client fetches ahead from one broker, within which the subscription's own bound is kept to. Below
-// 1 MiB, every request would bring a part of a batch; above 4 MiB, more is not quicker. Two are in memory, one that is being
-// handled and the next, and a fetch takes several times its size when it is decoded.
+// These bounds limit a client's fetch ahead from one broker; between them, the subscription's own
+// bound applies. Below 1 MiB, every request would bring a part of a batch; above 4 MiB, more is not
+// quicker. Two fetches are in memory: the one being handled and the next. A decoded fetch takes
+// several times its size.
 const (
 	minFetchBytes = 1 << 20
 	maxFetchBytes = 4 << 20
@@ -97,7 +98,7 @@ func (d *busDriver) fencesTransactions(ctx context.Context) error {
 			return err
 		}
 		for _, b := range brokers.Sorted() {
-			if b.Err != nil { // it is away; who serves the group cannot be older than those that are there, but in an upgrade
+			if b.Err != nil { // away; the group's broker is no older than others, but in an upgrade
 				continue
 			}
 			commit, _ := b.KeyMaxVersion(int16(kmsg.TxnOffsetCommit))
@@ -131,7 +132,8 @@ func (s *source) join() error {
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // so that the position gets past them
 		kgo.WithPools(&d.pool),
-		// Where to go on when the log is not what it was. Below its start, the client goes to the start in any case.
+		// This says where to go on when the log has changed. Below the log's start, the client goes
+		// to the start in any case.
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.OnOffsetsFetched(s.fetched),
 		kgo.AdjustFetchOffsetsFn(s.assigned),

@@ -17,8 +17,8 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// batchOverhead is what a batch and a record cost beside the record's own bytes, generously: 61 bytes of batch header
-// and varints.
+// batchOverhead is a generous bound of the bytes that a batch and a record add to the record's own:
+// 61 bytes of batch header and varints.
 const batchOverhead = 256
 
 // topics knows which topics exist and how large a batch they take. A topic is looked up once.
@@ -75,8 +75,9 @@ func (t *topics) ensure(ctx context.Context, name string) error {
 	return t.look(ctx, name, t.config.Partitions, nil)
 }
 
-// check is ensure for a topic that may have been deleted since it was looked up. It returns what is known of the topic; its id
-// tells it from others of that name before and after, and is zero where the broker has none.
+// check is ensure for a topic that may have been deleted since it was looked up. It returns the
+// topic's metadata. The topic's id tells it from earlier and later topics of the same name, and is
+// zero where the broker has none.
 func (t *topics) check(ctx context.Context, name string) (kmsg.MetadataResponseTopic, error) {
 	found, err := t.find(ctx, name)
 	if isMissing(err) {
@@ -134,8 +135,9 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 	}
 }
 
-// find asks for a topic; the error is nil if it exists and each partition has a leader. What is known of it comes in
-// any case. (The admin client would answer from a cache, and so not know what was created just now.)
+// find asks for a topic; the error is nil if it exists and each partition has a leader. The topic's
+// known metadata is returned in any case. (The admin client would answer from a cache, and so not
+// know a topic created just now.)
 func (t *topics) find(ctx context.Context, name string) (kmsg.MetadataResponseTopic, error) {
 	req := kmsg.NewPtrMetadataRequest()
 	topic := kmsg.NewMetadataRequestTopic()

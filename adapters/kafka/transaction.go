@@ -83,8 +83,9 @@ func (e *ends) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Du
 // errOwnership: a lane went while the transaction was being prepared.
 var errOwnership = fmt.Errorf("while settling: %w", bus.ErrStale)
 
-// commitsWith is what is to be committed of the tokens' lanes when these are done. Of lanes whose tokens are of parked messages, it is what
-// was committed before: the broker refuses it from who is not the owner any more.
+// commitsWith returns the commits of the tokens' lanes for when the tokens are done. A lane with
+// tokens of parked messages only commits its former position again: the broker fences the former
+// owner.
 func (s *source) commitsWith(tokens []bus.Token) ([]commit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,8 +232,9 @@ func (s *source) stillOwns(commits []commit) bool {
 	return true
 }
 
-// findOut returns nil if a transaction was committed whose end has no answer. A new producer of the same id ends what is
-// under way; then the group's positions tell. If ctx ends first, the lanes are not committed by this process any more.
+// findOut returns nil if a transaction was committed although its end has no answer. A new producer
+// of the same id ends the transaction under way; then the group's positions tell. If ctx ends
+// first, the lanes are not committed by this process any more.
 func (s *source) findOut(ctx context.Context, commits []commit, cause error) error {
 	s.writer.drop()
 	committed := false
@@ -272,7 +274,8 @@ func (s *source) findOut(ctx context.Context, commits []commit, cause error) err
 	return nil
 }
 
-// transacted notes what has been committed. Of parked messages, the caller knows whether they were removed or parked again.
+// transacted notes the committed positions. Of parked messages, the caller knows whether they were
+// removed or parked again.
 func (s *source) transacted(tokens []bus.Token, commits []commit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

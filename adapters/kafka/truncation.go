@@ -12,10 +12,11 @@ import (
 // cutPatience bounds how long lanes wait for the answer to where their logs were cut off.
 const cutPatience = 5 * time.Second
 
-// cut takes from lanes that are about to be ours what they know of messages that their logs have no more. After an unclean election, or with
-// a disk that was lost, a log ends earlier than it did, and other messages come to the same offsets: they are not finished, whatever was
-// committed of those that were there before. The committed leader epoch says which log it was. Where no answer comes, a lane forgets what
-// was finished beyond its position, and repeats it.
+// cut makes lanes that are about to be ours forget messages that their logs no longer have. After
+// an unclean election or the loss of a disk, a log ends earlier than before, and other messages
+// come to the same offsets. The new messages are not finished, whatever was committed of the former
+// ones. The committed leader epoch identifies the former log. Without an answer, a lane forgets the
+// messages finished beyond its position, and repeats them.
 func (s *source) cut(ctx context.Context, lanes []*lane) {
 	var req kadm.OffsetForLeaderEpochRequest
 	for _, l := range lanes {
@@ -26,7 +27,7 @@ func (s *source) cut(ctx context.Context, lanes []*lane) {
 	ends := map[int32]int64{}
 	ctx, cancel := context.WithTimeout(ctx, cutPatience)
 	defer cancel()
-	_ = persist(ctx, func() error { // what is missing is repeated
+	_ = persist(ctx, func() error { // a lane without an answer repeats messages
 		if len(req) == 0 {
 			return nil
 		}

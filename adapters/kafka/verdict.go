@@ -8,7 +8,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// whose says what a broker's error is about.
+// whose says which things a broker's error is about.
 type whose uint8
 
 const (
@@ -17,7 +17,7 @@ const (
 	theMessages              // the message, or another one of its batch
 )
 
-// verdict is what a broker's error means.
+// verdict is the meaning of a broker's error.
 type verdict struct {
 	about   whose
 	means   error // the bus's own error; nil: it has none
@@ -51,7 +51,8 @@ var verdicts = map[*kerr.Error]verdict{
 	kerr.NetworkException:             {passes: true, unclear: true},
 	kerr.UnknownServerError:           {passes: true, unclear: true},
 
-	// The broker has lost track of what it has written. The client begins anew with another id or epoch.
+	// The broker has lost track of its written records. The client begins anew with another id or
+	// epoch.
 	kerr.OutOfOrderSequenceNumber: {passes: true, unclear: true},
 	kerr.UnknownProducerID:        {passes: true, unclear: true},
 	kerr.InvalidProducerIDMapping: {passes: true, unclear: true},

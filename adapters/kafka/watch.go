@@ -13,7 +13,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// watchInterval is how often a source looks after lanes of which nothing comes.
+// watchInterval is how often a source looks after lanes that bring no records.
 var watchInterval = 5 * time.Second
 
 // growthPatience is for how long the client looks again at a topic that has more partitions: the broker that it asks may know of them late.
@@ -47,8 +47,8 @@ func (s *source) watcher() {
 	}
 }
 
-// waiting are the lanes of which nothing is queued, and the offsets that they wait for. While nobody receives, none waits: what there
-// is would be read only to be thrown away.
+// waiting returns the lanes without queued records, and the offsets that they wait for. While
+// nobody receives, no lane waits: the records would be read only to be thrown away.
 func (s *source) waiting() map[int32]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,8 +127,8 @@ func (s *source) isReplaced(id [16]byte) bool {
 	return id != none && s.topicID != id
 }
 
-// beginAgain reads a topic that was created anew. The lanes are lost first: what is settled in them is the old topic's, and must not be
-// committed to the new one.
+// beginAgain reads a topic that was created anew. The lanes are lost first: their settlements are
+// the old topic's, and must not be committed to the new topic.
 func (s *source) beginAgain(id [16]byte) {
 	s.telling.Lock()
 	s.mu.Lock()

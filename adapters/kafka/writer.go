@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// leastTransactionTimeout bounds from below after how long the broker aborts what a dead process has begun. Otherwise it is
-// the session timeout: earlier, nobody else is the lanes' owner.
+// leastTransactionTimeout is the least time after which the broker aborts a dead process's
+// transaction. Otherwise the time is the session timeout: earlier, nobody else is the lanes' owner.
 const leastTransactionTimeout = 10 * time.Second
 
 // writer is a source's transactional producer, guarded by the turn to commit. Its id is the member's own, because the
@@ -65,7 +65,8 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 // until then the readers of its outputs wait, and the next owner of the lanes.
 const abortPatience = 5 * time.Second
 
-// abort has the broker abort what the client has begun: a new client of the same id does, whatever the old one believes.
+// abort has the broker abort the client's transaction: a new client of the same id does so,
+// whatever the old client believes.
 func (w *writer) abort(s *source) {
 	w.drop()
 	client, err := w.open(s)
@@ -79,7 +80,7 @@ func (w *writer) abort(s *source) {
 	}
 }
 
-// drop gives the client up. The next one, of the same id, aborts what it had begun.
+// drop gives the client up. The next client of the same id aborts the dropped client's transaction.
 func (w *writer) drop() {
 	if w.client != nil {
 		w.client.Close()
