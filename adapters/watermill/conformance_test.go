@@ -86,7 +86,7 @@ func watermillSchema(t *testing.T) string {
 	return "watermill+sql+" + brokertest.With(url, "search_path="+schema)
 }
 
-// TestConformance: Watermill's pub/subs do what the report says, no less and no more.
+// TestConformance: Watermill's pub/subs behave as reported, no less and no more.
 func TestConformance(t *testing.T) {
 	want := reported(t)
 	// This one looks at all goroutines of the process, and so runs when nothing else does.

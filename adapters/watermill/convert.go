@@ -93,7 +93,8 @@ func FromWatermill(w *message.Message) *bus.Message {
 	return m
 }
 
-// plain returns headers as they can be metadata: sorted, each name once, values in text; and what is lost by that.
+// plain returns headers in the form of metadata (sorted, each name once, values in text), and the
+// losses of this form.
 func plain(headers bus.Headers) (bus.Headers, exact) {
 	faithful := true
 	for i := range headers {
@@ -140,7 +141,7 @@ func sortHeaders(headers bus.Headers) {
 	slices.SortStableFunc(headers, func(a, b bus.Header) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// absorb moves out of m's headers, which were metadata, what is meant for its fields.
+// absorb moves the values meant for m's fields out of its headers, which were metadata.
 func absorb(m *bus.Message) {
 	var x exact
 	uuid := ""

@@ -19,16 +19,17 @@ import (
 // [Config.Close].
 type Subscribers func(group string) (message.Subscriber, error)
 
-// Config says what a Watermill pub/sub is like. Its zero value claims nothing.
+// Config describes a Watermill pub/sub. Its zero value claims nothing.
 type Config struct {
 	// Broker is the name in errors and reports. Defaults to "watermill".
 	Broker string
 	// Durable: messages and a group's position outlive the process.
 	Durable bool
-	// Replay: a group that comes late is given what was published before.
+	// Replay: a group that comes late receives the messages published before.
 	Replay bool
-	// Latest: a group that a topic has not seen is given what is published from Subscribe's return on, so that it may start
-	// at bus.Latest. Most pub/subs subscribe in the background, and would miss what comes meanwhile.
+	// Latest: a group that is new to a topic receives the messages published from Subscribe's
+	// return on, so it may start at bus.Latest. Most pub/subs subscribe in the background, and
+	// would miss messages that come meanwhile.
 	Latest bool
 	// Batch is how many messages one Publish call may have, because it publishes all of them or none. Defaults to 1: of
 	// the messages of one call Watermill does not tell which are published when it fails.
@@ -44,7 +45,8 @@ type Config struct {
 	// Poison opens the poison stores, which may be those of another bus. Defaults to the topic "GROUP.poison" of the
 	// pub/sub itself: a log to which removals, too, are appended. Without a Reader entries can only be put.
 	Poison func(ctx context.Context, group string) (driver.PoisonStore, error)
-	// Close is called when the driver is closed, after the publisher and all subscribers: for what they share.
+	// Close is called when the driver is closed, after the publisher and all subscribers: for the
+	// resources that they share.
 	Close func() error
 }
 
@@ -52,10 +54,11 @@ type Config struct {
 //
 //	b := bus.New(watermill.Driver(pub, subscribers, watermill.Config{Durable: true}))
 //
-// What holds is what the pub/sub does, no more; docs/watermill.md has the conformance reports. A subscription is one lane,
-// and has one message at a time where the pub/sub keeps to Watermill's contract (some have one per partition). So
-// a message that waits for its retry holds up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack
-// is what settles; Watermill does not tell whether it reached the broker.
+// The driver guarantees no more than the pub/sub does; docs/watermill.md has the conformance
+// reports. A subscription is one lane, and has one message at a time where the pub/sub keeps to
+// Watermill's contract (some have one per partition). So a message that waits for its retry holds
+// up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack is what settles;
+// Watermill does not tell whether it reached the broker.
 func Driver(pub message.Publisher, subscribers Subscribers, c Config) driver.Driver {
 	c.Broker = cmp.Or(c.Broker, "watermill")
 	c.Batch = max(c.Batch, 1)
@@ -145,7 +148,7 @@ func (d *busDriver) Close(ctx context.Context) error {
 			errs = append(errs, s.Close(ctx))
 		}
 		errs = append(errs, within(ctx, func() error {
-			d.publishing.Wait() // a publisher that is closed meanwhile would drop what it was given
+			d.publishing.Wait() // a publisher that is closed meanwhile would drop its messages
 			err := d.pub.Close()
 			if d.config.Close != nil {
 				err = errors.Join(err, d.config.Close())

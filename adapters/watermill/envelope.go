@@ -43,8 +43,9 @@ func Unwrap(wrapped *bus.Message) (topic string, m *bus.Message, err error) {
 	return e.DestinationTopic, FromWatermill(w), nil
 }
 
-// Forward is a handler that does the work of Watermill's forwarder: it unwraps what is in the forwarder's topic, and
-// publishes it through to, which may be another bus. A repeat publishes again, with the same id.
+// Forward is a handler that does the work of Watermill's forwarder: it unwraps the messages of the
+// forwarder's topic, and publishes them through to, which may be another bus. A repeat publishes
+// again, with the same id.
 func Forward(to bus.Publisher) bus.Handler {
 	return bus.HandlerFunc(func(ctx context.Context, wrapped *bus.Message) error {
 		topic, m, err := Unwrap(wrapped)

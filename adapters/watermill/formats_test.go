@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestStoredEntries has what is stored in poison logs: an older version reads what this one writes,
-// and the other way round.
+// TestStoredEntries has the stored form of poison logs: an older version reads the entries of this
+// version, and this version reads the older ones.
 func TestStoredEntries(t *testing.T) {
 	const (
 		failure = `{"class":"permanent","text":"no \u003cway\u003e","stack":"main.go:1","attempts":3,` +

@@ -31,11 +31,12 @@ func Handler(h message.HandlerFunc, topic string) bus.Handler {
 	})
 }
 
-// Middleware makes a Watermill middleware one for a Millrace router. What it changes in the message and its context, the
-// handler sees. Handlers of batches are given their messages one by one.
+// Middleware makes a Watermill middleware one for a Millrace router. The handler sees its changes
+// to the message and the context. Handlers of batches are given their messages one by one.
 //
-// Two things differ. Handlers of Millrace do not return what they publish, so a middleware that works on produced messages
-// (CorrelationID) finds none; one that makes some is a permanent error. And Ack and Nack have no effect: InstantAck does nothing.
+// Two things differ. Handlers of Millrace do not return their publications, so a middleware that
+// works on produced messages (CorrelationID) finds none. A middleware that produces messages is a
+// permanent error. And Ack and Nack have no effect: InstantAck does nothing.
 func Middleware(mw message.HandlerMiddleware) bus.Middleware {
 	return func(next bus.Handler) bus.Handler {
 		return Handler(mw(func(w *message.Message) ([]*message.Message, error) {
@@ -44,8 +45,9 @@ func Middleware(mw message.HandlerMiddleware) bus.Middleware {
 	}
 }
 
-// HandlerMiddleware makes a Millrace middleware one for a Watermill router. b is where it publishes what it emits; it
-// may be that of a [Publisher]. An error marked by [bus.Ignore] acks; what else an error is marked with, Watermill does not know.
+// HandlerMiddleware makes a Millrace middleware one for a Watermill router. It publishes its
+// outputs on b, which may be the bus of a [Publisher]. An error marked by [bus.Ignore] acks;
+// Watermill does not know other marks.
 func HandlerMiddleware(b *bus.Bus, mw bus.Middleware) message.HandlerMiddleware {
 	return func(h message.HandlerFunc) message.HandlerFunc {
 		return func(w *message.Message) ([]*message.Message, error) {

@@ -93,7 +93,8 @@ func TestWatermillMiddlewareInOurRouter(t *testing.T) {
 	}
 }
 
-// TestWatermillHandlerInOurRouter: what it produces is published with its success, and only then.
+// TestWatermillHandlerInOurRouter: the handler's messages are published with its success, and only
+// then.
 func TestWatermillHandlerInOurRouter(t *testing.T) {
 	b := open(t, "memory:")
 	r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Millisecond}})
@@ -118,7 +119,8 @@ func TestWatermillHandlerInOurRouter(t *testing.T) {
 	}
 }
 
-// TestOurMiddlewareInWatermillsRouter: it sees the message, its outcome and what comes after success.
+// TestOurMiddlewareInWatermillsRouter: the middleware sees the message, its outcome and the events
+// after success.
 func TestOurMiddlewareInWatermillsRouter(t *testing.T) {
 	b := open(t, "memory:")
 	var mu sync.Mutex

@@ -193,7 +193,7 @@ func (l *poisonLog) readRecord(w *message.Message) (r poisonRecord) {
 	}}
 }
 
-// apply is what the entries are after r.
+// apply returns the entries after r.
 func (r poisonRecord) apply(entries []*poisonedEntry) []*poisonedEntry {
 	gone := r.Remove
 	if r.Put != nil {

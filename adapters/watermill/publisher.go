@@ -18,9 +18,10 @@ type PublisherConfig struct {
 	Key func(topic string, msg *message.Message) (string, error)
 }
 
-// Publisher makes a bus a Watermill publisher. Publish returns nil once all messages are durable; otherwise the error is
-// a *[bus.PublishError] that says which are not. The messages of a call whose contexts end together are published in one
-// batch, in the first one's context. An empty UUID becomes a new id. Close ends the publisher, not the bus.
+// Publisher makes a bus a Watermill publisher. Publish returns nil once all messages are durable;
+// otherwise the error is a *[bus.PublishError] that says which are not. Messages of one call with
+// contexts that end together are published in one batch, in the first message's context. An empty
+// UUID becomes a new id. Close ends the publisher, not the bus.
 func Publisher(b *bus.Bus, c PublisherConfig) message.Publisher { return &publisher{bus: b, config: c} }
 
 type publisher struct {

@@ -22,7 +22,8 @@ func Shared(d bus.Driver) bus.Driver { return &shared{driver.Of(bus.New(d))} }
 
 type shared struct{ driver.Driver }
 
-// As finds target in the driver, for [bus.As]: an ability of the driver itself, or what it has inside.
+// As finds target in the driver, for [bus.As]: an ability of the driver itself, or a value inside
+// it.
 func (d *shared) As(target any) bool {
 	if v := reflect.ValueOf(target).Elem(); reflect.TypeOf(d.Driver).AssignableTo(v.Type()) {
 		v.Set(reflect.ValueOf(d.Driver))
@@ -59,7 +60,7 @@ func (d *shared) readable(m *bus.Message) *bus.Message {
 	return &changed
 }
 
-// outputs are what a handler emits, as Watermill services can read it.
+// outputs returns a handler's outputs in the form that Watermill services can read.
 func (d *shared) outputs(outputs []driver.Output) []driver.Output {
 	readable := make([]driver.Output, len(outputs))
 	for i, o := range outputs {

@@ -22,7 +22,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// sharing opens a bus whose driver is shared with Watermill services.
+// sharing opens a bus that shares its driver with Watermill services.
 func sharing(ctx context.Context, url string) (*bus.Bus, error) {
 	b, err := bus.Open(ctx, url)
 	if err != nil {
@@ -40,8 +40,9 @@ func openShared(t *testing.T, url string) *bus.Bus {
 	return closing(t, b)
 }
 
-// TestSharedConformance: what is shared with Watermill services keeps the contract. On SQLite, which has all abilities, it lacks none.
-// Those checks are left out that take long because they have many messages, and the one that looks at all goroutines of the process.
+// TestSharedConformance: a bus shared with Watermill services keeps the contract. On SQLite, which
+// has all abilities, it lacks none. The test leaves out checks that take long because of many
+// messages, and the check that looks at all goroutines of the process.
 func TestSharedConformance(t *testing.T) {
 	few := slices.DeleteFunc(conformance.Checks(), func(check string) bool {
 		return strings.HasPrefix(check, "load/") || check == "delay/many-keys" || check == "lifecycle/no-goroutine-left"
@@ -154,7 +155,8 @@ func TestSharedTransactions(t *testing.T) {
 	}
 }
 
-// TestSharedPoison: what a shared bus has poisoned, while its key waits, can be replayed and dropped.
+// TestSharedPoison: poisoned messages of a shared bus can be replayed and dropped while their key
+// waits.
 func TestSharedPoison(t *testing.T) {
 	b := openShared(t, "memory:")
 	topic := name("t")

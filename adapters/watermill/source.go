@@ -15,8 +15,9 @@ import (
 	"github.com/millrace-go/millrace/internal/epoch"
 )
 
-// source is one subscription, a lane of its own. Watermill says nothing of who else is in the group, so no lane is
-// ever revoked; it is lost and owned anew when the pub/sub ends the subscription by itself.
+// source is one subscription, a lane of its own. Watermill does not report the group's other
+// members, so no lane is ever revoked. The lane is lost and owned anew when the pub/sub ends the
+// subscription by itself.
 type source struct {
 	driver   *busDriver
 	topic    string
@@ -43,8 +44,8 @@ func newSource(d *busDriver, topic, group string, o bus.LaneObserver) *source {
 	return &source{driver: d, topic: topic, group: group, observer: o, closed: make(chan struct{})}
 }
 
-// subscribe begins an ownership. The subscription lives until its subscriber is closed, not until a context ends: when
-// that happens, SQL's rolls back what was acked.
+// subscribe begins an ownership. The subscription lives until its subscriber is closed, not until a
+// context ends: at a context's end, SQL's subscriber rolls back acked messages.
 func (s *source) subscribe() error {
 	sub, err := s.driver.subscribers(s.group)
 	if err != nil {
@@ -195,7 +196,8 @@ func (s *source) deliver(w *message.Message, m *bus.Message) bus.Delivery {
 	return bus.Delivery{Message: m, Token: t, Topic: s.topic}
 }
 
-// Settle implements bus.Source. A message whose context has ended was given up by the pub/sub, and will come again.
+// Settle implements bus.Source. The pub/sub has given up a message with an ended context; the
+// message will come again.
 func (s *source) Settle(ctx context.Context, tokens []bus.Token) error {
 	acked := make([]*message.Message, 0, len(tokens))
 	stale := 0
@@ -263,7 +265,7 @@ func (s *source) Close(ctx context.Context) error {
 		if sub == nil {
 			return
 		}
-		go func() { // who is about to send must not wait for a receiver
+		go func() { // a sender must not wait for a receiver
 			for w := range messages {
 				w.Nack()
 			}

@@ -22,8 +22,8 @@ type SubscriberConfig struct {
 	Unacked int
 	// NackDelay is after how long a nacked message comes again. Defaults to 100 ms.
 	NackDelay time.Duration
-	// CloseTimeout is how long a subscription that ends waits for the Ack or Nack of what is out; then it comes again, to
-	// whoever is next. Defaults to 10 s.
+	// CloseTimeout is how long an ending subscription waits for the Ack or Nack of its open
+	// messages. Then they come again, to the next subscription. Defaults to 10 s.
 	CloseTimeout time.Duration
 }
 
@@ -85,8 +85,8 @@ type subscriber struct {
 	subscriptions sync.WaitGroup
 }
 
-// Subscribe implements message.Subscriber. It returns when the group has its place in the topic: what is published from
-// then on is not missed.
+// Subscribe implements message.Subscriber. It returns when the group has its place in the topic:
+// the group misses no message published from then on.
 func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	s.mu.Lock()
 	if s.closed {
@@ -185,10 +185,10 @@ type subscription struct {
 	out        chan *message.Message
 
 	ending    chan struct{} // nothing more is handed out
-	impatient chan struct{} // what is out is given up
+	impatient chan struct{} // open messages are given up
 }
 
-// afterPatience is for handing back what is out no more.
+// afterPatience bounds handing back given-up messages.
 const afterPatience = 10 * time.Second
 
 // errEnding gives a message back without counting a try. Nothing more is handed out meanwhile.

@@ -108,7 +108,7 @@ func TestMessageContext(t *testing.T) {
 	if w, ok := <-messages; ok {
 		t.Errorf("%s came after the end", w.UUID)
 	}
-	// Both are settled: the next subscription is given only what is new.
+	// Both are settled: the next subscription receives only new messages.
 	publish(t, b, "t", &bus.Message{ID: "3"})
 	messages, err = sub.Subscribe(t.Context(), "t")
 	if err != nil {
@@ -121,7 +121,8 @@ func TestMessageContext(t *testing.T) {
 	}
 }
 
-// TestCloseGivesBack: what is out without an Ack when its time is up comes again, to whoever is next.
+// TestCloseGivesBack: a message without an Ack when the time is up comes again, to the next
+// subscription.
 func TestCloseGivesBack(t *testing.T) {
 	b := open(t, "memory:")
 	first := subscriber(t, b, "g", watermill.SubscriberConfig{CloseTimeout: time.Millisecond})
@@ -152,7 +153,8 @@ func TestCloseGivesBack(t *testing.T) {
 	}
 }
 
-// TestClosedBus: a subscription whose bus is gone ends, and a publisher says so.
+// TestClosedBus: a subscription ends when its bus is closed, and a publisher reports the closed
+// bus.
 func TestClosedBus(t *testing.T) {
 	b := open(t, "memory:")
 	messages, err := subscriber(t, b, "g", watermill.SubscriberConfig{}).Subscribe(t.Context(), "t")

@@ -13,8 +13,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// features are what the suite is to demand, the same of every driver. ExactlyOnceDelivery would be untrue (a crash
-// repeats), and makes the suite leave tests out.
+// features are the suite's demands, the same for every driver. ExactlyOnceDelivery would be untrue
+// (a crash repeats), and makes the suite leave tests out.
 var features = tests.Features{ConsumerGroups: true, GuaranteedOrder: true, Persistent: true}
 
 // pubSub makes a group's publisher and subscriber on a bus. One key for each payload, because the suite demands order

@@ -11,7 +11,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// appended is a pub/sub of one topic, of which a subscriber is given all that is there.
+// appended is a pub/sub of one topic. A subscriber receives all messages that are there.
 type appended struct{ messages []*message.Message }
 
 // Publish implements message.Publisher.
