@@ -23,7 +23,7 @@ func TestAllocations(t *testing.T) {
 	}
 	var records []kgo.Record
 	encoding := testing.AllocsPerRun(20, func() { records, _ = encode("t", messages) })
-	if most := 4.0; encoding > most { // three slabs, one of which may grow
+	if most := 4.0; encoding > most { // three slabs; one may grow
 		t.Errorf("encoding %d messages made %v allocations: want at most %v", n, encoding, most)
 	}
 	batch := make([]accepted, n)

@@ -23,7 +23,7 @@ func SetPolling(src bus.Source, on bool) {
 	s.change.Broadcast()
 }
 
-// CutOff has a source receive what comes when the log was cut off at an offset.
+// CutOff has a source receive the records that come after the log was cut off at an offset.
 func CutOff(src bus.Source, partition int32, at int64) {
 	s := src.(*source)
 	s.mu.Lock()

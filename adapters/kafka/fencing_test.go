@@ -15,7 +15,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// holdUp is a hook of the native client that holds up what is produced to a topic, until it is released.
+// holdUp is a hook of the native client that holds up the records produced to a topic, until it is
+// released.
 type holdUp struct {
 	topic   string
 	held    chan struct{}

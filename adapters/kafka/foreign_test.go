@@ -16,7 +16,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// ours are headers that a foreign message has, whose names are those that we give to stored records.
+// ours are headers of a foreign message under the names that we give to stored records.
 func ours() bus.Headers {
 	return bus.Headers{
 		{Name: "millrace-facts", Value: "x"},
@@ -29,8 +29,8 @@ func ours() bus.Headers {
 	}
 }
 
-// TestForeignHeaders: what a foreign message has under our names is its own, at the first try and at each later one, and in the poison
-// queue.
+// TestForeignHeaders: a foreign message's headers under our names are its own, at the first try, at
+// each later try, and in the poison queue.
 func TestForeignHeaders(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
@@ -291,7 +291,8 @@ func TestCommandsOfBefore(t *testing.T) {
 	}
 }
 
-// TestPoisonListedWhileCompacted: an entry whose first record goes while the store is read, because there is a newer one, is listed.
+// TestPoisonListedWhileCompacted: an entry is listed even if its first record goes while the store
+// is read, because there is a newer record.
 func TestPoisonListedWhileCompacted(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))

@@ -36,7 +36,7 @@ func TestReplayWhileItsLaneMoves(t *testing.T) {
 		if writes++; writes == 1 {
 			close(began)
 		}
-		if writes < 5 { // what the first owner does for its four lanes
+		if writes < 5 { // the first owner's writes for its four lanes
 			c.SleepControl(func() {
 				<-slow.C
 				slow.Reset(0)

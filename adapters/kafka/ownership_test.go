@@ -72,7 +72,7 @@ func join(tb testing.TB, b *bus.Bus, topic, group string, l *ledger) *member {
 	m := &member{observer: newObserver(), ledger: l, over: make(chan struct{})}
 	m.revoking = func(context.Context, []bus.Lane) {
 		m.busy.Lock()
-		defer m.busy.Unlock() // what was being handled has been settled
+		defer m.busy.Unlock() // the handled messages have been settled
 	}
 	m.source = subscribe(tb, b, topic, group, bus.Earliest, m)
 	ctx, cancel := context.WithCancel(tb.Context())
@@ -99,7 +99,7 @@ func (m *member) run(tb testing.TB, ctx context.Context) {
 			m.mu.Lock()
 			ours := m.owned[d.Lane] == d.Epoch
 			m.mu.Unlock()
-			if ours { // what came for a lane that is being handed over is not ours to handle
+			if ours { // messages of a lane being handed over are not ours to handle
 				tokens, ids = append(tokens, d.Token), append(ids, string(d.Payload))
 			}
 		}

@@ -31,8 +31,8 @@ func sorted(s []string) []string {
 	return s
 }
 
-// TestParkingTopicUnknownForAMoment: a broker that does not know the parking topic, or does not answer for a partition, says nothing of
-// what is parked.
+// TestParkingTopicUnknownForAMoment: a broker that does not know the parking topic, or does not
+// answer for a partition, proves nothing about parked messages.
 func TestParkingTopicUnknownForAMoment(t *testing.T) {
 	topic := parkingTopic("t", "g")
 	for name, fault := range map[string]kfake.Fault{
@@ -203,7 +203,8 @@ func TestRemovalsHoldUpNoCommits(t *testing.T) {
 	awaitRecord(t, kafka.Config{Brokers: f.ListenAddrs()}, parkingTopic("t", "g"), ps[0].Lane, func(r *kgo.Record) bool { return r.Value == nil })
 }
 
-// TestOneLaneCannotBeFetched: parked messages of a lane whose leader is away hold up no others, and are there when it is back.
+// TestOneLaneCannotBeFetched: while a lane's leader is away, its parked messages hold up no others,
+// and they are there when the leader is back.
 func TestOneLaneCannotBeFetched(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))

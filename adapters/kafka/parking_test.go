@@ -21,7 +21,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// parkingObserver records what it is told of parked messages, too.
+// parkingObserver also records the reports of parked messages.
 type parkingObserver struct {
 	*observer
 	parked []driver.Parked
@@ -80,7 +80,7 @@ func parkingTopic(topic, group string) string {
 	return fmt.Sprintf("millrace.parking.%d.%s.%s", len(group), group, topic)
 }
 
-// produces lets a test say whether what is written to parking topics arrives.
+// produces lets a test say whether writes to parking topics arrive.
 func produces(c *kfake.Cluster) (cut *atomic.Bool) {
 	cut = new(atomic.Bool)
 	c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
@@ -90,7 +90,8 @@ func produces(c *kfake.Cluster) (cut *atomic.Bool) {
 	return cut
 }
 
-// TestParkThatFailed: the client writes later what it had no answer to. It is not there a second time.
+// TestParkThatFailed: the client writes a record later that had no answer. The record is not there
+// a second time.
 func TestParkThatFailed(t *testing.T) {
 	c := fakeCluster(t)
 	config := fakeConfig(c)
@@ -265,7 +266,7 @@ func TestParkingTopicName(t *testing.T) {
 	}
 }
 
-// TestParkingTopicDeleted: who deletes a parking topic loses what is in it, and nothing else.
+// TestParkingTopicDeleted: deleting a parking topic loses the messages in it, and nothing else.
 func TestParkingTopicDeleted(t *testing.T) {
 	c := fakeCluster(t)
 	config := fakeConfig(c)
@@ -293,7 +294,8 @@ func TestParkingTopicDeleted(t *testing.T) {
 	}
 }
 
-// TestManyParked: what a source knows of parked messages is an index, and another owner reads it in one pass.
+// TestManyParked: a source keeps an index of parked messages, and another owner reads it in one
+// pass.
 func TestManyParked(t *testing.T) {
 	const n, size = 5000, 10 << 10
 	c := fakeConfig(fakeCluster(t))

@@ -13,8 +13,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestParkingTopicDeletedExactlyOnce: the parking topic is made again for sources with transactions, too, and what was parked there can be
-// settled.
+// TestParkingTopicDeletedExactlyOnce: the parking topic is made again for sources with
+// transactions, too. Messages that were parked there can be settled.
 func TestParkingTopicDeletedExactlyOnce(t *testing.T) {
 	c := fakeCluster(t)
 	config := fakeConfig(c)
@@ -49,8 +49,8 @@ func TestParkingTopicDeletedExactlyOnce(t *testing.T) {
 	}
 }
 
-// TestInjectAfterParkingTopicDeleted: what is injected into a parking topic that was made anew is heard, even if it was longer before, and what
-// was parked since is found.
+// TestInjectAfterParkingTopicDeleted: a command injected into a parking topic that was made anew is
+// heard, even if the former topic was longer. Messages parked since are found.
 func TestInjectAfterParkingTopicDeleted(t *testing.T) {
 	c := fakeCluster(t)
 	config := fakeConfig(c)
@@ -89,7 +89,8 @@ func TestInjectAfterParkingTopicDeleted(t *testing.T) {
 	}
 }
 
-// TestOneLaneHoldsUpNoOther: while the parking log of one lane cannot be written to, what is injected into the others is heard.
+// TestOneLaneHoldsUpNoOther: while the parking log of one lane cannot be written to, commands
+// injected into the others are heard.
 func TestOneLaneHoldsUpNoOther(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))

@@ -158,14 +158,15 @@ func TestPublishTooLarge(t *testing.T) {
 		many[i] = &bus.Message{Key: "k", Payload: make([]byte, 1000)}
 	}
 	publish(t, b, "small", many...)
-	// A topic that the bus creates takes what the bus takes.
+	// A topic that the bus creates takes every message that the bus takes.
 	publish(t, b, "large", &bus.Message{Payload: make([]byte, kafka.DefaultMaxMessage-1000)})
 	if errs := outcomes(t, within(t), b, "large", []*bus.Message{{Payload: make([]byte, kafka.DefaultMaxMessage+1000)}}); !errors.Is(errs[0], bus.ErrTooLarge) {
 		t.Error(errs)
 	}
 }
 
-// TestLimitIsLowered: what a topic still takes one by one is published, in its order, in smaller batches.
+// TestLimitIsLowered: messages that a topic still takes one by one are published, in their order,
+// in smaller batches.
 func TestLimitIsLowered(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b, f := open(t, c), newForeigner(t, c)
@@ -229,7 +230,7 @@ func TestLimitIsLowered(t *testing.T) {
 	})
 }
 
-// TestLimitIsNotReadable: who may not read a topic's limit finds it.
+// TestLimitIsNotReadable: a publisher that may not read a topic's limit finds it.
 func TestLimitIsNotReadable(t *testing.T) {
 	c := fakeCluster(t)
 	if err := c.CreateTopic("small", 1, map[string]string{"max.message.bytes": "10000"}); err != nil {
@@ -346,13 +347,15 @@ func TestPublishWithoutBrokers(t *testing.T) {
 	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("gave up after %v, want about 1s", d)
 	}
-	if err := b.Close(); err != nil && !errors.Is(err, context.DeadlineExceeded) { // what is under way is not confirmed
+	// The publishing under way is not confirmed.
+	if err := b.Close(); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	_ = b.Shutdown(within(t)) // the close that Close did not wait for any longer; the error is the same
 }
 
-// TestAnswerLost: what was written and not answered may be in the log, whatever the broker says to a later try.
+// TestAnswerLost: a message that was written without an answer may be in the log, whatever the
+// broker answers to a later try.
 func TestAnswerLost(t *testing.T) {
 	for _, err := range []*kerr.Error{kerr.NotLeaderForPartition, kerr.TopicAuthorizationFailed} {
 		c := fakeCluster(t, kfake.SeedTopics(1, "t"))

@@ -38,7 +38,7 @@ func joinAs(ctx context.Context, client *kgo.Client, group, topic string) error 
 	}
 }
 
-// TestCommitsWhileJoining: while the group waits for its slowest member, what is settled is committed.
+// TestCommitsWhileJoining: while the group waits for its slowest member, settlements are committed.
 func TestCommitsWhileJoining(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", numbers(0, 10)...)
@@ -85,7 +85,8 @@ func TestCommitsWhileJoining(t *testing.T) {
 	}
 }
 
-// TestCommitErrorsAreTold: who may not commit hears of it, though messages come and handlers go on.
+// TestCommitErrorsAreTold: a source that may not commit reports it, though messages come and
+// handlers go on.
 func TestCommitErrorsAreTold(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", numbers(0, 10)...)

@@ -18,7 +18,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestRefusedOutputs: what the broker refuses of one topic, or of one message, is no obstacle to the rest of the transaction.
+// TestRefusedOutputs: the broker's refusal of one topic, or of one message, is no obstacle to the
+// rest of the transaction.
 func TestRefusedOutputs(t *testing.T) {
 	t.Run("topic", func(t *testing.T) {
 		c := fakeCluster(t)

@@ -12,7 +12,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestRequests counts what a batch costs the brokers, and reads from their side what published means.
+// TestRequests counts a batch's requests to the brokers, and reads the meaning of published from
+// their side.
 func TestRequests(t *testing.T) {
 	const n = 1000
 	c := fakeCluster(t, kfake.SeedTopics(4, "t"))

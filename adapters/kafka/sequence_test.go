@@ -16,8 +16,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestPublishedAfterATopicWasUnknown: a topic that brokers did not know for a while is the same as before: what is acknowledged after
-// that is in the log.
+// TestPublishedAfterATopicWasUnknown: a topic that brokers did not know for a while is the same as
+// before. Messages acknowledged afterwards are in the log.
 func TestPublishedAfterATopicWasUnknown(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", texts("a")...)
@@ -35,7 +35,8 @@ func TestPublishedAfterATopicWasUnknown(t *testing.T) {
 	}
 }
 
-// TestParkedAfterTheTopicHasGrown: what is parked in a partition of before is in the log.
+// TestParkedAfterTheTopicHasGrown: messages parked in a partition from before the
+// growth are in the log.
 func TestParkedAfterTheTopicHasGrown(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		c.Partitions = 1

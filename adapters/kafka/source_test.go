@@ -77,7 +77,7 @@ func at(offset int64) func(kfake.GroupCommit) bool {
 	return func(c kfake.GroupCommit) bool { return c.Offset == offset }
 }
 
-// numbers are n messages whose payloads are their numbers.
+// numbers returns n messages with their numbers as payloads.
 func numbers(from, n int) []*bus.Message {
 	ms := make([]*bus.Message, n)
 	for i := range ms {

@@ -48,7 +48,8 @@ func inEachGuarantee(t *testing.T, f func(t *testing.T, subscribe func(b *bus.Bu
 
 const large = 4 << 20 // more than our largest message
 
-// largeAmongSmall publishes three messages, of which the second is another program's, and larger than ours may be.
+// largeAmongSmall publishes three messages. The second is another program's, and larger than ours
+// may be.
 func largeAmongSmall(t *testing.T, b *bus.Bus, c kafka.Config, topic string) {
 	t.Helper()
 	topicWith(t, b, topic, "max.message.bytes", "6000000")
@@ -68,7 +69,8 @@ func sizes(ds []bus.Delivery) []int {
 	return n
 }
 
-// TestLargeIsStored: what a topic takes, its parking topic and the poison queue take, too, whatever the bus's own limit is.
+// TestLargeIsStored: the parking topic and the poison queue take every message that the topic
+// takes, whatever the bus's own limit is.
 func TestLargeIsStored(t *testing.T) {
 	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver)) {
 		eachBroker(t, func(t *testing.T, c kafka.Config) {
@@ -114,8 +116,8 @@ func receiveLarge(tb testing.TB, s bus.Source, n int) []bus.Delivery {
 	return got
 }
 
-// TestLargeIsRefusedAlone: where the parking topic's limit cannot be raised, what is too large for it is refused for good, and the others
-// are parked.
+// TestLargeIsRefusedAlone: where the parking topic's limit cannot be raised, messages too large for
+// it are refused for good, and the others are parked.
 func TestLargeIsRefusedAlone(t *testing.T) {
 	inEachGuarantee(t, func(t *testing.T, subscribe func(b *bus.Bus, topic, group string) (driver.ParkingSource, *parkingObserver)) {
 		for _, batches := range []bool{false, true} { // refused by the client, by the broker with all that is in the batch
@@ -169,8 +171,8 @@ func TestLargeIsRefusedAlone(t *testing.T) {
 	})
 }
 
-// TestStoreThatExpires: a store whose topic deletes what nobody has removed is refused, in words that say why, until it is
-// mended. Nothing is lost meanwhile.
+// TestStoreThatExpires: if a store's topic deletes entries that nobody has removed, the store is
+// refused, with the reason, until the topic is mended. Nothing is lost meanwhile.
 func TestStoreThatExpires(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
@@ -212,8 +214,9 @@ func TestStoreThatExpires(t *testing.T) {
 	})
 }
 
-// TestGroupsWhoseStoresCollide: a group whose poison queue or parking topic cannot be made, because its name differs from another
-// group's in dots and underscores only, is refused at the start in words that say so. The other one is not.
+// TestGroupsWhoseStoresCollide: two groups have names that differ in dots and underscores only, so
+// the second one's poison queue or parking topic cannot be made. The second group is refused at the
+// start, with the reason. The first group is not.
 func TestGroupsWhoseStoresCollide(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)

@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// within bounds what a test waits for. Nothing is expected to take this long.
+// within bounds a test's waits. Nothing is expected to take this long.
 func within(tb testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Second)
 	tb.Cleanup(cancel)
@@ -51,7 +51,7 @@ func realConfig(tb testing.TB) kafka.Config {
 // name makes a topic or group name of its own.
 func name(prefix string) string { return prefix + "-" + bus.NewID() }
 
-// observer records what it is told, and lets a test say what Revoking waits for.
+// observer records its calls, and lets a test say what Revoking waits for.
 type observer struct {
 	revoking func(ctx context.Context, lanes []bus.Lane)
 
@@ -209,7 +209,7 @@ func fakeCluster(tb testing.TB, opts ...kfake.Opt) *kfake.Cluster {
 	return c
 }
 
-// fakeConfig is the configuration of a cluster inside the test, whose topics get four partitions.
+// fakeConfig is the configuration for a cluster inside the test. New topics get four partitions.
 func fakeConfig(c *kfake.Cluster) kafka.Config {
 	return kafka.Config{Brokers: c.ListenAddrs(), Partitions: 4, CommitInterval: 5 * time.Millisecond}
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// onePartition makes a topic whose messages come in the order of their publishing.
+// onePartition makes a topic that delivers messages in the order of their publishing.
 func onePartition(tb testing.TB, b *bus.Bus, topic string) {
 	tb.Helper()
 	client, _ := bus.As[*kgo.Client](b)
@@ -77,7 +77,8 @@ func exactlyOnce(t *testing.T, c kafka.Config, messages, dead int) {
 	const keys = 20
 	in, out, group := name("in"), name("out"), name("g")
 	patient := c
-	patient.SessionTimeout = 0 // the short one is for those that die: who reads must not be taken for dead on a busy machine
+	// The short timeout is for dying members: a reader must not be taken for dead on a busy machine.
+	patient.SessionTimeout = 0
 	well := open(t, patient)
 	onePartition(t, well, out)
 	for from := 0; from < messages; from += 1000 {
@@ -149,7 +150,7 @@ func exactlyOnce(t *testing.T, c kafka.Config, messages, dead int) {
 			n.cut(false)
 		}
 		if i == dead {
-			// A lag of nothing would not do: what is parked is settled in the topic.
+			// A lag of nothing would not do: parked messages are settled in the topic.
 			for len(seen) < messages {
 				read()
 			}
@@ -249,7 +250,8 @@ func TestOutputsRefused(t *testing.T) {
 	})
 }
 
-// TestEndOfTransactionUnknown: whether a transaction was committed whose end has no answer is found out, not guessed.
+// TestEndOfTransactionUnknown: if a transaction's end has no answer, the source finds out whether
+// it was committed, and does not guess.
 func TestEndOfTransactionUnknown(t *testing.T) {
 	for _, committed := range []bool{true, false} {
 		t.Run(fmt.Sprintf("committed=%v", committed), func(t *testing.T) {
@@ -274,7 +276,7 @@ func TestEndOfTransactionUnknown(t *testing.T) {
 			for i, text := range []string{"A", "B"} {
 				ss := []driver.Settlement{{Token: ds[i].Token, Outputs: output("out", text)}}
 				for err := s.SettleWith(within(t), ss); err != nil; err = s.SettleWith(within(t), ss) {
-					if !bus.IsRetryable(err) { // what was cut may be under way for a while
+					if !bus.IsRetryable(err) { // a cut request may be under way for a while
 						t.Fatal(err)
 					}
 				}
@@ -295,8 +297,8 @@ func (f batchFunc) Handle(ctx context.Context, m *bus.Message) error {
 	return bus.Outcomes(f(ctx, []*bus.Message{m}), 1)[0]
 }
 
-// TestExactlyOnceInBatches: what a batch handler emits goes with the message that led to it, and who waits for the success of the
-// call is told after the transaction.
+// TestExactlyOnceInBatches: a batch handler's outputs go with the message that led to them.
+// Callbacks for the call's success run after the transaction.
 func TestExactlyOnceInBatches(t *testing.T) {
 	b := open(t, fakeConfig(fakeCluster(t)))
 	onePartition(t, b, "out")

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestLogWasCutOff: what was finished of a log that is gone says nothing of the messages that came to its offsets later.
+// TestLogWasCutOff: finished offsets of a log that is gone say nothing of the messages that came to
+// these offsets later.
 func TestLogWasCutOff(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -58,7 +59,8 @@ func TestLogWasCutOff(t *testing.T) {
 	}
 }
 
-// TestCutOffWithMessagesInFlight: what was in flight of the part of the log that is left comes again, and what was finished of it does not.
+// TestCutOffWithMessagesInFlight: in the part of the log that is left, messages that were in flight
+// come again, and finished messages do not.
 func TestCutOffWithMessagesInFlight(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
