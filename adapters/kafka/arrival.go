@@ -19,7 +19,8 @@ const (
 	firstPatience = 2 * time.Second
 	// laterPatience is how long each later try waits, when the lane holds up nobody.
 	laterPatience = 10 * time.Second
-	// lateSilence is how long a lane may be late before that is told: a leader that has just changed is found in less.
+	// lateSilence is how long a lane may be late before the source reports it: a new leader is
+	// found in less time.
 	lateSilence = 2 * time.Second
 )
 
@@ -101,7 +102,7 @@ func (s *source) expects(l *lane) bool {
 	return s.coming[l.ID] == l
 }
 
-// unexpect gives up those of these partitions that have not begun.
+// unexpect gives up the given partitions that have not begun.
 func (s *source) unexpect(partitions []int32) {
 	var paused []int32
 	s.mu.Lock()

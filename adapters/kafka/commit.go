@@ -41,7 +41,8 @@ func (s *source) committer() {
 			case <-s.ctx.Done():
 				return
 			}
-			// Close does not cancel it: a cancelled request may reach the broker after the one that follows it.
+			// Close does not cancel it: a cancelled request may reach the broker after its
+			// successor.
 			ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 			err := s.commitPositions(ctx)
 			cancel()
@@ -64,7 +65,8 @@ func (s *source) committer() {
 	}
 }
 
-// silence is for how long commits may fail with an error before it is told. While a group rebalances, it is in order.
+// silence is how long commits may fail with an error before the source reports it. While a group
+// rebalances, failures are in order.
 func silence(err error) time.Duration {
 	switch {
 	case errors.Is(err, kerr.RebalanceInProgress), errors.Is(err, kerr.IllegalGeneration), errors.Is(err, kerr.UnknownMemberID):

@@ -33,12 +33,13 @@ type Config struct {
 	// Defaults to 0: messages published while a request is under way make the next batch. So a busy
 	// producer batches without waiting, and a quiet producer has no delay. At most 10 s.
 	Linger time.Duration
-	// Compression of the batches: none, snappy, lz4, zstd or gzip. Defaults to snappy, the cheapest in CPU of those
-	// that shrink typical JSON to a third, and readable by every Kafka client.
+	// Compression of the batches: none, snappy, lz4, zstd or gzip. Defaults to snappy: it is
+	// readable by every Kafka client, and the cheapest in CPU of the codecs that shrink typical
+	// JSON to a third.
 	Compression string
-	// MaxMessage is the largest message in bytes as Kafka counts them (key, payload, headers and about 100 bytes),
-	// and the largest batch. A topic's own max.message.bytes holds if it is less; topics that the bus creates are
-	// given this one. Defaults to 2 MiB; 1 KiB to 64 MiB.
+	// MaxMessage is the largest message in bytes as Kafka counts them (key, payload, headers and
+	// about 100 bytes), and the largest batch. A topic's own max.message.bytes holds if it is less;
+	// topics that the bus creates get MaxMessage. Defaults to 2 MiB; 1 KiB to 64 MiB.
 	MaxMessage int
 	// PublishTimeout bounds a publish without an earlier deadline in its context; it may take a
 	// sixteenth longer. Defaults to 30 s; 1 s to 10 min.
@@ -63,9 +64,10 @@ type Config struct {
 	// settled in the last interval are delivered again. Defaults to 100 ms; 1 ms to 1 min.
 	CommitInterval time.Duration
 
-	// Client are options of the native clients: for what this Config does not have. They also go to the clients of
-	// subscriptions. They win over the driver's own, but for those that offset commits and transactions rest on.
-	// Options that weaken acknowledgement or idempotence break the bus's guarantees.
+	// Client are options of the native clients, for settings that Config lacks. They also go to the
+	// clients of subscriptions. They win over the driver's own options, except for the options that
+	// offset commits and transactions rest on. Options that weaken acknowledgement or idempotence
+	// break the bus's guarantees.
 	Client []kgo.Opt
 }
 

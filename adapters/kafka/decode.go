@@ -12,9 +12,9 @@ import (
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
 
-// A message owns its memory in small company: messages that come together share slabs of at most so many, and so many
-// bytes. The client's buffers hold whole batches of up to megabytes, which a single key kept by a handler, or one
-// message held for its retry, would keep alive.
+// Messages that come together share small slabs: these constants bound a slab's messages and bytes.
+// The client's buffers hold whole batches of up to megabytes. A single key kept by a handler, or
+// one message held for its retry, would keep such a batch alive.
 const (
 	slabMessages = 64
 	slabBytes    = 16 << 10
@@ -153,7 +153,7 @@ func (d *decoder) string(b []byte) string {
 	return d.text.String()[n:]
 }
 
-// word is a string that is likely to repeat; last is the one before of its field.
+// word returns a string that is likely to repeat; last is the field's previous string.
 func (d *decoder) word(last *string, b []byte) string {
 	if *last == string(b) {
 		return *last

@@ -17,8 +17,9 @@ import (
 	"github.com/millrace-go/millrace/internal/budget"
 )
 
-// driver is one opened bus. It publishes and administers with one client; each source has a client of its own,
-// because a client is a member of one group, and so that a slow reader's connection delays no publisher.
+// driver is one opened bus. It publishes and administers with one client. Each source has a client
+// of its own: a client is a member of one group, and a slow reader's connection must not delay
+// publishers.
 type busDriver struct {
 	config   Config
 	client   *kgo.Client
@@ -67,7 +68,7 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 	return d, nil
 }
 
-// producerOptions are those of clients that write.
+// producerOptions returns the options of clients that write.
 func (d *busDriver) producerOptions() []kgo.Opt {
 	c := &d.config
 	return []kgo.Opt{
@@ -105,7 +106,8 @@ func (d *busDriver) options(more ...kgo.Opt) []kgo.Opt {
 	return append(append(opts, more...), d.config.Client...)
 }
 
-// versions are those that the caller lets clients speak, with a cap on one kind of request.
+// versions returns the protocol versions that the caller lets clients speak, with a cap on one kind
+// of request.
 func (d *busDriver) versions(key kmsg.Key, most int16) *kversion.Versions {
 	allowed, _ := d.client.OptValue(kgo.MaxVersions).(*kversion.Versions)
 	if allowed == nil {
@@ -144,7 +146,8 @@ func (d *busDriver) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Lag implements driver.Lagger. What was finished beyond the committed offset, or not committed yet, counts too.
+// Lag implements driver.Lagger. Messages finished beyond the committed offset, or not committed
+// yet, count too.
 func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error) {
 	if d.isClosed() {
 		return 0, fail("lag", topic, bus.ErrClosed)

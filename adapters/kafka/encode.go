@@ -20,14 +20,15 @@ const (
 	headerContentType = "content-type"
 )
 
-// attributes names those that are extensions.
+// attributes names the extension attributes.
 var attributes = cloudevents.NewNames("ce_")
 
 // specVersion is shared by all records: the client only reads header values.
 var specVersion = []byte("1.0")
 
-// encode makes the records of messages: one slab for the records, one for the headers, and one for their texts, so
-// that a call costs a handful of allocations however many messages it has. It also returns their size in bytes.
+// encode makes the records of messages, and returns their size in bytes. It uses one slab for the
+// records, one for the headers, and one for their texts. So a call costs a handful of allocations
+// however many messages it has.
 //
 // It writes the attributes of cloudevents.Each without its strings; a test holds the two together.
 func encode(topic string, msgs []*bus.Message) ([]kgo.Record, int) {

@@ -21,8 +21,8 @@ const (
 	atStart = -2
 )
 
-// extents asks the leaders of a topic's partitions where these begin and end. The answer has those of the given ones that the
-// topic has, each with an error of its own.
+// extents asks the leaders of a topic's partitions where these begin and end. The answer has the
+// given partitions that the topic has, each with an error of its own.
 func (d *busDriver) extents(ctx context.Context, t kmsg.MetadataResponseTopic, partitions []int32) map[int32]extent {
 	wanted := map[int32]bool{}
 	for _, p := range partitions {

@@ -45,8 +45,9 @@ func translate(err error) error {
 	return fmt.Errorf("%w: %w", own, err)
 }
 
-// definite says whether err means that the record is not in the log; before and now are the traffic when it was handed to the client, and since.
-// What the client gives up itself it may have written before, if it has written anything. An answer of the broker speaks of the last try: if the
+// definite says whether err means that the record is not in the log; before and now are the traffic
+// when it was handed to the client, and since. The client may have written a record that it gives
+// up itself, if it has written anything. An answer of the broker speaks of the last try: if the
 // answer to an earlier one was lost with its connection, the record may be in the log.
 func definite(err error, before, now traffic) bool {
 	switch {
@@ -61,7 +62,7 @@ func definite(err error, before, now traffic) bool {
 	return said && !v.unclear && now.lost == before.lost
 }
 
-// wire counts what goes to the brokers to be published. It is a hook of the native clients.
+// wire counts the publishing traffic to the brokers. It is a hook of the native clients.
 type wire struct{ written, lost atomic.Int64 }
 
 // traffic is how many produce requests have been written, and how many answers were lost.

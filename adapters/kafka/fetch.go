@@ -28,7 +28,7 @@ type fetchLog struct {
 	until   time.Time // it is not tried again before
 }
 
-// wanted are the records of a lane that a Fetch asks for, and what became of that.
+// wanted are the records of a lane that a Fetch asks for, and the results.
 type wanted struct {
 	log     *fetchLog
 	offsets []int64
@@ -119,13 +119,14 @@ func (s *source) bodyOf(ctx context.Context, t bus.Token, r *kgo.Record) (bus.De
 	return d, nil
 }
 
-// What offsetsOf returns for a record that is not there, and for one that has to be found again.
+// offsetsOf returns these for a record that is not there, and for a record that has to be found
+// again.
 const (
 	nowhere = -1
 	lost    = -2
 )
 
-// offsetsOf are where the records of tokens are; nowhere, too, for those of stale tokens.
+// offsetsOf returns the offsets of the tokens' records; nowhere, too, for stale tokens.
 func (s *source) offsetsOf(tokens []bus.Token) ([]int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -5,9 +5,10 @@ import (
 	"strings"
 )
 
-// incarnation tells a topic from others that had its name before it, or have it in another cluster. It is written into each commit's metadata,
-// because brokers keep positions by name: a position of a deleted topic must not hide messages of the one that was created after it. It is
-// empty where the broker has no topic ids (before 2.8).
+// incarnation tells a topic from earlier topics of its name, and from topics of its name in other
+// clusters. It is written into each commit's metadata, because brokers keep positions by name. A
+// position of a deleted topic must not hide messages of its successor. It is empty where the broker
+// has no topic ids (before 2.8).
 type incarnation string
 
 const (
@@ -16,8 +17,9 @@ const (
 	clusterDigits   = 8
 )
 
-// incarnation is that of the topic with this id. The cluster is a part of it because tools carry commits from one cluster to another, where
-// the topic has another id and the position is right.
+// incarnation returns the incarnation of the topic with this id. The cluster is a part of it,
+// because tools carry commits from one cluster to another. There the topic has another id, and the
+// position is right.
 func (t *topics) incarnation(id [16]byte) incarnation {
 	if id == [16]byte{} {
 		return ""
@@ -28,14 +30,14 @@ func (t *topics) incarnation(id [16]byte) incarnation {
 	return incarnation(metadataEncoding.EncodeToString(append(sum[:digits:digits], id[:]...)))
 }
 
-// replaced says whether metadata is of another topic in this cluster that had the name of this one.
+// replaced says whether metadata is of another topic in this cluster that had this topic's name.
 func (i incarnation) replaced(metadata string) bool {
 	_, of, ok := strings.Cut(metadata, incarnationMark)
 	return ok && i != "" && len(of) == len(i) && of[:clusterDigits] == string(i[:clusterDigits]) && of != string(i)
 }
 
-// tail is what follows the window in a commit's metadata: the mark of a transaction, if it is one, and the incarnation. It begins with
-// commitMark if it is not empty.
+// tail is the part behind the window in a commit's metadata: the mark of a transaction, if the
+// commit is one, and the incarnation. It begins with commitMark if it is not empty.
 func (i incarnation) tail(mark string) string {
 	tail := mark
 	if i != "" {

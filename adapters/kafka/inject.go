@@ -15,7 +15,7 @@ import (
 	"github.com/millrace-go/millrace/internal/parking"
 )
 
-// park writes records to a parking topic, and returns what became of each; nil if all are durable.
+// park writes records to a parking topic. It returns each record's error; nil if all are durable.
 func (d *busDriver) park(ctx context.Context, parking, topic string, records []kgo.Record) []error {
 	if len(records) == 0 {
 		return nil

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// listenInterval is how often a source looks for what others have written into the parking logs of its lanes.
+	// listenInterval is how often a source looks for other writers' records in the parking logs of
+	// its lanes.
 	listenInterval = time.Second
 	// listenTimeout bounds how long a leader that does not answer holds up the next look at the others.
 	listenTimeout = 5 * time.Second
@@ -27,11 +28,11 @@ const (
 	shortLooks = 5
 )
 
-// errAnew: the parking log is not the one that was read.
+// errAnew: the parking log is another log than the source has read.
 var errAnew = errors.New("the parking topic was created anew or cut off, and is being read again")
 
-// listener hears what others write: commands to park, change or withdraw messages, and late records of earlier owners. Each lane is heard
-// for itself: what one waits for does not hold up the others.
+// listener hears what others write: commands to park, change or withdraw messages, and late records
+// of earlier owners. Each lane is heard for itself: a lane that waits does not hold up the others.
 func (s *source) listener() {
 	o, ok := s.observer.(driver.ParkingObserver)
 	if !ok {

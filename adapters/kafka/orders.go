@@ -25,7 +25,8 @@ type order struct {
 
 var errLeaving = errors.New("the lane is being handed over")
 
-// carryOut does what commands say that wait in a lane's log, and tells the router. What fails is left for the next time.
+// carryOut carries out the commands that wait in a lane's log, and tells the router. Failed
+// commands are left for the next time.
 func (s *source) carryOut(ctx context.Context, o driver.ParkingObserver, l *lane) error {
 	s.mu.Lock()
 	var todo []*order

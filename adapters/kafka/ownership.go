@@ -306,7 +306,7 @@ func (s *source) lost(_ context.Context, _ *kgo.Client, m map[string][]int32) {
 	}
 }
 
-// those are the lanes of these partitions that we own. Called with the lock held.
+// those returns the lanes that we own among these partitions. Called with the lock held.
 func (s *source) those(m map[string][]int32) []*lane {
 	var lanes []*lane
 	for _, p := range m[s.sub.Topic] {

@@ -104,7 +104,7 @@ func decodeParked(r *kgo.Record, s *bus.Subscription, t bus.Token) (bus.Delivery
 // factsOf are a parked record's facts; none if it cannot be read.
 func factsOf(r *kgo.Record) (f parkedFacts) {
 	if _, ours, ok := split(r.Headers); ok {
-		_ = json.Unmarshal(ours[0].Value, &f) // whoever fetches it is told
+		_ = json.Unmarshal(ours[0].Value, &f) // Fetch reports it
 	}
 	return f
 }
@@ -153,7 +153,7 @@ func idOf(r *kgo.Record) string {
 	return decodeOne(&c).ID
 }
 
-// moved is a command's record as the one of the parked message at this position.
+// moved makes a command's record the record of the parked message at this position.
 func moved(r *kgo.Record, position int64, writer string) (kgo.Record, error) {
 	message, ours, _ := split(r.Headers)
 	f := factsOf(r)
@@ -172,7 +172,7 @@ func moved(r *kgo.Record, position int64, writer string) (kgo.Record, error) {
 	return m, err
 }
 
-// removal is the record that deletes the one with this key.
+// removal returns the record that deletes the record with this key.
 func removal(topic string, partition int32, key []byte) kgo.Record {
 	return kgo.Record{Topic: topic, Partition: partition, Key: key}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// parker writes to parking topics and poison queues. It has a client of its own, which is made when it is needed: its records say
-// themselves which partition they belong to, and they do not wait behind those of publishers.
+// parker writes to parking topics and poison queues. It has a client of its own, made when needed.
+// Its records name their partition themselves, and they do not wait behind publishers' records.
 type parker struct {
 	known sync.Map // parking topic -> int32, how many partitions it has
 

@@ -163,7 +163,7 @@ func (s *source) parked(batch []parkee, records []kgo.Record, errs []error) {
 	}
 }
 
-// fates is what Park returns.
+// fates makes Park's error from its messages' outcomes.
 func (s *source) fates(outcomes []error) error {
 	var first error
 	stale, single := 0, false

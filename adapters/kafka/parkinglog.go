@@ -29,7 +29,7 @@ type parkingLog struct {
 	short int      // how many times in a row it was seen to end before that
 	deaf  int      // how many times in a row it could not be looked at
 	odd   bool     // a record was found where another one should be
-	anew  bool     // the log is not the one that the index is of: it is read from its start
+	anew  bool     // the index is of another log: the log is read from its start
 
 	settled  []int64 // positions of records to delete, in order
 	dropped  int     // how many are not in settled any more
@@ -118,8 +118,9 @@ func ownerName(epoch uint64) string { return process + "/" + strconv.FormatUint(
 
 var process = bus.NewID()
 
-// write writes records to the parking topic. It returns them with their offsets, and what became of each; nil if all are durable.
-// The given ones stay as they are; of a try that failed, the client may still be at work on its own.
+// write writes records to the parking topic. It returns copies with their offsets, and each
+// record's error; nil if all are durable. The given records stay as they are: after a failed try,
+// the client may still be at work on the copies.
 func (s *source) write(ctx context.Context, records []kgo.Record) ([]kgo.Record, []error) {
 	if len(records) == 0 {
 		return nil, nil

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// patience bounds how long publishes wait. Those that begin at about the same time share a timer: with one for each, many callers spend a twentieth
-// of their time on timers that never fire.
+// patience bounds how long publishes wait. Publishes that begin at about the same time share a
+// timer. With a timer each, many callers spend a twentieth of their time on timers that never fire.
 type patience struct {
 	timeout time.Duration
 

@@ -14,8 +14,8 @@ import (
 // poll waits for records and queues them. An assignment interrupts it; nil then means: again.
 // Records that the client has handed out from a partition's last ownership must be queued, and
 // dropped, before the next ownership begins. (The client's BlockRebalanceOnPoll would do so, but it
-// also holds up polls while a lane is drained, and so all other lanes for as long as the slowest
-// handler takes.)
+// also holds up polls while a lane is drained. All other lanes would wait for as long as the
+// slowest handler takes.)
 //
 // It takes all records that the client has. Only then does the client ask the broker for more, so
 // the next fetch is under way while these records are handled.
@@ -92,8 +92,8 @@ func (s *source) enqueue(p *kgo.FetchPartition) {
 	l.leaderEpoch = last.LeaderEpoch
 }
 
-// failed reports a partition's error, unless it is of our own making. Those that pass, the client retries itself and
-// does not show. Called with the lock held.
+// failed reports a partition's error, unless it is of our own making. The client retries passing
+// errors itself and does not show them. Called with the lock held.
 func (s *source) failed(p *kgo.FetchPartition) {
 	if p.Partition < 0 { // the poll's own end: an assignment, Close, or Receive's context
 		return

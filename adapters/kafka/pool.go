@@ -6,8 +6,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// fetchPool lends the client the memory that fetched batches are unpacked into. Messages are copied out of it (see
-// slab), so a batch's memory is free again as soon as it has been delivered, and consuming makes little garbage.
+// fetchPool lends the client the memory that fetched batches are unpacked into. Messages are copied
+// out of it (see slab), so a batch's memory is free as soon as the batch is delivered. Consuming
+// makes little garbage.
 type fetchPool struct{ records, bytes sync.Pool }
 
 // GetRecords implements kgo.PoolRecords.

@@ -132,7 +132,8 @@ func (c *call) wait(ctx context.Context, topic string) error {
 	return c.outcome(ctx, topic, cause)
 }
 
-// outcome says of each record what became of it; cause is why those that are still under way are not waited for.
+// outcome returns each record's result; cause is the reason not to wait for records that are still
+// under way.
 func (c *call) outcome(ctx context.Context, topic string, cause error) error {
 	errs := make([]error, len(c.records))
 	failed, missing, large := false, false, 0

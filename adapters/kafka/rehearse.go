@@ -20,8 +20,8 @@ func (s *source) rehearseEach(ctx context.Context, outputs []*writes, errs []err
 	return found, nil
 }
 
-// rehearse finds the settlements whose outputs for one topic are refused. It halves batches that
-// are refused as a whole.
+// rehearse finds the settlements with refused outputs for one topic. It halves batches that are
+// refused as a whole.
 func (s *source) rehearse(ctx context.Context, w *writes, errs []error) (found bool, err error) {
 	err = s.tryOut(ctx, w)
 	first, last := w.of[0], w.of[len(w.of)-1]

@@ -89,7 +89,7 @@ func (d *busDriver) repeat(ctx context.Context, topic string, msgs []*bus.Messag
 	return publishError(errs)
 }
 
-// isTooLarge says whether a record was refused for its size, or for that of its batch.
+// isTooLarge says whether a record was refused for its own size or its batch's size.
 func isTooLarge(err error) bool {
 	return errors.Is(err, bus.ErrTooLarge) || errors.Is(err, errBatchTooLarge)
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// Records of parked messages that were settled are deleted after a commit has succeeded, which tells that the lane is still ours.
-// Commits do not wait for deletions: what cannot be deleted now, because its partition has no leader, say, is deleted later.
+// Records of settled parked messages are deleted after a commit has succeeded: its success shows
+// that the lane is still ours. Commits do not wait for deletions. A record that cannot be deleted
+// now, because its partition has no leader, say, is deleted later.
 
 // isSettled says whether messages were settled after the last commit that succeeded.
 func (p *parkingLog) isSettled() bool { return p.dropped+len(p.settled) > p.approved }

@@ -41,7 +41,7 @@ type source struct {
 	grown      time.Time // and when it saw the last ones come
 
 	writer  writer
-	telling sync.Mutex // held while the observer is told of lanes that come, or of what others have parked
+	telling sync.Mutex // held while the observer hears of new lanes or others' parked messages
 
 	beginning sync.WaitGroup // lanes that begin late or anew
 
@@ -232,7 +232,8 @@ func (s *source) Settle(_ context.Context, tokens []bus.Token) error {
 	return nil
 }
 
-// report leaves an error for Receive to return. What it says already is not said twice. Called with the lock held.
+// report leaves an error for Receive to return. An error that waits already is not left twice.
+// Called with the lock held.
 func (s *source) report(err error) {
 	const most = 16
 	for _, r := range s.reports {

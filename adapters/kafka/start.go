@@ -21,7 +21,8 @@ type start struct {
 	unsaved   bool      // it is not committed: the group has members, for other topics, and only these may commit
 }
 
-// start finds out where a group begins, and makes it the group's position. The zero start is that of a group that has one.
+// start finds out where a group begins, and makes it the group's position. A group that has a
+// position gets the zero start.
 func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) (start, error) {
 	if s.Start == bus.Earliest {
 		return start{}, nil
@@ -69,7 +70,8 @@ func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) 
 	return begin, nil
 }
 
-// positions are those of a group in a topic; also in a topic before this one: then the group is not new, and misses nothing of this one.
+// positions returns a group's positions in a topic, or in an earlier topic of its name: then the
+// group is not new, and misses nothing of this topic.
 func (d *busDriver) positions(ctx context.Context, s bus.Subscription) (map[int32]int64, error) {
 	committed, err := d.adm.FetchOffsetsForTopics(ctx, s.Group, s.Topic)
 	if err == nil {

@@ -38,15 +38,15 @@ func (d *busDriver) ensureStore(ctx context.Context, name, origin string, partit
 		d.topics.forget(name)
 		return fmt.Errorf("topic %q has %s, so stored messages would be deleted: it needs cleanup.policy=compact", name, how)
 	}
-	if limit := limitIn(configs); limit > 0 { // its own, not that of our messages
+	if limit := limitIn(configs); limit > 0 { // the topic's own, not our messages' limit
 		d.topics.limits.Store(name, int32(min(limit, maxStored)))
 	}
 	return nil
 }
 
-// checkStores is an error, in the broker's words, if the topics in which the group keeps poisoned and parked messages cannot have their
-// names: Kafka takes names for the same that differ in dots and underscores only. Everything else that may be in their way passes,
-// or is told when they are needed.
+// checkStores returns an error, in the broker's words, if the topics for the group's poisoned and
+// parked messages cannot have their names. Kafka takes names for the same that differ in dots and
+// underscores only. Every other obstacle passes, or is reported when the topics are needed.
 func (d *busDriver) checkStores(ctx context.Context, s bus.Subscription) error {
 	ctx, cancel := context.WithTimeout(ctx, subscribePatience)
 	defer cancel()
@@ -140,8 +140,9 @@ func (d *busDriver) makeRoom(ctx context.Context, name string, size int) error {
 	return nil
 }
 
-// write appends records to a store's topic, which exists, and returns what became of each; nil if all are durable. A record that is
-// too large is refused alone: of those in a batch that was too large, each is written again by itself.
+// write appends records to a store's topic, which exists. It returns each record's error; nil if
+// all are durable. A record that is too large is refused alone: each record of a batch that was too
+// large is written again by itself.
 func (d *busDriver) write(ctx context.Context, op, topic string, records []kgo.Record) []error {
 	errs := d.writeOnce(ctx, op, topic, records)
 	largest := 0

@@ -18,7 +18,7 @@ const (
 	// part. The rest is for the way to the broker.
 	drainTimeout  = 45 * time.Second
 	commitTimeout = 10 * time.Second
-	// commitSilence is for how long commits may fail before that is told.
+	// commitSilence is how long commits may fail before the source reports it.
 	commitSilence = 2 * time.Second
 	// heartbeatInterval bounds how late a member hears that another one came or left. Kafka's default of 3 s would be
 	// how long the partitions of a member that left stand still.

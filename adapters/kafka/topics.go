@@ -28,7 +28,7 @@ type topics struct {
 	config *Config
 
 	limits   sync.Map     // topic name -> int32, the largest batch it takes
-	ids      sync.Map     // topic name -> [16]byte, of the one that was found last
+	ids      sync.Map     // topic name -> [16]byte, of the topic found last
 	cluster  atomic.Value // string: the cluster's id, as of the last answer
 	lowering sync.Mutex   // held while a limit is read again
 
@@ -51,9 +51,10 @@ func (t *topics) limit(name string) int32 {
 // forget makes the next ensure look again: the topic may have been deleted.
 func (t *topics) forget(name string) { t.limits.Delete(name) }
 
-// met notes a topic's id. The client would go on with the id of a topic that was deleted, so it forgets that one. It must not forget a topic
-// that is still there: it would number its records from 0 again, as the same producer, and the broker would acknowledge
-// them as repeats of the first ones, and drop them.
+// met notes a topic's id. The client would go on with the id of a deleted topic, so it forgets the
+// deleted topic. It must not forget a topic that is still there: it would number its records from 0
+// again, as the same producer. The broker would acknowledge them as repeats of the first records,
+// and drop them.
 func (t *topics) met(name string, id [16]byte) {
 	was, had := t.ids.Swap(name, id)
 	if had && (was != id || id == [16]byte{}) { // brokers before 2.8 have no ids
@@ -185,7 +186,8 @@ func (t *topics) sized(more int) map[string]*string {
 	return map[string]*string{"max.message.bytes": &size}
 }
 
-// readLimit asks for a topic's own limit, and says whether it is known. Who may not read the topic's configuration finds out by being refused.
+// readLimit asks for a topic's own limit, and says whether it is known. A client that may not read
+// the topic's configuration finds the limit by being refused.
 func (t *topics) readLimit(ctx context.Context, name string) (limit int32, known bool) {
 	limit = int32(t.config.MaxMessage + batchOverhead)
 	configs, err := t.adm.DescribeTopicConfigs(ctx, name)

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// commitMark ends the window in a commit's metadata. Within a transaction, what follows is of this transaction alone, so that it can be
-// found out later whether it was committed.
+// commitMark ends the window in a commit's metadata. Within a transaction, the text behind it is of
+// this transaction alone. So findOut can see later whether the transaction was committed.
 const commitMark = "#"
 
 // transact publishes records and settles deliveries in one transaction. After an error that is no refusal and not of the context,
@@ -220,7 +220,7 @@ func (s *source) commitWithin(ctx context.Context, client *kgo.Client, commits [
 	return errors.Join(errs...)
 }
 
-// stillOwns says whether the lanes are those that were ours when the commits were made.
+// stillOwns says whether the lanes have been ours since the commits were made.
 func (s *source) stillOwns(commits []commit) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

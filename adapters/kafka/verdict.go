@@ -25,8 +25,8 @@ type verdict struct {
 	unclear bool  // the record may be in the log
 }
 
-// verdicts are those of errors that need one. Every other error is the broker's, passes if Kafka calls it retriable, and says that nothing was
-// written.
+// verdicts has the verdicts of the errors that need one. Every other error is the broker's, passes
+// if Kafka calls it retriable, and means that nothing was written.
 var verdicts = map[*kerr.Error]verdict{
 	kerr.MessageTooLarge:    {about: theMessages, means: bus.ErrTooLarge},
 	kerr.RecordListTooLarge: {about: theMessages, means: bus.ErrTooLarge},

@@ -19,8 +19,9 @@ var watchInterval = 5 * time.Second
 // growthPatience is for how long the client looks again at a topic that has more partitions: the broker that it asks may know of them late.
 const growthPatience = 20 * time.Second
 
-// watcher sees what no poll brings: that the topic was deleted, that it was created anew, that it has more partitions, and that the rest of
-// a partition is no records but what compaction or transactions have left, so that the position may go to the end.
+// watcher sees events that no poll brings: the topic was deleted, was created anew, or has more
+// partitions. It also sees that a partition's rest holds no records, only remains of compaction or
+// transactions. Then the position may go to the end.
 func (s *source) watcher() {
 	ticker := time.NewTicker(watchInterval)
 	defer ticker.Stop()
@@ -115,8 +116,8 @@ func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 	return nil
 }
 
-// isReplaced says whether the topic with this id is another one than that of the source. Brokers that were upgraded give ids to topics that had
-// none: these are the same.
+// isReplaced says whether the topic with this id is another topic than the source's. Upgraded
+// brokers give ids to topics that had none: such a topic is the same.
 func (s *source) isReplaced(id [16]byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,8 +155,8 @@ func (s *source) beginAgain(id [16]byte) {
 	s.client.AddConsumeTopics(s.sub.Topic)
 }
 
-// skipGap advances a lane over a stretch that holds no records. What it relies on is read from the log itself, so it
-// holds whatever the client does meanwhile.
+// skipGap advances a lane over a stretch that holds no records. It relies on facts read from the
+// log itself, so it is right whatever the client does meanwhile.
 func (s *source) skipGap(ctx context.Context, partition int32, from int64) {
 	log := partitionLog{driver: s.driver, topic: s.sub.Topic, partition: partition}
 	records, next, err := log.read(ctx, from)
