@@ -22,7 +22,8 @@ const (
 
 	attributePrefix     = "ce_"
 	contentTypeMetadata = "content-type"
-	// exactMetadata holds what metadata cannot: see exact. RabbitMQ's driver keeps names in "millrace-" to itself.
+	// exactMetadata holds the values that metadata cannot hold: see exact. RabbitMQ's driver keeps
+	// names in "millrace-" to itself.
 	exactMetadata     = "_millrace_exact"
 	tombstoneMetadata = "_millrace_tombstone"
 )
@@ -75,9 +76,9 @@ func ToWatermill(m *bus.Message) *message.Message {
 	return w
 }
 
-// FromWatermill makes the message of w: UUID as id, metadata as headers in alphabetical order, and back into the fields
-// what [ToWatermill] or another writer of CloudEvents attributes has put there. An empty UUID leaves the id that the
-// attributes name, or none. The payload's memory is shared.
+// FromWatermill makes the message of w: UUID as id, metadata as headers in alphabetical order.
+// Attributes from [ToWatermill] or another writer of CloudEvents go back into the fields. An empty
+// UUID leaves the id that the attributes name, or none. The payload's memory is shared.
 func FromWatermill(w *message.Message) *bus.Message {
 	m := &bus.Message{Payload: w.Payload, Headers: make(bus.Headers, 0, len(w.Metadata))}
 	if m.Payload == nil {
@@ -186,7 +187,7 @@ func absorb(m *bus.Message) {
 	m.ID = cmp.Or(uuid, m.ID)
 }
 
-// merge is the headers as they were, and behind them those that were added on the way.
+// merge returns the headers as they were, and behind them the headers added on the way.
 func merge(exactly []exactHeader, seen bus.Headers) bus.Headers {
 	var headers bus.Headers
 	known := map[string]bool{}

@@ -42,8 +42,9 @@ type Config struct {
 	// Reader makes a subscriber that is given everything that a topic has, in the order of its publishing, and disturbs
 	// no group. It makes poison queues readable; nil is for pub/subs that cannot do that.
 	Reader func() (message.Subscriber, error)
-	// Poison opens the poison stores, which may be those of another bus. Defaults to the topic "GROUP.poison" of the
-	// pub/sub itself: a log to which removals, too, are appended. Without a Reader entries can only be put.
+	// Poison opens the poison stores, which may be another bus's. Defaults to the topic
+	// "GROUP.poison" of the pub/sub itself: a log to which removals, too, are appended. Without a
+	// Reader entries can only be put.
 	Poison func(ctx context.Context, group string) (driver.PoisonStore, error)
 	// Close is called when the driver is closed, after the publisher and all subscribers: for the
 	// resources that they share.
@@ -57,8 +58,8 @@ type Config struct {
 // The driver guarantees no more than the pub/sub does; docs/watermill.md has the conformance
 // reports. A subscription is one lane, and has one message at a time where the pub/sub keeps to
 // Watermill's contract (some have one per partition). So a message that waits for its retry holds
-// up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack is what settles;
-// Watermill does not tell whether it reached the broker.
+// up the others behind it, and AckDeadlines of the pub/sub go on meanwhile. Ack settles; Watermill
+// does not tell whether the Ack reached the broker.
 func Driver(pub message.Publisher, subscribers Subscribers, c Config) driver.Driver {
 	c.Broker = cmp.Or(c.Broker, "watermill")
 	c.Batch = max(c.Batch, 1)

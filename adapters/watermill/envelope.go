@@ -8,7 +8,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// envelope is what Watermill's forwarder keeps in its topic, an outbox: a message and where it is to go.
+// envelope is an entry of the topic of Watermill's forwarder, an outbox: a message and its
+// destination.
 type envelope struct {
 	DestinationTopic string            `json:"destination_topic"`
 	UUID             string            `json:"uuid"`

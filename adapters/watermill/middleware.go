@@ -9,9 +9,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Handler makes a Watermill handler one for a Millrace router: its error goes through the failure policy, and the messages
-// that it produces are emitted to topic, with its success. A handler that must not produce anything has topic "". What it does
-// with Ack and Nack has no effect: its return decides.
+// Handler makes a Watermill handler one for a Millrace router: its error goes through the failure
+// policy, and the messages that it produces are emitted to topic, with its success. A handler that
+// must not produce anything has topic "". Its calls of Ack and Nack have no effect: its return
+// decides.
 func Handler(h message.HandlerFunc, topic string) bus.Handler {
 	return bus.HandlerFunc(func(ctx context.Context, m *bus.Message) error {
 		w := ToWatermill(m)

@@ -171,7 +171,8 @@ func (l *poisonLog) read(ctx context.Context) (entries []*poisonedEntry, err err
 	}
 }
 
-// readRecord reads a message of the log. What is no record of it is an entry that cannot be read, with an id that it has each time.
+// readRecord reads a message of the log. A message that is no record of the log becomes an
+// unreadable entry, with the same id at each reading.
 func (l *poisonLog) readRecord(w *message.Message) (r poisonRecord) {
 	err := json.Unmarshal(w.Payload, &r)
 	if err == nil && (r.Put != nil || r.Remove != nil || r.Mark != "") {

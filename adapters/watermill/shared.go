@@ -9,9 +9,10 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Shared makes a bus for topics that Watermill services use too, over Millrace's own driver d for Kafka or RabbitMQ: those
-// services keep their default marshalers. What is published can be read by them: the id as UUID, headers as metadata, and
-// no header is anything but one text. What they publish is read as [FromWatermill] does.
+// Shared makes a bus for topics that Watermill services use too, over Millrace's own driver d for
+// Kafka or RabbitMQ: those services keep their default marshalers. They can read the bus's
+// messages: the id is the UUID, headers are metadata, and each header is one text. The bus reads
+// their messages as [FromWatermill] does.
 //
 //	b, err := kafka.Open(ctx, config)
 //	b = bus.New(watermill.Shared(b.Driver()))
@@ -137,13 +138,14 @@ func (s *sharedSource) Commit(ctx context.Context) error {
 	return nil
 }
 
-// parking is what driver.ParkingSource adds. What was parked stays as it is: it was read by Receive before.
+// parking has the methods that driver.ParkingSource adds. Parked messages stay as they are: Receive
+// has read them before.
 type parking interface {
 	Park(ctx context.Context, ps []driver.Parking) error
 	Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error)
 }
 
-// transacting is what driver.TransactionalSource adds.
+// transacting has the methods that driver.TransactionalSource adds.
 type transacting struct {
 	source driver.TransactionalSource
 	driver *shared
@@ -158,7 +160,7 @@ func (t transacting) SettleWith(ctx context.Context, ss []driver.Settlement) err
 	return t.source.SettleWith(ctx, readable)
 }
 
-// joining is what driver.JoiningSource adds to that.
+// joining has the methods that driver.JoiningSource adds to transacting.
 type joining struct {
 	joins  driver.JoiningSource
 	shares *shared

@@ -58,10 +58,11 @@ func (c *SubscriberConfig) complete() error {
 
 // Subscriber makes a bus the Watermill subscriber of a group. It is a [message.SubscribeInitializer], too.
 //
-// Messages of one key come one at a time, in order, the next when the one before is acked; those of other keys come
-// meanwhile. Ack settles; Nack brings the message again, to this subscription, before the later ones of its key. A
-// message's context ends with its Ack or Nack, with Subscribe's context, when the process may no longer settle the message,
-// and when a subscription that ends has waited CloseTimeout for it. Acks that come while it waits count.
+// Messages of one key come one at a time, in order, the next after the Ack of the former. Messages
+// of other keys come meanwhile. Ack settles; Nack brings the message again, to this subscription,
+// before the later ones of its key. A message's context ends with its Ack or Nack, and with
+// Subscribe's context. It also ends when the process may no longer settle the message, or when an
+// ending subscription has waited CloseTimeout for it. Acks that come while it waits count.
 //
 // Close ends the subscriptions, not the bus.
 func Subscriber(b *bus.Bus, group string, c SubscriberConfig) (message.Subscriber, error) {
@@ -96,7 +97,8 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	s.subscriptions.Add(1)
 	s.mu.Unlock()
 	sub := &subscription{subscriber: s, ctx: ctx, out: make(chan *message.Message), ending: make(chan struct{}), impatient: make(chan struct{})}
-	// A handler ends when its message is acked, so what fails here was cut off by the end, and is given back.
+	// A handler ends when its message is acked, so a message that fails here was cut off by the
+	// end, and is given back.
 	r := router.New(s.bus, s.group, router.Workers(s.config.Unacked), router.From(s.config.Start), router.DrainTimeout(s.config.CloseTimeout+afterPatience))
 	r.HandleFunc(topic, sub.handle)
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
