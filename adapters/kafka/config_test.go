@@ -128,7 +128,7 @@ func TestOpenFindsNobody(t *testing.T) {
 	}
 }
 
-// certificate makes a server's certificate for 127.0.0.1, and what trusts it.
+// certificate makes a server's certificate for 127.0.0.1, and a client configuration that trusts it.
 func certificate(tb testing.TB) (server, client *tls.Config) {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
 
-// TestAttributes holds the attributes that encode writes to those of cloudevents.Each.
+// TestAttributes compares the attributes that encode writes with cloudevents.Each.
 func TestAttributes(t *testing.T) {
 	now := time.Now()
 	for _, m := range []*bus.Message{

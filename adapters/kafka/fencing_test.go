@@ -58,8 +58,9 @@ func removeMembers(tb testing.TB, b *bus.Bus, group string) {
 	}
 }
 
-// TestTransactionOfALaneThatCameBack: a lane that was lost and assigned again while the outputs were being published is another ownership,
-// and the member's new generation does not vouch for the old one's work.
+// TestTransactionOfALaneThatCameBack: a lane that is lost and assigned again while its outputs are
+// being published has another ownership. The member's new generation does not vouch for the former
+// ownership's work.
 func TestTransactionOfALaneThatCameBack(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		in, out, group := name("in"), name("out"), name("g")

@@ -245,7 +245,8 @@ func TestInjectMeansAMessage(t *testing.T) {
 	})
 }
 
-// TestCommandsOfBefore: what an earlier version wrote is understood: records without a writer, commands without an id.
+// TestCommandsOfBefore: records of an earlier version are understood: records without a writer,
+// commands without an id.
 func TestCommandsOfBefore(t *testing.T) {
 	c := fakeConfig(fakeCluster(t))
 	b := open(t, c)

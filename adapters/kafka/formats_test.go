@@ -13,8 +13,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// The records in these tests are stored at brokers: an older version reads what this one writes,
-// and the other way round.
+// The records in these tests are stored at brokers: an older version reads the records of this
+// version, and this version reads the older records.
 
 const (
 	storedFailure = `{"class":"permanent","text":"no \u003cway\u003e","stack":"main.go:1","attempts":3,` +
@@ -31,7 +31,7 @@ func storedExamples() (m *bus.Message, p driver.Parking, e driver.PoisonEntry) {
 	return m, p, e
 }
 
-// ourHeaders are the headers of a record behind those of the message.
+// ourHeaders returns the headers of a record behind the message's headers.
 func ourHeaders(r *kgo.Record) (all []string) {
 	for _, h := range r.Headers {
 		if strings.HasPrefix(h.Key, "millrace-") {

@@ -14,8 +14,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestCallersOptions: the caller's options for the native clients do not touch those that settling
-// and parking rest on. Outputs go to the partitions that the caller's partitioner chooses.
+// TestCallersOptions: the caller's options for the native clients do not touch the options that
+// settling and parking rest on. Outputs go to the partitions that the caller's partitioner chooses.
 func TestCallersOptions(t *testing.T) {
 	c := fakeCluster(t)
 	config := fakeConfig(c)

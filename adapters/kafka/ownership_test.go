@@ -171,7 +171,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		if len(l.delivered) != n {
 			t.Errorf("%d messages handled, want %d", len(l.delivered), n)
 		}
-		// What was settled is committed: a new member is given nothing.
+		// The settlements are committed: a new member receives nothing.
 		four := subscribe(t, b, topic, group, bus.Earliest, newObserver())
 		if k, err := four.Receive(shortly(t), make([]bus.Delivery, 1), 1000); k != 0 {
 			t.Errorf("received %d: %v", k, err)
@@ -204,7 +204,7 @@ func TestOtherLanesGoOn(t *testing.T) {
 				t.Errorf("delivered %d of lane %d, which is being handed over", d.Position, d.Lane)
 			}
 		}
-		// What is settled meanwhile is the new owner's beginning.
+		// The new owner begins behind the messages settled meanwhile.
 		for _, d := range got {
 			settle(t, s, d)
 		}
@@ -241,7 +241,7 @@ func TestHandoverIsQuick(t *testing.T) {
 	})
 }
 
-// network is what lies between a bus and its brokers.
+// network lies between a bus and its brokers.
 type network struct {
 	mu    sync.Mutex
 	down  bool

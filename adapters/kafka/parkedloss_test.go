@@ -74,7 +74,8 @@ func nextText(tb testing.TB, s bus.Source) string {
 	return string(ds[0].Payload)
 }
 
-// TestOwnRecordsAreNotAdopted: what this owner has parked and settled is not taken for a late record when the log is read for a command.
+// TestOwnRecordsAreNotAdopted: when the log is read for a command, messages that this owner has
+// parked and settled are not taken for late records.
 func TestOwnRecordsAreNotAdopted(t *testing.T) {
 	b := open(t, fakeConfig(fakeCluster(t)))
 	publish(t, b, "t", texts("a", "b")...)

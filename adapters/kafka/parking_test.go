@@ -168,8 +168,8 @@ func TestInjectIsCarriedOutOnce(t *testing.T) {
 	}
 }
 
-// TestLateRecordIsAdopted: what an owner of before, or the next one, has parked in a lane is told of and kept: its origin may be
-// settled.
+// TestLateRecordIsAdopted: messages that an earlier owner, or the next owner, has parked in a lane
+// are reported and kept: their origin may be settled.
 func TestLateRecordIsAdopted(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)

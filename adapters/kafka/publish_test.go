@@ -91,7 +91,8 @@ func TestPublishFailsByPartition(t *testing.T) {
 	}
 }
 
-// TestPublishIsRepeated: what passes, the client repeats, and the caller does not see.
+// TestPublishIsRepeated: the client tries again after passing errors, and the caller does not see
+// them.
 func TestPublishIsRepeated(t *testing.T) {
 	c := fakeCluster(t, kfake.SeedTopics(4, "t"))
 	b := open(t, fakeConfig(c))

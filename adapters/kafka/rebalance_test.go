@@ -75,7 +75,8 @@ func TestCommitsWhileJoining(t *testing.T) {
 	f.committed(t, "g", at(10))
 	cancel()
 	<-over
-	bounded, stop = context.WithTimeout(t.Context(), 3*time.Second) // the group waits for 15 s for the one that is silent
+	// The group waits 15 s for the silent member.
+	bounded, stop = context.WithTimeout(t.Context(), 3*time.Second)
 	defer stop()
 	if err := s.Close(bounded); err != nil {
 		t.Errorf("close while joining: %v", err)

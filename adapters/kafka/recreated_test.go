@@ -18,7 +18,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// foreigner is a client that does what other programs do: it deletes topics and creates them anew.
+// foreigner is a client that acts as other programs do: it deletes topics and creates them anew.
 type foreigner struct {
 	client *kgo.Client
 	adm    *kadm.Client

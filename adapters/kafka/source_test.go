@@ -20,7 +20,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// fake is a cluster with a topic of one partition, a bus, and a client that does what foreign programs do.
+// fake is a cluster with a topic of one partition, a bus, and a client that acts as foreign
+// programs do.
 type fake struct {
 	*kfake.Cluster
 	bus     *bus.Bus
@@ -292,7 +293,7 @@ func TestSessionLost(t *testing.T) {
 	if o.lost[0].Epoch != first {
 		t.Errorf("lost epoch %d, want %d", o.lost[0].Epoch, first)
 	}
-	// What was received under the old ownership settles nothing.
+	// Tokens received under the old ownership settle nothing.
 	if err := s.Settle(within(t), []bus.Token{got[5].Token}); !errors.Is(err, bus.ErrStale) {
 		t.Error(err)
 	}
@@ -337,7 +338,7 @@ func TestCoordinatorMoves(t *testing.T) {
 	}
 }
 
-// until receives until a message comes, and returns what Receive said before.
+// until receives until a message comes, and returns the errors that Receive returned before.
 func until(tb testing.TB, s bus.Source) ([]bus.Delivery, []error) {
 	tb.Helper()
 	var errs []error
@@ -396,14 +397,14 @@ func TestRetentionWasQuicker(t *testing.T) {
 	}
 }
 
-// shortly is for what must not come.
+// shortly bounds the wait for messages that must not come.
 func shortly(tb testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(tb.Context(), 100*time.Millisecond)
 	tb.Cleanup(cancel)
 	return ctx
 }
 
-// TestPositionBeyondTheEnd: the log is not the one that the group has read.
+// TestPositionBeyondTheEnd: the log is another log than the group has read.
 func TestPositionBeyondTheEnd(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", numbers(0, 3)...)

@@ -103,7 +103,7 @@ func (o *observer) Lost(lanes []bus.Lane, _ error) {
 	o.changed()
 }
 
-// until waits for the observer to know what ok wants.
+// until waits until the observer's state satisfies ok.
 func (o *observer) until(tb testing.TB, what string, ok func(*observer) bool) {
 	tb.Helper()
 	ctx := within(tb)

@@ -39,7 +39,8 @@ func TestFailedTransactionIsAborted(t *testing.T) {
 	}
 }
 
-// TestEndUnknownAndOneLaneMovedOn: if one of a transaction's lanes was committed anew meanwhile, the others still tell what became of it.
+// TestEndUnknownAndOneLaneMovedOn: if one of a transaction's lanes was committed anew meanwhile,
+// the other lanes still tell the transaction's outcome.
 func TestEndUnknownAndOneLaneMovedOn(t *testing.T) {
 	c := fakeCluster(t)
 	n := &network{conns: map[net.Conn]struct{}{}}

@@ -220,7 +220,7 @@ func TestTransactionOfWhoIsOwnerNoMore(t *testing.T) {
 	})
 }
 
-// TestOutputsRefused: what no broker takes is the failure of its message alone.
+// TestOutputsRefused: an output that no broker takes is the failure of its message alone.
 func TestOutputsRefused(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)

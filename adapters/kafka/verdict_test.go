@@ -13,7 +13,7 @@ import (
 // lastCode is the newest error that somebody has judged.
 const lastCode = 136
 
-// TestVerdicts: each error of Kafka has been judged; for most, what Kafka says of them holds.
+// TestVerdicts: each error of Kafka has been judged; for most, Kafka's own classification holds.
 func TestVerdicts(t *testing.T) {
 	const anotherTry, unclear = true, true
 	special := []struct {
