@@ -89,7 +89,7 @@ func watermillSchema(t *testing.T) string {
 // TestConformance: Watermill's pub/subs behave as reported, no less and no more.
 func TestConformance(t *testing.T) {
 	want := reported(t)
-	// This one looks at all goroutines of the process, and so runs when nothing else does.
+	// This check looks at all goroutines of the process, so it runs alone.
 	const alone = "lifecycle/no-goroutine-left"
 	together := slices.DeleteFunc(conformance.Checks(), func(check string) bool { return check == alone })
 	t.Run("together", func(t *testing.T) {

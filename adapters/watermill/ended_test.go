@@ -13,7 +13,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// ending is a pub/sub whose subscriptions end at once, or after one message if they have one.
+// ending is a pub/sub with subscriptions that end at once, or after one message if they have one.
 type ending struct {
 	subscribed int
 	messages   []*message.Message

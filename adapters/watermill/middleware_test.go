@@ -270,7 +270,7 @@ func TestAnyPubSub(t *testing.T) {
 	}
 }
 
-// cancelled is a subscriber whose subscriptions end with a context.
+// cancelled is a subscriber with subscriptions that end with a context.
 type cancelled struct {
 	*gochannel.GoChannel
 	ctx context.Context

@@ -138,7 +138,8 @@ func TestSharedTopic(t *testing.T) {
 	}
 }
 
-// TestBridgeReadsOurDrivers: what our own drivers publish without knowing of Watermill, the bridge reads, and vice versa.
+// TestBridgeReadsOurDrivers: the bridge reads messages that our own drivers publish without knowing
+// of Watermill, and vice versa.
 func TestBridgeReadsOurDrivers(t *testing.T) {
 	rawURL := brokertest.URL(t, "kafka")
 	topic := name("bridge")
@@ -167,7 +168,7 @@ func TestBridgeReadsOurDrivers(t *testing.T) {
 	}
 }
 
-// TestAMQPMarshaler reads what watermill-amqp's own refuses.
+// TestAMQPMarshaler reads messages that watermill-amqp's own marshaler refuses.
 func TestAMQPMarshaler(t *testing.T) {
 	d := amqp091.Delivery{Headers: amqp091.Table{"x-delivery-count": int64(2), "b": []byte("bytes"), "s": "text", "l": []any{"1", "2"}}, MessageId: "id", ContentType: "x/y", Body: []byte("p")}
 	if _, err := (amqp.DefaultMarshaler{}).Unmarshal(d); err == nil {

@@ -65,7 +65,7 @@ func TestSharedConformance(t *testing.T) {
 	}
 }
 
-// TestSharedAbilities: what can be found in a driver can be found in it when it is shared.
+// TestSharedAbilities: a shared driver has the abilities of the driver inside, and no others.
 func TestSharedAbilities(t *testing.T) {
 	for _, n := range natives {
 		t.Run(n.name, func(t *testing.T) {
@@ -111,7 +111,8 @@ func (quiet) Assigned([]bus.Lane)                  {}
 func (quiet) Revoking(context.Context, []bus.Lane) {}
 func (quiet) Lost([]bus.Lane, error)               {}
 
-// TestSharedTransactions: what handlers emit in a transaction with their settlement, Watermill services can read.
+// TestSharedTransactions: Watermill services can read messages that handlers emit in a transaction
+// with their settlement.
 func TestSharedTransactions(t *testing.T) {
 	for _, how := range []string{"broker", "handler"} {
 		t.Run(how, func(t *testing.T) {

@@ -47,8 +47,8 @@ func subscriber(t *testing.T, b *bus.Bus, group string, c watermill.SubscriberCo
 	return sub
 }
 
-// TestKeysOneAtATime: the next message of a key comes after the Ack of the one before, others meanwhile, and a Nack
-// brings the same one again.
+// TestKeysOneAtATime: the next message of a key comes after the Ack of the former, other keys'
+// messages meanwhile. A Nack brings the same message again.
 func TestKeysOneAtATime(t *testing.T) {
 	b := open(t, "memory:")
 	sub := subscriber(t, b, "g", watermill.SubscriberConfig{NackDelay: time.Millisecond})

@@ -32,8 +32,8 @@ func (a *appended) Subscribe(context.Context, string) (<-chan *message.Message, 
 // Close implements message.Publisher and message.Subscriber.
 func (*appended) Close() error { return nil }
 
-// TestUnreadablePoison: what somebody else wrote into a poison queue's topic is an entry that can be looked at and removed, and keeps nobody
-// from the others.
+// TestUnreadablePoison: another program's message in a poison queue's topic is an entry that can be
+// viewed and removed. It does not hide the other entries.
 func TestUnreadablePoison(t *testing.T) {
 	l := &appended{}
 	b := closing(t, bus.New(watermill.Driver(l, func(string) (message.Subscriber, error) { return l, nil }, watermill.Config{
