@@ -58,10 +58,11 @@ func (l *lane) commit(room int, tail string) commit {
 	return c
 }
 
-// The metadata of a commit: a mark with the version of the format, then, in base64, the offset of
-// the commit as a varint and the window's encoding, then the tail (see incarnation). The offset is
-// repeated because some tools carry commits from one cluster to another. They translate the offset
-// and copy the metadata; the window would then name the wrong messages as finished.
+// The metadata of a commit begins with a mark that has the format's version. The offset of the
+// commit as a varint and the window's encoding follow in base64. The tail is last (see
+// incarnation). The offset is repeated because some tools carry commits from one cluster to
+// another. They translate the offset and copy the metadata; the window would then name the wrong
+// messages as finished.
 const (
 	metadataMark = "mr1:"
 	// metadataRoom is Kafka's default of offset.metadata.max.bytes. More makes the broker refuse the partition's commit.
