@@ -26,8 +26,9 @@ type consumer struct {
 	gone     chan struct{} // closed when the channel has ended
 	cause    error         // why, set before
 	cancels  chan string
-	// early delivers what was kept before the group came, deliveries the lane's queue. One of them is set: the lane
-	// proper is consumed behind the early queue's end marker.
+	// early delivers the messages that the topic kept before the group came. deliveries is the
+	// lane's own queue. Only one of them is set: the lane proper is consumed behind the early
+	// queue's end marker.
 	early, deliveries <-chan amqp.Delivery
 	end               int64 // the end marker's position
 	dropped           bool  // the early queue was deleted from here
@@ -65,7 +66,7 @@ func (c *consumer) begin(ctx context.Context, early bool) (err error) {
 }
 
 func (c *consumer) consume(ctx context.Context, queue string) (<-chan amqp.Delivery, error) {
-	if !c.passed { // else the next in line is given what came here, and knows by that
+	if !c.passed { // else the next member in line is given the deliveries, and knows by that
 		if err := c.wake(ctx); err != nil {
 			return nil, err
 		}
@@ -261,11 +262,13 @@ func (c *consumer) mark(ctx context.Context, kind any, id string, tag int64) (er
 	return nil
 }
 
-// dropEarly deletes the early queue, of which all is settled: nothing is ever put behind its end marker. It waits for
-// the broker even if ctx ends, because nothing may register with the queue meanwhile.
+// dropEarly deletes the early queue once all its messages are settled: nothing is ever put behind
+// its end marker. It waits for the broker even if ctx ends, because nothing may register with the
+// queue meanwhile.
 //
-// The consumer is cancelled first. From a channel that has one, the broker would deliver nothing for 30 ms or a multiple of
-// it: it tries in vain to register it again (seen on 3.10.8).
+// The consumer is cancelled first. With a consumer on the channel, the broker would deliver nothing
+// on it for 30 ms or a multiple of that: it tries in vain to register the consumer again (seen on
+// 3.10.8).
 func (c *consumer) dropEarly(ctx context.Context) error {
 	unlock, err := c.lockEarly(ctx)
 	if err != nil {
@@ -306,8 +309,9 @@ func (c *consumer) lockEarly(ctx context.Context) (unlock func(), err error) {
 	})
 }
 
-// giveUp hands the lane to the next member in line, when what was being handled has ended. It waits for as long as that takes: the
-// broker's consumer_timeout ends the channel over a message that is not settled for too long.
+// giveUp hands the lane to the next member in line, after the running handlers have ended. It waits
+// as long as they take: the broker's consumer_timeout ends the channel over a message that stays
+// unsettled for too long.
 func (c *consumer) giveUp(ctx context.Context) error {
 	c.lane.owned.Store(false)
 	c.lane.source.shut(c.own)

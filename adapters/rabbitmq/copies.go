@@ -30,8 +30,8 @@ type parkedCopy struct {
 	tag      uint64 // of the one that it replaces
 }
 
-// copyRecord has the record of a parked message written anew, or, at position 0, one of which nothing is known. It returns false if there
-// is no room.
+// copyRecord has the record of a parked message written anew. At position 0 it takes a record about
+// which nothing is known. It returns false if there is no room.
 func (p *parking) copyRecord(d *amqp.Delivery, position int64) bool {
 	if len(p.copies) >= maxCopies || p.copyBytes >= maxCopyBytes {
 		return false
@@ -72,7 +72,8 @@ func (p *parking) strangerStays(tag uint64) {
 	}
 }
 
-// writeCopies writes copies of what is still parked. It returns false if it cannot write some of them.
+// writeCopies writes copies of messages that are still parked. It returns false if it cannot write
+// some of them.
 func (p *parking) writeCopies(ctx context.Context, copies []parkedCopy) bool {
 	p.mu.Lock()
 	n := 0
@@ -126,7 +127,7 @@ func clone(t amqp.Table) amqp.Table {
 	return c
 }
 
-// write writes what the reader asks for, until the ownership ends.
+// write carries out the reader's requests until the ownership ends.
 func (p *parking) write() {
 	p.probe()
 	for {

@@ -39,7 +39,8 @@ func decode(d *amqp.Delivery) *bus.Message {
 		case orderHeader:
 			order, _ = value.([]any)
 		case "x-delivery-count", "x-acquired-count":
-			// A quorum queue adds it to what it delivers again; it is not the publisher's.
+			// A quorum queue adds this header to messages that it delivers again; it is not the
+			// publisher's.
 			if !d.Redelivered || !isInteger(value) {
 				rest = append(rest, header{name, value})
 			}

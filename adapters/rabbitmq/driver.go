@@ -189,12 +189,12 @@ func (d *busDriver) Close(ctx context.Context) error {
 	}
 }
 
-// end closes everything within ctx, and without regard to what is under way when ctx ends.
+// end closes everything within ctx. Work that is still under way when ctx ends is abandoned.
 func (d *busDriver) end(ctx context.Context, sources []*source) {
 	d.pub.link.stop()
 	var closing sync.WaitGroup
 	for _, s := range sources {
-		closing.Go(func() { _ = s.Close(ctx) }) // what is not done in time ends with the connection
+		closing.Go(func() { _ = s.Close(ctx) }) // work that is not done in time ends with the connection
 	}
 	called := make(chan struct{})
 	go func() {

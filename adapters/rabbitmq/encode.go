@@ -19,7 +19,7 @@ var attributes = cloudevents.NewNames("cloudEvents_")
 const (
 	// keyHeader holds the message's key.
 	keyHeader = "millrace-key"
-	// tombstoneHeader marks a message whose payload is nil.
+	// tombstoneHeader marks a message with a nil payload.
 	tombstoneHeader = "millrace-tombstone"
 	// orderHeader lists the headers' names in their order, if that is not the alphabetical one: an AMQP table has
 	// no order, and holds a name once.

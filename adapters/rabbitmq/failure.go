@@ -46,7 +46,7 @@ func retryable(err error) bool {
 	case amqp.NotAllowed:
 		// No such vhost, or a limit of connections or channels, of a node perhaps: then another node may take it.
 		return strings.Contains(e.Reason, "limit")
-	default: // what is not found is declared again
+	default: // a missing queue or exchange is declared again
 		return true
 	}
 }

@@ -10,9 +10,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// frames reads a connection frame by frame, below the client library. The library ends the connection over a header table that it
-// does not take: one whose values nest deeper, or are more, than its limits. Anybody may publish one, and the broker would deliver it
-// again after each reconnect. frames puts a table in its place that holds the bytes of the one before, so that the message arrives,
+// frames reads a connection frame by frame, below the client library. The library ends the
+// connection over a header table beyond its limits: values that nest too deep, or too many of them.
+// Anybody may publish such a table, and the broker would deliver it again after each reconnect.
+// frames replaces the table with one that holds the bytes of the original. So the message arrives,
 // undecodable, like any other.
 type frames struct {
 	r    *bufio.Reader
@@ -225,9 +226,10 @@ func replaceTable(frame []byte, table span) []byte {
 	return out
 }
 
-// undecodable is the message of a delivery whose header table cannot be read, or nil if it can. Its payload is the table with its
-// length, and behind it the body. The content type says that it is an event in structured mode, which it is not: so the router
-// poisons it as undecodable, whatever the body is.
+// undecodable returns the message of a delivery with an unreadable header table, or nil if the
+// table can be read. The payload is the table with its length, and behind it the body. The content
+// type says falsely that the message is an event in structured mode. So the router poisons it as
+// undecodable, whatever the body is.
 func undecodable(d *amqp.Delivery) *bus.Message {
 	table, ok := d.Headers[unreadableHeader].([]byte)
 	if !ok {

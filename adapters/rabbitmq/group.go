@@ -9,12 +9,12 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// groupState is what a member must know of its group.
+// groupState holds the facts that a member must know about its group.
 type groupState struct {
 	lanes int
 	// begun: the group is set up. Nobody consumes before.
 	begun bool
-	// earliest: the group took over what the topic kept while it had no group.
+	// earliest: the group took over the messages that the topic kept while it had no group.
 	earliest bool
 	// early: some of that may still be in early queues.
 	early bool
@@ -52,7 +52,8 @@ func (m *mover) begin(ctx context.Context, cfg Config, sub bus.Subscription, lan
 	if err != nil || state.begun {
 		return state, err // another member did it meanwhile
 	}
-	// From here on nothing more is kept, so what has been kept is all older than what the lanes get.
+	// From here on nothing more is kept, so all kept messages are older than those that the lanes
+	// get.
 	if err := m.t.attach(sub.Topic, group); err != nil {
 		return groupState{}, err
 	}
@@ -96,8 +97,9 @@ func (t *topology) state(group string, lanes int) (groupState, error) {
 	return s, t.declareExchange(readyName(group), amqp.ExchangeFanout, "")
 }
 
-// lockFor excludes all other processes, and other callers in this one, from what is to be made. For a topic, that is attaching a group to it:
-// while the first group takes over what was kept, a second one that attached would end the keeping too early for it.
+// lockFor excludes all other processes, and other callers in this one, from work on the named topic
+// or group. For a topic, the work is attaching a group to it. While the first group takes over the
+// kept messages, a second group that attached would end the keeping too early for the first.
 func (d *busDriver) lockFor(ctx context.Context, t *topology, name string) (unlock func(), err error) {
 	d.mu.Lock()
 	turn := d.turns[name]
@@ -121,14 +123,17 @@ func (d *busDriver) lockFor(ctx context.Context, t *topology, name string) (unlo
 	}, nil
 }
 
-// moveToGroup moves what was kept into queues that are consumed before the lanes proper: to each lane an early queue
-// with its share, and an end marker behind it. Moved behind what the lanes have by now, older messages of a key would
-// follow newer ones.
+// moveToGroup moves the kept messages into queues that are consumed before the lanes proper. Each
+// lane gets an early queue with its share, and an end marker behind it. Moved behind the messages
+// that the lanes have by now, older messages of a key would follow newer ones.
 //
-// A crash in between leaves the rest in the unrouted queue and the group not ready, and the next member goes on; a
-// message may be moved twice then, and there may be end markers already, with more behind them: so an end marker has the name of its
-// attempt, and the group's record has that of the one that came to its end. The early queues are made before anything is moved,
-// lane 0's last, so that whoever goes on knows whether end markers are due. attempt is empty if there was nothing.
+// A crash in between leaves the rest in the unrouted queue and the group not ready; the next member
+// goes on. A message may be moved twice then, and an earlier end marker may already be there, with
+// more messages behind it. So an end marker has the name of its attempt, and the group's record
+// names the attempt that was completed.
+//
+// The early queues are made before anything is moved, lane 0's last. So the next mover knows
+// whether end markers are due. attempt is empty if no message was kept.
 func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes int) (attempt string, err error) {
 	_, begun, err := m.t.queue(earlyName(group, 0))
 	if err != nil {
@@ -174,7 +179,7 @@ func (t *topology) lastEnd(group, attempt string) (bool, error) {
 const (
 	// markEnd is the last message of an early queue.
 	markEnd = "end"
-	// markFence shows a mover the end of what it moves.
+	// markFence shows a mover the end of the messages that it moves.
 	markFence = "fence"
 	// markWake tells a lane's active consumer that it is the active one, and that the group's members changed.
 	markWake = "wake"
@@ -184,9 +189,9 @@ func marker(kind string) amqp.Publishing {
 	return amqp.Publishing{Headers: amqp.Table{markerHeader: kind}, DeliveryMode: amqp.Persistent, Type: "millrace." + kind}
 }
 
-// sweep republishes what came into the unrouted queue of a topic that has groups: messages that the broker was just
-// routing when the first group was attached. They go to all groups. The caller is a member of a group that took over
-// what was kept, so that nothing else is in the queue.
+// sweep republishes late messages from the unrouted queue of a topic that has groups: the broker
+// was just routing them when the first group was attached. They go to all groups. The caller is a
+// member of a group that took over the kept messages, so nothing else is in the queue.
 func (d *busDriver) sweep(ctx context.Context, t *topology, topic string) error {
 	kept, _, err := t.queue(unroutedName(topic))
 	if err != nil || kept.Messages == 0 { // or there was no answer: then the next sweep finds them

@@ -13,7 +13,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// The index of what is parked in a lane: of each message, which record of it is held.
+// The index of the messages parked in a lane says which record of each message is held.
 
 const (
 	// refreshBatch and refreshBytes are how much refresh gives back at a time.
@@ -108,8 +108,9 @@ func (p *parking) giveBackEntry(e *parkedEntry) {
 	e.coming++
 }
 
-// refresh has delivered again, a part at a time, what has been held for long. Markers of others it takes away: whoever still waits for
-// his sends another. While the broker blocks publishers it waits for longer, because each return counts, and nothing can be copied.
+// refresh has the broker deliver long-held records again, a part at a time. It removes the markers
+// of other members: a member that still waits for its marker sends another. While the broker blocks
+// publishers it waits for longer, because each return counts, and nothing can be copied.
 func (p *parking) refresh(now time.Time) {
 	age := p.bounds.refresh
 	if p.source.d.pub.link.blocked() {
@@ -162,9 +163,10 @@ func (p *parking) stopRenewing(e *parkedEntry) {
 	}
 }
 
-// turn gives a part of what is held back if the broker delivers no more before, and more is waited for: it comes behind the rest, or, of
-// a queue with a delivery limit, before it; then a copy of it comes behind the rest. always is set if more is there in any case. It
-// returns how many records that was.
+// turn gives back a part of the held records if the broker delivers no more before, and more is
+// waited for. A returned record comes behind the rest. In a queue with a delivery limit it comes
+// before the rest; then a copy of it comes behind the rest. always is set if more is there in any
+// case. turn returns how many records it gave back.
 func (p *parking) turn(always bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -120,12 +120,13 @@ type order struct {
 	position, revision int64
 }
 
-// carryOut does what commands say, as far as it still can be done, and tells the router. What cannot be stored now it tries, under the
-// same position and revision, until the ownership ends: whoever is the owner then is given the commands again. A command that can never be
-// carried out stays where it is.
+// carryOut carries out the commands, as far as it still can, and tells the router. It retries
+// results that cannot be stored now, under the same position and revision, until the ownership
+// ends: the next owner is given the commands again. A command that can never be carried out stays
+// in the queue.
 //
-// A command is removed when what it changes is stored. After a crash in between, the next owner sees that it was
-// carried out.
+// A command is removed when its result is stored. After a crash in between, the next owner sees
+// that it was carried out.
 func (p *parking) carryOut(commands []amqp.Delivery) {
 	orders, told := p.understand(commands)
 	p.tell(told)
@@ -142,7 +143,7 @@ func (p *parking) carryOut(commands []amqp.Delivery) {
 	}
 }
 
-// understand removes what is withdrawn, and returns what is to be stored.
+// understand removes the withdrawn messages, and returns the orders to store.
 func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []driver.Parked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,7 +169,7 @@ func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []d
 	return orders, told
 }
 
-// carriedOut tells of what is stored, and returns what is to be tried again.
+// carriedOut tells the router about stored orders, and returns the orders to try again.
 func (p *parking) carriedOut(orders []order, errs []error) (left []order) {
 	var told []driver.Parked
 	p.mu.Lock()

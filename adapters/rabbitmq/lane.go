@@ -13,17 +13,19 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// lane is this member's part in one lane of the group: it is registered as a consumer of the lane's queue, and owns the
-// lane while it is the active one.
+// lane is this member's part in one lane of the group. The member is registered as a consumer of
+// the lane's queue, and owns the lane while its consumer is the active one.
 //
-// RabbitMQ activates consumers in the order of their registration, and does not tell them: the first delivery does. So
-// each member that registers wakes the active one with a marker. A lane is given up by closing the channel, which
-// gives back what is unsettled to its old places and activates the next consumer, atomically. (basic.cancel does not:
-// a quorum queue gives later messages to the successor while earlier ones are still held here.)
+// RabbitMQ activates consumers in the order of their registration, and does not tell them: the
+// first delivery does. So each member that registers wakes the active one with a marker.
+//
+// A lane is given up by closing the channel. This returns unsettled messages to their old places
+// and activates the next consumer, atomically. (basic.cancel is not atomic: a quorum queue gives
+// later messages to the successor while earlier ones are still held here.)
 type lane struct {
 	source  *source
 	id      int32
-	revoke  chan struct{} // has a token when the lane is to be given up
+	revoke  chan struct{} // has a token when the member must give up the lane
 	current atomic.Pointer[ownership]
 	owned   atomic.Bool           // the present ownership is assigned, and not being given up
 	waking  *attempt[struct{}]    // the last marker of its consumers; used by run
@@ -144,8 +146,9 @@ func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 
 // restore declares the lane's queue again after it was deleted, if the group still has the lane.
 //
-// Only this one: when a queue is declared whose consumers have not been told yet that the one before is gone, the
-// server moves them to it, and they may never get anything (seen on 3.10.8).
+// It declares this queue only. A queue may be declared before its consumers are told that the old
+// queue is gone. The server then moves them to the new queue, and they may never get anything (seen
+// on 3.10.8).
 func (l *lane) restore(session *session) error {
 	s := l.source
 	_, err := call(s.ctx, session, func(_ context.Context, t *topology) (struct{}, error) {

@@ -45,7 +45,7 @@ type session struct {
 	reason  string        // why it blocks them
 }
 
-// frameSize is what is asked for, and RabbitMQ's own default.
+// frameSize is the frame size that the client asks for, and RabbitMQ's own default.
 const frameSize = 128 << 10
 
 func newLink(cfg Config, purpose string) *link {

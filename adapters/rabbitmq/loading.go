@@ -22,7 +22,7 @@ const (
 
 var errNotLoaded = errors.New("the broker does not deliver it")
 
-// loading is what is known while the parking queue is read for the first time.
+// loading holds the state of the first read of the parking queue.
 type loading struct {
 	told    map[int64]driver.Parked
 	markers []uint64 // of other members
@@ -31,12 +31,13 @@ type loading struct {
 	failed  bool     // copies could not be written
 }
 
-// load reads up to a marker that was sent when this consumer was the active one. first sends the one that makes it so.
-// Patience begins anew with every record.
+// load reads up to a marker that was sent when this consumer was the active one. first sends the
+// marker that makes it active. Patience begins anew with every record.
 //
-// While the broker blocks publishers, no marker can be sent, but who wants to make room by handling messages must be able
-// to begin. Then it reads until nothing more comes, or as much as the broker delivers. What comes later is adopted: at worst it is handled
-// out of its key's order, or twice.
+// While the broker blocks publishers, no marker can be sent, but a group that makes room by
+// handling messages must be able to begin. Then load reads until nothing more comes, or as much as
+// the broker delivers. Later records are adopted: at worst their messages are handled out of their
+// key's order, or twice.
 func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.Parked, error) {
 	marker := p.id + "/first"
 	active := false // the first delivery says so
@@ -147,8 +148,9 @@ func (p *parking) full() bool {
 	return p.open >= p.bounds.window
 }
 
-// copyNow writes copies of what was given back too often: in portions, and with last the rest. Nothing is handled before. What cannot be
-// written now is written when it is next given back.
+// copyNow writes copies of the records that were given back too often: in portions, and with last
+// the rest. Nothing is handled before. A copy that cannot be written now is written when its record
+// is next given back.
 func (p *parking) copyNow(ctx context.Context, l *loading, last bool) {
 	p.mu.Lock()
 	if n := len(p.copies); n == 0 || !last && n < maxCopies/2 && p.copyBytes < maxCopyBytes/2 {
@@ -166,7 +168,8 @@ func (p *parking) copyNow(ctx context.Context, l *loading, last bool) {
 	l.failed = !p.writeCopies(ctx, copies)
 }
 
-// finishLoad returns what the router is to be told. The commands that wait are carried out after that, by write.
+// finishLoad returns the parked messages to tell the router. After that, write carries out the
+// waiting commands.
 func (p *parking) finishLoad(ctx context.Context, l *loading) []driver.Parked {
 	p.copyNow(ctx, l, true)
 	told := make([]driver.Parked, 0, len(l.told))

@@ -15,10 +15,12 @@ import (
 // balanceInterval is how often a member compares its lanes with its share, when nothing gives cause to earlier.
 const balanceInterval = 3 * time.Second
 
-// membership is what makes a member count: a consumer of the group's members queue, of which the broker tells the
-// number. The queue never holds a message, and goes with its last consumer.
+// membership makes a member count: it is a consumer of the group's members queue, and the broker
+// tells the number of that queue's consumers. The queue never holds a message, and goes with its
+// last consumer.
 //
-// It is a classic queue, on one node. While that node is down, the members are not counted: each keeps the lanes that it has or gets.
+// The queue is a classic queue, on one node. While that node is down, the members are not counted:
+// each keeps the lanes that it has or gets.
 type membership struct {
 	source  *source
 	session *session
@@ -27,8 +29,9 @@ type membership struct {
 	surplus time.Time     // since when this member has had more than its share; zero if it has not
 }
 
-// shareDelay is how long a member has had more than its share before it gives lanes up. A member whose connection ended is
-// counted for a moment when its lanes have come to others already: they would hand them over to nobody.
+// shareDelay is how long a member must have more than its share before it gives lanes up. The
+// broker counts a member with a dead connection a little too long, when others already have its
+// lanes: without this delay they would give lanes to nobody.
 const shareDelay = 250 * time.Millisecond
 
 func (m *membership) join() error {

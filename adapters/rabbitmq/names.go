@@ -36,10 +36,10 @@ func slotOf(routingKey string) (s int, ok bool) {
 	return s, err == nil && s >= 0 && s < slots && routingKey == routingKeys[s]
 }
 
-// The names of what is declared. Topics and groups cannot hold a colon, so no two names can meet, whatever topics and
-// groups are called: with a dot, group "b.c" of topic "a" would share its queues with group "c" of topic "a.b".
-// No group's name is empty, so a double colon is the topic's own. The topic's exchange has the topic's name, so that
-// other software finds it.
+// The names of the exchanges and queues. Topics and groups cannot hold a colon, so no two names can
+// meet, whatever topics and groups are called. With a dot, group "b.c" of topic "a" would share its
+// queues with group "c" of topic "a.b". No group's name is empty, so a double colon marks the
+// topic's own names. The topic's exchange has the topic's name, so that other software finds it.
 
 func unroutedName(topic string) string { return topic + "::unrouted" }
 func groupsName(topic string) string   { return topic + "::groups" }
