@@ -74,7 +74,7 @@ func (o *ownership) add(tag int64) {
 	o.arrived = tag
 }
 
-// park notes what is parked in the lane.
+// park stores the parking of the lane.
 func (o *ownership) park(p *parking) { o.parked.Store(p) }
 
 func (o *ownership) parking() *parking { return o.parked.Load() }
@@ -86,7 +86,7 @@ func (o *ownership) begin() {
 	o.proper = true
 }
 
-// done notes what is settled, and returns how many of the tokens are not of this ownership.
+// done notes settled tokens, and returns how many of the tokens are not of this ownership.
 func (o *ownership) done(tokens []bus.Token) (stale int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -134,8 +134,9 @@ func (o *ownership) expire() {
 	}
 }
 
-// flush acks what is pending. All that lies before the first unsettled message goes with one ack for its last. That
-// one is always a tag that was not acked alone: the broker knows no others, and closes the channel over them.
+// flush sends the pending acks. One ack, for the last message before the first unsettled one,
+// covers all before it. Its tag was never acked alone: the broker no longer knows a tag acked
+// alone, and closes the channel over it.
 func (o *ownership) flush() {
 	before := o.win.Position()
 	upTo := int64(0)
@@ -182,14 +183,17 @@ func (o *ownership) finish(tag int64) {
 	o.commit()
 }
 
-// settleDown waits until the broker has worked off the acks of a channel. A channel of the broker passes at most 32 of
-// them on to a quorum queue before it hears from it, and forgets the rest when it is closed (seen on 3.10.8).
-// Registering one more consumer, which waits in line and goes with the channel, is answered by the queue itself once
-// it has applied all that came before, and makes the channel pass on what it held back; the second one answers for
-// that.
+// settleDown waits until the broker has worked off the acks of a channel. A channel of the broker
+// passes at most 32 acks on to a quorum queue before it hears from the queue, and forgets the rest
+// when it is closed (seen on 3.10.8).
 //
-// A queue without a leader says that it has no consumer. Then there is nobody to wait for, and to register would end the whole
-// connection. What cannot be asked for here is delivered again.
+// Registering one more consumer, which waits in line and goes with the channel, makes the channel
+// pass on the acks that it held back. The queue itself answers the registration, after it has
+// applied all earlier acks. A second registration answers for the acks that the first one released.
+//
+// A queue without a leader says that it has no consumer. Then there is nobody to wait for, and
+// registering would end the whole connection. Messages whose acks cannot be confirmed here are
+// delivered again.
 func settleDown(ch *amqp.Channel, queue string) {
 	if q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || q.Consumers == 0 {
 		return
@@ -229,8 +233,8 @@ func (o *ownership) register(queue string, consumes bool) {
 	}
 }
 
-// commitNow returns when the queues have all acks of what was settled. Several calls share one question to them, which they
-// answer after the acks.
+// commitNow returns when the queues have all acks of the settled messages. Several calls share one
+// question to the queues, which they answer after the acks.
 func (o *ownership) commitNow(ctx context.Context) error {
 	o.mu.Lock()
 	if !o.ended {

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// parkingOf is what a token's lane has parked, or nil if the token is stale.
+// parkingOf returns the parking of a token's lane, or nil if the token is stale.
 func (s *source) parkingOf(t bus.Token) *parking {
 	if t.Lane < 0 || int(t.Lane) >= len(s.lanes) {
 		return nil
@@ -70,7 +70,7 @@ func (s *source) Park(ctx context.Context, ps []driver.Parking) error {
 	return s.parked(ps, stored, errs)
 }
 
-// places has a place for each message whose lane is ours and has room.
+// places has a place for each message with a lane that is ours and has room.
 func (s *source) places(ps []driver.Parking, failed func(i int, err error, definite bool)) []place {
 	places := make([]place, 0, len(ps))
 	for i := range ps {
@@ -89,7 +89,7 @@ func (s *source) places(ps []driver.Parking, failed func(i int, err error, defin
 	return places
 }
 
-// parked settles at their origin what has been stored. errs has what failed otherwise.
+// parked settles the stored messages at their origin. errs has the other messages' failures.
 func (s *source) parked(ps []driver.Parking, places []place, errs []error) error {
 	parked := 0
 	for _, at := range places {

@@ -11,8 +11,9 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// Records in a lane's parking queue are parked messages; commands from outside, which the lane's owner carries out; and
-// markers and probes, by which an owner learns what it has read and what the queue does.
+// A lane's parking queue holds three sorts of records: parked messages; commands from outside,
+// which the lane's owner carries out; markers and probes. By markers and probes an owner learns how
+// far it has read and how the queue behaves.
 const (
 	parkHeader     = "millrace-park"     // the kind of record
 	positionHeader = "millrace-position" // message, replace, withdraw: the place among the parked of the lane
@@ -36,7 +37,7 @@ func isCommand(kind string) bool {
 	return k == lot.New || k == lot.Replace || k == lot.Withdraw
 }
 
-// encodeParked makes the record of a message that is parked, or is to be parked, but for its position.
+// encodeParked makes the record of a message that is parked or about to be, but for its position.
 func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 	pub, err := encodeStored(p.Message, stored.FactsOf(&p.Delivery))
 	if err != nil {
@@ -50,7 +51,7 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 	return pub, nil
 }
 
-// parkedOf is what a router has to know of a record at this position.
+// parkedOf returns the facts that a router needs about a record at this position.
 func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
 	p := driver.Parked{Token: lot.Token(lane, position), Key: storedKey(d)}
 	p.Delayed, _ = d.Headers[freeHeader].(bool)
@@ -58,7 +59,8 @@ func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
 	return p
 }
 
-// decodeParked fills in what is stored of a parked message. One that cannot be read is given as it is.
+// decodeParked fills in the stored values of a parked message. An unreadable message is given as it
+// is.
 func decodeParked(d *amqp.Delivery, into *bus.Delivery) {
 	var f stored.Facts
 	m, err := decodeStored(d, &f, parkHeader, positionHeader, revisionHeader, copyHeader, dueHeader, freeHeader, commandHeader)

@@ -30,23 +30,24 @@ type parkingBounds struct {
 	marker time.Duration
 	// probe is how long an owner waits for its probe.
 	probe time.Duration
-	// tick is how often an owner looks for what is to be refreshed, or does not come.
+	// tick is how often an owner looks for records to refresh, and for records that do not come.
 	tick time.Duration
 }
 
 var defaultParkingBounds = parkingBounds{window: 1<<16 - 1, refresh: 10 * time.Minute, marker: 5 * time.Second, probe: 5 * time.Second, tick: time.Second}
 
-// parking is what the owner of a lane knows of the lane's parking queue. All that is parked there is delivered to it and
-// held unsettled, on a channel of its own; of bodies nothing is kept. To fetch one, it is given back: it comes again
-// at once.
+// parking is the owner's knowledge of its lane's parking queue. All parked messages are delivered
+// to the owner and held unsettled, on a channel of its own; it keeps no bodies. To fetch a message,
+// the owner gives it back: it comes again at once.
 //
-// The lane's queue decides who the owner is. So whoever registers here owns the lane or has just lost it, and is active
-// here as soon as the one before has closed its channel. All that an owner before has parked, and settled at its
-// origin, is then in the queue: a marker that is sent from there on comes behind it. A record that comes behind the
-// marker without being of this ownership is adopted.
+// The lane's queue decides which member is the owner. So a member that registers here owns the lane
+// or has just lost it. It is active here as soon as the former owner has closed its channel. By
+// then the queue holds all messages that a former owner has parked and settled at their origin: a
+// marker that is sent from there on comes behind them. A record that comes behind the marker
+// without being of this ownership is adopted.
 //
-// One goroutine reads the deliveries and never waits for the broker; another writes what they ask for. mu guards the
-// fields; nothing is sent on the channel after end.
+// One goroutine reads the deliveries and never waits for the broker; another carries out the
+// reader's requests. mu guards the fields; nothing is sent on the channel after end.
 type parking struct {
 	source     *source
 	lane       bus.Lane
@@ -67,7 +68,7 @@ type parking struct {
 	mu        sync.Mutex
 	ended     bool
 	entries   map[int64]*parkedEntry
-	settled   map[int64]*parkedEntry // records of which may still come
+	settled   map[int64]*parkedEntry // settled records that may still come
 	owed      int                    // of how many of these
 	quiet     chan struct{}          // has a token when owed has become 0
 	origins   map[int64]int64        // the positions of messages that are perhaps parked, by their positions in the lane
@@ -115,8 +116,8 @@ type parkedEntry struct {
 	since    time.Time // when it was delivered
 }
 
-// openParking registers with the lane's parking queue, and reads it. It returns what the router is to be told. After
-// that, start goes on.
+// openParking registers with the lane's parking queue, and reads it. It returns the parked messages
+// to tell the router. After that, start goes on.
 func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
 	ch, err := c.session.conn.Channel()
 	if err != nil {
@@ -172,7 +173,8 @@ func newParking(l *lane, own bus.Lane, bounds parkingBounds) *parking {
 
 var errEnded = errors.New("the broker ended the consumer of the parking queue")
 
-// start begins to read on, and to carry out commands. The router has been told of the lane, and of what is parked.
+// start begins to read on, and to carry out commands. The router knows the lane and its parked
+// messages by now.
 func (p *parking) start() {
 	p.workers.Go(p.read)
 	p.workers.Go(p.write)
@@ -250,8 +252,9 @@ func (p *parking) wake() {
 	}
 }
 
-// hold notes a record that stays unsettled though nothing is known of it: the marker of a member that waits to be the owner, who gets
-// it when this channel is closed, or a record that somebody else has put here.
+// hold notes a record that stays unsettled though nothing is known about it. It may be the marker
+// of a member that waits to be the owner and gets it when this channel is closed. Or it is a record
+// that somebody else has put here.
 func (p *parking) hold(d *amqp.Delivery) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

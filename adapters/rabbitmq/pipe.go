@@ -6,14 +6,15 @@ import (
 	"time"
 )
 
-// pipe is a connection whose Write never blocks: a goroutine sends what was written, as much as there is in one
-// system call.
+// pipe is a connection with a Write that never blocks: a goroutine sends the written bytes, all
+// that are there in one system call.
 //
-// Without it, a socket that takes no more (a memory alarm at the broker, a dead link) blocks the client library in
-// Write, where it holds the locks that its own shutdown needs, and no context helps. And the library flushes after
-// each message: one system call for all that gathered meanwhile gives concurrent publishers 10 to 30 % more.
+// Without it, a socket that takes no more (a memory alarm at the broker, a dead link) blocks the
+// client library in Write. There the library holds the locks that its own shutdown needs, and no
+// context helps. And the library flushes after each message: one system call for all that gathered
+// meanwhile gives concurrent publishers 10 to 30 % more.
 //
-// What is buffered is bounded by who writes: publishers by their budget, a consumer's acks by its prefetch.
+// The writers bound the buffer: publishers by their budget, a consumer's acks by its prefetch.
 type pipe struct {
 	net.Conn
 	r *frames
@@ -88,7 +89,7 @@ func (p *pipe) send() {
 	}
 }
 
-// Close sends what is buffered, for a moment at most: the library holds locks while it closes.
+// Close sends the buffered bytes, for a moment at most: the library holds locks while it closes.
 func (p *pipe) Close() error {
 	p.mu.Lock()
 	p.closed = true

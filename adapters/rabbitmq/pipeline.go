@@ -12,8 +12,9 @@ import (
 	"github.com/millrace-go/millrace/internal/budget"
 )
 
-// Bounds of what a pipeline has under way. When a queue does not confirm, its channel at the broker soon takes no more; and when that
-// has 200 to 400 more before it, the broker reads no more from the whole connection. So a pipeline has fewer.
+// Bounds of the messages that a pipeline has under way. When a queue does not confirm, its channel
+// at the broker soon takes no more. With 200 to 400 more messages before that channel, the broker
+// reads no more from the whole connection. So a pipeline has fewer under way.
 const (
 	pipelineMessages = 224
 	pipelineBytes    = 8 << 20
@@ -75,7 +76,7 @@ type pending struct {
 	route   route
 }
 
-// route is what the broker's return tells of a parcel.
+// route holds the fields by which the broker's return identifies a parcel.
 type route struct{ exchange, key, id string }
 
 // refusal is why a parcel is not known to be stored.

@@ -51,8 +51,9 @@ func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStor
 	return p, nil
 }
 
-// declare makes the stream unless it is there. One at a time does: of a stream that another is just declaring the broker says that it is there, and
-// ends the connection of who publishes to it before it is (seen on 3.10.8).
+// declare makes the stream unless it is there. Only one process at a time declares it. While
+// another process is just declaring a stream, the broker says that it is there, and ends the
+// connection of a publisher that publishes to it too early (seen on 3.10.8).
 func (p *poisonStore) declare(ctx context.Context) error {
 	s, err := p.d.pub.link.getUnblocked(ctx)
 	if err != nil {
@@ -150,12 +151,12 @@ func decodeEntry(d *amqp.Delivery, id, group string) driver.PoisonEntry {
 	return facts.Of(id, m)
 }
 
-// List implements driver.PoisonStore. It reads the stream twice: for what is there, and for the entries. So it keeps
-// their ids in memory, and not the entries.
+// List implements driver.PoisonStore. It reads the stream twice: first to learn which entries are
+// there, then for the entries. So it keeps their ids in memory, and not the entries.
 func (p *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {
 	return func(yield func(driver.PoisonEntry, error) bool) {
 		there, err := p.scan(ctx)
-		// A stream that was just declared is not always there for who wants to read it: "Stream not found".
+		// A stream that was just declared cannot always be read yet: "Stream not found".
 		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && backoff.Sleep(ctx, backoff.Pause(n+1)); n++ {
 			there, err = p.scan(ctx)
 		}
@@ -192,7 +193,7 @@ const newStreamTries = 6
 // noOffset is before all offsets.
 const noOffset = -1
 
-// extent is what a stream held at one moment.
+// extent describes the content of a stream at one moment.
 type extent struct {
 	entries map[string]int64 // offsets of the entries that were stored, by id
 	first   int64            // the lowest of them

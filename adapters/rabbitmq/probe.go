@@ -9,12 +9,14 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// minLimit is the smallest delivery limit of a lane's queues under which nothing is lost as long as owners of the lane do not die again and
-// again before they have read what it holds: see maxReturns and maxLaneReturns.
+// minLimit is the smallest delivery limit of a lane's queues under which nothing is lost. The
+// condition is that owners of the lane do not die again and again before they have read its
+// messages: see maxReturns and maxLaneReturns.
 const minLimit = 12
 
-// probing is what an owner knows of the delivery limit of its parking queue. The broker does not tell a queue's arguments, nor what a
-// policy says of it. So the owner has the queue deliver a record again and again: the queue drops it at its limit.
+// probing is an owner's knowledge of the delivery limit of its parking queue. The broker tells
+// neither a queue's arguments, nor what a policy sets for it. So the owner has the queue deliver a
+// record again and again: the queue drops it at its limit.
 type probing struct {
 	sent   time.Time // the probe was sent, or given back
 	times  int64     // it came
@@ -65,7 +67,7 @@ func (p *parking) probed(d *amqp.Delivery) {
 		x.sent, x.fenced = time.Now(), false
 		x.times++
 		if !p.ended {
-			_ = p.ch.Reject(d.DeliveryTag, true) // as in giveBackLocked; RabbitMQ 4.3 does not count what is nacked
+			_ = p.ch.Reject(d.DeliveryTag, true) // as in giveBackLocked; RabbitMQ 4.3 does not count nacks
 			p.open--
 		}
 	} else {

@@ -29,7 +29,7 @@ func newPublisher(c Config, l *link) *publisher {
 	return &publisher{cfg: c, link: l, size: sizeLimit{own: c.MaxMessage + storedRoom}}
 }
 
-// publishing is what a publisher has set up in one session.
+// publishing holds the things that a publisher has set up in one session.
 type publishing struct {
 	session *session
 
@@ -168,7 +168,7 @@ func (q *publishing) declare(ctx context.Context, cfg Config, topic string) erro
 // large batches, and each has little enough under way: see pipelineMessages.
 const strands = 4
 
-// strandNames are what the pipelines of a topic are called, behind its name.
+// strandNames are the suffixes of a topic's name that make the names of its pipelines.
 var strandNames = [strands]string{"", "::1", "::2", "::3"}
 
 // publish publishes the messages of one call.
@@ -245,7 +245,7 @@ func (p *publisher) strand(ctx context.Context, topic string, strand, n int, mes
 	return errs
 }
 
-// forget has a topic declared again whose exchange is gone.
+// forget has a topic declared again after its exchange is gone.
 func (q *publishing) forget(topic string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -333,7 +333,7 @@ func (p *publisher) wake(ctx context.Context, queue string) error {
 	})
 }
 
-// explain turns what a publish returned into the contract's error.
+// explain turns the errors of a publish into the contract's error.
 func (p *publisher) explain(ctx context.Context, topic string, errs []error) error {
 	full := false
 	for _, err := range errs {

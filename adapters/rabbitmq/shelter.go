@@ -11,8 +11,9 @@ import (
 // owner gives messages back, and a copy would come behind later messages of its key.
 const maxLaneReturns = 10
 
-// shelter parks a message that its lane's queue would drop some time, without a delay: its key waits for it, and what is parked is never given
-// back too often. It returns false if that cannot be done now; then the message is delivered as it is.
+// shelter parks a message that its lane's queue would drop some time, without a delay. The
+// message's key waits for it, and a parked message is never given back too often. shelter returns
+// false if parking is not possible now; then the message is delivered as it is.
 func (c *consumer) shelter(ctx context.Context, m *bus.Message, tag int64) bool {
 	s, p := c.lane.source, c.parking
 	if p == nil || s.d.pub.link.blocked() {

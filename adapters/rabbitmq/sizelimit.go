@@ -12,8 +12,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// sizeLimit is the largest body that is sent. The server closes the channel over a larger one than it takes, and with it all that others
-// have under way; it does not say beforehand what it takes, but in the reason. From then on its limit is kept here.
+// sizeLimit is the largest body that the publisher sends. The server closes the channel over a body
+// above its limit, and with it ends everything that others have under way. It does not tell the
+// limit beforehand, but in the reason. From then on the limit is kept here.
 type sizeLimit struct {
 	own    int
 	server atomic.Int64 // 0 while unknown

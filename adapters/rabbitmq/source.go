@@ -26,7 +26,7 @@ type source struct {
 	lanes    []*lane
 	early    atomic.Bool     // early queues may be left
 	lock     sharedLock      // the topic's, while lanes register with early queues, or delete them
-	earliest atomic.Bool     // the group took over what the topic kept
+	earliest atomic.Bool     // the group took over the messages that the topic kept
 	ctx      context.Context // ends with Close
 	cancel   context.CancelFunc
 	workers  sync.WaitGroup
@@ -56,8 +56,9 @@ const (
 	// readAhead is the size that a message is taken to have when Bytes is turned into a number: RabbitMQ bounds what
 	// it delivers by number only.
 	readAhead = 16 << 10
-	// lanePrefetch is what a lane is given even if the bounds' share of it is less. One lane alone must be able to
-	// keep the handlers busy, and must not stand still because a few of its messages wait for a retry.
+	// lanePrefetch is given to a lane even if the bounds' share of it is less. One lane alone must
+	// be able to keep the handlers busy. It must not stand still because a few of its messages wait
+	// for a retry.
 	lanePrefetch = 256
 )
 
@@ -245,8 +246,9 @@ func (s *source) take(dst []bus.Delivery, maxBytes int) int {
 	return n
 }
 
-// shut stops handing out what is of the ownership: no Receive that begins later returns any of it. What waits is dropped at once:
-// whoever calls Receive may be pausing, while lanes come and go.
+// shut stops handing out messages of the ownership: no Receive that begins later returns any of
+// them. Waiting messages are dropped at once: the caller of Receive may be pausing, while lanes
+// come and go.
 func (s *source) shut(o *ownership) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -187,10 +187,13 @@ func laneArgs(queue string, server amqp.Table) amqp.Table {
 	return unlimited(server, amqp.Table{amqp.QueueTypeArg: queue, amqp.SingleActiveConsumerArg: true})
 }
 
-// unlimited adds to a queue's arguments that it drops nothing, however often it delivers it. RabbitMQ 4 drops what a quorum queue took back
-// 20 times. -1 is no limit there; before, it is a limit that drops a message the first time it is given back (seen on 3.10.8).
+// unlimited adds to a queue's arguments that it drops nothing, however often it delivers it.
+// RabbitMQ 4 drops a message that a quorum queue took back 20 times. There, -1 means no limit.
+// Before RabbitMQ 4, -1 is a limit that drops a message the first time it is given back (seen on
+// 3.10.8).
 //
-// A queue that exists keeps what it was made with, and a policy wins over it: see maxReturns, maxLaneReturns and minLimit.
+// A queue that exists keeps the arguments that it was made with, and a policy wins over them: see
+// maxReturns, maxLaneReturns and minLimit.
 func unlimited(server, args amqp.Table) amqp.Table {
 	version, _ := server["version"].(string)
 	major, _, _ := strings.Cut(version, ".")

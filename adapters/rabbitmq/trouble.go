@@ -18,15 +18,15 @@ type spot int32
 const (
 	// connection is the connection that consumes.
 	connection spot = -1 - iota
-	// setup is what the topic and the group need at the broker.
+	// setup is the objects that the topic and the group need at the broker.
 	setup
-	// ownTraffic is what the driver publishes for itself.
+	// ownTraffic is the messages that the driver publishes for itself.
 	ownTraffic
-	// deliveryLimit is that of the group's queues.
+	// deliveryLimit is the delivery limit of the group's queues.
 	deliveryLimit
-	// kept is the queue of what came to the topic while no group was there to take it.
+	// kept is the queue of messages that came to the topic while it had no group to take them.
 	kept
-	// counting is that of the group's members.
+	// counting is the count of the group's members.
 	counting
 )
 
@@ -79,7 +79,7 @@ func (s *source) healed(at spot) {
 	}
 }
 
-// news returns what is to be told: a trouble, once, or that there is none any more.
+// news returns the news to tell: a trouble, once, or that there is none any more.
 func (s *source) news() (err error, changed bool) { //nolint:revive // the error is no failure of news
 	s.mu.Lock()
 	defer s.mu.Unlock()

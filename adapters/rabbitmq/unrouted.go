@@ -15,8 +15,9 @@ import (
 // moveBatch is how many kept messages are moved at a time.
 const moveBatch = 256
 
-// mover moves what a topic kept. It reads, publishes and has the topic's lock on one connection of its own: when that breaks, the
-// lock is free, and nothing that the mover had under way comes behind what the next one does.
+// mover moves the messages that a topic kept. It reads, publishes and has the topic's lock on one
+// connection of its own. When that connection breaks, the lock is free, and nothing that the mover
+// had under way comes behind the next mover's messages.
 type mover struct {
 	t    *topology
 	pipe *pipeline
@@ -125,13 +126,14 @@ func (m *mover) consume(ctx context.Context) (*amqp.Channel, <-chan amqp.Deliver
 	return ch, deliveries, err
 }
 
-// alonePatience is how long alone waits. The broker counts a consumer on a node that is down until the node is back, though it has
-// taken back what it had.
+// alonePatience is how long alone waits. The broker counts a consumer on a node that is down until
+// the node is back, though it has taken back the consumer's messages.
 const alonePatience = 5 * time.Second
 
-// alone waits until nobody consumes from the unrouted queue: what another mover was delivered and has not moved is back at its place
-// then. A queue that holds something is known to have no consumer if it says so. That it is empty and has none is what it also says
-// when its leader does not answer; so a fence is put into it first.
+// alone waits until nobody consumes from the unrouted queue. Then messages that another mover was
+// delivered and has not moved are back at their place. If a queue says that it holds something and
+// has no consumer, that is certain. A queue also says that it is empty and has no consumer when its
+// leader does not answer; so a fence is put into it first.
 func (m *mover) alone(ctx context.Context) error {
 	if _, err := m.fence(ctx, "alone"); err != nil {
 		return err
