@@ -1,4 +1,4 @@
-// Package budget bounds what is under way at a broker, by number and by bytes: a broker that does
+// Package budget bounds the work under way at a broker, by number and by bytes. A broker that does
 // not answer costs so much memory, and then callers wait.
 package budget
 
@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// Budget is a bound of which callers take shares, in the order in which they came. An item that is
-// larger than all of the bytes is admitted alone. Safe for concurrent use.
+// Budget is a bound from which callers take shares, in the order in which they came. An item that
+// is larger than all of the bytes is admitted alone. Safe for concurrent use.
 type Budget struct {
 	mu       sync.Mutex
 	items    int // free
@@ -26,8 +26,8 @@ type claim struct {
 // New returns a budget for so many items, and so many bytes of all of them together.
 func New(items, bytes int) *Budget { return &Budget{items: items, bytes: bytes, allItems: items} }
 
-// TryTake takes a share for an item of this size, unless that would mean to wait: then it returns
-// false.
+// TryTake takes a share for an item of this size. It returns false if it would have to wait for the
+// share.
 func (b *Budget) TryTake(size int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

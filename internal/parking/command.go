@@ -7,14 +7,14 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Command changes from outside what is parked in a lane. It travels with a message, and the lane's
-// owner carries it out.
+// Command changes the parked messages of a lane from outside. It travels with a message, and the
+// lane's owner carries it out.
 type Command struct {
 	Kind     Kind
-	Position int64 // of the parked message that is meant; nothing for New
+	Position int64 // of the parked message; nothing for New
 }
 
-// Kind says what a command does. Its text is stored at brokers.
+// Kind names the change that a command makes. Its text is stored at brokers.
 type Kind string
 
 // The kinds of commands.
@@ -24,7 +24,7 @@ const (
 	Withdraw Kind = "withdraw" // the message at the position is parked no more
 )
 
-// CommandOf returns the command for an entry that is injected.
+// CommandOf returns the command for an injected entry.
 func CommandOf(p *driver.Parking) Command {
 	switch {
 	case p.Withdraw:

@@ -1,5 +1,5 @@
-// Package parking has what drivers need to park messages on brokers without transactions, such as
-// Kafka, where a record may be stored though nobody hears of it: positions, commands, and the index
-// of what is parked in a lane. Nothing in it has a lock or does I/O: the driver guards it, and does
-// what it says.
+// Package parking helps drivers park messages on brokers without transactions, such as Kafka. There
+// a record may be stored though nobody hears of it. The package has positions, commands, and the
+// index of a lane's parked messages. Nothing in it has a lock or does I/O: the driver guards it,
+// and carries out its answers.
 package parking

@@ -2,7 +2,7 @@ package parking
 
 import "github.com/millrace-go/millrace/bus"
 
-// State says how far a parked message is.
+// State says how far the parking of a message is.
 type State int8
 
 const (
@@ -12,15 +12,15 @@ const (
 	Writing
 	// Stored: the version of its newest record is known.
 	Stored
-	// Lost: it was stored, and its record has to be found again.
+	// Lost: it was stored, and the driver must find its record again.
 	Lost
-	// Settled: it is done with, and its record is still to be removed.
+	// Settled: it is done with, and the driver must still remove its record.
 	Settled
 )
 
-// Index is what the owner of a lane knows of the messages that are parked in it: of each position,
-// its [State], and the version of the newest record. Versions grow with each record; offsets do.
-// The zero value is empty.
+// Index is the knowledge of a lane's owner about the messages parked in the lane. For each position
+// it has the [State] and the version of the newest record. Versions grow with each record; offsets
+// do. The zero value is empty.
 //
 //	state                  event                            next
 //	Unknown                Reserve, Apply (new)             Writing
@@ -40,15 +40,15 @@ type Index struct {
 	reserved map[int64]reservation // by position at the origin
 }
 
-// place is what is known of a position.
+// place holds the state of a position, and the version of its newest record.
 type place struct {
 	state   State
 	version int64 // of states Stored and later
 }
 
-// reservation is where a message is to be parked. It outlives a try that fails. The next try writes
-// to the same place, so a record of the first one, of which nobody knows, is replaced. Followers
-// that are parked meanwhile stay behind it.
+// reservation is the place for a message that is about to be parked. It outlives a failed try. The
+// next try writes to the same place, so it replaces a record that the first try may have left
+// without anybody's knowledge. Followers that are parked meanwhile stay behind it.
 type reservation struct {
 	position int64
 	doubtful bool // a record may be there
@@ -67,7 +67,7 @@ func (x *Index) Known(position int64) bool {
 }
 
 // Reserve returns the position at which a message is about to be parked. A message that is parked
-// already keeps its own; any other has the same one at each try.
+// already keeps its position. Any other message gets the same position at each try.
 func (x *Index) Reserve(t bus.Token) int64 {
 	position := t.Position
 	if !t.Parked {
@@ -95,7 +95,7 @@ func (x *Index) Stored(position, version int64) (left bool) {
 		x.newest(position, version)
 		return false
 	case x.places[position].state == Settled:
-		return false // to be removed anyway
+		return false // the driver removes it anyway
 	default:
 		x.set(position, place{Settled, version})
 		return true
@@ -117,9 +117,9 @@ func (x *Index) Doubt(t bus.Token) {
 	}
 }
 
-// Settle ends a parked message, or one that is done with at its origin and will not be parked. Left
-// says that a record is, or may be, left at the position: the driver removes it, and then calls
-// [Index.Forget].
+// Settle ends a parked message, or a message that is done with at its origin and will not be
+// parked. Left says that a record is, or may be, left at the position: the driver removes it, and
+// then calls [Index.Forget].
 func (x *Index) Settle(t bus.Token) (position int64, left bool) {
 	position = t.Position
 	if !t.Parked {
@@ -144,8 +144,8 @@ func (x *Index) Settle(t bus.Token) (position int64, left bool) {
 // Forget notes that no record is left at a position.
 func (x *Index) Forget(position int64) { delete(x.places, position) }
 
-// Found notes a record that was read at the broker. It returns false if its message is not known:
-// see [Index.Adopt].
+// Found notes a record that was read at the broker. It returns false if the record's message is not
+// known: see [Index.Adopt].
 func (x *Index) Found(position, version int64) bool {
 	if s := x.places[position].state; s == Stored || s == Lost {
 		x.newest(position, version)
@@ -153,9 +153,9 @@ func (x *Index) Found(position, version int64) bool {
 	return x.Known(position)
 }
 
-// Adopt takes over a message that somebody else has parked: an earlier owner who wrote late, or one
-// of whom nobody knows yet. To remove its record could lose it; to adopt it can only repeat it. It
-// returns false for a message that is settled.
+// Adopt takes over a message that another owner has parked: an earlier owner that wrote late, or an
+// owner that nobody knows yet. To remove its record could lose the message; to adopt it can only
+// repeat it. Adopt returns false for a settled message.
 func (x *Index) Adopt(position, version int64) bool {
 	if x.places[position].state == Settled {
 		return false
@@ -165,8 +165,8 @@ func (x *Index) Adopt(position, version int64) bool {
 }
 
 // Apply carries out a command as far as the index goes, and returns the position of its message.
-// Same says that the message which is parked there is the one that the command means. Ok is false
-// if it is not, or is parked no more.
+// Same says that the command means the message that is parked there. Ok is false if the command
+// means another message, or its message is parked no more.
 func (x *Index) Apply(c Command, same bool) (position int64, ok bool) {
 	if c.Kind == New {
 		position = x.Next()
@@ -179,7 +179,7 @@ func (x *Index) Apply(c Command, same bool) (position int64, ok bool) {
 	return c.Position, ok
 }
 
-// Lose notes that no record is where it was: the broker's log is another one. Then records are
+// Lose notes that no record is at its old place: the broker's log is another one. Then records are
 // found again, or pruned.
 func (x *Index) Lose() {
 	for position, p := range x.places {
@@ -189,7 +189,7 @@ func (x *Index) Lose() {
 	}
 }
 
-// Prune forgets what was not found again after [Index.Lose].
+// Prune forgets messages that were not found again after [Index.Lose].
 func (x *Index) Prune() {
 	for position, p := range x.places {
 		if p.state == Lost {

@@ -157,7 +157,7 @@ func TestIndexOfReservedPlaces(t *testing.T) {
 
 func TestIndexOfCommands(t *testing.T) {
 	x := &Index{}
-	x.Seen(int64(1) << 62) // by an owner whose clock is ahead
+	x.Seen(int64(1) << 62) // by an owner with a clock that is ahead
 	position, ok := x.Apply(Command{Kind: New}, false)
 	if s, _ := x.At(position); !ok || position != 1<<62+1 || s != Writing {
 		t.Errorf("position %d, %v, is %v", position, ok, s)
@@ -202,7 +202,7 @@ func TestIndexLosesNothing(t *testing.T) {
 			switch rnd.IntN(6) {
 			case 0: // park a new one
 				origins[step] = true
-			case 1: // try those that are to be parked
+			case 1: // try the messages to park
 				for o := range origins {
 					at := bus.Token{Position: o}
 					place := x.Reserve(at)

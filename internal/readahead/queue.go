@@ -19,7 +19,7 @@ type item[T any] struct {
 // Len is how many messages wait.
 func (q *Queue[T]) Len() int { return len(q.items) - q.head }
 
-// Bytes is the size of those that wait.
+// Bytes is the size of the waiting messages together.
 func (q *Queue[T]) Bytes() int { return q.bytes }
 
 // Add appends a message of this size.
@@ -65,7 +65,7 @@ func (q *Queue[T]) Drop(gone func(T) bool) {
 	}))
 }
 
-// keep moves what is left to the front. The rest must not keep messages alive.
+// keep moves the remaining messages to the front. The rest must not keep messages alive.
 func (q *Queue[T]) keep(left []item[T]) {
 	n := copy(q.items, left)
 	clear(q.items[n:])

@@ -1,9 +1,10 @@
-// Package stored has the formats of what drivers keep at their brokers beside a message: the facts
-// of a parked one, the entry of a poisoned one, and due times. They are JSON, so that whoever looks
-// into a broker can read them. How the message itself is kept is each driver's.
+// Package stored has the formats that drivers use to keep data at their brokers beside a message:
+// the facts of a parked message, the entry of a poisoned message, and due times. The formats are
+// JSON, so that people can read them in a broker. Each driver decides how the message itself is
+// kept.
 //
-// Records outlive releases: an older and a newer version of a driver read each other's. Add fields,
-// change none.
+// Records outlive releases: an older and a newer version of a driver read each other's records. Add
+// fields, change none.
 package stored
 
 import (
@@ -21,7 +22,7 @@ type Facts struct {
 	Failure   *bus.Failure `json:"failure,omitempty"`
 }
 
-// FactsOf returns the facts of a delivery that is to be parked.
+// FactsOf returns the facts to keep with a delivery that is about to be parked.
 func FactsOf(d *bus.Delivery) Facts {
 	return Facts{Handler: d.Handler, Attempt: d.Attempt, FirstSeen: d.FirstSeen, Failure: d.Failure}
 }

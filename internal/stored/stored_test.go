@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// The texts in these tests are what the drivers wrote before they shared this package. They are
-// stored at brokers.
+// The drivers wrote the texts in these tests before they shared this package. The texts are stored
+// at brokers.
 
 var (
 	at      = time.Date(2026, 11, 30, 12, 0, 0, 123456789, time.UTC)
