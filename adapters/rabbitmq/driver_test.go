@@ -28,7 +28,7 @@ func TestPublishReceiveSettle(t *testing.T) {
 			if err := s.Close(ctx); err != nil {
 				t.Fatal(err)
 			}
-			// What was settled is gone, what was not comes again, in order.
+			// Settled messages are gone, the others come again, in order.
 			publish(t, d, topic, messages(1000, 1100, 50)...)
 			s = subscribe(t, d, sub, newObserver())
 			got = receive(t, ctx, s, 200)
@@ -38,7 +38,8 @@ func TestPublishReceiveSettle(t *testing.T) {
 	}
 }
 
-// What a topic got before its first group is given to that group, before what came meanwhile.
+// A topic's first group gets the messages published before it came, ahead of those published
+// meanwhile.
 func TestUnrouted(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "first", "late")

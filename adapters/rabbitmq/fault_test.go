@@ -14,7 +14,7 @@ import (
 	"github.com/millrace-go/millrace/internal/faults"
 )
 
-// ends are messages, one for each slot, behind which nothing of what was published before is missing.
+// ends makes messages, one for each slot. Behind them no message published before is missing.
 func ends(prefix string) []*bus.Message {
 	var ms []*bus.Message
 	seen := map[int]bool{}
@@ -27,8 +27,9 @@ func ends(prefix string) []*bus.Message {
 	return ms
 }
 
-// Connections break while many publish. A message whose publish returned nil is there, one that is said to be
-// definitely not published is not, and keys are in order as far as their messages are known to be published.
+// Connections break while many publish. A message is there if its publish returned nil, and not
+// there if its publish said that it is definitely not published. Keys are in order as far as their
+// messages are known to be published.
 func TestPublishThroughCuts(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -276,8 +277,9 @@ func TestMemberDies(t *testing.T) {
 	ob.waitLanes(t, ctx, DefaultLanes/2)
 }
 
-// Connections break while a group consumes and settles. Nothing is lost, what comes again is what was not settled
-// for sure, each key's order is kept apart from repeats, and tokens of lost lanes settle nothing.
+// Connections break while a group consumes and settles. Nothing is lost, and only messages that
+// were not settled for sure come again. Each key's order is kept apart from repeats, and tokens of
+// lost lanes settle nothing.
 func TestConsumeThroughCuts(t *testing.T) {
 	for _, queue := range []string{Quorum, Classic} {
 		t.Run(queue, func(t *testing.T) {

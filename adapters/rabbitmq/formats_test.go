@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestStoredFormats has what is stored at brokers: an older version reads what this one writes, and
-// the other way round.
+// TestStoredFormats holds the formats stored at brokers: an older version reads the records of this
+// version, and the other way round.
 func TestStoredFormats(t *testing.T) {
 	const failure = `{"class":"permanent","text":"no \u003cway\u003e","stack":"main.go:1","attempts":3,` +
 		`"first":"2026-11-30T12:00:00.123456789Z","last":"2026-11-30T12:00:01.123456789Z","replays":1}`

@@ -46,8 +46,8 @@ func foreignHeaders() map[string]amqp.Table {
 	}
 }
 
-// One message whose headers the client library refuses is a message that nobody can decode. Nothing else notices: the connection
-// goes on, and so do the lanes, also those of other topics.
+// A message with headers that the client library refuses is a message that nobody can decode.
+// Nothing else notices: the connection goes on, and so do the lanes, also those of other topics.
 func TestHeadersThatCannotBeRead(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g", "h")
@@ -149,7 +149,7 @@ func TestFramesPass(t *testing.T) {
 	}
 }
 
-// A table that is replaced keeps the frame's size within what was agreed on.
+// A table that is replaced keeps the frame within the agreed size.
 func TestFramesReplaceTables(t *testing.T) {
 	for _, size := range []int{100, minFrameMax - 60, minFrameMax, frameSize - 100} {
 		table := append([]byte{1, 'a', 'S'}, binary.BigEndian.AppendUint32(nil, uint32(size))...) // longer than what there is

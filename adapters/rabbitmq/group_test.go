@@ -275,7 +275,8 @@ func TestEarlyQueuesChangeHands(t *testing.T) {
 	})
 }
 
-// The early queue stays until all of it is settled, though the lane is past its end: what is not settled comes again.
+// The early queue stays until all its messages are settled, though the lane is past its end:
+// unsettled messages come again.
 func TestEarlyQueueWaitsForItsMessages(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -319,13 +320,14 @@ func TestEarlyQueueGoesQuietly(t *testing.T) {
 		return ctx.Err()
 	})
 	publish(t, direct, topic, messages(10, 11, 10)...)
-	settle(t, s, receive(t, ctx, s, 1)) // behind what the broker says of the deletion
+	settle(t, s, receive(t, ctx, s, 1)) // behind the broker's news of the deletion
 	if n := p.cancelled(); n > 0 {
 		t.Errorf("the broker cancelled %d consumers", n)
 	}
 }
 
-// A group that took over what was kept leaves, and does not disturb the others of its connection.
+// A group that took over the kept messages leaves, and does not disturb the others of its
+// connection.
 func TestLeavesQuietly(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g", "h")
@@ -365,7 +367,7 @@ func TestGroupsComeAtOnce(t *testing.T) {
 	}
 	joins.Wait()
 	publish(t, pub, topic, messages(500, 1000, 10)...)
-	// One of them got what was kept, and both what came later.
+	// One group got the kept messages, and both groups got the later ones.
 	for _, l := range ledgers {
 		l.wait(t, ctx, 500)
 	}

@@ -23,8 +23,8 @@ func guardMessage() *bus.Message {
 	}
 }
 
-// Headers are values of an AMQP table, of which each is an allocation, and so is the text of the time. The race detector makes
-// the pool forget a table now and then.
+// Headers are values of an AMQP table. Each value is an allocation, and so is the text of the time.
+// The race detector makes the pool forget a table now and then.
 func TestEncodeBudget(t *testing.T) {
 	const budget = 7 + 1
 	m := guardMessage()
@@ -62,7 +62,7 @@ func TestDecodeBudget(t *testing.T) {
 	}
 }
 
-// slowConn is a connection whose Write waits to be let go.
+// slowConn is a connection with a Write that waits for permission to go on.
 type slowConn struct {
 	net.Conn // nil
 	writes   chan []byte
@@ -127,7 +127,8 @@ func TestFramesOfPublish(t *testing.T) {
 	}
 }
 
-// What is settled in order is acked once, however much it is; and at once what is enough for that.
+// Messages settled in order go with one ack, however many they are. Enough messages for an ack are
+// acked at once.
 func TestFramesOfSettle(t *testing.T) {
 	const calls, perCall = 10, 64
 	p, c := newProxy(t)
@@ -210,7 +211,7 @@ func TestDurability(t *testing.T) {
 	}
 }
 
-// refused is the broker's answer to who declares a queue with other properties than it has.
+// refused returns the broker's answer to declaring a queue with other properties than it has.
 func refused(t *testing.T, tp *topology, name string, durable bool, args amqp.Table) string {
 	t.Helper()
 	ch, err := tp.channel()

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// limitQueue makes a queue as another version did, or as a policy changes it: the broker drops what it takes back more than limit times.
+// limitQueue makes a queue as another version did, or as a policy changes it: the broker drops a
+// message that it takes back more than limit times.
 func limitQueue(t testing.TB, d *busDriver, name string, limit int64) {
 	t.Helper()
 	_, err := call(testContext(t), d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {

@@ -72,7 +72,7 @@ func TestMoreThanTheWindow(t *testing.T) {
 	}
 }
 
-// However slowly what is parked comes, the lane starts when all of it has come.
+// However slowly the parked messages come, the lane starts when all of them have come.
 func TestSlowLoad(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

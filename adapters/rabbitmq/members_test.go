@@ -12,7 +12,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// ledger is where members of a group write down what they handled, to check order and overlap by key.
+// ledger is where members of a group write down the messages that they handled, to check order and
+// overlap by key.
 type ledger struct {
 	mu      sync.Mutex
 	seen    map[string]int
@@ -59,7 +60,8 @@ func (l *ledger) wait(t testing.TB, ctx context.Context, n int) {
 	}
 }
 
-// member is a member of a group that handles what it receives one by one, and lets a lane go only between two.
+// member is a group's member. It handles its messages one by one, and lets a lane go only between
+// two.
 type member struct {
 	*observer
 	name   string
@@ -86,7 +88,7 @@ func join(t testing.TB, d *busDriver, sub bus.Subscription, name string, l *ledg
 	t.Helper()
 	m := &member{observer: newObserver(), name: name, ended: make(chan struct{}), gone: map[bus.Lane]bool{}}
 	m.revoking = func(_ context.Context, lanes []bus.Lane) {
-		m.mu.Lock() // what was being handled has ended
+		m.mu.Lock() // the running handler has ended
 		defer m.mu.Unlock()
 		m.gone[lanes[0]] = true
 	}
@@ -171,7 +173,7 @@ func TestMembersShare(t *testing.T) {
 	}
 }
 
-// Without any message, members learn what they own, and share it.
+// Without any message, members learn which lanes they own, and share them.
 func TestIdleMembersShare(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -226,7 +228,8 @@ func TestIdleMembersShare(t *testing.T) {
 	all(t, []*member{ms[0], ms[2]}, "two members")
 }
 
-// A member that is counted for a moment only, as one whose connection just ended, makes nobody give up lanes.
+// A member that is counted for a moment only, such as one with a connection that just ended, makes
+// nobody give up lanes.
 func TestPassingMember(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

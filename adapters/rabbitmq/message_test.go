@@ -244,7 +244,7 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Add("", "\xff", "CC", "", "x-death", "", "correlationid", "")
 	f.Fuzz(func(t *testing.T, id, key, n1, v1, n2, v2, n3, v3 string) {
 		m := &bus.Message{ID: id, Key: key, Time: time.Unix(1, 2).UTC(), Headers: bus.Headers{{Name: n1, Value: v1}, {Name: n2, Value: v2}, {Name: n3, Value: v3}}}
-		for _, h := range m.Headers { // what the bus refuses
+		for _, h := range m.Headers { // headers that the bus refuses
 			lower := strings.ToLower(h.Name)
 			if h.Name == "" || strings.HasPrefix(lower, "ce") || strings.HasPrefix(lower, "cloudevents") || strings.HasPrefix(lower, "millrace-") {
 				t.Skip("no message that the bus would publish")

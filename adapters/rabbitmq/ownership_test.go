@@ -7,8 +7,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// A lane whose deliveries have stopped without a word is taken up again, whether it holds messages or not: a cluster that was divided may
-// have given it to another member.
+// A lane is taken up again after its deliveries have stopped without a word, whether it holds
+// messages or not. A cluster that was divided may have given the lane to another member.
 func TestStuckLane(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -57,7 +57,7 @@ func TestStuckLane(t *testing.T) {
 	}
 }
 
-// Acks in any order: what comes again after a clean end is exactly what was not settled.
+// Acks in any order: after a clean end, exactly the unsettled messages come again.
 func TestSettleInAnyOrder(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -160,7 +160,7 @@ func TestCommitWaitsForAnAnswer(t *testing.T) {
 	commit(laneName(group, 0))
 }
 
-// So it asks the queue of what is parked.
+// Commit asks the parking queue in the same way.
 func TestCommitOfParked(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

@@ -18,7 +18,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// parkingObserver records what it is told of parked messages, too.
+// parkingObserver records the news of parked messages, too.
 type parkingObserver struct {
 	*observer
 	assigned map[bus.Lane]bool
@@ -106,7 +106,7 @@ func wantIDs(from, to int) (ids []string) {
 	return ids
 }
 
-// Ten thousand parked messages go to the next owner, who learns of all and can fetch each.
+// Ten thousand parked messages go to the next owner, and it learns of all and can fetch each.
 func TestManyParked(t *testing.T) {
 	for _, queue := range []string{Quorum, Classic} {
 		t.Run(queue, func(t *testing.T) {
@@ -212,7 +212,8 @@ func TestParkThroughCuts(t *testing.T) {
 	t.Logf("%d records for %d messages", seen, total)
 }
 
-// A message of which nobody knows whether it was parked is parked at the same position when that is tried again.
+// A message may have been parked or not, without anybody's knowledge. When parking is tried again,
+// it goes to the same position.
 func TestParkOfUnknownFate(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -350,7 +351,8 @@ func TestDelayedThroughCuts(t *testing.T) {
 	}
 }
 
-// A lane that is full takes nothing more, and keeps nobody else's messages from being parked; what is parked there keeps its place.
+// A full lane takes nothing more, and keeps nobody else's messages from being parked. A message
+// that is parked there keeps its place.
 func TestFullLane(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

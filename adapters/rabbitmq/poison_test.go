@@ -137,7 +137,7 @@ func TestPoison(t *testing.T) {
 	if len(got["large"].Message.Payload) != 10<<20 {
 		t.Error("the large payload is cut")
 	}
-	// Replace, and remove some of what is there, and what is not.
+	// Replace, and remove some entries that are there, and some that are not.
 	replaced := entry("1")
 	replaced.Failure.Text = "again"
 	if err := p.Put(ctx, replaced); err != nil {

@@ -19,7 +19,7 @@ type proxy struct {
 	told    map[method]int  // by the broker
 	unseen  string          // of this queue, the broker's next answers say
 	answers int             // that it is empty, so many of them
-	muted   string          // what is published to this exchange, or to this queue, is not confirmed
+	muted   string          // messages published to this exchange, or to this queue, are not confirmed
 	quiet   map[channel]bool
 }
 
@@ -151,8 +151,8 @@ func (p *proxy) inject(method byte, args ...byte) {
 	p.Send(faults.ToClient, append(append(frame, args...), 0xce))
 }
 
-// blind has the broker say of its next n answers about a queue that there are no messages and consumers, as it does for a quorum queue
-// whose leader is slow.
+// blind has the broker say in its next n answers about a queue that it has no messages and
+// consumers. The broker says so for a quorum queue with a slow leader.
 func (p *proxy) blind(queue string, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -47,7 +47,8 @@ func openDriver(t testing.TB, c Config) *busDriver {
 	return d
 }
 
-// newName returns a name that no other test run uses, and deletes at the end what was declared under it.
+// newName returns a name that no other test run uses, and deletes at the end the objects declared
+// under it.
 func newName(t testing.TB, what string) string {
 	return fmt.Sprintf("test-%s-%08x", what, rand.Uint32())
 }
@@ -98,7 +99,7 @@ func deleteTopic(t testing.TB, c Config, topic string, groups []string) {
 	}
 }
 
-// observer records what a driver tells of lanes.
+// observer records the news that a driver tells of lanes.
 type observer struct {
 	mu       sync.Mutex
 	owned    map[bus.Lane]bool

@@ -116,11 +116,12 @@ func TestLaneThatDoesNotConfirm(t *testing.T) {
 	})
 	session := d.pub.link.current()
 	p.mute("nothing at all")
-	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // what was not confirmed is given up
+	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // gives up unconfirmed messages
 	o.waitLanes(t, ctx, 3)
 }
 
-// The queue of what a lane has parked does not confirm. Nobody registers with it either, and the lane waits; the other lanes are consumed.
+// A lane's parking queue does not confirm. Nobody registers with it either, and the lane waits; the
+// other lanes are consumed.
 func TestParkingQueueThatDoesNotConfirm(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -143,7 +144,7 @@ func TestParkingQueueThatDoesNotConfirm(t *testing.T) {
 	})
 	session := d.pub.link.current()
 	p.mute("nothing at all")
-	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // what was not confirmed is given up
+	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // gives up unconfirmed messages
 	o.waitLanes(t, ctx, 3)
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -182,7 +183,8 @@ func TestEarlyQueueThatDoesNotAnswer(t *testing.T) {
 	settle(t, s, got)
 }
 
-// The members cannot be counted, because the node with their queue is down. Each consumes what comes to it, and says so.
+// The members cannot be counted, because the node with their queue is down. Each consumes the
+// messages that come to it, and says so.
 func TestMembersCannotBeCounted(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -215,7 +217,8 @@ func TestMembersCannotBeCounted(t *testing.T) {
 	o2.waitLanes(t, ctx, DefaultLanes/2)
 }
 
-// The queue of what a topic keeps cannot be read. Receive says so: messages may wait there for ever.
+// The queue of a topic's kept messages cannot be read. Receive says so: messages may wait there for
+// ever.
 func TestKeptThatCannotBeMoved(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

@@ -7,8 +7,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// A quorum queue says that it is empty when its leader is slow to answer. The first group gets what was kept all the same, and before
-// what is published later.
+// A quorum queue says that it is empty when its leader is slow to answer. The first group gets the
+// kept messages all the same, and before later messages.
 func TestKeptWhileTheLeaderIsSlow(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -25,7 +25,8 @@ func TestKeptWhileTheLeaderIsSlow(t *testing.T) {
 	settle(t, s, got)
 }
 
-// Somebody is moving what was kept and dies: what it had been delivered comes back to its place before the next one goes on.
+// Somebody is moving the kept messages and dies. Messages that were delivered to this mover come
+// back to their place before the next mover goes on.
 func TestKeptWithAnotherMover(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -70,7 +71,8 @@ func TestKeptWithAnotherMover(t *testing.T) {
 	settle(t, s, got)
 }
 
-// A member moved what was kept, and died before it recorded that. Its end markers are not the end: the next one moves more behind them.
+// A member moved the kept messages, and died before it recorded that. Its end markers are not the
+// end: the next member moves more behind them.
 func TestKeptIsMovedTwice(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
