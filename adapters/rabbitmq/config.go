@@ -32,17 +32,19 @@ const (
 
 // Queue types of [Config].
 const (
-	// Quorum queues are replicated in a cluster, and the faster ones here: on one node they took 1.5 to 2 times and
-	// gave 2 to 2.5 times the messages a second of classic ones. Their latency is about 1 ms higher.
+	// Quorum queues are replicated in a cluster, and the faster queues here. On one node they took
+	// 1.5 to 2 times and gave 2 to 2.5 times the messages a second of classic queues. Their latency
+	// is about 1 ms higher.
 	Quorum = "quorum"
-	// Classic queues live on one node: with it, they are out of reach, and if its disk is lost, so are they.
+	// Classic queues live on one node: while the node is down they are out of reach, and if its
+	// disk is lost, so are they.
 	Classic = "classic"
 )
 
 // Config configures a RabbitMQ bus. A field that is zero has its default.
 type Config struct {
-	// Hosts are the nodes of one cluster as host or host:port, tried in this order whenever a connection is made.
-	// The port defaults to 5672, and with TLS to 5671. Required.
+	// Hosts are the nodes of one cluster as host or host:port, tried in this order whenever a
+	// connection is made. The port defaults to 5672, and with TLS to 5671. Required.
 	Hosts []string
 	// User and Password default to guest and guest, which RabbitMQ accepts on its own machine only.
 	User     string
@@ -53,21 +55,23 @@ type Config struct {
 	TLS *tls.Config `json:"-"`
 	// Name names the connections in RabbitMQ's own tools. Defaults to the program's name.
 	Name string
-	// Queue is the type of the queues that this process creates, [Quorum] or [Classic]. Defaults to Quorum. Queues
-	// that exist are used as they are.
+	// Queue is the type of the queues that this process creates, [Quorum] or [Classic]. Defaults to
+	// Quorum. Existing queues are used as they are.
 	Queue string
-	// Lanes is the number of queues of a group that this process creates, 1 to 64. Defaults to 8. More lanes let more
-	// processes share a group. A group that exists keeps the number that it was created with.
+	// Lanes is the number of queues of a group that this process creates, 1 to 64. Defaults to 8.
+	// More lanes let more processes share a group. An existing group keeps the number that it was
+	// created with.
 	Lanes int
-	// Heartbeat is the interval of signs of life, in whole seconds, 2 s to 5 min. A connection without any for one and
-	// a half intervals is given up. Defaults to 10 s.
+	// Heartbeat is the interval of signs of life, in whole seconds, 2 s to 5 min. Defaults to 10 s.
+	// A connection without any for one and a half intervals is given up.
 	Heartbeat time.Duration
-	// Unrouted is how many messages are kept of a topic that has no group yet, when this process creates the topic.
-	// Further ones are refused. Defaults to 100,000.
+	// Unrouted is how many messages a topic keeps while it has no group, when this process creates
+	// the topic. Further messages are refused. Defaults to 100,000.
 	Unrouted int
-	// MaxMessage is the largest message by [bus.Message.Size], in bytes. The server's limit must be 256 KiB higher: a message that is
-	// parked or poisoned is stored with its headers and failure in the body. Defaults to 16,515,072, which is that much
-	// below the server's own default since RabbitMQ 4, 16 MiB.
+	// MaxMessage is the largest message by [bus.Message.Size], in bytes. The server's limit must be
+	// 256 KiB higher: a parked or poisoned message is stored with its headers and failure in the
+	// body. Defaults to 16,515,072: 256 KiB below the server's own default since RabbitMQ 4, 16
+	// MiB.
 	MaxMessage int
 }
 
@@ -98,8 +102,8 @@ func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	return open(ctx, c)
 }
 
-// Open opens a bus, and returns once the broker has answered. Without a deadline in ctx it waits at most 15 s. ctx
-// does not bound the life of the bus.
+// Open opens a bus, and returns once the broker has answered. Without a deadline in ctx it waits at
+// most 15 s. ctx does not bound the life of the bus.
 func Open(ctx context.Context, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -133,7 +137,7 @@ func fromParams(p *driver.Params) (Config, error) {
 		c.User = u.User.Username()
 		c.Password, _ = u.User.Password()
 	}
-	// As RabbitMQ's own libraries read it: no path, and a bare /, are the default vhost. %2F is it as well.
+	// As RabbitMQ's own libraries read it: no path, a bare / and %2F are the default vhost.
 	c.VHost = strings.TrimPrefix(u.Path, "/")
 	switch {
 	case u.Scheme == "amqps":

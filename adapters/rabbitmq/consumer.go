@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// answerPatience is how long a lane's queue may take to confirm a marker before nobody registers with it.
+// answerPatience is how long a lane's queue may take to confirm a marker before nobody registers
+// with it.
 const answerPatience = 2 * time.Second
 
 // consumer reads the deliveries of one registration at a lane.
@@ -89,10 +90,10 @@ func (c *consumer) consume(ctx context.Context, queue string) (<-chan amqp.Deliv
 	return deliveries, err
 }
 
-// wake lets whoever is active in the lane know that it is, and that there may be a member more.
+// wake lets the lane's active consumer know that it is active, and that there may be a member more.
 //
-// While the queue has not confirmed a marker, no more are sent. One that it confirms late may have come to an earlier registration, and is
-// followed by another.
+// While the queue has not confirmed a marker, no more are sent. A marker that it confirms late may
+// have come to an earlier registration, and is followed by another.
 func (c *consumer) wake(ctx context.Context) error {
 	for l := c.lane; ; {
 		fresh := l.waking == nil || l.waking.ended()
@@ -105,9 +106,11 @@ func (c *consumer) wake(ctx context.Context) error {
 	}
 }
 
-// confirmed waits until a lane's queue has confirmed a marker. Nobody registers with a queue that does not: when a consumer registers with a
-// quorum queue that has no majority, the server ends the whole connection, and all lanes with it. While the broker blocks publishers, or there
-// is no connection to publish on, nothing is known. A marker that failed is an answer, too: the broker knows why.
+// confirmed waits until a lane's queue has confirmed a marker. Nobody registers with a queue that
+// does not confirm. When a consumer registers with a quorum queue that has no majority, the server
+// ends the whole connection, and all lanes with it. While the broker blocks publishers, or there is
+// no connection to publish on, nothing is known. A marker that failed is an answer, too: the broker
+// knows why.
 func (c *consumer) confirmed(ctx context.Context, marker *attempt[struct{}]) error {
 	link := c.lane.source.d.pub.link
 	waiting, cancel := context.WithTimeout(ctx, answerPatience)
@@ -250,8 +253,8 @@ func (c *consumer) mark(ctx context.Context, kind any, id string, tag int64) (er
 		}
 	}
 	if last {
-		// The marker stays unsettled until all before it is settled: without it, the lane's next owner would wait for
-		// it for ever.
+		// The marker stays unsettled until all before it is settled: without it, the lane's next
+		// owner would wait for it for ever.
 		c.early, c.end = nil, tag
 		c.own.expectEnd(tag)
 		c.deliveries, err = c.consume(ctx, c.lane.name())
@@ -292,7 +295,8 @@ func (c *consumer) dropEarly(ctx context.Context) error {
 	return nil
 }
 
-// lockEarly takes the topic's lock, which the lanes of a member have together: each has to do with its own early queue.
+// lockEarly takes the topic's lock. The lanes of a member share it: each lane has to do with its
+// own early queue.
 func (c *consumer) lockEarly(ctx context.Context) (unlock func(), err error) {
 	s := c.lane.source
 	return s.lock.take(ctx, func() (func(), error) {

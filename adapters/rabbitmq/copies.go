@@ -8,15 +8,19 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A queue drops a message that it has taken back more often than its delivery limit says: RabbitMQ 4 has one of 20 for queues that say
-// nothing, an operator may have set another by a policy, and whatever ends a channel counts. So a record that comes back for the third
-// time is written anew, as a copy, before it is needed: a copy begins at 0. The record is held until the copy is known to be stored; an
-// owner that dies in between leaves both, and the higher copy counts.
+// A queue drops a message that it has taken back more often than its delivery limit says. RabbitMQ 4
+// has a limit of 20 for queues that say nothing, and an operator may have set another by a policy.
+// Whatever ends a channel counts. So a record that comes back for the third time is written anew, as
+// a copy, before it is needed: a copy begins at 0.
+//
+// The record is held until the copy is known to be stored. An owner that dies in between leaves
+// both, and the higher copy counts.
 
 const (
 	// maxReturns is from how many returns on a record is copied.
 	maxReturns = 3
-	// maxCopies and maxCopyBytes bound what waits to be copied. What finds no room is copied when it comes back again.
+	// maxCopies and maxCopyBytes bound the records that wait for a copy. A record without room is
+	// copied when it comes back again.
 	maxCopies    = 512
 	maxCopyBytes = 4 << 20
 )

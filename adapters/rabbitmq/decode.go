@@ -18,8 +18,9 @@ type header struct {
 	value any
 }
 
-// decode makes a message of whatever arrived: ours, or a foreign publisher's with or without CloudEvents attributes.
-// It never fails. What the attributes leave open, the AMQP properties fill.
+// decode makes a message of any delivery: ours, or a foreign publisher's with or without
+// CloudEvents attributes. It never fails. The AMQP properties fill the fields that the attributes
+// leave open.
 func decode(d *amqp.Delivery) *bus.Message {
 	if m := undecodable(d); m != nil {
 		return m
@@ -61,7 +62,8 @@ func decode(d *amqp.Delivery) *bus.Message {
 	return m
 }
 
-// isField says whether an attribute has a field of the message, and does not travel among its headers.
+// isField says whether an attribute has a field of the message, and does not travel among its
+// headers.
 func isField(attribute string) bool {
 	switch attribute {
 	case "id", "source", "specversion", "type", "subject", "time", "datacontenttype":
@@ -70,7 +72,8 @@ func isField(attribute string) bool {
 	return false
 }
 
-// fromProperties fills in from the AMQP properties, and adds those that have no field to the headers.
+// fromProperties fills in from the AMQP properties, and adds properties that have no field to the
+// headers.
 func fromProperties(m *bus.Message, d *amqp.Delivery, rest []header) []header {
 	if m.ID == "" {
 		m.ID = d.MessageId
@@ -100,8 +103,8 @@ func fromProperties(m *bus.Message, d *amqp.Delivery, rest []header) []header {
 	return rest
 }
 
-// addHeaders adds the headers in the order that the publisher noted, and those that it did not know (the broker's,
-// a relay's) behind them in alphabetical order.
+// addHeaders adds the headers in the order that the publisher noted. Headers that the publisher did
+// not know (the broker's, a relay's) follow in alphabetical order.
 func addHeaders(m *bus.Message, rest []header, order []any) {
 	slices.SortFunc(rest, func(a, b header) int { return strings.Compare(a.name, b.name) })
 	m.Headers = slices.Grow(m.Headers, len(rest))
@@ -136,8 +139,8 @@ func addHeaders(m *bus.Message, rest []header, order []any) {
 	}
 }
 
-// identify gives a foreign message without an id one of its own. RabbitMQ has no positions that last, so the id is
-// of this delivery: when the message is delivered again, it has another.
+// identify gives a foreign message without an id an id of its own. RabbitMQ has no positions that
+// last, so the id belongs to this delivery, and changes when the message is delivered again.
 func identify(m *bus.Message, topic string, t bus.Token) {
 	if m.ID == "" {
 		m.ID = driver.TransientID(topic, t)

@@ -111,9 +111,10 @@ func (d *busDriver) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Lag implements driver.Lagger. It counts what waits in the group's queues, and what this process's members hold
-// unsettled. What members in other processes hold is not counted, at most the in-flight bound of each: RabbitMQ does
-// not tell it over AMQP.
+// Lag implements driver.Lagger. It counts the messages that wait in the group's queues, and the
+// unsettled messages of this process's members. It does not count the messages that members in
+// other processes hold, at most the in-flight bound of each: RabbitMQ does not tell their number
+// over AMQP.
 func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error) {
 	if err := checkNames(topic, group); err != nil {
 		return 0, fail("lag", topic, err)
@@ -150,8 +151,8 @@ func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error)
 	return int64(waiting), nil
 }
 
-// As implements the method that bus.As looks for: **amqp091.Connection is given the connection that publishes, while
-// there is one.
+// As implements the method that bus.As looks for. It sets **amqp091.Connection to the connection
+// that publishes, while there is one.
 func (d *busDriver) As(target any) bool {
 	t, ok := target.(**amqp.Connection)
 	if !ok {
@@ -165,7 +166,8 @@ func (d *busDriver) As(target any) bool {
 	return true
 }
 
-// Close implements driver.Driver. It waits for publishes that were sent; those that wait for a connection fail.
+// Close implements driver.Driver. It waits for publishes that were sent; publishes that wait for a
+// connection fail.
 func (d *busDriver) Close(ctx context.Context) error {
 	d.mu.Lock()
 	first := d.closing.Err() == nil

@@ -21,8 +21,8 @@ const (
 	keyHeader = "millrace-key"
 	// tombstoneHeader marks a message with a nil payload.
 	tombstoneHeader = "millrace-tombstone"
-	// orderHeader lists the headers' names in their order, if that is not the alphabetical one: an AMQP table has
-	// no order, and holds a name once.
+	// orderHeader lists the headers' names in their order, unless the order is alphabetical: an
+	// AMQP table has no order, and holds a name once.
 	orderHeader = "millrace-order"
 	// escapePrefix is put before the names of headers that the broker acts upon or writes itself.
 	escapePrefix = "millrace-header-"
@@ -30,8 +30,9 @@ const (
 	markerHeader = "millrace-marker"
 )
 
-// brokersOwn are header names that mean something to RabbitMQ: CC and BCC route the message to further queues, and
-// close the channel if they are no lists; the others it writes.
+// brokersOwn are header names that mean something to RabbitMQ. CC and BCC route the message to
+// further queues, and close the channel if they are no lists. RabbitMQ writes the other headers
+// itself.
 var brokersOwn = []string{"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"}
 
 // tables are recycled: the client library has written a table when its publish returns.
@@ -44,8 +45,9 @@ func recycle(t amqp.Table) {
 	}
 }
 
-// encode makes the publishing of a message. Its headers must fit into one frame of at most frame bytes (0 is any):
-// a larger one ends the connection. The caller recycles the publishing's Headers.
+// encode makes the publishing of a message. Its headers must fit into one frame of at most frame
+// bytes (0 is any): a larger frame ends the connection. The caller recycles the publishing's
+// Headers.
 func encode(m *bus.Message, frame int) (amqp.Publishing, error) {
 	t := tables.Get().(amqp.Table)
 	size := 64 // fixed fields and frame
@@ -88,8 +90,8 @@ func encode(m *bus.Message, frame int) (amqp.Publishing, error) {
 	return p, nil
 }
 
-// encodeHeaders adds headers to t: one value as a string, repeated ones as a list. It returns whether reading them
-// back in alphabetical order is the order that they have, and their size.
+// encodeHeaders adds headers to t: one value as a string, repeated values as a list. It returns
+// their size, and whether reading them back in alphabetical order gives the order that they have.
 func encodeHeaders(t amqp.Table, headers bus.Headers) (sorted bool, size int) {
 	sorted = true
 	for i := range headers {
@@ -121,8 +123,9 @@ func wireName(header string) string {
 	return header
 }
 
-// checkShort finds what does not fit into AMQP's short strings. The bus has checked it; a driver that is used
-// without one must not lose its connection to it: the client library closes it.
+// checkShort finds values that do not fit into AMQP's short strings. The bus has checked them. A
+// driver that is used without a bus must not lose its connection to them: the client library closes
+// it.
 func checkShort(m *bus.Message) error {
 	const limit = 255
 	for _, s := range [...]string{m.ID, m.Type, m.ContentType} {

@@ -20,9 +20,9 @@ func fail(op, topic string, err error) error {
 	return &bus.Error{Op: op, Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: retryable(err)}
 }
 
-// retryable says whether what failed with err may succeed later. What a server answers to a mistake in the request,
-// a missing permission or an existing object of another kind stays so until somebody changes it; so does a certificate
-// that nobody vouches for.
+// retryable says whether a call that failed with err may succeed later. A mistake in the request, a
+// missing permission or an existing object of another kind gets the same answer until somebody
+// changes it. So does a certificate that nobody vouches for.
 func retryable(err error) bool {
 	for _, final := range []error{bus.ErrClosed, bus.ErrUnsupported, bus.ErrInvalid, bus.ErrTooLarge, bus.ErrNotFound} {
 		if errors.Is(err, final) {
@@ -44,7 +44,8 @@ func retryable(err error) bool {
 		amqp.CommandInvalid:
 		return false
 	case amqp.NotAllowed:
-		// No such vhost, or a limit of connections or channels, of a node perhaps: then another node may take it.
+		// No such vhost, or a limit of connections or channels, of a node perhaps: then another
+		// node may take it.
 		return strings.Contains(e.Reason, "limit")
 	default: // a missing queue or exchange is declared again
 		return true

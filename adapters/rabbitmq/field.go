@@ -10,7 +10,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// values are the values of a header: a list of strings is a header that repeats, anything else is one value.
+// values are the values of a header: a list of strings is a header that repeats, anything else is
+// one value.
 func values(field any) []string {
 	list, ok := field.([]any)
 	if !ok || len(list) == 0 {
@@ -30,7 +31,8 @@ func values(field any) []string {
 	return vs
 }
 
-// text is the documented text of an AMQP field value. Scalars are written plainly, tables and lists as JSON.
+// text is the documented text of an AMQP field value. Scalars are written plainly, tables and lists
+// as JSON.
 func text(field any) string {
 	switch v := field.(type) {
 	case string:

@@ -167,7 +167,8 @@ func readArray(b []byte, depth int) bool {
 	return depth <= maxDepth
 }
 
-// readValue returns what follows the value that b begins with. ok says whether the client library takes it.
+// readValue returns the bytes behind the value that b begins with. ok says whether the client
+// library takes the value.
 func readValue(b []byte, depth int) (rest []byte, ok bool) {
 	if len(b) == 0 || depth > maxDepth {
 		return nil, false
@@ -205,8 +206,9 @@ func readValue(b []byte, depth int) (rest []byte, ok bool) {
 	return b[size:], true
 }
 
-// replaceTable is the frame with another header table in the place of its own, which has one header: the contents of that. If the
-// frame would become too large, their last bytes are left out.
+// replaceTable is the frame with another header table in place of its own. The new table has one
+// header, which holds the bytes of the old table. If the frame would become too large, their last
+// bytes are left out.
 func replaceTable(frame []byte, table span) []byte {
 	content := frame[table.from:table.to]
 	const more = 1 + len(unreadableHeader) + 1 + 4

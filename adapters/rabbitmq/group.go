@@ -20,8 +20,8 @@ type groupState struct {
 	early bool
 }
 
-// prepare declares topic and group, and attaches the group to the topic. A group's first member also decides where
-// the group starts.
+// prepare declares topic and group, and attaches the group to the topic. A group's first member
+// also decides where the group starts.
 func (d *busDriver) prepare(ctx context.Context, t *topology, sub bus.Subscription) (groupState, error) {
 	group := groupName(sub.Topic, sub.Group)
 	if err := t.declareTopic(d.cfg, sub.Topic); err != nil {
@@ -71,10 +71,10 @@ func (m *mover) begin(ctx context.Context, cfg Config, sub bus.Subscription, lan
 	return state, m.t.declareExchange(record, amqp.ExchangeFanout, attempt)
 }
 
-// state reads how far the group is. It is recorded by exchanges, which can be made without a race and cost nothing:
-// latestName for a group that started at the latest message; for the others movedName, and readyName when no early
-// queue is left, or there was none. The alternate exchange of movedName, which there is not, names the attempt that moved all: see
-// lastEnd.
+// state reads how far the group is. Exchanges record it, because they can be made without a race
+// and cost nothing. latestName records a group that started at the latest message. For other groups
+// there are movedName, and readyName when no early queue is left, or there was none. The alternate
+// exchange of movedName does not exist; it names the attempt that moved all: see lastEnd.
 func (t *topology) state(group string, lanes int) (groupState, error) {
 	s := groupState{lanes: lanes}
 	var err error
@@ -165,8 +165,8 @@ func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes
 	})
 }
 
-// lastEnd says whether the end marker of this attempt is the one behind which nothing more was moved. The exchange that records it
-// cannot be declared with another attempt.
+// lastEnd says whether nothing more was moved behind the end marker of this attempt. The exchange
+// that records the attempt cannot be declared with another attempt.
 func (t *topology) lastEnd(group, attempt string) (bool, error) {
 	err := t.declareExchange(movedName(group), amqp.ExchangeFanout, attempt)
 	if hasCode(err, amqp.PreconditionFailed) {
@@ -181,7 +181,8 @@ const (
 	markEnd = "end"
 	// markFence shows a mover the end of the messages that it moves.
 	markFence = "fence"
-	// markWake tells a lane's active consumer that it is the active one, and that the group's members changed.
+	// markWake tells a lane's active consumer that it is the active one, and that the group's
+	// members changed.
 	markWake = "wake"
 )
 

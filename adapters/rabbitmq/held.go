@@ -19,15 +19,15 @@ const (
 	// refreshBatch and refreshBytes are how much refresh gives back at a time.
 	refreshBatch = 512
 	refreshBytes = 4 << 20
-	// settledFor is for how long after the first reading a settled message is remembered: an owner before may have written a record of it
-	// a moment too late.
+	// settledFor is for how long after the first reading a settled message is remembered: a former
+	// owner may have written a record of it a moment too late.
 	settledFor = time.Minute
 )
 
 var idSeed = maphash.MakeSeed()
 
-// take takes the record of a parked message. counts says whether it is the one that is held from here on, known whether the message
-// was known before. An unknown one is adopted: somebody parked it.
+// take takes the record of a parked message. counts says whether this record is held from here on,
+// known whether the message was known before. An unknown message is adopted: somebody parked it.
 func (p *parking) take(d *amqp.Delivery) (counts, known bool) {
 	position, revision, copied := number(d, positionHeader), number(d, revisionHeader), number(d, copyHeader)
 	p.mu.Lock()
@@ -224,8 +224,8 @@ func (p *parking) waiting() bool {
 
 var errFull = fmt.Errorf("%d messages are parked in the lane: there is no room until some of them are handled", maxParked)
 
-// place gives a message that is about to be parked its position and revision; a message that is perhaps parked already keeps its position.
-// It fails if the lane is not ours any more, or full.
+// place gives a message that is about to be parked its position and revision. A message that is
+// perhaps parked already keeps its position. place fails if the lane is not ours any more, or full.
 func (p *parking) place(t bus.Token) (position, revision int64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -275,8 +275,8 @@ func (p *parking) stored(t bus.Token, position, revision int64) {
 	}
 }
 
-// notStored notes that a revision is not known to be stored. t is the token of the message that was to be parked. Unless that is
-// definite, the record may come, and the next try has the same position.
+// notStored notes that a revision is not known to be stored. t is the token of the message. Unless
+// the failure is definite, the record may still come, and the next try has the same position.
 func (p *parking) notStored(t bus.Token, position int64, definite bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -17,8 +17,8 @@ import (
 const (
 	// commandBatch is how many commands are carried out together.
 	commandBatch = 256
-	// maxWaiting is with how many records that wait to be delivered a parking queue takes no commands: more than its owner is given at once
-	// slow down all that is parked.
+	// maxWaiting is the number of waiting records from which on a parking queue takes no commands.
+	// More records than its owner is given at once slow down all messages that are parked.
 	maxWaiting = maxParked + 10_000
 )
 

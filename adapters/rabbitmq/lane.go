@@ -70,8 +70,9 @@ func (l *lane) run(ctx context.Context, session *session) {
 	}
 }
 
-// register waits in line for the lane, and owns it until it is given up or lost, or ctx ends. It always returns an
-// error that says which. passed says that the lane was let go just before.
+// register waits in line for the lane, and owns it until it is given up or lost, or ctx ends. It
+// always returns an error that says which of these happened. passed says that the lane was let go
+// just before.
 func (l *lane) register(ctx context.Context, session *session, passed bool) error {
 	c, err := newConsumer(l, session)
 	if err != nil {
@@ -121,8 +122,9 @@ func (l *lane) earlyName() string { return earlyName(l.source.group, int(l.id)) 
 
 // begin registers with the lane's early queue, as long as there is one, or with the lane's queue.
 //
-// Under the topic's lock, so that the early queue is not deleted meanwhile: when a consumer registers with a quorum
-// queue that is just being deleted, the server ends the whole connection with an internal error (seen on 3.10.8).
+// It holds the topic's lock, so that the early queue is not deleted meanwhile. When a consumer
+// registers with a quorum queue that is just being deleted, the server ends the whole connection
+// with an internal error (seen on 3.10.8).
 func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 	if !l.source.early.Load() {
 		return false, c.begin(ctx, false)
@@ -182,7 +184,8 @@ func (l *lane) commit() {
 	}
 }
 
-// wake lets the active consumer of the lane's queue know that it is. It is a hint: nothing is lost with it.
+// wake lets the active consumer of the lane's queue know that it is active. It is a hint: nothing
+// is lost with it.
 func (l *lane) wake() *attempt[struct{}] {
 	s := l.source
 	done := &attempt[struct{}]{done: make(chan struct{})}

@@ -16,8 +16,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// link is a connection that repairs itself. Publishing and consuming have one each: under a memory or disk alarm,
-// RabbitMQ stops reading from connections that publish, and acks on such a connection would be stuck.
+// link is a connection that repairs itself. Publishing and consuming have one each: under a memory
+// or disk alarm, RabbitMQ stops reading from connections that publish, and acks on such a
+// connection would be stuck.
 type link struct {
 	cfg     Config
 	purpose string
@@ -53,8 +54,8 @@ func newLink(cfg Config, purpose string) *link {
 	return &link{cfg: cfg, purpose: purpose, ctx: ctx, cancel: cancel, changed: make(chan struct{}), ended: make(chan struct{})}
 }
 
-// connect makes the first connection, within ctx. What waiting cannot help, such as a wrong password, is an error
-// at once.
+// connect makes the first connection, within ctx. A failure that waiting cannot help, such as a
+// wrong password, is an error at once.
 func (l *link) connect(ctx context.Context) error {
 	for n := 0; ; n++ {
 		conn, err := l.dial(ctx)
@@ -209,7 +210,7 @@ func (l *link) dial(ctx context.Context) (*amqp.Connection, error) {
 	return nil, errors.Join(errs...)
 }
 
-// dialHost bounds each host, so that one that does not answer does not use up the time of the others.
+// dialHost bounds each host, so that a host that does not answer leaves time for the others.
 func (l *link) dialHost(ctx context.Context, host string) (*amqp.Connection, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -340,8 +341,9 @@ func (l *link) getUnblocked(ctx context.Context) (*session, error) {
 	}
 }
 
-// call runs f with a channel of its own, in a goroutine of its own, and waits for it within ctx: no request of the
-// client library heeds a context. When ctx ends first, f ends with the broker's answer or with the session.
+// call runs f with a channel of its own, in a goroutine of its own, and waits for it within ctx: no
+// request of the client library heeds a context. When ctx ends first, f ends with the broker's
+// answer or with the session.
 func call[T any](ctx context.Context, s *session, f func(ctx context.Context, t *topology) (T, error)) (T, error) {
 	type result struct {
 		v   T

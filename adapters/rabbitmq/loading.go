@@ -126,8 +126,9 @@ func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
 	}
 }
 
-// makeRoom gives some records back when the broker will not deliver more before. They come again behind the others; of a queue with a
-// delivery limit they come again at once, and are copied. makeRoom returns false if neither helps.
+// makeRoom gives some records back when the broker will not deliver more before. They come again
+// behind the others. In a queue with a delivery limit they come again at once, and are copied.
+// makeRoom returns false if neither helps.
 func (p *parking) makeRoom(ctx context.Context, l *loading) bool {
 	if !p.full() {
 		return true

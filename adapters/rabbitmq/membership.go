@@ -12,7 +12,8 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// balanceInterval is how often a member compares its lanes with its share, when nothing gives cause to earlier.
+// balanceInterval is how often a member compares its lanes with its share, unless there is cause to
+// do so earlier.
 const balanceInterval = 3 * time.Second
 
 // membership makes a member count: it is a consumer of the group's members queue, and the broker
@@ -101,7 +102,8 @@ func (m *membership) look() error {
 	return m.share()
 }
 
-// repair attaches the group again, should somebody have deleted an exchange, and looks for kept messages.
+// repair attaches the group again, should somebody have deleted an exchange, and looks for kept
+// messages.
 func (m *membership) repair(ctx context.Context) {
 	s := m.source
 	_, err := call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
@@ -150,8 +152,9 @@ func (m *membership) watch() {
 	}
 }
 
-// share gives up the lanes that this member has owned beyond its share for a while. When a member has left, it wakes the others' lanes:
-// whoever is active there now, perhaps this one, has not been told.
+// share gives up the lanes that this member has owned beyond its share for a while. When a member
+// has left, share wakes the others' lanes: the consumer that is active there now, perhaps this
+// member's, has not been told.
 func (m *membership) share() error {
 	q, err := m.ch.QueueDeclarePassive(membersName(m.source.group), true, true, false, false, nil)
 	if err != nil {
@@ -200,9 +203,9 @@ func (s *source) shares(share, members int) {
 	s.share, s.members = share, members
 }
 
-// claim says whether this member takes a lane that has come to it. One that has its share lets it go to the next in line, before
-// anything of it is handled: when a member gives lanes up, the broker gives them to whoever is next. A lane that has come by all
-// members stays.
+// claim says whether this member takes a lane that has come to it. A member that has its share lets
+// the lane go to the next in line, before any of its messages is handled: when a member gives lanes
+// up, the broker gives them to the next in line. A lane that has come by all members stays.
 func (s *source) claim(l *lane) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
