@@ -8,9 +8,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// slots is a constant of the protocol between publishers and groups: a message is published with the routing key
-// slot(key) in decimal, and slot s of a group is bound to its lane s % lanes. So publishers need not know how many
-// lanes a group has.
+// slots is a constant of the protocol between publishers and groups. A message is published with
+// the routing key slot(key) in decimal, and slot s of a group is bound to its lane s % lanes. So
+// publishers need not know how many lanes a group has.
 const slots = 64
 
 // slot is the 32-bit FNV-1a hash of a key, modulo slots.
@@ -30,7 +30,7 @@ var routingKeys = func() (keys [slots]string) {
 	return keys
 }()
 
-// slotOf reads a routing key back. ok is false for those of foreign publishers.
+// slotOf reads a routing key back. ok is false for a foreign publisher's routing key.
 func slotOf(routingKey string) (s int, ok bool) {
 	s, err := strconv.Atoi(routingKey)
 	return s, err == nil && s >= 0 && s < slots && routingKey == routingKeys[s]
@@ -46,7 +46,8 @@ func groupsName(topic string) string   { return topic + "::groups" }
 func lockName(name string) string      { return name + "::lock" }
 func poisonName(group string) string   { return group + ":poison" }
 
-// groupName is the group's exchange, and what its other names begin with. AMQP names have at most 255 bytes.
+// groupName is the name of the group's exchange, and the prefix of its other names. AMQP names have
+// at most 255 bytes.
 func groupName(topic, group string) string {
 	name := topic + ":" + group
 	if len(name) <= 230 {

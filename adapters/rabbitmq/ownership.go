@@ -20,11 +20,11 @@ import (
 // commitInterval is how much later than Settle an ack is sent at the latest.
 const commitInterval = 5 * time.Millisecond
 
-// ownership is one ownership of a lane: one channel, from its opening to its closing. Its positions are the channel's
-// delivery tags.
+// ownership is one ownership of a lane: one channel, from its opening to its closing. Its positions
+// are the channel's delivery tags.
 //
-// All acks are sent under mu and none after end, because an ack that meets the closing of its channel ends the whole
-// connection (504).
+// All acks are sent under mu and none after end. An ack that meets the closing of its channel would
+// end the whole connection (504).
 type ownership struct {
 	lane bus.Lane
 	ch   *amqp.Channel
@@ -111,7 +111,8 @@ func (o *ownership) doneLocked(tag int64) {
 	}
 }
 
-// commit acks, at once if there is enough, and else a little later, so that one ack can stand for many.
+// commit acks at once if there are enough messages, and else a little later, so that one ack can
+// stand for many.
 func (o *ownership) commit() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -199,7 +200,8 @@ func settleDown(ch *amqp.Channel, queue string) {
 		return
 	}
 	for range 2 {
-		// The library makes up the tag: one that the channel has already would end the whole connection.
+		// The library makes up the tag: a tag that the channel already has would end the whole
+		// connection.
 		if _, err := ch.Consume(queue, "", false, false, false, false, nil); err != nil {
 			return
 		}
@@ -294,9 +296,10 @@ func (o *ownership) ask(want uint64) error {
 	return nil
 }
 
-// check is called now and then for a lane that is owned. It returns true if the lane should be probed: nothing has
-// arrived since the last check, though the broker may deliver more. If it was probed then, deliveries have stopped: the broker takes
-// a consumer to be active that gets nothing. That may be another member's, if the broker's nodes could not reach each other.
+// check is called now and then for a lane that is owned. It returns true if the lane should be
+// probed: nothing has arrived since the last check, though the broker may deliver more. If the lane
+// was probed already, deliveries have stopped: the broker holds a consumer active that gets
+// nothing. It may be another member's consumer, if the broker's nodes could not reach each other.
 func (o *ownership) check() (probe bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -18,20 +18,20 @@ const (
 	parkHeader     = "millrace-park"     // the kind of record
 	positionHeader = "millrace-position" // message, replace, withdraw: the place among the parked of the lane
 	revisionHeader = "millrace-revision" // message: a higher one takes the place of a lower one with the same position
-	copyHeader     = "millrace-copy"     // message: among those of one revision, a higher one takes the place of a lower one
+	copyHeader     = "millrace-copy"     // message: among the copies of one revision, the highest counts
 	dueHeader      = "millrace-due"      // microseconds since 1970, rounded up, 0 for any time
 	freeHeader     = "millrace-free"     // its key does not wait for it
 	commandHeader  = "millrace-command"  // commands, and messages that were parked by one: the command's name
 )
 
-// Kinds of records, beside those of commands.
+// Kinds of records, beside the kinds of commands.
 const (
 	parkMessage = "message"
 	parkMarker  = "marker"
 	parkProbe   = "probe" // see probe
 )
 
-// isCommand says whether the kind of a record is that of a command.
+// isCommand says whether a record's kind is a command's.
 func isCommand(kind string) bool {
 	k := lot.Kind(kind)
 	return k == lot.New || k == lot.Replace || k == lot.Withdraw
@@ -81,7 +81,8 @@ func number(d *amqp.Delivery, header string) int64 {
 	return n
 }
 
-// returns is how often the queue has taken d back, as far as it counts that against its delivery limit.
+// returns is how often the queue has taken d back, as far as it counts this against its delivery
+// limit.
 func returns(d *amqp.Delivery) int64 {
 	if !d.Redelivered {
 		return 0 // the header would be the publisher's

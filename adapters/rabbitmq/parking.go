@@ -15,18 +15,20 @@ import (
 	lot "github.com/millrace-go/millrace/internal/parking"
 )
 
-// maxParked is how many messages may be parked in a lane. There must be room for commands and later revisions.
+// maxParked is how many messages may be parked in a lane. There must be room for commands and later
+// revisions.
 const maxParked = 50_000
 
 // parkingBounds are constants, but for tests.
 type parkingBounds struct {
-	// window is how many records the broker delivers that are not settled: the most that AMQP can say. (No bound is 2,000
-	// to a quorum queue, seen on 3.10.8.)
+	// window is how many unsettled records the broker delivers: the most that AMQP can say. (No
+	// bound is 2,000 to a quorum queue, seen on 3.10.8.)
 	window int
-	// refresh is for how long a record is held: the broker ends a channel over a message that is not settled for its
-	// consumer_timeout, 30 minutes by default.
+	// refresh is for how long a record is held. The broker ends a channel over a message that is
+	// not settled for its consumer_timeout, 30 minutes by default.
 	refresh time.Duration
-	// marker is how long an owner waits for its marker, and for anything else, before it sends another.
+	// marker is how long an owner waits for its marker, and for anything else, before it sends
+	// another.
 	marker time.Duration
 	// probe is how long an owner waits for its probe.
 	probe time.Duration
@@ -289,7 +291,8 @@ func (p *parking) giveBackLocked(tag uint64) {
 	}
 }
 
-// finish returns when the broker has delivered, and been told of, all that is settled, if it does in time.
+// finish returns when the broker has delivered all settled records, and been told of them, if it
+// does so in time.
 func (p *parking) finish() {
 	late := time.NewTimer(p.bounds.marker)
 	defer late.Stop()
@@ -310,8 +313,9 @@ func (p *parking) finish() {
 	}
 }
 
-// commitNow returns when the queue has the acks of all that was settled. What was settled while its record was on the way is acked when
-// that comes; for that it waits as long as finish.
+// commitNow returns when the queue has the acks of all settled messages. A message that was settled
+// while its record was on the way is acked when the record comes; commitNow waits for the record as
+// long as finish.
 func (p *parking) commitNow(ctx context.Context) error {
 	late := time.Now().Add(p.bounds.marker)
 	for n := 0; ; n++ {

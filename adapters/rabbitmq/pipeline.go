@@ -20,8 +20,9 @@ const (
 	pipelineBytes    = 8 << 20
 )
 
-// pipeline is a channel in confirm mode. Whoever publishes sends all that it has, within the pipeline's budget, and
-// then waits for the confirms. It serves one session; a channel that the broker closed is replaced by another.
+// pipeline is a channel in confirm mode. A caller sends all its messages, within the pipeline's
+// budget, and then waits for the confirms. A pipeline serves one session; another replaces it after
+// the broker has closed its channel.
 type pipeline struct {
 	ch     *amqp.Channel
 	budget *budget.Budget
@@ -46,7 +47,8 @@ func newPipeline(conn *amqp.Connection) (*pipeline, error) {
 		ch:     ch,
 		budget: budget.New(pipelineMessages, pipelineBytes),
 		closed: make(chan struct{}),
-		// Room for a return of everything under way, so that the reader of the connection never waits here.
+		// Room for a return of everything under way, so that the reader of the connection never
+		// waits here.
 		returns:  ch.NotifyReturn(make(chan amqp.Return, pipelineMessages)),
 		returned: map[route]int{},
 	}
@@ -99,11 +101,12 @@ var (
 	errNotSent  = errors.New("not sent, because an earlier message of the call failed")
 )
 
-// publish sends n parcels, which fill makes one by one, and waits for the broker's confirms. The result is nil if all
-// are stored, and else index-aligned, with a *refusal or what fill returned for each that is not.
+// publish sends n parcels, which fill makes one by one, and waits for the broker's confirms. The
+// result is nil if all are stored. Otherwise it is index-aligned: each parcel that is not stored
+// has a *refusal or the error of fill.
 //
-// Once a parcel's fate is unknown, nothing further is sent: later messages must not overtake one that is published
-// again.
+// Once a parcel's fate is unknown, nothing further is sent: later messages must not overtake a
+// message that is published again.
 func (p *pipeline) publish(ctx context.Context, n int, fill func(i int, x *parcel) error) []error {
 	var one [1]pending
 	sent := one[:0]
@@ -150,7 +153,7 @@ func (p *pipeline) publish(ctx context.Context, n int, fill func(i int, x *parce
 		}
 		size := x.size()
 		for !p.budget.TryTake(size) {
-			// Own confirms first: what waits for room must not itself be what takes it.
+			// Own confirms first: a caller that waits for room must not itself take the room.
 			if waited < len(sent) {
 				settle()
 				if stopped {
@@ -241,8 +244,8 @@ func (p *pipeline) outcome(x *pending) *refusal {
 	}
 }
 
-// abandon takes the outcomes that are there already, and leaves the rest to a goroutine: their room is free when
-// their confirms have come, not before.
+// abandon takes the outcomes that are there already, and leaves the rest to a goroutine: their room
+// is free when their confirms have come, not before.
 func (p *pipeline) abandon(ctx context.Context, sent []pending, failed func(k int, err error)) {
 	var rest []pending
 	for k := range sent {
@@ -268,9 +271,9 @@ func (p *pipeline) release(sent []pending) {
 	}
 }
 
-// wasReturned says whether x came back. The broker sends a return before the confirm, and the library queues it
-// before it completes the confirm; so it is here now or never. (A collecting goroutine would be late: in a trial it
-// missed up to a third of the returns.)
+// wasReturned says whether x came back. The broker sends a return before the confirm, and the
+// library queues it before it completes the confirm. So the return is here now or never. (A
+// collecting goroutine would be late: in a trial it missed up to a third of the returns.)
 func (p *pipeline) wasReturned(x *pending) bool {
 	if len(p.returns) == 0 && !p.some.Load() {
 		return false

@@ -15,11 +15,11 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// poisonStore keeps a group's entries in a stream queue: a log of puts and removals, which any number of readers
-// read without disturbing each other. (From an ordinary queue they would take the entries away from each other while
-// they read, and to remove one would mean to read them all.)
+// poisonStore keeps a group's entries in a stream queue: a log of puts and removals. Any number of
+// readers read it without disturbing each other. (From an ordinary queue they would take the
+// entries away from each other while they read. Removing one entry would mean reading all of them.)
 //
-// A stream has no end to read up to. So a reader appends a fence, and reads to that.
+// A stream has no end to read up to. So a reader appends a fence, and reads up to the fence.
 type poisonStore struct {
 	d      *busDriver
 	group  string
@@ -98,7 +98,8 @@ func (p *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	})
 }
 
-// record makes a record without an entry. Streams keep no lists in headers (seen on 3.10.8), so lists go to the body.
+// record makes a record without an entry. Streams keep no lists in headers (seen on 3.10.8), so
+// lists go to the body.
 func (p *poisonStore) record(kind, name string, body []byte) parcel {
 	return parcel{key: p.stream, Publishing: amqp.Publishing{
 		Headers: amqp.Table{poisonHeader: kind, entryHeader: name}, DeliveryMode: amqp.Persistent, Body: body,
@@ -136,7 +137,8 @@ func encodeEntry(e *driver.PoisonEntry) (amqp.Publishing, error) {
 	return pub, nil
 }
 
-// decodeEntry reads an entry. What cannot be read is one, too, and so is what somebody else has written.
+// decodeEntry reads an entry. A record that cannot be read is an entry, too, and so is a record of
+// somebody else.
 func decodeEntry(d *amqp.Delivery, id, group string) driver.PoisonEntry {
 	var facts stored.Entry
 	err := errors.New("no record of a poison queue")
@@ -187,7 +189,8 @@ func entryID(d *amqp.Delivery, offset int64) string {
 	return fmt.Sprintf("offset-%d", offset)
 }
 
-// newStreamTries are made while the server says that a stream does not exist which it has confirmed: some seconds.
+// newStreamTries are made while the server says that a stream does not exist which it has
+// confirmed: some seconds.
 const newStreamTries = 6
 
 // noOffset is before all offsets.
@@ -287,7 +290,8 @@ func newStreamReader(ctx context.Context, s *session, stream string, from int64)
 	}
 	for n := 0; ; n++ {
 		r, err := consumeStream(s, stream, offset)
-		// A stream takes records a moment before it can be read: "stream not found" (seen on 3.10.8, just declared).
+		// A stream takes records a moment before it can be read: "stream not found" (seen on
+		// 3.10.8, just declared).
 		if !hasCode(err, amqp.ResourceError) || n == 10 || !backoff.Sleep(ctx, backoff.Pause(min(n, 2)+1)) {
 			return r, err
 		}

@@ -13,8 +13,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// publisher publishes through a few pipelines for each topic ([strands]), and one for each queue that this driver itself writes to: a queue
-// that does not confirm takes the room of its own.
+// publisher publishes through a few pipelines for each topic ([strands]). It has one pipeline for
+// each queue that this driver itself writes to: a queue that does not confirm takes the room of its
+// own pipeline only.
 type publisher struct {
 	cfg  Config
 	link *link
@@ -46,7 +47,8 @@ type opened struct {
 	last  int // the number of its last use
 }
 
-// maxPipelines is how many pipelines are kept open. Beyond it, the one that nobody has used for longest is closed.
+// maxPipelines is how many pipelines are kept open. Beyond it, the least recently used pipeline is
+// closed.
 const maxPipelines = 128
 
 // attempt is something that several callers wait for, each within its own context.
@@ -87,7 +89,8 @@ func (a *attempt[T]) wait(ctx context.Context) (T, error) {
 	}
 }
 
-// open returns the present session's state. It waits for a connection, and while the broker blocks publishers.
+// open returns the present session's state. It waits for a connection, and while the broker blocks
+// publishers.
 func (p *publisher) open(ctx context.Context) (*publishing, error) {
 	s, err := p.link.getUnblocked(ctx)
 	if err != nil {
@@ -101,7 +104,8 @@ func (p *publisher) open(ctx context.Context) (*publishing, error) {
 	return p.now, nil
 }
 
-// pipeline returns the pipeline of a topic or queue, until done is called. One that has ended is replaced.
+// pipeline returns the pipeline of a topic or queue, until done is called. A pipeline that has
+// ended is replaced.
 func (q *publishing) pipeline(ctx context.Context, name string) (p *pipeline, done func(), err error) {
 	q.mu.Lock()
 	o := q.pipelines[name]
@@ -164,8 +168,9 @@ func (q *publishing) declare(ctx context.Context, cfg Config, topic string) erro
 	return err
 }
 
-// strands is how many pipelines a topic has. Messages of equal keys go through the same one. Together they have room enough for
-// large batches, and each has little enough under way: see pipelineMessages.
+// strands is how many pipelines a topic has. Messages of equal keys go through the same pipeline.
+// Together they have room enough for large batches, and each has little enough under way: see
+// pipelineMessages.
 const strands = 4
 
 // strandNames are the suffixes of a topic's name that make the names of its pipelines.
@@ -216,7 +221,8 @@ func (p *publisher) slotFor(m *bus.Message) int {
 	return slot(m.Key)
 }
 
-// strand publishes n messages through one of the topic's pipelines. The result is like that of pipeline.publish.
+// strand publishes n messages through one of the topic's pipelines. The result is as in
+// pipeline.publish.
 func (p *publisher) strand(ctx context.Context, topic string, strand, n int, message func(k int) (*bus.Message, int)) []error {
 	q, pipe, done, err := p.ready(ctx, topic, strand)
 	if err != nil {
@@ -252,8 +258,8 @@ func (q *publishing) forget(topic string) {
 	delete(q.topics, topic)
 }
 
-// ready prepares a session for publishing to topic. While nothing has been sent, a session that breaks is no reason
-// to fail: the next one is waited for.
+// ready prepares a session for publishing to topic. While nothing has been sent, a session that
+// breaks is no reason to fail: ready waits for the next session.
 func (p *publisher) ready(ctx context.Context, topic string, strand int) (*publishing, *pipeline, func(), error) {
 	for n := 0; ; n++ {
 		q, err := p.open(ctx)
@@ -278,8 +284,8 @@ func (p *publisher) send(ctx context.Context, n int, fill func(i int, x *parcel)
 	return errors.Join(slices.Compact(p.sendEach(ctx, n, fill))...) // without a connection, all have one reason
 }
 
-// sendEach is send that tells each parcel's fate: the result is nil if all are stored, and else index-aligned. Those of one queue are
-// stored in their order.
+// sendEach is a send that tells each parcel's fate: the result is nil if all are stored, and else
+// index-aligned. Parcels for one queue are stored in their order.
 func (p *publisher) sendEach(ctx context.Context, n int, fill func(i int, x *parcel) error) []error {
 	q, err := p.open(ctx)
 	if err != nil {
@@ -379,8 +385,9 @@ func (p *publisher) forget(topic string) {
 
 var errUnroutedFull = errors.New("the topic has no group yet, and the queue that keeps its messages is full")
 
-// unroutedFull says whether the topic's unrouted queue is full, which is why the broker refuses messages of a topic
-// without groups. (When a group's queue refuses a message, another group's may have taken it: its fate is unknown.)
+// unroutedFull says whether the topic's unrouted queue is full: then the broker refuses messages of
+// a topic without groups. (When a group's queue refuses a message, another group's may have taken
+// it: its fate is unknown.)
 func (p *publisher) unroutedFull(ctx context.Context, topic string) bool {
 	s, err := p.link.get(ctx)
 	if err != nil {

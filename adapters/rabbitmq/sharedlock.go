@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// sharedLock is a lock that is slow to take, and that several have together: the first takes it, the last gives it back.
+// sharedLock is a lock that is slow to take. Several callers share it: the first takes it, the last
+// gives it back.
 type sharedLock struct {
 	mu    sync.Mutex
 	users int

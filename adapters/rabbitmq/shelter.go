@@ -7,8 +7,9 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// maxLaneReturns is from how many returns on a message is not left in its lane's queue: see maxReturns. There it is often enough that an
-// owner gives messages back, and a copy would come behind later messages of its key.
+// maxLaneReturns is from how many returns on a message is not left in its lane's queue: see
+// maxReturns. Owners give messages of a lane back often enough, and a copy would come behind later
+// messages of its key.
 const maxLaneReturns = 10
 
 // shelter parks a message that its lane's queue would drop some time, without a delay. The

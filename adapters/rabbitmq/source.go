@@ -14,9 +14,11 @@ import (
 
 // source is one membership of a group.
 //
-// Goroutines: supervise follows the connection; within a session, serve balances and each lane has one that reads its
-// deliveries into ready. Receive empties ready. Locks: mu guards ready; each ownership has its own; none is held
-// while another is taken, or while the broker or the observer is waited for.
+// Goroutines: supervise follows the connection. Within a session, serve balances, and each lane has
+// a goroutine that reads its deliveries into ready. Receive empties ready.
+//
+// Locks: mu guards ready; each ownership has its own lock. No lock is held while another is taken,
+// or while the source waits for the broker or the observer.
 type source struct {
 	d        *busDriver
 	sub      bus.Subscription
@@ -36,12 +38,13 @@ type source struct {
 	mu      sync.Mutex
 	ready   readahead.Queue[arrival]
 	arrived chan struct{} // has a token when ready may have something, or there is news
-	// troubles are why lanes cannot be consumed. told says that Receive has returned one, and toldOf where that was (0: a lane).
+	// troubles are why lanes cannot be consumed. told says that Receive has returned a trouble, and
+	// toldOf where the trouble was (0: a lane).
 	troubles map[spot]trouble
 	told     bool
 	toldOf   spot
-	// claims is how many lanes this member has, or is about to have; share how many it may, 0 if that is not known, of so many
-	// members.
+	// claims is how many lanes this member has, or is about to have. share is how many it may have,
+	// 0 if that is not known, with this many members.
 	claims, share, members int
 }
 
@@ -53,8 +56,8 @@ type arrival struct {
 }
 
 const (
-	// readAhead is the size that a message is taken to have when Bytes is turned into a number: RabbitMQ bounds what
-	// it delivers by number only.
+	// readAhead is the assumed size of a message when Bytes is turned into a number: RabbitMQ
+	// bounds its deliveries by number only.
 	readAhead = 16 << 10
 	// lanePrefetch is given to a lane even if the bounds' share of it is less. One lane alone must
 	// be able to keep the handlers busy. It must not stand still because a few of its messages wait
@@ -167,7 +170,8 @@ func (s *source) note(state groupState) {
 	s.earliest.Store(state.earliest)
 }
 
-// serve runs the lanes until the session or the source ends. They do not depend on the members' count.
+// serve runs the lanes until the session or the source ends. They do not depend on the members'
+// count.
 func (s *source) serve(session *session) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
@@ -222,8 +226,8 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 	}
 }
 
-// take moves what fits from ready to dst. What belongs to an ownership that is ending stays behind: the broker gives
-// it to the lane's next owner.
+// take moves deliveries from ready to dst, as many as fit. Deliveries of an ownership that is
+// ending stay behind: the broker gives them to the lane's next owner.
 func (s *source) take(dst []bus.Delivery, maxBytes int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,9 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Stored messages are those of the poison queue and those that are parked: a message with facts about it. A stored message is written
-// like any other, but for the tail of its body, which holds the facts, the message's headers, and texts that are too long for AMQP.
+// Stored messages are poisoned or parked messages with facts about them. A stored message is
+// written like any other, but for the tail of its body. The tail holds the facts, the message's
+// headers, and texts that are too long for AMQP.
 
 // Headers of stored messages.
 const (
@@ -26,9 +27,11 @@ const (
 const (
 	// shortText is what AMQP's own fields take, in bytes.
 	shortText = 255
-	// headerText is up to what size a text without such a field travels as a header: all headers must fit into one frame.
+	// headerText is the size up to which a text without such a field travels as a header: all
+	// headers must fit into one frame.
 	headerText = 16 << 10
-	// storedRoom is how much larger than its message a stored one may be: headers grow by a third, and a failure has its text and stack.
+	// storedRoom is how much larger than its message a stored message may be: headers grow by a
+	// third, and a failure has its text and stack.
 	storedRoom = 256 << 10
 )
 
@@ -38,8 +41,8 @@ type storedTail struct {
 	Long    map[string][]byte `json:"long,omitempty"`    // by the names of boundedTexts
 }
 
-// boundedText is a field of a message that may be too long for AMQP. Messages of other software can have such: a structured event is
-// all in the body.
+// boundedText is a field of a message that may be too long for AMQP. Messages of other software can
+// have long texts: a structured event is all in the body.
 type boundedText struct {
 	name  string
 	value *string
@@ -116,7 +119,8 @@ func splitStored(d *amqp.Delivery) (size int64, tail storedTail, err error) {
 	return size, tail, nil
 }
 
-// decodeStored returns the message, and fills facts. It takes away the delivery's headers with these names.
+// decodeStored returns the message, and fills facts. It takes away the delivery's headers with
+// these names.
 func decodeStored(d *amqp.Delivery, facts any, own ...string) (*bus.Message, error) {
 	size, tail, err := splitStored(d)
 	if err != nil {
@@ -153,8 +157,9 @@ func storedKey(d *amqp.Delivery) string {
 	return text(d.Headers[keyHeader])
 }
 
-// unreadable is a stored message that cannot be decoded: the payload has the record's own bytes. Its content type says that it is an
-// event in structured mode, which it is not, so that no handler takes it for something else.
+// unreadable is a stored message that cannot be decoded: the payload has the record's own bytes.
+// Its content type says falsely that it is an event in structured mode, so that no handler takes it
+// for something else.
 func unreadable(d *amqp.Delivery, id string, err error) (*bus.Message, *bus.Failure) {
 	m := &bus.Message{ID: id, Type: d.Type, Key: text(d.Headers[keyHeader]), Time: d.Timestamp, ContentType: "application/cloudevents+json", Payload: d.Body}
 	if m.Time.IsZero() {

@@ -48,8 +48,8 @@ func (t *topology) queue(name string) (q amqp.Queue, ok bool, err error) {
 	return q, err == nil, err
 }
 
-// declareQueue makes a durable queue unless it exists. One that exists is used as it is, whatever its arguments: a
-// change of configuration must not stop a service.
+// declareQueue makes a durable queue unless it exists. An existing queue is used as it is, whatever
+// its arguments: a change of configuration must not stop a service.
 func (t *topology) declareQueue(name string, args amqp.Table) error {
 	ch, err := t.channel()
 	if err != nil {
@@ -97,7 +97,8 @@ func (t *topology) declareExchange(name, kind, alternate string) error {
 	return ch.ExchangeDeclare(name, kind, true, false, false, false, args)
 }
 
-// declareTopic makes the topic's exchange, and behind it, for messages that no group takes yet, the unrouted queue.
+// declareTopic makes the topic's exchange, and behind it, for messages that no group takes yet, the
+// unrouted queue.
 func (t *topology) declareTopic(cfg Config, topic string) error {
 	unrouted := unroutedName(topic)
 	err := t.declareQueue(unrouted, unroutedArgs(cfg, t.session.conn.Properties))
@@ -111,7 +112,8 @@ func (t *topology) declareTopic(cfg Config, topic string) error {
 		err = t.declareExchange(topic, amqp.ExchangeFanout, unrouted)
 	}
 	if err == nil {
-		// Should somebody have deleted the topic's exchange, its groups are on it again before anything is published.
+		// Should somebody have deleted the topic's exchange, its groups are on it again before
+		// anything is published.
 		if err = t.ch.ExchangeBind(groupsName(topic), "", topic, false, nil); hasCode(err, amqp.NotFound) {
 			err = nil // it has had no group yet
 		}
@@ -130,8 +132,8 @@ func unroutedArgs(cfg Config, server amqp.Table) amqp.Table {
 	})
 }
 
-// declareGroup makes the group's exchange, lanes and bindings, and returns the number of lanes. The group is not
-// attached to the topic yet.
+// declareGroup makes the group's exchange, lanes and bindings, and returns the number of lanes. The
+// group is not attached to the topic yet.
 func (t *topology) declareGroup(cfg Config, group string) (lanes int, err error) {
 	exists, err := t.exchangeExists(group)
 	if err == nil && !exists { // groupLanes looks for it where there is the group
@@ -143,7 +145,8 @@ func (t *topology) declareGroup(cfg Config, group string) (lanes int, err error)
 	if err != nil {
 		return 0, fmt.Errorf("declare the group: %w", err)
 	}
-	// A routing key that is no slot is a foreign publisher's. Its messages all go to one lane, in order.
+	// A routing key that is no slot is a foreign publisher's. Its messages all go to one lane, in
+	// order.
 	if err := t.declareExchange(lanesName(group, lanes), amqp.ExchangeFanout, ""); err != nil {
 		return 0, fmt.Errorf("declare the group: %w", err)
 	}
@@ -174,7 +177,8 @@ func (t *topology) declareLane(cfg Config, group string, lanes, lane int) error 
 		}
 	}
 	for s := lane; s < slots; s += lanes {
-		// A channel's requests are served in order and a refusal closes it, so the last answer is that of all.
+		// A channel's requests are served in order and a refusal closes it, so the last answer
+		// stands for all.
 		if err := ch.QueueBind(name, routingKeys[s], group, s+lanes < slots, nil); err != nil {
 			return fmt.Errorf("bind lane %d: %w", lane, err)
 		}
@@ -203,11 +207,13 @@ func unlimited(server, args amqp.Table) amqp.Table {
 	return args
 }
 
-// groupLanes declares the group's exchange, and returns how many lanes the group has: want, if this makes it.
+// groupLanes declares the group's exchange, and returns how many lanes the group has: want, if this
+// call makes it.
 //
-// The number is part of the exchange's alternate exchange, which cannot be changed, so the first member decides. A later one, which wants
-// another number, is refused, and finds which alternate exchange there is. (The refusal quotes it, but is cut off at 255 bytes.)
-// A record kept in a queue would have no such test-and-set.
+// The number is part of the exchange's alternate exchange, which cannot be changed, so the first
+// member decides. A later member that wants another number is refused, and finds out which
+// alternate exchange there is. (The refusal quotes it, but is cut off at 255 bytes.) A record kept
+// in a queue would have no such test-and-set.
 func (t *topology) groupLanes(group string, want int) (int, error) {
 	refused := t.declareExchange(group, amqp.ExchangeDirect, lanesName(group, want))
 	if refused == nil {
@@ -250,8 +256,9 @@ func (t *topology) existingLanes(group string) (int, error) {
 	return n, err
 }
 
-// attach makes the topic's messages flow to the group. Groups are bound to an exchange of their own, and that to the topic's. The last
-// binding that is missing lets all slots begin at the same message.
+// attach makes the topic's messages flow to the group. Groups are bound to an exchange of their
+// own, and this exchange is bound to the topic's. The last missing binding lets all slots begin at
+// the same message.
 func (t *topology) attach(topic, group string) error {
 	groups := groupsName(topic)
 	if err := t.declareExchange(groups, amqp.ExchangeFanout, unroutedName(topic)); err != nil {
@@ -263,8 +270,9 @@ func (t *topology) attach(topic, group string) error {
 	return t.ch.ExchangeBind(groups, "", topic, false, nil)
 }
 
-// lock takes the lock of a topic or of a poison store, a queue that one connection at a time can have. The broker frees it when the
-// connection ends. Callers of one connection exclude each other beforehand.
+// lock takes the lock of a topic or of a poison store: a queue that one connection at a time can
+// have. The broker frees the lock when the connection ends. Callers of one connection exclude each
+// other beforehand.
 func (t *topology) lock(ctx context.Context, name string) error {
 	for n := 0; ; n++ {
 		ch, err := t.channel()

@@ -5,14 +5,15 @@ import (
 	"time"
 )
 
-// troublePatience is how long something must have failed before Receive tells of it. What is repaired sooner needs nobody.
+// troublePatience is how long something must have failed before Receive tells of it. A failure that
+// is repaired sooner needs nobody's attention.
 const (
 	troublePatience = time.Second
 	// calmAfter is how long a lane has been registered when it is in no trouble any more.
 	calmAfter = troublePatience / 4
 )
 
-// spot is what may be in trouble: a lane, by its number, or one of these.
+// spot is a place that may be in trouble: a lane, by its number, or one of these.
 type spot int32
 
 const (

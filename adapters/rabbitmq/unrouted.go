@@ -66,11 +66,12 @@ func (m *mover) send(ctx context.Context, n int, fill func(i int, x *parcel) err
 	return errors.Join(m.pipe.publish(ctx, n, fill)...)
 }
 
-// moveKept moves the messages of the unrouted queue, in order: each is confirmed at its new place before it is taken from the old
-// one. before is called once, before the first is moved. moved says whether there was any.
+// moveKept moves the messages of the unrouted queue, in order. Each message is confirmed at its new
+// place before it is taken from the old place. before is called once, before the first message is
+// moved. moved says whether there was any.
 //
-// It ends at a fence that it puts into the queue. The queue's length would not tell: a quorum queue says 0 whenever its leader does
-// not answer within 250 ms.
+// It ends at a fence that it puts into the queue. The queue's length would not tell the end: a
+// quorum queue says 0 whenever its leader does not answer within 250 ms.
 func (m *mover) moveKept(ctx context.Context, before func() error, route func(*amqp.Delivery) (exchange, key string)) (moved bool, err error) {
 	ch, deliveries, err := m.consume(ctx)
 	if err != nil {
@@ -168,8 +169,8 @@ func (m *mover) fence(ctx context.Context, id string) (stored bool, err error) {
 	return err == nil, err
 }
 
-// collect waits for n messages, or for the fence: then end is true. last is the tag up to which all is in the batch, or a fence that
-// a mover left behind.
+// collect waits for n messages, or for the fence: then end is true. Everything up to the tag last
+// is in the batch, or is a fence that a mover left behind.
 func collect(ctx context.Context, deliveries <-chan amqp.Delivery, n int, fence string) (batch []amqp.Delivery, last uint64, end bool, err error) {
 	for len(batch) < n && !end {
 		select {
