@@ -13,8 +13,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// The benchmarks compare with the client library alone, on the same topology: durable, confirmed, mandatory, with
-// headers of the same number and size.
+// The benchmarks compare with the client library alone, on the same topology: durable, confirmed,
+// mandatory, with headers of the same number and size.
 
 func benchTopic(b *testing.B) (string, *busDriver, bus.Source) {
 	c := brokerConfig(b)

@@ -56,7 +56,8 @@ func TestUnrouted(t *testing.T) {
 	checkOrder(t, got, 1500, 1600)
 }
 
-// A limit of one node is no reason to give up: another node may take the connection. A vhost that does not exist is.
+// A limit of one node is no reason to give up: another node may take the connection. A vhost that
+// does not exist is a reason.
 func TestRetryableRefusals(t *testing.T) {
 	for reason, want := range map[string]bool{
 		"NOT_ALLOWED - vhost nowhere not found":                                                                          false,

@@ -117,7 +117,8 @@ func TestPublishThroughCuts(t *testing.T) {
 	}
 }
 
-// While there is no connection, a publisher waits within its context, and learns that nothing was sent.
+// While there is no connection, a publisher waits within its context, and learns that nothing was
+// sent.
 func TestPublishWhileDown(t *testing.T) {
 	topic := newTopic(t)
 	p, c := newProxy(t)
@@ -168,7 +169,8 @@ func TestStalledLink(t *testing.T) {
 				t.Errorf("publish: %v", err)
 				return
 			}
-			// What was sent first is unknown; what there was no room for is definite.
+			// The fate of the messages sent first is unknown; messages without room are definitely
+			// not published.
 			if e := pe.Errs[0]; !errors.Is(e, context.DeadlineExceeded) {
 				t.Errorf("first: %v", e)
 			}
@@ -189,7 +191,8 @@ func TestStalledLink(t *testing.T) {
 	<-d.closed
 }
 
-// While the broker blocks publishers (an alarm), they wait within their context, and nothing is sent.
+// While the broker blocks publishers (an alarm), they wait within their context, and nothing is
+// sent.
 func TestBlockedByBroker(t *testing.T) {
 	topic := newTopic(t)
 	p, c := newProxy(t)
@@ -220,8 +223,8 @@ func TestBlockedByBroker(t *testing.T) {
 	}
 }
 
-// The broker closes one lane's channel, as it does over a message that is not settled for 30 minutes: the lane is lost
-// and comes back, and the connection goes on.
+// The broker closes one lane's channel, as it does over a message that is not settled for 30
+// minutes. The lane is lost and comes back, and the connection goes on.
 func TestChannelClosedByBroker(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -347,7 +350,8 @@ func TestConsumeThroughCuts(t *testing.T) {
 	}
 }
 
-// What the broker lost is declared again after a reconnect, or when it is missed.
+// Exchanges and queues that the broker lost are declared again after a reconnect, or when they are
+// missed.
 func TestTopologyComesBack(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -380,8 +384,8 @@ func TestTopologyComesBack(t *testing.T) {
 		}
 		return ctx.Err()
 	})
-	// From another connection: a channel that has just published to the old queues is told that all is well with what
-	// it publishes to them now (seen on 3.10.8: confirmed, and gone).
+	// From another connection. A channel that has just published to the old queues is told that all
+	// is well with its messages to the new queues (seen on 3.10.8: confirmed, and gone).
 	last := ends("")
 	publish(t, openDriver(t, brokerConfig(t)), topic, last...)
 	settle(t, s, receive(t, ctx, s, len(last)))
@@ -404,8 +408,8 @@ func TestTopologyComesBack(t *testing.T) {
 	}
 }
 
-// Somebody deletes the topic's exchange while groups run. The next publisher makes it again with its groups on it: both get all that
-// is published, in order.
+// Somebody deletes the topic's exchange while groups run. The next publisher makes it again with
+// its groups on it: both get all published messages, in order.
 func TestExchangeOfRunningGroupsIsMadeAgain(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g", "h")

@@ -152,7 +152,7 @@ func TestFramesPass(t *testing.T) {
 // A table that is replaced keeps the frame within the agreed size.
 func TestFramesReplaceTables(t *testing.T) {
 	for _, size := range []int{100, minFrameMax - 60, minFrameMax, frameSize - 100} {
-		table := append([]byte{1, 'a', 'S'}, binary.BigEndian.AppendUint32(nil, uint32(size))...) // longer than what there is
+		table := append([]byte{1, 'a', 'S'}, binary.BigEndian.AppendUint32(nil, uint32(size))...) // longer than the frame's content
 		table = append(table, make([]byte, size-len(table))...)
 		in := append(frameOf(7, table), frameOf(8, nil)...)
 		first := len(frameOf(7, table))

@@ -130,7 +130,8 @@ func TestStart(t *testing.T) {
 	got := receive(t, ctx, latest, 100)
 	checkOrder(t, got, 100, 200)
 	settle(t, latest, got)
-	// What was kept is still there, for the first group that wants it. It ends where the latest group begins.
+	// The kept messages are still there, for the first group that wants them. They end where the
+	// latest group begins.
 	earliest := subscribe(t, d, bus.Subscription{Topic: topic, Group: "earliest"}, newObserver())
 	late := subscribe(t, d, bus.Subscription{Topic: topic, Group: "late"}, newObserver())
 	publish(t, d, topic, messages(200, 300, 10)...)
@@ -148,7 +149,8 @@ func TestStart(t *testing.T) {
 	checkOrder(t, receive(t, ctx, latest, 100), 200, 300)
 }
 
-// The first group comes while many publish, and while its connection breaks. It gets everything, each key in order.
+// The first group comes while many publish, and while its connection breaks. It gets everything,
+// each key in order.
 func TestUnroutedUnderLoad(t *testing.T) {
 	for _, cuts := range []int{0, 3} {
 		t.Run(fmt.Sprintf("%d cuts", cuts), func(t *testing.T) {
@@ -300,8 +302,8 @@ func TestEarlyQueueWaitsForItsMessages(t *testing.T) {
 	settle(t, again, all)
 }
 
-// The early queue goes, and the lane is not disturbed: from a channel that the broker cancels a consumer of, it delivers nothing
-// meanwhile.
+// The early queue goes, and the lane is not disturbed. While the broker cancels a consumer of a
+// channel, it delivers nothing on that channel.
 func TestEarlyQueueGoesQuietly(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -390,7 +392,8 @@ func TestGroupsComeAtOnce(t *testing.T) {
 	}
 }
 
-// The names of topic and group are so long that the broker's refusal does not quote the number of lanes.
+// The names of topic and group are so long that the broker's refusal does not quote the number of
+// lanes.
 func TestLanesOfLongNames(t *testing.T) {
 	ctx := testContext(t)
 	const group = "billing-service-in-production-of-the-second-region"

@@ -77,7 +77,7 @@ func (c *slowConn) Read([]byte) (int, error)         { return 0, io.EOF }
 func (c *slowConn) SetWriteDeadline(time.Time) error { return nil }
 func (c *slowConn) Close() error                     { return nil }
 
-// What is written while the system is busy with the write before goes with one system call.
+// Bytes written while the system is busy with the write before go with one system call.
 func TestWritesShareSystemCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &slowConn{writes: make(chan []byte)}
@@ -152,7 +152,7 @@ func TestFramesOfSettle(t *testing.T) {
 	}
 }
 
-// What is published is confirmed by durable queues, replicated ones by default.
+// Durable queues confirm published messages, replicated queues by default.
 func TestDurability(t *testing.T) {
 	for _, queue := range []string{Quorum, Classic} {
 		t.Run(queue, func(t *testing.T) {

@@ -25,7 +25,8 @@ func limitQueue(t testing.TB, d *busDriver, name string, limit int64) {
 	}
 }
 
-// What is parked outlives any number of hand-overs, though each counts against the queue's delivery limit.
+// Parked messages outlive any number of hand-overs, though each counts against the queue's delivery
+// limit.
 func TestParkedOutlivesHandOvers(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -51,7 +52,7 @@ func TestParkedOutlivesHandOvers(t *testing.T) {
 	}
 }
 
-// What is parked outlives any number of refreshes.
+// Parked messages outlive any number of refreshes.
 func TestParkedOutlivesRefreshes(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -95,8 +96,8 @@ func TestParkedOutlivesRefreshes(t *testing.T) {
 	}
 }
 
-// A message that its owners give back again and again, as when their process crashes over another one, is parked before its lane's queue
-// drops it.
+// Owners may give a message back again and again, as when their process crashes over another
+// message. It is parked before its lane's queue drops it.
 func TestLaneOutlivesCrashes(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -121,7 +122,8 @@ func TestLaneOutlivesCrashes(t *testing.T) {
 	}
 }
 
-// A limit under which nothing can be promised is an error that says what to do; a sufficient one, or none, is not.
+// A limit under which nothing can be promised is an error that says how to mend it. A sufficient
+// limit, or none, is no error.
 func TestLimitTooLow(t *testing.T) {
 	for _, c := range []struct {
 		limit int64
@@ -163,7 +165,8 @@ func TestLimitTooLow(t *testing.T) {
 	}
 }
 
-// Queues are made without a limit where the server has one for those that say nothing, and where it understands that.
+// Queues are made without a limit if the server has a limit for queues that say nothing, and
+// understands "none".
 func TestUnlimited(t *testing.T) {
 	for version, want := range map[string]any{"3.10.8": nil, "3.13.7": nil, "4.0.5": int64(-1), "4.3.6": int64(-1), "10.0.0": int64(-1), "": nil} {
 		server := amqp.Table{"version": version}

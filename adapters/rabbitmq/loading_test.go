@@ -25,7 +25,8 @@ func injectAll(t testing.TB, d *busDriver, topic string, ms ...*bus.Message) {
 	}
 }
 
-// More records than the broker delivers at a time can be fetched, each of them, and go to the next owner.
+// More records than the broker delivers at a time can be fetched, each of them, and go to the next
+// owner.
 func TestMoreThanTheWindow(t *testing.T) {
 	for _, limit := range []int64{0, 20} {
 		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
@@ -119,7 +120,8 @@ func TestLoadWithoutMarker(t *testing.T) {
 	}
 }
 
-// While the broker blocks publishers, commands that wait keep no lane from starting; they are carried out when it is over.
+// While the broker blocks publishers, commands that wait keep no lane from starting; they are
+// carried out afterwards.
 func TestCommandsWhileBlocked(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

@@ -318,8 +318,9 @@ func TestStaleSettle(t *testing.T) {
 	}
 }
 
-// A lane that a member gives up goes to one that has fewer, and by those that have their share before anything of it is handled there.
-// So each lane moves once, and a handler that takes long is not interrupted by the sharing.
+// A lane that a member gives up goes to a member that has fewer lanes. It passes by members that
+// have their share, before they handle any of its messages. So each lane moves once, and the
+// sharing does not interrupt a handler that takes long.
 func TestLanesDoNotWander(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

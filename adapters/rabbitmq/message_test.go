@@ -102,7 +102,7 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// Messages of other software are messages, whatever is in their headers, and whatever their routing key.
+// Messages of other software are messages, with any headers and any routing key.
 func TestForeignMessages(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g", "h")
@@ -238,7 +238,7 @@ func FuzzDecodeHeaders(f *testing.F) {
 	})
 }
 
-// What is encoded is decoded to the same, without a broker.
+// An encoded message is decoded to the same message, without a broker.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add("id", "key", "a", "1", "b", "2", "a", "3")
 	f.Add("", "\xff", "CC", "", "x-death", "", "correlationid", "")
@@ -261,8 +261,8 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
-// What the broker counts in headers is not taken for the publisher's, however often a message is given back and parked;
-// and the publisher's own headers of these names stay.
+// Headers in which the broker counts are not taken for the publisher's, however often a message is
+// given back and parked. The publisher's own headers of these names stay.
 func TestBrokersHeadersStayTheBrokers(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -293,7 +293,8 @@ func TestBrokersHeadersStayTheBrokers(t *testing.T) {
 	}
 }
 
-// What came without an id has one of its delivery, which says so; one that the publisher gave stays.
+// A message that came without an id has an id of its delivery, which says so. An id that the
+// publisher gave stays.
 func TestIdentify(t *testing.T) {
 	for _, d := range []*amqp.Delivery{{}, {MessageId: "7"}, {Headers: amqp.Table{"cloudEvents_id": "7"}}} {
 		m := decode(d)

@@ -128,8 +128,8 @@ func TestManyAcksThenClose(t *testing.T) {
 	}
 }
 
-// Commit asks the queue that the messages came from, and again if its leader has not answered: the broker says then that there are
-// neither messages nor consumers.
+// Commit asks the queue from which the messages came, and again if its leader has not answered: the
+// broker says then that there are neither messages nor consumers.
 func TestCommitWaitsForAnAnswer(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

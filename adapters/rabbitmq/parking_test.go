@@ -131,7 +131,8 @@ func TestManyParked(t *testing.T) {
 			if got := fetchIDs(t, ctx, next, told); !slices.Equal(got, wantIDs(0, total)) {
 				t.Errorf("%d of %d could be fetched", len(got), total)
 			}
-			// What is given back, so that the broker does not tire of waiting, is still there.
+			// Messages that are given back, so that the broker does not tire of waiting, are still
+			// there.
 			for _, l := range next.lanes {
 				refreshAll(t, ctx, l.current.Load().parking())
 			}
@@ -157,7 +158,8 @@ func TestManyParked(t *testing.T) {
 	}
 }
 
-// An owner that was cut off while it parked has lost nothing: each message is parked, or comes again.
+// An owner that was cut off while it parked has lost nothing: each message is parked, or comes
+// again.
 func TestParkThroughCuts(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -298,7 +300,8 @@ func TestDelayedThroughCuts(t *testing.T) {
 	r.HandleFunc(topic, func(ctx context.Context, m *bus.Message) error {
 		mu.Lock()
 		defer mu.Unlock()
-		// Never as often as the policy tries: the key goes on when a message is poisoned, which may then come again.
+		// It never fails as often as the policy tries: the key goes on when a message is poisoned,
+		// which may then come again.
 		if handled[m.ID] == 0 && failed[m.ID] < 2 && rand.N(20) == 0 {
 			failed[m.ID]++
 			return errors.New("not now")
@@ -390,8 +393,8 @@ func TestFullLane(t *testing.T) {
 	}
 }
 
-// What is in the parking queue and not understood stays there, however often it is given back, so that the broker does not end the channel
-// over it. The marker of another member goes.
+// A record in the parking queue that is not understood stays there. It is given back often, so that
+// the broker does not end the channel over it. The marker of another member goes.
 func TestStrangersStay(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

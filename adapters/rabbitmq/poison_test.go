@@ -49,7 +49,8 @@ func entry(id string) driver.PoisonEntry {
 	return driver.PoisonEntry{ID: id, Message: message("m-"+id, "k"), Topic: "t", Group: "g"}
 }
 
-// TestPoisonAtOnce: several processes, and several in each, put the first entries of a group at the same moment.
+// TestPoisonAtOnce: several processes, and several callers in each, put the first entries of a
+// group at the same moment.
 func TestPoisonAtOnce(t *testing.T) {
 	const rounds, processes, each = 20, 3, 3
 	ctx := testContext(t)

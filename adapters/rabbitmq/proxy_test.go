@@ -121,7 +121,8 @@ func (p *proxy) cancelled() int {
 	return p.told[basicCancel]
 }
 
-// block has the broker say that it blocks publishers, and waits until the session knows. The connections must be idle.
+// block has the broker say that it blocks publishers, and waits until the session knows. The
+// connections must be idle.
 func (p *proxy) block(t testing.TB, s *session, reason string) {
 	t.Helper()
 	p.inject(60, shortString(reason)...)
@@ -159,8 +160,8 @@ func (p *proxy) blind(queue string, n int) {
 	p.unseen, p.answers = queue, n
 }
 
-// mute has the broker confirm nothing more on the channels on which something is published to this exchange or queue. It is called
-// before anything is.
+// mute has the broker confirm nothing more on the channels that publish to this exchange or queue.
+// Call it before anything is published there.
 func (p *proxy) mute(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

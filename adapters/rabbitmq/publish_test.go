@@ -23,7 +23,7 @@ func admin(t testing.TB, d *busDriver, f func(tp *topology) error) {
 	}
 }
 
-// What is beyond the bound of a topic without groups is refused, for sure.
+// Messages beyond the bound of a topic without groups are refused, for sure.
 func TestUnroutedFull(t *testing.T) {
 	for _, queue := range []string{Quorum, Classic} {
 		t.Run(queue, func(t *testing.T) {
@@ -83,7 +83,8 @@ func TestReturned(t *testing.T) {
 	publish(t, d, topic, message("2", "")) // declared again
 }
 
-// The topic's exchange is gone: the broker closes the channel, and everything works again afterwards.
+// The topic's exchange is gone: the broker closes the channel, and everything works again
+// afterwards.
 func TestExchangeIsMadeAgain(t *testing.T) {
 	topic := newTopic(t)
 	d := openDriver(t, brokerConfig(t))
@@ -170,8 +171,8 @@ func TestPublishLeavesMessages(t *testing.T) {
 	}
 }
 
-// A queue does not confirm: nobody can publish to its topic any more, and to all others as before. So it is with the queues that the
-// driver itself writes to.
+// A queue does not confirm: nobody can publish to its topic any more. All other topics work as
+// before. The same holds for the queues that the driver itself writes to.
 func TestOneQueueDoesNotConfirm(t *testing.T) {
 	sick, well := newTopic(t), newTopic(t)
 	p, c := newProxy(t)

@@ -7,7 +7,8 @@ import (
 	"testing/synctest"
 )
 
-// Who comes while the lock is held has it at once; the last gives it back, also one that nobody waits for any more.
+// A caller that comes while the lock is held has it at once. The last holder gives it back, also a
+// lock that nobody waits for any more.
 func TestSharedLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l sharedLock

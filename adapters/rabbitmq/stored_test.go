@@ -15,7 +15,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// longMessage has texts that no AMQP publisher could have sent as they are, but a structured event has.
+// longMessage has texts that no AMQP publisher could have sent as they are, but a structured event
+// can have.
 func longMessage() *bus.Message {
 	m := message(strings.Repeat("id\xff", 100_000), strings.Repeat("key", 50_000))
 	m.Type, m.Source, m.Subject = strings.Repeat("type", 70), strings.Repeat("/s", 60_000), strings.Repeat("subject ", 40_000)
@@ -85,7 +86,8 @@ func TestTooLargeToStore(t *testing.T) {
 	s, _ := parkingSource(t, d, topic)
 	publish(t, d, topic, messages(0, 3, 3)...)
 	ps := parkAll(receive(t, ctx, s, 3))
-	// The largest that can be published can be stored with all that belongs to it; that of another publisher may be larger.
+	// The largest message that can be published can be stored with all its facts. Another
+	// publisher's message may be larger.
 	largest := message(ps[0].ID, "k")
 	largest.Headers = bus.Headers{{Name: "h", Value: strings.Repeat("v", 32<<10)}}
 	largest.Payload = make([]byte, c.MaxMessage-largest.Size())
@@ -239,7 +241,8 @@ func TestUnreadablePoison(t *testing.T) {
 	}
 }
 
-// A command that means another message than the one at its place does nothing. One of an earlier version, which names none, does.
+// A command does nothing if it means another message than the message at its place. A command of an
+// earlier version, which names no message, is carried out.
 func TestCommandsNameTheirMessage(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

@@ -254,7 +254,8 @@ func publish(t testing.TB, d *busDriver, topic string, ms ...*bus.Message) {
 	}
 }
 
-// checkOrder checks that the deliveries have each id from to to-1 of messages once, and each key's in order.
+// checkOrder checks that the deliveries have each id from to to-1 of messages once, and each key's
+// in order.
 func checkOrder(t testing.TB, ds []bus.Delivery, from, to int) {
 	t.Helper()
 	seen := map[string]int{}

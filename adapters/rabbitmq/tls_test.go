@@ -22,7 +22,8 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
-// tlsEndpoint ends TLS in front of the broker, and returns the URL, and the file of its certificate.
+// tlsEndpoint ends TLS in front of the broker, and returns the URL, and the file of its
+// certificate.
 func tlsEndpoint(t *testing.T) (rawURL, ca string) {
 	t.Helper()
 	u, err := url.Parse(brokertest.URL(t, "rabbitmq"))

@@ -52,7 +52,8 @@ func TestReceiveTellsOfOutages(t *testing.T) {
 	o.waitLanes(t, ctx, DefaultLanes)
 }
 
-// Somebody else has a lane's queue for himself. Subscribe and Receive name the lane and the reason, and it goes on when that is over.
+// Somebody else has a lane's queue for himself. Subscribe and Receive name the lane and the reason.
+// The lane goes on when the queue is free again.
 func TestLaneThatCannotBeConsumed(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -92,8 +93,8 @@ func TestLaneThatCannotBeConsumed(t *testing.T) {
 	o.waitLanes(t, ctx, 2)
 }
 
-// A lane's queue does not confirm. Nobody registers with it, because the server would end the connection if it had no majority; Receive
-// says which it is. The other lanes are consumed.
+// A lane's queue does not confirm. Nobody registers with it, because the server would end the
+// connection if the queue had no majority. Receive says which lane it is. The other lanes are consumed.
 func TestLaneThatDoesNotConfirm(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -246,8 +247,8 @@ func TestKeptThatCannotBeMoved(t *testing.T) {
 	}
 }
 
-// Somebody deletes a group, and it is made again with another number of lanes while its members run. They take no lane that it has not, and
-// say why.
+// Somebody deletes a group, and it is made again with another number of lanes while its members
+// run. They take no lane that the group does not have, and say why.
 func TestGroupMadeAgainWithOtherLanes(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
@@ -287,7 +288,7 @@ func TestGroupMadeAgainWithOtherLanes(t *testing.T) {
 	})
 }
 
-// What arrived of lanes that are gone is dropped, though nobody calls Receive.
+// Deliveries of lanes that are gone are dropped, though nobody calls Receive.
 func TestArrivalsOfLostLanesAreDropped(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
