@@ -8,13 +8,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A queue drops a message that it has taken back more often than its delivery limit says. RabbitMQ 4
-// has a limit of 20 for queues that say nothing, and an operator may have set another by a policy.
-// Whatever ends a channel counts. So a record that comes back for the third time is written anew, as
-// a copy, before it is needed: a copy begins at 0.
+// A queue drops a message that it has taken back more often than its delivery limit says. RabbitMQ
+// 4 has a limit of 20 for queues that say nothing, and an operator may have set another by a
+// policy. Whatever ends a channel counts.
 //
-// The record is held until the copy is known to be stored. An owner that dies in between leaves
-// both, and the higher copy counts.
+// So a record that comes back for the third time is written anew, as a copy, before it is needed: a
+// copy begins at 0. The record is held until the copy is known to be stored. An owner that dies in
+// between leaves both, and the higher copy counts.
 
 const (
 	// maxReturns is from how many returns on a record is copied.

@@ -76,7 +76,7 @@ func encode(m *bus.Message, frame int) (amqp.Publishing, error) {
 	p := amqp.Publishing{
 		Headers: t, ContentType: m.ContentType, DeliveryMode: amqp.Persistent, MessageId: m.ID, Type: m.Type, Body: m.Payload,
 	}
-	if m.Time.Unix() > 0 { // what AMQP can say, for other software; the attribute has the full precision
+	if m.Time.Unix() > 0 { // AMQP has no other times; this is for other software, the attribute has the full precision
 		p.Timestamp = m.Time
 	}
 	err := checkShort(m)

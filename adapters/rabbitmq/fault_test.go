@@ -384,8 +384,8 @@ func TestTopologyComesBack(t *testing.T) {
 		}
 		return ctx.Err()
 	})
-	// From another connection. A channel that has just published to the old queues is told that all
-	// is well with its messages to the new queues (seen on 3.10.8: confirmed, and gone).
+	// From another connection. A channel that has just published to the old queues would be misled:
+	// the broker confirms its messages to the new queues, and they are gone (seen on 3.10.8).
 	last := ends("")
 	publish(t, openDriver(t, brokerConfig(t)), topic, last...)
 	settle(t, s, receive(t, ctx, s, len(last)))

@@ -116,7 +116,7 @@ func decimal(d amqp.Decimal) string {
 	return sign + digits[:len(digits)-scale] + "." + digits[len(digits)-scale:]
 }
 
-// tree turns a field into what encoding/json writes: numbers stay numbers, where JSON has them.
+// tree turns a field into a value for encoding/json: numbers stay numbers, where JSON has them.
 func tree(field any) any {
 	switch v := field.(type) {
 	case amqp.Table:

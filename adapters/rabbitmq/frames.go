@@ -129,7 +129,7 @@ func tableOf(frame []byte) (table span, ok bool) {
 	return span{at + 4, at + 4 + len(value)}, ok
 }
 
-// long splits off what begins with its length in four bytes.
+// long splits off a part that begins with its length in four bytes.
 func long(b []byte) (value, rest []byte, ok bool) {
 	if len(b) < 4 {
 		return nil, nil, false

@@ -122,9 +122,9 @@ func (l *lane) earlyName() string { return earlyName(l.source.group, int(l.id)) 
 
 // begin registers with the lane's early queue, as long as there is one, or with the lane's queue.
 //
-// It holds the topic's lock, so that the early queue is not deleted meanwhile. When a consumer
-// registers with a quorum queue that is just being deleted, the server ends the whole connection
-// with an internal error (seen on 3.10.8).
+// It holds the topic's lock, so that the early queue is not deleted meanwhile. If a consumer
+// registered with a quorum queue that is just being deleted, the server would end the whole
+// connection. It answers with an internal error then (seen on 3.10.8).
 func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 	if !l.source.early.Load() {
 		return false, c.begin(ctx, false)

@@ -76,7 +76,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// What AMQP cannot carry is refused alone, and does not cost the connection.
+// A message that AMQP cannot carry is refused alone, and does not cost the connection.
 func TestTooLarge(t *testing.T) {
 	topic := newTopic(t)
 	c := brokerConfig(t)

@@ -185,7 +185,7 @@ func (o *ownership) finish(tag int64) {
 }
 
 // settleDown waits until the broker has worked off the acks of a channel. A channel of the broker
-// passes at most 32 acks on to a quorum queue before it hears from the queue, and forgets the rest
+// passes at most 32 acks on to a quorum queue before it hears from the queue. It forgets the rest
 // when it is closed (seen on 3.10.8).
 //
 // Registering one more consumer, which waits in line and goes with the channel, makes the channel
@@ -193,7 +193,7 @@ func (o *ownership) finish(tag int64) {
 // applied all earlier acks. A second registration answers for the acks that the first one released.
 //
 // A queue without a leader says that it has no consumer. Then there is nobody to wait for, and
-// registering would end the whole connection. Messages whose acks cannot be confirmed here are
+// registering would end the whole connection. Messages with acks that cannot be confirmed here are
 // delivered again.
 func settleDown(ch *amqp.Channel, queue string) {
 	if q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || q.Consumers == 0 {

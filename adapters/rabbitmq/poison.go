@@ -52,8 +52,8 @@ func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStor
 }
 
 // declare makes the stream unless it is there. Only one process at a time declares it. While
-// another process is just declaring a stream, the broker says that it is there, and ends the
-// connection of a publisher that publishes to it too early (seen on 3.10.8).
+// another process is just declaring a stream, the broker says that it is there. It ends the
+// connection of a publisher that publishes to the stream too early (seen on 3.10.8).
 func (p *poisonStore) declare(ctx context.Context) error {
 	s, err := p.d.pub.link.getUnblocked(ctx)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 const minLimit = 12
 
 // probing is an owner's knowledge of the delivery limit of its parking queue. The broker tells
-// neither a queue's arguments, nor what a policy sets for it. So the owner has the queue deliver a
+// neither a queue's arguments, nor a policy's settings for it. So the owner has the queue deliver a
 // record again and again: the queue drops it at its limit.
 type probing struct {
 	sent   time.Time // the probe was sent, or given back

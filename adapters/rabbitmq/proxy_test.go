@@ -135,7 +135,7 @@ func (p *proxy) block(t testing.TB, s *session, reason string) {
 	}
 }
 
-// unblock ends what block began.
+// unblock ends the blocking that block began.
 func (p *proxy) unblock(s *session) {
 	p.inject(61)
 	s.mu.Lock()

@@ -62,7 +62,8 @@ func TestUnroutedFull(t *testing.T) {
 	}
 }
 
-// A message that no queue takes, because what keeps them is gone, is not reported as published.
+// A message that no queue takes, because the queue that keeps messages is gone, is not reported as
+// published.
 func TestReturned(t *testing.T) {
 	topic := newTopic(t)
 	d := openDriver(t, brokerConfig(t))

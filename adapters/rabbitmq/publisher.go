@@ -279,7 +279,7 @@ func (p *publisher) ready(ctx context.Context, topic string, strand int) (*publi
 	}
 }
 
-// send publishes n parcels of this driver's own, and returns what failed.
+// send publishes n parcels of this driver's own, and returns their errors.
 func (p *publisher) send(ctx context.Context, n int, fill func(i int, x *parcel) error) error {
 	return errors.Join(slices.Compact(p.sendEach(ctx, n, fill))...) // without a connection, all have one reason
 }

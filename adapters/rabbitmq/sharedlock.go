@@ -10,7 +10,7 @@ import (
 type sharedLock struct {
 	mu    sync.Mutex
 	users int
-	held  *attempt[func()] // what gives it back
+	held  *attempt[func()] // the function that gives it back
 }
 
 // take waits for the lock until ctx ends. acquire takes it, if nobody has it yet.

@@ -34,7 +34,7 @@ func (l *sizeLimit) check(body int) error {
 
 var largerThanServers = regexp.MustCompile(`message size \d+ is larger than (?:configured )?max size (\d+)`)
 
-// learn looks for the server's limit in what ended a channel.
+// learn looks for the server's limit in the error that ended a channel.
 func (l *sizeLimit) learn(errs []error) {
 	for _, err := range errs {
 		e, ok := errors.AsType[*amqp.Error](err)

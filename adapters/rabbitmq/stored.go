@@ -25,7 +25,7 @@ const (
 )
 
 const (
-	// shortText is what AMQP's own fields take, in bytes.
+	// shortText is the longest text that AMQP's own fields take, in bytes.
 	shortText = 255
 	// headerText is the size up to which a text without such a field travels as a header: all
 	// headers must fit into one frame.

@@ -270,9 +270,9 @@ func (t *topology) attach(topic, group string) error {
 	return t.ch.ExchangeBind(groups, "", topic, false, nil)
 }
 
-// lock takes the lock of a topic or of a poison store: a queue that one connection at a time can
-// have. The broker frees the lock when the connection ends. Callers of one connection exclude each
-// other beforehand.
+// lock takes the lock of a topic or of a poison store: a queue that only one connection at a time
+// can have. The broker frees the lock when the connection ends. Callers of one connection exclude
+// each other beforehand.
 func (t *topology) lock(ctx context.Context, name string) error {
 	for n := 0; ; n++ {
 		ch, err := t.channel()

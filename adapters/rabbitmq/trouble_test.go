@@ -94,7 +94,8 @@ func TestLaneThatCannotBeConsumed(t *testing.T) {
 }
 
 // A lane's queue does not confirm. Nobody registers with it, because the server would end the
-// connection if the queue had no majority. Receive says which lane it is. The other lanes are consumed.
+// connection if the queue had no majority. Receive says which lane it is. The other lanes are
+// consumed.
 func TestLaneThatDoesNotConfirm(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")

@@ -44,8 +44,8 @@ func (c Command) String() string {
 	return string(c.Kind) + " " + strconv.FormatInt(c.Position, 10)
 }
 
-// ParseCommand reads what String has written. It returns false for other texts: a later version's,
-// perhaps.
+// ParseCommand reads a text that String has written. It returns false for other texts: a later
+// version's, perhaps.
 func ParseCommand(text string) (Command, bool) {
 	if text == string(New) {
 		return Command{Kind: New}, true

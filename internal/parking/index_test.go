@@ -168,8 +168,8 @@ func TestIndexOfCommands(t *testing.T) {
 }
 
 // TestIndexLosesNothing parks, settles, withdraws and reads at random, as a driver does, while
-// answers get lost. What the broker has in the end is the messages that are parked; nothing else is
-// left, and none is missing.
+// answers get lost. In the end the broker has the parked messages; nothing else is left, and none
+// is missing.
 func TestIndexLosesNothing(t *testing.T) {
 	for seed := range uint64(500) {
 		rnd := rand.New(rand.NewPCG(seed, 1))

@@ -54,7 +54,8 @@ func (q *Queue[T]) Take(n, maxBytes int, give func(T) bool) (taken int) {
 	return taken
 }
 
-// Drop removes the messages for which gone returns true: those of an ownership that has ended.
+// Drop removes the messages for which gone returns true: the messages of an ownership that has
+// ended.
 func (q *Queue[T]) Drop(gone func(T) bool) {
 	q.keep(slices.DeleteFunc(q.items[q.head:], func(i item[T]) bool {
 		if !gone(i.value) {

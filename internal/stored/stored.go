@@ -70,7 +70,7 @@ func Micros(due time.Time) int64 {
 	return due.Add(time.Microsecond - 1).UnixMicro()
 }
 
-// Due reads what [Micros] has written. A number below 1 is any time.
+// Due reads a number that [Micros] has written. A number below 1 is any time.
 func Due(micros int64) time.Time {
 	if micros < 1 {
 		return time.Time{}
