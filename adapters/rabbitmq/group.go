@@ -98,7 +98,7 @@ func (t *topology) state(group string, lanes int) (groupState, error) {
 }
 
 // lockFor excludes all other processes, and other callers in this one, from work on the named topic
-// or group. For a topic, the work is attaching a group to it. While the first group takes over the
+// or stream. For a topic, the work is attaching a group to it. While the first group takes over the
 // kept messages, a second group that attached would end the keeping too early for the first.
 func (d *busDriver) lockFor(ctx context.Context, t *topology, name string) (unlock func(), err error) {
 	d.mu.Lock()
