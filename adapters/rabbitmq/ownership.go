@@ -298,8 +298,8 @@ func (o *ownership) ask(want uint64) error {
 
 // check is called now and then for a lane that is owned. It returns true if the lane should be
 // probed: nothing has arrived since the last check, though the broker may deliver more. If the lane
-// was probed already, deliveries have stopped: the broker takes a consumer to be active that
-// gets nothing. It may be another member's consumer, if the broker's nodes could not reach each other.
+// was probed already, deliveries have stopped: the broker takes a consumer to be active that gets
+// nothing. It may be another member's consumer, if the broker's nodes could not reach each other.
 func (o *ownership) check() (probe bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
