@@ -12,13 +12,14 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// named is what a cancellation names: delayed messages with this key and id.
+// named identifies what one cancellation applies to: delayed messages with this key and id.
 type named struct{ key, id string }
 
 // cancellations are names, and the position in the lane of the last cancellation of each.
 type cancellations map[named]int64
 
-// of says whether a parked message, or one that is to be parked, is cancelled: only what came before is.
+// of says whether the cancellations apply to a message that is parked or will be parked. They apply
+// only to messages from before them.
 func (n cancellations) of(e *parkedMessage, id string) bool {
 	position, ok := n[named{e.Key, id}]
 	return ok && e.came <= position
@@ -47,7 +48,7 @@ func (c *consumer) cancelDelayed(t *task) {
 	c.cancelling.Signal()
 }
 
-// cancelHeld settles what is held in memory, before the cancellation.
+// cancelHeld settles the messages held in memory, before the cancellation.
 func (c *consumer) cancelHeld(l *lane, what named) {
 	kept := c.held[:0]
 	for _, h := range c.held {
@@ -94,7 +95,8 @@ func (c *consumer) canceller() {
 	}
 }
 
-// nextToCancel waits for cancellations of what is not being stored in this moment; nil is the end.
+// nextToCancel waits for cancellations of messages that are not being stored at this moment. It
+// returns nil at the end.
 func (c *consumer) nextToCancel() []*laneCancellations {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -121,7 +123,9 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 		var batch, rest []*task
 		for _, t := range c.cancels {
 			switch {
-			case t.lane.gone: // what it names is forgotten here: the lane's next owner is told of that, and given the cancellation
+			// its names are forgotten here: the lane's next owner hears of the message, and is
+			// given the cancellation
+			case t.lane.gone:
 				t.lane.release()
 				c.recycle(t)
 			case len(batch) < maxReceive && !being[t.named()]:
@@ -157,7 +161,8 @@ func (c *consumer) takeDelayed(batch []*task) (lanes []*laneCancellations) {
 	return lanes
 }
 
-// cancelWaiting settles what is named and not stored: it waits to be parked, or is kept in memory. Called with the lock held.
+// cancelWaiting settles the named messages that are not stored: they wait to be parked, or are kept
+// in memory. Called with the lock held.
 func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	meant := func(t *task) bool {
 		return t.lane == l && !t.marking && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
@@ -228,7 +233,8 @@ const (
 	cancelAgain            // the broker could not be asked
 )
 
-// withdraw settles those of delayed that are named: durably, because a crash must not leave one whose cancellation is settled.
+// withdraw settles the named messages among the delayed ones. It settles them durably: after a
+// crash none may remain if its cancellation is settled.
 func (c *consumer) withdraw(l *laneCancellations) cancelFate {
 	var unknown []*parkedMessage
 	for _, e := range l.delayed {
@@ -245,7 +251,7 @@ func (c *consumer) withdraw(l *laneCancellations) cancelFate {
 			return cancelAgain
 		}
 	}
-	if l.lane.ctx.Err() != nil { // what is missing may have been left out for that
+	if l.lane.ctx.Err() != nil { // messages may be missing because the lane was lost
 		return cancelLost
 	}
 	var tokens []bus.Token
@@ -280,7 +286,7 @@ func (c *consumer) identify(l *lane, es []*parkedMessage) error {
 	return nil
 }
 
-// cancelled lets go of cancellations, and of what was taken for them.
+// cancelled lets go of cancellations, and of the messages that were taken for them.
 func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,9 +14,10 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// consumer runs the handlers of one topic and group: it pulls deliveries from the driver (intake.go), orders them by
-// key and spreads them over workers (schedule.go), which call the handlers (worker.go) and hand back what is to be
-// settled (settle.go); lanes come and go meanwhile (lanes.go).
+// consumer runs the handlers of one topic and group. It pulls deliveries from the driver
+// (intake.go), orders them by key and spreads them over workers (schedule.go). Workers call the
+// handlers (worker.go) and hand back the tasks to settle (settle.go). Lanes come and go meanwhile
+// (lanes.go).
 //
 // One lock, mu, guards all of its state; it is taken once for a batch, and never held over a call of the driver or
 // of a handler.

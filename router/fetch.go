@@ -25,7 +25,7 @@ func (c *consumer) wakeFetcherAt() bool {
 	return false
 }
 
-// fetcher brings back what is due.
+// fetcher brings back the parked messages that are due.
 func (c *consumer) fetcher() {
 	dst := make([]bus.Delivery, maxFetched)
 	var tokens []bus.Token
@@ -83,7 +83,7 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 func (c *consumer) goOnWith(e *parkedMessage) {
 	t := e.kept
 	e.kept = nil
-	if e.Token.Parked { // what was parked before is still there
+	if e.Token.Parked { // the earlier parking is still there
 		c.lot.takeOut(e)
 	} else {
 		c.lot.remove(e)

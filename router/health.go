@@ -35,7 +35,7 @@ type RouteHealth struct {
 	Skipped uint64
 	// LastError is the last error of the handler.
 	LastError error
-	// Err is what is wrong with the subscription now; nil if it works.
+	// Err says why the subscription does not work now; nil if it works.
 	Err error
 }
 

@@ -168,7 +168,7 @@ func (e unwrapErrors) from(i int) unwrapErrors {
 	return e[i:]
 }
 
-// complete fills what the driver left to the router.
+// complete fills the fields that the driver left to the router.
 func (c *consumer) complete(d *bus.Delivery, now time.Time) {
 	d.Group = c.sub.Group
 	d.Attempt = max(d.Attempt, 1)
@@ -183,14 +183,16 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	switch {
 	case unwrapped != nil:
 		class := "undecodable"
-		if f := t.h.Delivery.Failure; f != nil && f.Class == driver.Unreadable { // its driver could not read what it had parked
+		// the driver could not read a parked message
+		if f := t.h.Delivery.Failure; f != nil && f.Class == driver.Unreadable {
 			class = driver.Unreadable
 		}
 		t.refuse(class, unwrapped)
 	case t.h.Delivery.Type == bus.TypeCancellation:
 		c.cancelDelayed(t)
 		return
-	case t.route == nil && (c.cfg.strict || t.replayed()): // what was replayed must not be lost because nobody takes it any more
+	// a replayed message without a handler must not be lost
+	case t.route == nil && (c.cfg.strict || t.replayed()):
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
 		c.skipped++

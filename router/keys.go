@@ -2,9 +2,9 @@ package router
 
 import "hash/maphash"
 
-// keyTable holds the tasks in flight by key: for each key the one task that may run, its head, and behind it the
-// key's later ones. It is a hash table whose links are in the tasks, so that it costs no allocation; its size is
-// fixed at twice the in-flight bound, so that its chains stay short.
+// keyTable holds the tasks in flight by key. Each key has a head, the one task that may run, and
+// behind it the key's later tasks. It is a hash table linked through the tasks, so it costs no
+// allocation. Its size is fixed at twice the in-flight bound, so that its chains stay short.
 type keyTable struct {
 	slots []*task
 	seed  maphash.Seed

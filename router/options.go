@@ -137,8 +137,9 @@ func Strict() Option {
 	return option(func(s *settings) { s.strict = setting[bool]{true, s.depth} })
 }
 
-// Guarantee says what a crash may do to the messages of a topic and group. Defaults to [AtLeastOnce]. Asking for one that
-// cannot be kept is an error at the start that says what would be needed.
+// Guarantee says what a crash may do to the messages of a topic and group. Defaults to
+// [AtLeastOnce]. A guarantee that cannot be kept is an error at the start, which names the missing
+// requirement.
 func Guarantee(l Level) Option {
 	return option(func(s *settings) { s.guarantee = setting[Level]{l, s.depth} })
 }
@@ -147,18 +148,21 @@ func Guarantee(l Level) Option {
 type Level int8
 
 const (
-	// AtLeastOnce settles a message when it has been handled and what the handler emitted is published. After a crash messages
-	// are handled again, with the same id.
+	// AtLeastOnce settles a message once it is handled and the messages that the handler emitted
+	// are published. After a crash messages are handled again, with the same id.
 	AtLeastOnce Level = iota
 	// AtMostOnce settles each message, durably, before its handler is called: none is handled by two processes, and those being
 	// handled when the process dies are lost, as are those that wait for a retry when it ends. Each call costs a round trip to the
 	// broker first, which calls that begin together share: it takes more workers.
 	AtMostOnce
-	// ExactlyOnce has the effect of each message happen once. It can be had in two ways. On a bus whose broker has transactions
-	// (Kafka, PostgreSQL, MySQL/MariaDB, SQLite), what handlers emit is published in one transaction with the settlement of what they handled: after a crash a
-	// handler is called again, and what it emitted before was never published. Other effects of a handler are not covered, only
-	// what it emits. On any bus, it can be had by handlers that are [bus.Idempotent]: those of outbox.Once, whose effect is in
-	// their own database. Those of outbox.OnceInBus have both in one transaction. At most 512 messages are in flight.
+	// ExactlyOnce has the effect of each message happen once. It can be had in two ways. On a bus
+	// whose broker has transactions (Kafka, PostgreSQL, MySQL/MariaDB, SQLite), one transaction
+	// settles the handled messages and publishes the messages that their handlers emit. After a
+	// crash a handler is called again, and the messages it emitted before were never published.
+	// This covers only the emitted messages, no other effect of a handler. On any bus, handlers
+	// that are [bus.Idempotent] provide it: those of outbox.Once have their effect in their own
+	// database. Those of outbox.OnceInBus have both in one transaction. At most 512 messages are in
+	// flight.
 	ExactlyOnce
 )
 
@@ -178,7 +182,7 @@ func (l Level) String() string {
 // Accept sets the message types that a handler takes, instead of its own.
 func Accept(types ...string) Option { return option(func(s *settings) { s.accept = types }) }
 
-// Use adds middleware, inside of what was added further out.
+// Use adds middleware, inside the middleware that was added further out.
 func Use(mw ...bus.Middleware) Option {
 	return option(func(s *settings) { s.use = append(s.use, mw...) })
 }

@@ -8,7 +8,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// conclude ends a call that succeeded: what it emitted is published, now or with the settlement.
+// conclude ends a call that succeeded: it publishes the emitted messages, now or with the
+// settlement.
 func (c *consumer) conclude(t *task, h *bus.Handling) error {
 	if !c.cfg.transactional || t.joined {
 		return engine.Flush(t.lane.ctx, h, nil)
@@ -20,7 +21,7 @@ func (c *consumer) conclude(t *task, h *bus.Handling) error {
 	return err
 }
 
-// concludeBatch is conclude for a batch, of whose messages some have failed.
+// concludeBatch is conclude for a batch in which some messages have failed.
 func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Handling, failed map[string]bool) error {
 	isFailed := func(id string) bool { return failed[id] }
 	if !c.cfg.transactional || slices.ContainsFunc(tasks, func(t *task) bool { return t.joined }) {

@@ -10,13 +10,13 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// stuckTasks could not be parked, and are tried again. Of those of one key the first alone is tried: the others must not get a position
-// before it. Tasks whose order does not matter are alone.
+// stuckTasks could not be parked, and are tried again. For each key only the first task is tried:
+// its followers must not get a position before it. Tasks whose order does not matter are alone.
 type stuckTasks struct {
 	tasks []*task
 }
 
-// stuckAtDrain is how often what is stuck is tried again at a drain.
+// stuckAtDrain is how often stuck tasks are tried again at a drain.
 const stuckAtDrain = 3
 
 // fate is what became of a task that was to be parked.
@@ -78,7 +78,7 @@ func (c *consumer) fatesOf(ps []driver.Parking, err error) (fates []fate, failed
 	return fates, failed
 }
 
-// nextToPark waits for what is to be parked; nil is the end.
+// nextToPark waits for tasks to park. It returns nil at the end.
 func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,14 +98,16 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 	}
 }
 
-// parkingsOf is what the driver is given of tasks.
+// parkingsOf returns the parkings that the driver is given for tasks.
 func parkingsOf(batch []*task) []driver.Parking {
 	ps := make([]driver.Parking, len(batch))
 	for i, t := range batch {
 		t.queued, t.parking = false, true
 		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Delayed: t.place.Delayed}
 		ps[i].Token = t.token()
-		if t.blocks { // until its poison entry is written, it waits in this process alone: who comes next tries it again at once
+		// until its poison entry is written, only this process knows: the next owner tries it again
+		// at once
+		if t.blocks {
 			ps[i].Due = time.Now()
 		}
 		if !t.marking && t.failure != nil { // its worker may be at it
@@ -180,7 +182,7 @@ func (c *consumer) mustWait(t *task) bool {
 	return c.inLine(t) && !t.head && (c.stuckByKey[t.key] != nil || c.unparkable[t.key] > 0 && !t.forced)
 }
 
-// takeStuck takes the first of each line that is to be tried again.
+// takeStuck takes the first task of each line that is due for another try.
 func (c *consumer) takeStuck(now time.Time) []*task {
 	if len(c.stuck) == 0 || now.Before(c.stuckDue) {
 		return nil
@@ -281,7 +283,7 @@ func (c *consumer) forceStuck() bool {
 	return len(forced) > 0
 }
 
-// dropStuck lets go of what is stuck, unsettled.
+// dropStuck lets go of stuck tasks, unsettled.
 func (c *consumer) dropStuck(of func(*task) bool) {
 	for _, s := range slices.Clone(c.stuck) {
 		for _, t := range slices.Clone(s.tasks) {
@@ -363,7 +365,7 @@ func (c *consumer) goOnEnded(t *task) {
 	}
 }
 
-// delayStuck says when what is stuck is tried again.
+// delayStuck says when stuck tasks are tried again.
 func (c *consumer) delayStuck(retried bool, n int, err error) {
 	if len(c.stuck) == 0 {
 		c.stuckBackoff = backoff.Backoff{}
@@ -441,7 +443,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	if t.blocks && isStored && !withdrawn {
 		t.entry.Lane, t.entry.Position, t.entry.Waits = token.Lane, token.Position, true
 		t.entry.ID = t.waitingID()
-		c.poisonLater(t) // beside the others, who need not wait for the poison queue
+		c.poisonLater(t) // beside the other tasks, which need not wait for the poison queue
 		return
 	}
 	e.away = false

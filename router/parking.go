@@ -10,15 +10,17 @@ import (
 const (
 	// parkFrom is the delay from which a message waits at the broker. Shorter ones are not worth the writing.
 	parkFrom = time.Second
-	// maxFetched bounds what has come back from the broker and is in flight, beside the in-flight bound: so that it need not
-	// wait for room while the intake takes all.
+	// maxFetched bounds the messages in flight that have come back from the broker, beside the
+	// in-flight bound. So they need not wait for room while the intake takes all of it.
 	maxFetched = 64
-	// blockedFor is when a message whose key waits for its replay is tried again by itself.
+	// blockedFor is the delay until a message whose key waits for its replay is tried again by
+	// itself.
 	blockedFor = 24 * time.Hour
 )
 
-// maxParked bounds what is parked in the lanes that a consumer owns. At the bound, what is to be parked stays in
-// flight, and the intake stops when the in-flight bound is reached. Tests lower it.
+// maxParked bounds the messages parked in the lanes that a consumer owns. At the bound, messages
+// that should be parked stay in flight, and the intake stops at the in-flight bound. Tests lower
+// it.
 var maxParked = 200_000
 
 // park sends t to the broker until it is due, and with it what waits behind it. t is counted in its lane's busy until
@@ -58,8 +60,9 @@ func (c *consumer) park(t *task) {
 	c.wakeFetcher()
 }
 
-// mark parks a message whose handler runs, because its followers are about to be: if it fails, it has its place before
-// them. If it succeeds, it is settled there.
+// mark parks a message whose handler still runs, because its followers are about to be parked. If
+// the handler fails, the message is ahead of its followers. If it succeeds, the message is settled
+// there.
 func (c *consumer) mark(t *task) {
 	if t.place != nil || t.unparkable {
 		return // it has come from there
@@ -69,15 +72,16 @@ func (c *consumer) mark(t *task) {
 	c.queueToPark(t)
 }
 
-// mustBeParked says whether a task whose handler has ended must be parked before it goes on: the broker may have parked it, or it is about to be
-// dropped, and the lane's next owner must not have its followers first.
+// mustBeParked says whether a task whose handler has ended must be parked before it goes on. The
+// broker may have parked it, or it is about to be dropped, and the lane's next owner must not have
+// its followers first.
 func (t *task) mustBeParked() bool {
 	dropped := t.outcome == abandon || t.lane.gone && (t.outcome == hold || t.outcome == poison)
 	return t.parking || t.marking && (t.unknown || dropped)
 }
 
-// unmark gives up the parking of a message that is done with before it began. If it is to be parked all the same, it goes on at its
-// place before its followers.
+// unmark gives up a message's parking because its handler ended before the parking began. If the
+// message must be parked all the same, it keeps its place before its followers.
 func (c *consumer) unmark(t *task) {
 	t.marking = false
 	switch {
@@ -85,7 +89,7 @@ func (c *consumer) unmark(t *task) {
 		c.unqueue(t)
 		t.place = nil
 	case t.stuck != nil:
-		t.lane.release() // what is stuck is not counted
+		t.lane.release() // stuck tasks are not counted
 	}
 }
 
@@ -163,7 +167,8 @@ func (c *consumer) unpark(e *parkedMessage) {
 	}
 }
 
-// forgetGone forgets what is parked, or waits to be parked, in lanes that are gone. Their next owners are told, or given it again.
+// forgetGone forgets messages that are parked, or wait to be parked, in lanes that are gone. The
+// lanes' next owners are told of them, or given them again.
 func (c *consumer) forgetGone() {
 	c.dropStuck(func(t *task) bool { return t.lane.gone })
 	kept, first := c.lot.dropGone()
@@ -178,7 +183,8 @@ func (c *consumer) forgetGone() {
 	c.wakeFetcher()
 }
 
-// reliefWindow is how long what is in flight is watched before some of it is moved to the broker.
+// reliefWindow is how long messages in flight are watched before some of them are moved to the
+// broker.
 const reliefWindow = 20 * time.Millisecond
 
 // relieve makes room when all that is in flight waits, although workers are idle: for held messages, or behind slow
@@ -205,7 +211,8 @@ func (c *consumer) relieve() {
 	}
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
-			if head.lane.gone { // what comes before them may have been dropped, and comes again behind what is parked
+			// earlier messages may have been dropped, and come again behind the parked ones
+			if head.lane.gone {
 				continue
 			}
 			if behind := c.keys.detach(head); len(behind) > 0 {
@@ -219,7 +226,8 @@ func (c *consumer) relieve() {
 	}
 }
 
-// parkHeld parks what is held in memory, so that it is not lost how often it was tried and how long it has to wait.
+// parkHeld parks the messages held in memory, so that their number of tries and their remaining
+// delay are not lost.
 func (c *consumer) parkHeld(of func(*task) bool) {
 	if !c.canPark {
 		return
@@ -272,7 +280,7 @@ func (c *consumer) Parked(ps []driver.Parked) {
 			e := &parkedMessage{Parked: p, lane: l}
 			c.lot.add(e)
 			c.await(e)
-		case old.inFlight: // what has it in flight goes on; see park
+		case old.inFlight: // the task that has it in flight goes on; see park
 			if old.withdrawn = p.Withdrawn; !p.Withdrawn {
 				old.changed, old.Due, old.Delayed = true, p.Due, p.Delayed
 			}

@@ -10,7 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// parkedMessage is what a consumer keeps in memory of a message that is parked at the broker, or on the way there.
+// parkedMessage is a consumer's record in memory of a message that is parked at the broker, or on
+// the way there.
 //
 // It is in the lot until it is fetched; then only its place is known, until the task that has it is recycled.
 type parkedMessage struct {
@@ -50,7 +51,7 @@ type parkingLot struct {
 	unordered bool                            // there are no lines
 }
 
-// parkingPlace is what a token of a parked message says in every ownership.
+// parkingPlace holds the part of a parked message's token that is the same in every ownership.
 type parkingPlace struct {
 	lane     int32
 	position int64
@@ -62,8 +63,8 @@ func newParkingLot(unordered bool) parkingLot {
 	return parkingLot{lines: map[string]*parkedLine{}, delayed: map[string][]*parkedMessage{}, stored: map[parkingPlace]*parkedMessage{}, unordered: unordered}
 }
 
-// add takes in a message that is stored at the broker, by its position: before the later ones of its line, and before what has no
-// position yet, because that gets a later one.
+// add takes in a message that is stored at the broker, by its position. It goes before the later
+// ones of its line, and before messages without a position, because they get a later one.
 func (p *parkingLot) add(e *parkedMessage) {
 	i := -1
 	if l := p.lines[e.Key]; l != nil && !e.Delayed {
@@ -170,8 +171,9 @@ func (p *parkingLot) wait(e *parkedMessage) {
 	heap.Push(&p.waiting, e)
 }
 
-// dropGone forgets all that is parked in lanes that are gone, also what is being fetched: the lane may come back before that does. It
-// returns the tasks that were kept for it in memory, and the messages that are first in their line now.
+// dropGone forgets all messages parked in lanes that are gone, also those being fetched: the lane
+// may come back before the fetch does. It returns the tasks that were kept for them in memory, and
+// the messages that are first in their line now.
 func (p *parkingLot) dropGone() (kept []*task, first []*parkedMessage) {
 	forget := func(e *parkedMessage) bool {
 		if !e.lane.gone {

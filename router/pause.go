@@ -2,8 +2,9 @@ package router
 
 import "time"
 
-// suspension is the time in which no handler is called, because one has said that what it needs is not available
-// ([bus.Unavailable]). When it is over, one call is let through, and the rest follow if that finds things in order.
+// suspension is the time in which no handler is called, because a handler said that something it
+// needs is unavailable ([bus.Unavailable]). When it is over, one call is let through. The rest
+// follow if that call finds things in order.
 type suspension struct {
 	until time.Time // zero: there is none
 	probe *task     // the call that was let through, if it has not ended
@@ -34,7 +35,7 @@ func (c *consumer) takeProbe(w *worker) bool {
 	return true
 }
 
-// judgeProbe looks at what a call says about what handlers need.
+// judgeProbe looks at what a call says about the availability of the things that handlers need.
 func (c *consumer) judgeProbe(t *task) {
 	probe := t == c.pausing.probe
 	if probe {
@@ -65,7 +66,7 @@ func (c *consumer) endPause(now time.Time) {
 	}
 }
 
-// goOn ends the suspension, and tells all who wait for that.
+// goOn ends the suspension, and tells all waiters.
 func (c *consumer) goOn() {
 	c.pausing = suspension{}
 	c.room.Broadcast()

@@ -36,7 +36,8 @@ const (
 	poisonTimeout = 10 * time.Second
 	// refusedFor is when a message is tried again that the poison store has refused.
 	refusedFor = time.Hour
-	// refusedText is what is left of a failure's text in a second attempt, without the stack, to store an entry that was refused.
+	// refusedText bounds a failure's text, without the stack, in the second attempt to store an
+	// entry that was refused.
 	refusedText = 1 << 10
 )
 
@@ -51,7 +52,7 @@ func (c *consumer) poisonLater(t *task) {
 	}
 }
 
-// poisoner puts what is to be poisoned.
+// poisoner writes the entries of poisoned messages.
 func (c *consumer) poisoner() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,7 +149,7 @@ func (c *consumer) put(ctx context.Context, e *driver.PoisonEntry) error {
 	return store.Put(ctx, *e)
 }
 
-// poisonTrouble is what is wrong with the poison queue, for health.
+// poisonTrouble describes the trouble with the poison queue, for health.
 type poisonTrouble struct {
 	err     error            // of the last call that failed, nil if one succeeded since; it counts while tasks wait
 	waiting int              // tasks whose entry could not be put yet
@@ -176,7 +177,7 @@ func (p *poisonTrouble) note(t *task, err error) {
 // maxRefused bounds how many refused messages health knows of.
 const maxRefused = 1000
 
-// recycled notes that a task is no more whose entry could not be put.
+// recycled notes that a task is gone whose entry could not be put.
 func (p *poisonTrouble) recycled() { p.waiting-- }
 
 // over notes that a message is done with.
@@ -203,7 +204,7 @@ func (p *poisonTrouble) all() error {
 
 // groupPoison is a group's poison store, opened at its first use.
 type groupPoison struct {
-	opening chan struct{} // has room for who opens it
+	opening chan struct{} // has room for one opener
 	store   driver.PoisonStore
 }
 
@@ -232,16 +233,19 @@ func (c *core) poisonStore(ctx context.Context, group string) (driver.PoisonStor
 	return g.store, nil
 }
 
-// waitingID is the id of the entry of a message whose key waits: so that a later failure replaces it, but not one after a replay, which is
-// about to remove it.
+// waitingID is the id of the poison entry of a message whose key waits. The replay count is part of
+// the id. So a later failure replaces the entry, except after a replay, which is about to remove
+// the entry.
 func (t *task) waitingID() string {
 	token := t.token()
 	return fmt.Sprintf("%s/%d/%d/%d", t.h.Delivery.Topic, token.Lane, token.Position, t.failure.Replays)
 }
 
-// unpoison removes the entry of a message whose key waited, and that was handled by itself before anybody replayed it.
+// unpoison removes the entry of a message whose key waited. The message was handled by itself
+// before anybody replayed it.
 func (c *consumer) unpoison(t *task) {
-	if !t.fetched || t.failure == nil || t.failure.Class == "" { // only what was poisoned has a class
+	// only poisoned messages have a class
+	if !t.fetched || t.failure == nil || t.failure.Class == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.lane.ctx, poisonTimeout)

@@ -136,7 +136,7 @@ const (
 
 // PanicError is the error of a handler that panicked, or called runtime.Goexit. It is retried like any other.
 type PanicError struct {
-	// Value is what was passed to panic, or [ErrGoexit]; Stack is the goroutine's stack.
+	// Value is the value passed to panic, or [ErrGoexit]; Stack is the goroutine's stack.
 	Value any
 	Stack string
 }
@@ -160,7 +160,7 @@ func (e *PanicError) Unwrap() error {
 // ErrGoexit is why a handler failed that called runtime.Goexit, as t.FailNow does.
 var ErrGoexit = errors.New("the handler ended its goroutine (runtime.Goexit)")
 
-// ruling is what the policy says about an error.
+// ruling is the policy's decision about an error.
 type ruling struct {
 	kind  rulingKind
 	delay time.Duration
@@ -175,7 +175,8 @@ const (
 	exhausted // by the policy's Then
 )
 
-// ignores says whether the policy takes an error for success, of which the handler has said nothing else.
+// ignores says whether the policy takes an error for success. It does not if the handler has said
+// something else about the error.
 func (p *Policy) ignores(err error) (yes bool) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -218,7 +219,7 @@ func (p *Policy) judge(err error, attempt int, first, now time.Time) ruling {
 	return ruling{kind: retry, delay: delay}
 }
 
-// judged is judge. If a function of the policy panics, that is what the message fails with.
+// judged is judge. If a function of the policy panics, the message fails with that panic.
 func (p *Policy) judged(err error, attempt int, first, now time.Time) (r ruling, cause error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -229,7 +230,8 @@ func (p *Policy) judged(err error, attempt int, first, now time.Time) (r ruling,
 	return p.judge(err, attempt, first, now), err
 }
 
-// class is the failure's class: what the error is, or else how it came to its end.
+// class returns the failure's class: the error's own class, or else how the message came to its
+// end.
 func class(err error, otherwise string) string {
 	if _, ok := errors.AsType[*PanicError](err); ok {
 		return "panic"

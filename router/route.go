@@ -21,7 +21,7 @@ type Route struct {
 	name  string
 	types []string
 	set   settings
-	err   error // what is wrong with it by itself; see Check
+	err   error // its own mistake; see Check
 
 	handler    bus.Handler
 	idempotent bool
@@ -180,7 +180,7 @@ type routeTable struct {
 	untyped *Route // takes messages without a type
 }
 
-// newRouteTable checks that it is clear who takes what.
+// newRouteTable checks that each message has one clear route.
 func newRouteTable(routes []*Route) (*routeTable, error) {
 	t := &routeTable{routes: routes, byType: map[string]*Route{}}
 	typed := 0
@@ -207,7 +207,8 @@ func newRouteTable(routes []*Route) (*routeTable, error) {
 	return t, nil
 }
 
-// route finds the handler of a delivery: that which had it before it was parked, if it is still there, or by its type.
+// route finds the handler of a delivery: the handler that had it before it was parked, if still
+// there, or else by its type.
 func (t *routeTable) route(d *bus.Delivery) *Route {
 	if d.Handler != "" {
 		for _, r := range t.routes {

@@ -16,12 +16,12 @@ import (
 type Router struct {
 	core  *core
 	group string
-	err   error // what is wrong with the group, found out while the router runs
+	err   error // the group's mistake, found while the router runs
 	mu    sync.Mutex
 	set   settings
 }
 
-// core is what the groups of one router share.
+// core is the state shared by the groups of one router.
 type core struct {
 	bus          *bus.Bus
 	log          *slog.Logger
@@ -40,7 +40,7 @@ type core struct {
 	consumers []*consumer
 	failure   error         // what ended Run early
 	ending    chan struct{} // closed when the end is wanted
-	hurry     chan struct{} // closed when the drain is to be cut short
+	hurry     chan struct{} // closed to cut the drain short
 	ready     chan struct{} // closed when the first start is over
 	done      chan struct{} // closed when Run has returned
 	result    error
@@ -201,7 +201,7 @@ func (c *core) planAll() ([]*consumer, error) {
 	return c.plan(c.routes)
 }
 
-// subscriptionKey is what the handlers of one consumer share.
+// subscriptionKey identifies the consumer that handlers share.
 type subscriptionKey struct{ group, topic string }
 
 // plan makes the consumers of the routes; it reports all mistakes.

@@ -239,8 +239,9 @@ func (c *core) awaitTasks(tasks *taskGroup) error {
 	}
 }
 
-// Ready waits until all handlers that were added before Run consume: their groups exist, and what is published from
-// now on reaches them. It returns the error with which a start failed, or the context's.
+// Ready waits until all handlers that were added before Run consume: their groups exist, and
+// messages published from now on reach them. It returns the error with which a start failed, or the
+// context's.
 func (r *Router) Ready(ctx context.Context) error {
 	c := r.core
 	select {

@@ -27,7 +27,8 @@ func (c *consumer) makeReady(t *task) {
 	c.ready.push(t)
 }
 
-// due says whether a batch is to be called now: it is full, has waited long enough, or nothing more can come.
+// due says whether to call a batch now: it is full, has waited long enough, or nothing more can
+// come.
 func (c *consumer) due(q *batchQueue) bool {
 	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes ||
 		time.Since(q.since) >= q.fill.wait)
@@ -50,7 +51,8 @@ func (c *consumer) takeable() int {
 	return n
 }
 
-// wakeWorkers sees to it that somebody takes what is ready. Each woken worker wakes the next if there is more.
+// wakeWorkers sees to it that a worker takes the ready tasks. Each woken worker wakes the next if
+// there is more.
 func (c *consumer) wakeWorkers() {
 	if c.takeable() > 0 {
 		c.wakeWorker()
@@ -94,8 +96,8 @@ func (c *consumer) guard() {
 	}
 }
 
-// watch is the watchdog. It hands back what workers have finished, so that no key waits for another's slow call, and
-// wakes somebody for what they have not begun.
+// watch is the watchdog. It hands back tasks that workers have finished, so that no key waits for
+// another's slow call. It wakes a worker for tasks that were taken and not begun.
 func (c *consumer) watch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +109,8 @@ func (c *consumer) watch() {
 	for _, w := range c.workers {
 		c.reap(w)
 		if next := w.next.Load(); next == w.watched && int(next) < w.n {
-			c.reclaim(w) // its call lasts: others take what it has not begun, in turn with what is ready
+			// its call lasts: others take the tasks it has not begun, in turn with the ready ones
+			c.reclaim(w)
 		} else {
 			w.watched = next
 			waiting = waiting || int(next) < w.n
@@ -119,7 +122,7 @@ func (c *consumer) watch() {
 	}
 }
 
-// reclaim makes ready again what a worker has taken and not begun.
+// reclaim makes tasks ready again that a worker has taken and not begun.
 func (c *consumer) reclaim(w *worker) {
 	for {
 		i := int(w.next.Add(1)) - 1
@@ -136,7 +139,7 @@ func (c *consumer) reclaim(w *worker) {
 	}
 }
 
-// reap takes back what a worker has finished.
+// reap takes back the tasks that a worker has finished.
 func (c *consumer) reap(w *worker) {
 	for set := w.finished.Swap(0); set != 0; set &= set - 1 {
 		i := bits.TrailingZeros32(set)
@@ -324,7 +327,7 @@ func (c *consumer) wakeAt(t time.Time) {
 	}
 }
 
-// onTimer makes ready what is due, and lets workers look at batches that have waited long enough.
+// onTimer makes due tasks ready, and lets workers look at batches that have waited long enough.
 func (c *consumer) onTimer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -41,7 +41,8 @@ func (c *consumer) settleFirst(tasks ...*task) bool {
 	return true
 }
 
-// settleFirstOf is settleFirst for a batch. If a lane goes, those of the others are settled all the same, and so are to be handled.
+// settleFirstOf is settleFirst for a batch. If a lane goes, the tasks of the other lanes are
+// settled all the same, and the caller handles them.
 func (c *consumer) settleFirstOf(tasks []*task) (settled, not []*task) {
 	if len(tasks) == 0 || c.settleFirst(tasks...) {
 		return tasks, nil
@@ -77,8 +78,8 @@ func (c *consumer) settleDurably(tokens []bus.Token) bool {
 	return false
 }
 
-// settler settles what is done in batches: while one is under way the next gathers, so that a slow broker makes
-// larger batches and a quick one adds no delay.
+// settler settles finished tasks in batches. While one batch is under way the next gathers, so a
+// slow broker makes larger batches and a quick one adds no delay.
 func (c *consumer) settler() {
 	defer close(c.settled)
 	var tokens []bus.Token

@@ -35,7 +35,8 @@ func (c *consumer) checkJoining() error {
 	return nil
 }
 
-// join settles tasks of one call, whose worker has them, in the transaction of their handler.
+// join settles tasks of one call in the transaction of their handler. The call's worker has the
+// tasks.
 func (c *consumer) join(tasks []*task) driver.JoinFunc {
 	source := c.source.(driver.JoiningSource)
 	return func(ctx context.Context, tx driver.Execer, done []*bus.Message, outputs []driver.Output) (func(error) error, error) {

@@ -12,7 +12,7 @@ import (
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
 type task struct {
 	h     *bus.Handling // the message, and the context of its handler; replaced under the lock only
-	again *bus.Handling // what h is to be for the next try
+	again *bus.Handling // replaces h for the next try
 	size  int
 	route *Route // nil: no handler takes the message
 	lane  *lane
@@ -26,16 +26,16 @@ type task struct {
 	behind *task
 	last   *task
 
-	// What has happened so far, and what is to happen next.
+	// The task's history, and its next step.
 	tries   int
 	settled bool           // before it was handled: at most once
 	joined  bool           // settled in its handler's transaction
 	stale   bool           // not settled there, for reasons that are not its handler's
 	free    bool           // delayed: its key does not wait for it
-	place   *parkedMessage // where it is parked, or is to be
+	place   *parkedMessage // where it is parked, or will be
 	fetched bool           // it was parked, and has come back
 	beside  bool           // it counts beside the in-flight bound
-	marking bool           // it is to be parked while its handler runs, to keep its place before its followers
+	marking bool           // it will be parked while its handler runs, ahead of its followers
 	queued  bool           // it waits to be parked
 	parking bool           // the driver parks it in this moment
 	ended   bool           // its handler has ended meanwhile
@@ -53,7 +53,7 @@ type task struct {
 	entry                    *driver.PoisonEntry                // to be put into the poison queue; no handler is called any more
 	blocks                   bool                               // it is parked, too, and its key waits until somebody replays or drops it
 	putFails                 int
-	// unavailable is for how long a handler said that what it needs is away.
+	// unavailable is how long, by the handler's word, something that it needs is away.
 	unavailable time.Duration
 	outcome     outcome
 }
@@ -86,7 +86,8 @@ type lane struct {
 	batches map[context.Context]context.CancelCauseFunc
 	// gone: no handler may start any more. lost: nothing may be settled any more either.
 	gone, lost bool
-	// dropped are keys of which a message was let go unsettled while the lane was going: their later ones must not be parked before it.
+	// dropped are keys with a message that was let go unsettled while the lane was going. Later
+	// messages of the key must not be parked before it.
 	dropped   map[string]bool
 	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
 	fetchFrom time.Time       // when they are tried again

@@ -9,8 +9,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// transact settles tasks, and publishes what they emitted, in transactions, however often it takes, until the drain's
-// patience ends. What finishes while one fails joins the next. It returns what it took and did not pass on to be poisoned.
+// transact settles tasks, and publishes the messages they emitted, in transactions, however often
+// it takes, until the drain's patience ends. Tasks that finish while a transaction fails join the
+// next. It returns the tasks that it took and did not pass on to be poisoned.
 func (c *consumer) transact(todo []*task) []*task {
 	source := c.source.(driver.TransactionalSource)
 	for b := (backoff.Backoff{}); ; {
@@ -47,7 +48,8 @@ func (c *consumer) settledEach(tasks []*task, errs []error) (over []*task) {
 			over = append(over, t)
 			continue
 		}
-		// The broker will never take what the handler emitted. Later messages of the key may have been handled since.
+		// The broker will never take the emitted messages. Later messages of the key may have been
+		// handled since.
 		now := time.Now()
 		t.outputs = nil
 		t.failed(err, now)
@@ -60,7 +62,7 @@ func (c *consumer) settledEach(tasks []*task, errs []error) (over []*task) {
 	return over
 }
 
-// tell tells those who wait for the end of the task's call.
+// tell tells all waiters for the end of the task's call.
 func (c *consumer) tell(t *task, err error) {
 	if t.told == nil {
 		return
@@ -71,7 +73,7 @@ func (c *consumer) tell(t *task, err error) {
 	t.told = nil
 }
 
-// moreDone takes what is done now.
+// moreDone takes the tasks that are done now.
 func (c *consumer) moreDone() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -16,9 +16,10 @@ type worker struct {
 	c            *consumer
 	batchesFirst bool
 
-	// What it has taken: n single tasks, of which next is the first that nobody has begun, and finished has a bit for
-	// each that it has handled. While it is busy with one that turned out slow, others steal those it has not begun and
-	// hand back those that it has finished. Written with the consumer's lock held, but for next and finished.
+	// The tasks that it has taken: n single tasks. next is the first that nobody has begun;
+	// finished has a bit for each that it has handled. While it is busy with a slow task, others
+	// steal the tasks it has not begun and hand back the ones it has finished. Written with the
+	// consumer's lock held, but for next and finished.
 	tasks    [maxTake]*task
 	n        int
 	next     atomic.Int32
@@ -40,7 +41,7 @@ type worker struct {
 	paced bool // pace is known
 }
 
-// run is the worker's goroutine: it handles what has been taken, then takes more.
+// run is the worker's goroutine: it handles the tasks it has taken, then takes more.
 func (w *worker) run() {
 	defer w.ended()
 	for {
@@ -54,7 +55,8 @@ func (w *worker) run() {
 	}
 }
 
-// handleTaken handles what the worker has taken and nobody stole, and returns how many calls that were.
+// handleTaken handles the tasks that the worker has taken and nobody stole. It returns the number
+// of calls.
 func (w *worker) handleTaken() (calls int) {
 	if batch := w.many; batch != nil {
 		w.many = nil
@@ -88,8 +90,8 @@ func (w *worker) observe(took time.Duration, calls int) {
 // quick says whether calls are known to be so short that the lock is what costs.
 func (w *worker) quick() bool { return w.paced && w.pace < quick }
 
-// exchange hands back what is done and takes what is ready, under one lock; it waits when there is nothing. It
-// returns false at the end.
+// exchange hands back finished tasks and takes ready ones, under one lock; it waits when there are
+// none. It returns false at the end.
 func (w *worker) exchange() bool {
 	c := w.c
 	c.mu.Lock()
@@ -124,7 +126,8 @@ func (w *worker) ended() {
 	c := w.c
 	if w.at >= 0 || len(w.now) > 0 {
 		goexit := w.goexit
-		if w.goexit = nil; goexit == nil { // in what the handler had called at the end
+		// in a function that the handler had registered for the end
+		if w.goexit = nil; goexit == nil {
 			goexit = &PanicError{Value: ErrGoexit, Stack: string(debug.Stack())}
 		}
 		if w.at >= 0 {
@@ -153,7 +156,7 @@ func (w *worker) ended() {
 	c.work.Broadcast() // drain waits for this
 }
 
-// handle calls the handler of one message, and rules on what it returned.
+// handle calls the handler of one message, and rules on the error it returned.
 func (w *worker) handle(t *task) {
 	c := w.c
 	if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
@@ -263,7 +266,8 @@ func (w *worker) handleBatch(batch []*task) {
 	}
 }
 
-// batchContext ends when any of the batch's lanes is lost, before its next owner is known: what the handler does then is repeated by another.
+// batchContext ends when any of the batch's lanes is lost, before its next owner is known. Another
+// consumer repeats whatever the handler does after that.
 func (w *worker) batchContext(tasks []*task) (context.Context, context.CancelCauseFunc) {
 	c := w.c
 	ctx, cancel := context.WithCancelCause(c.ctx)
