@@ -61,8 +61,8 @@ type background struct {
 	run  func(context.Context) error
 }
 
-// New makes a router whose handlers consume as group. It never fails: [Router.Check] and Run report every mistake
-// at once.
+// New makes a router. Its handlers consume as group. New never fails: [Router.Check] and Run report
+// every mistake at once.
 func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 	c := &core{
 		bus:          b,

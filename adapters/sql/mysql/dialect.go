@@ -85,8 +85,8 @@ var migrations = [][]string{
 	moves BIGINT NOT NULL,
 	UNIQUE (topic, name)
 )` + options,
-		// pos: the first unfinished position; win: what is finished beyond it; epoch: grows with each owner;
-		// owner: a member, NULL is nobody.
+		// pos: the first unfinished position; win: the finished positions beyond it; epoch: grows
+		// with each owner; owner: a member, NULL is nobody.
 		`CREATE TABLE IF NOT EXISTS {lane} (
 	grp   INT            NOT NULL,
 	shard SMALLINT       NOT NULL,

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
-// TestInsertSizes: what comes again takes one statement, and what does not takes few of those that are always kept.
+// TestInsertSizes: a size that comes again takes one statement. Other sizes take few of the
+// statements that are always kept.
 func TestInsertSizes(t *testing.T) {
 	i := &inserts{bySize: map[int]*insert{}}
 	for _, step := range []struct {

@@ -25,13 +25,15 @@
 //
 // # Delivery semantics
 //
-// Published means: committed, as durable as innodb_flush_log_at_trx_commit makes it (1, the default, outlives a crash of
-// the machine). Concurrent calls share commits. The topic's row is locked for the length of an insert, so that all
-// messages of a topic become visible in one order; equal keys are handled in it, also across the processes of a group. A
-// message whose call returned an unknown outcome may follow messages that were published after that: the server still
-// carries out the insert that it had received. What was finished before a crash, up to the commit interval, is not
-// delivered again, however far an unfinished message lags behind. Groups may begin at the oldest message, at the newest,
-// or at a time, which is that of insertion by the database's clock.
+// Published means: committed, as durable as innodb_flush_log_at_trx_commit makes it (1, the
+// default, outlives a crash of the machine). Concurrent calls share commits. The topic's row is
+// locked for the length of an insert, so all messages of a topic become visible in one order. Equal
+// keys are handled in this order, also across the processes of a group. A message whose call
+// returned an unknown outcome may follow messages that were published after it: the server still
+// carries out the insert that it had received. Messages finished before a crash, up to the commit
+// interval, are not delivered again, however far an unfinished message lags behind. Groups may
+// begin at the oldest message, at the newest, or at a time, meaning the time of insertion by the
+// database's clock.
 //
 // Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
 // busy and after the poll interval when idle. A message may be as large as seven tenths of the server's max_allowed_packet.
@@ -39,16 +41,16 @@
 // A handler that settles in its own transaction should use READ COMMITTED. With a snapshot of its own (REPEATABLE READ), MariaDB from
 // 11.6 on fails it with error 1020 if another message of its lane was settled since it first read; it is run again then.
 //
-// After a failover to a replica that lacks what was confirmed last, members begin again at the positions that it has, and
-// Receive reports it.
+// After a failover to a replica that lacks the last confirmed writes, members begin again at the
+// positions that the replica has. Receive reports it.
 //
 // The bus must reach the primary, and one of a Galera cluster at a time.
 //
 // # Topology
 //
-// Tables with the prefix: topic, log, grp, lane, member, poison, parked, meta. [Migrations] prints their definitions.
-// Messages are numbered by the table's AUTO_INCREMENT, so it must not be truncated: groups would take what comes after
-// for what they have finished.
+// Tables with the prefix: topic, log, grp, lane, member, poison, parked, meta. [Migrations] prints
+// their definitions. Messages are numbered by the table's AUTO_INCREMENT, so it must not be
+// truncated: groups would take the new messages for finished ones.
 //
 // # Native client
 //
@@ -151,12 +153,13 @@ func Open(ctx context.Context, mc *mysql.Config, c Config, opts ...bus.Option) (
 	return bus.New(d, opts...), nil
 }
 
-// New opens a bus over a pool that the caller keeps, and closes after the bus. It needs two connections at least.
-// MaxAllowedPacket should be 0, which asks the server, or the server's value; clientFoundRows and interpolateParams
-// save round trips. The pool's sessions must have autocommit. Give them wait_timeout=10 (with a shorter ConnMaxIdleTime) and
-// innodb_lock_wait_timeout=5, so that the server ends a transaction whose process stands still, and the isolation level READ
-// COMMITTED, so that statements do not lock rows that they only read. Leases are kept on the same pool: give it more connections
-// than handlers hold at a time.
+// New opens a bus over a pool that the caller keeps, and closes after the bus. It needs two
+// connections at least. MaxAllowedPacket should be 0, which asks the server, or the server's value;
+// clientFoundRows and interpolateParams save round trips. The pool's sessions must have autocommit.
+// Give them wait_timeout=10 (with a shorter ConnMaxIdleTime) and innodb_lock_wait_timeout=5, so
+// that the server ends a transaction whose process stands still. Give them the isolation level READ
+// COMMITTED, so that statements do not lock rows that they only read. Leases are kept on the same
+// pool: give it more connections than handlers hold at a time.
 func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	common, err := c.complete()
 	if err != nil {
@@ -224,7 +227,8 @@ func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqll
 	return newDriver(ctx, s, c, common)
 }
 
-// connector makes sessions in which a statement locks what it changes, and not what it only looks at.
+// connector makes sessions in which a statement locks the rows it changes, and not those it only
+// reads.
 type connector struct{ sqldriver.Connector }
 
 // Connect implements sqldriver.Connector.
@@ -245,8 +249,9 @@ func (c connector) Connect(ctx context.Context) (sqldriver.Conn, error) {
 // keeperConns is how many connections keep leases, beside those of max_conns: one that hangs must not hold up the other.
 const keeperConns = 2
 
-// session is how each connection is set up. A transaction whose process stands still, or has vanished, is ended by the
-// server, for others wait for its locks; and a statement that was given up does not wait for its lock for long.
+// session is the setup of each connection. The server ends a transaction whose process stands still
+// or has vanished, because others wait for its locks. A statement that was given up does not wait
+// for its lock for long.
 var session = map[string]string{"autocommit": "1", "wait_timeout": "10", "innodb_lock_wait_timeout": "5"}
 
 // maxIdle is shorter than wait_timeout.

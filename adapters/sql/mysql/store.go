@@ -150,7 +150,7 @@ type buffer struct{ args []any }
 
 var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
-// free gives the buffer back, without what it points to.
+// free gives the buffer back, without the values it points to.
 func (b *buffer) free() {
 	clear(b.args[:cap(b.args)])
 	buffers.Put(b)
@@ -247,7 +247,8 @@ const (
 // uncertain are errors that may come after a commit.
 var uncertain = []uint16{errWrite, errShutdown, errDuringCommit, errInterrupted, errConnectionKilled, errStatementTimeout, errSessionKilled}
 
-// Fault implements sqllog.Store. Most of what the server reports passes: locks, shutdowns, a failover, a full disk.
+// Fault implements sqllog.Store. Most faults that the server reports pass: locks, shutdowns, a
+// failover, a full disk.
 func (s *store) Fault(err error) sqllog.Fault {
 	if errors.Is(err, mysql.ErrPktTooLarge) {
 		return sqllog.Fault{OfMessage: true, TooLarge: true}

@@ -16,7 +16,7 @@ import (
 func BenchmarkPublish(b *testing.B) { sqltest.BenchPublish(b, database(b)) }
 func BenchmarkConsume(b *testing.B) { sqltest.BenchConsume(b, database(b)) }
 
-// BenchmarkRaw is what the library itself does with a plain table of the same columns.
+// BenchmarkRaw measures the library itself with a plain table of the same columns.
 func BenchmarkRaw(b *testing.B) {
 	pool, err := pgxpool.New(b.Context(), brokertest.URL(b, "postgres"))
 	if err != nil {

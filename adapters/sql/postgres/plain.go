@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// openDB makes a DB over the pool, whose statements are prepared as long as prepared statements last.
+// openDB makes a DB over the pool. Its statements are prepared as long as prepared statements last.
 func (s *store) openDB() *sql.DB {
 	db := sql.OpenDB(plainConnector{stdlib.GetPoolConnector(s.pool), s})
 	db.SetMaxIdleConns(0) // idle ones belong to the pool

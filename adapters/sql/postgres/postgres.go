@@ -29,25 +29,28 @@
 //
 // # Delivery semantics
 //
-// Published means: committed, with the database's synchronous_commit. Concurrent calls share commits. In a lane,
-// messages come in the order of their positions, and nothing is skipped, however the transactions of several writers
-// overlap: a reader waits for the writers that may still bring an earlier position, and for nothing else. Equal keys are
-// handled in the order in which they were published, also across the processes of a group. A message whose call returned
-// an unknown outcome may follow messages that were published after that: the server still carries out the insert that it
-// had received. What was finished before a crash, up to the commit interval, is not delivered again, however far an
-// unfinished message lags behind. The interval is four times as long as a commit takes, up to a second, if that is more.
-// Groups may begin at the oldest message, at the newest, or at a time, which is that of insertion by the database's
-// clock.
+// Published means: committed, with the database's synchronous_commit. Concurrent calls share
+// commits. In a lane, messages come in the order of their positions, and nothing is skipped,
+// however the transactions of several writers overlap. A reader waits for the writers that may
+// still bring an earlier position, and for nothing else. Equal keys are handled in the order in
+// which they were published, also across the processes of a group. A message whose call returned an
+// unknown outcome may follow messages that were published after it: the server still carries out
+// the insert that it had received. Messages finished before a crash, up to the commit interval, are
+// not delivered again, however far an unfinished message lags behind. The interval is four times as
+// long as a commit takes, up to a second, if that is more. Groups may begin at the oldest message,
+// at the newest, or at a time, meaning the time of insertion by the database's clock.
 //
-// After a failover to a replica that lacks what was confirmed last, members begin again at the positions that it has, and
-// Receive reports it. Give servers a synchronous replica if nothing may be lost.
+// After a failover to a replica that lacks the last confirmed writes, members begin again at the
+// positions that the replica has. Receive reports it. Give servers a synchronous replica if nothing
+// may be lost.
 //
 // The bus must reach the primary: on a standby, the locks that the order rests on cannot be seen.
 //
 // # Topology
 //
-// Tables in the schema: topic, log, grp, lane, member, poison, meta, and the sequence log_seq. [Migrations] prints their
-// definitions. Advisory locks are taken with two keys, of which the first is a hash of the schema's name.
+// Tables in the schema: topic, log, grp, lane, member, poison, meta, and the sequence log_seq.
+// [Migrations] prints their definitions. Advisory locks are taken with two keys; the first is a
+// hash of the schema's name.
 //
 // # Native client
 //
@@ -99,7 +102,7 @@ type Config struct {
 // Defaults of Config.
 const (
 	DefaultSchema = "millrace"
-	// DefaultPoolSize is the bound of a pool of which the URL does not say it.
+	// DefaultPoolSize bounds a pool whose URL does not set a size.
 	DefaultPoolSize = 16
 )
 

@@ -15,12 +15,13 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
 )
 
-// Numbers are drawn before the commit, so rows become visible out of their order: who simply reads on after the last row
-// loses those that come late. Therefore whoever draws numbers holds a shared advisory lock on the topic until it
-// has committed, and PostgreSQL makes a commit visible before it lets go of the locks. A reader looks at the last
-// number that was drawn (the head), after that at the holders of the lock, and after that at the rows. Rows up to the
-// head are complete once each of these holders has gone; who draws later gets a greater number. Other transactions, however
-// long, are of no concern.
+// Numbers are drawn before the commit, so rows become visible out of their order. A reader that
+// simply reads on after the last row loses those that come late. Therefore each writer that draws
+// numbers holds a shared advisory lock on the topic until it has committed. PostgreSQL makes a
+// commit visible before it lets go of the locks. A reader looks at the last number drawn (the
+// head), then at the holders of the lock, and then at the rows. Rows up to the head are complete
+// once each of these holders has gone; later writers get a greater number. Other transactions,
+// however long, are of no concern.
 
 // fence knows up to where the rows of one topic are complete.
 type fence struct {
@@ -41,7 +42,7 @@ func (f *fence) check(head, started int64) (same bool) {
 	return same
 }
 
-// sighting is a head, and who held the lock after it was seen.
+// sighting is a head, and the holders of the lock after the head was seen.
 type sighting struct {
 	head    int64
 	holders []string
@@ -78,7 +79,7 @@ type reader struct {
 	store *store
 	topic int64
 	fence fence
-	// behind: what was read last was far below the head, so it need not be looked at.
+	// behind: the last read ended far below the head, so the head need not be looked at.
 	behind bool
 	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in small ones.
 	active int

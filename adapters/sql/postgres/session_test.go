@@ -85,8 +85,9 @@ func TestFullPool(t *testing.T) {
 	}
 }
 
-// TestDeferredConstraints: two handlers' transactions settle in one lane. One has locked a row that the other's deferred constraint looks
-// at. The check must wait where the database sees who waits for whom, and not in the commit, with the lane's turn.
+// TestDeferredConstraints: two handlers' transactions settle in one lane. One has locked a row that
+// the other's deferred constraint looks at. The check must wait where the database sees both
+// waiters, and not in the commit, with the lane's turn.
 func TestDeferredConstraints(t *testing.T) {
 	db := database(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -19,7 +19,7 @@ import (
 type store struct {
 	pool    *pgxpool.Pool
 	owned   bool
-	db      *sql.DB // over the pool, for what is rare
+	db      *sql.DB // over the pool, for rare statements
 	keeper  *sql.DB // with connections of its own
 	dialect *sqllog.Dialect
 	class   int32 // of the advisory locks

@@ -12,7 +12,8 @@ import (
 func BenchmarkPublish(b *testing.B) { sqltest.BenchPublish(b, database(b)) }
 func BenchmarkConsume(b *testing.B) { sqltest.BenchConsume(b, database(b)) }
 
-// BenchmarkRaw is what the library itself does: a plain table with the same columns, one prepared statement.
+// BenchmarkRaw measures the library itself: a plain table with the same columns, one prepared
+// statement.
 func BenchmarkRaw(b *testing.B) {
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(b.TempDir(), "raw.db")+"?_journal_mode=WAL&_synchronous=FULL")
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestDurability: what was published is on the disk, unless the user has said otherwise; and the same for what was settled
-// and for programs that write through the pool that they are given.
+// TestDurability: published messages are on the disk, unless the user has said otherwise. The same
+// holds for settlements, and for programs that write through the pool that they are given.
 func TestDurability(t *testing.T) {
 	for synchronous, want := range map[string]int{"": 2, "full": 2, "normal": 1} {
 		c := Config{Synchronous: synchronous}

@@ -11,8 +11,8 @@
 // Characters such as % ? # in the path are percent-encoded. Parameters:
 //
 //	synchronous=full            full: a commit is on the disk before publishing returns. normal: it is written to the file
-//	                            only, so a crash of the process loses nothing, but one of the machine may lose what was
-//	                            published and settled in the seconds before, and keeps the file intact
+//	                            only, so a crash of the process loses nothing, but one of the machine may lose the messages
+//	                            published or settled in the seconds before, and keeps the file intact
 //	shards=16                   lanes of topics that this bus creates (1 to 256); those that exist keep theirs
 //	lease=10s                   how long the lanes of a process that died stay its own (500ms to 10m)
 //	poll=250ms                  longest pause between looks for messages of other processes (2ms to 1m)
@@ -131,8 +131,9 @@ func Open(ctx context.Context, path string, c Config, opts ...bus.Option) (*bus.
 	return bus.New(d, opts...), nil
 }
 
-// New opens a bus over a pool that the caller keeps and closes after the bus. The pool should be opened with
-// _txlock=immediate, journal_mode(WAL) and a busy_timeout; what is published is as durable as its synchronous says.
+// New opens a bus over a pool that the caller keeps and closes after the bus. The pool should be
+// opened with _txlock=immediate, journal_mode(WAL) and a busy_timeout. Published messages are as
+// durable as the pool's synchronous says.
 func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	common, err := c.complete()
 	if err != nil {

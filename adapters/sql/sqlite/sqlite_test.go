@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// database returns a new file. Its name has what a URL must escape.
+// database returns a new file. Its name has characters that a URL must escape.
 func database(t testing.TB) sqltest.Database {
 	path := filepath.Join(t.TempDir(), "a b%?#.db")
 	db, err := sql.Open("sqlite", "file:"+url.PathEscape(path)+"?_busy_timeout=5000")

@@ -19,7 +19,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// counter is a connector whose connections count what they run.
+// counter is a connector whose connections count the statements they run.
 type counter struct {
 	of   sqldriver.Driver
 	name string
@@ -142,9 +142,9 @@ func TestStatements(t *testing.T) {
 	}
 }
 
-// TestPassedOnce counts the rows that reads pass over. The rows of other members are nothing to come back to: each member
-// passes over a row once, also where its own lanes never have a message, and who takes a lane over goes on where the owner
-// before stopped.
+// TestPassedOnce counts the rows that reads pass over. No read comes back to the rows of other
+// members. Each member passes over a row once, also where its own lanes never have a message. A
+// lane's new owner goes on where the owner before stopped.
 func TestPassedOnce(t *testing.T) {
 	db, c := pool(t)
 	b, err := sqlite.New(t.Context(), db, sqlite.Config{Shards: 2})

@@ -135,8 +135,9 @@ func (s *store) Last(ctx context.Context, _ *sql.DB, topic int64) (int64, error)
 	return s.Head(ctx, topic)
 }
 
-// Append implements sqllog.Store. Its statements are short and wait for other processes at most for the busy timeout,
-// so they do without the context, whose watching costs this library a goroutine a statement.
+// Append implements sqllog.Store. Its statements are short and wait for other processes at most for
+// the busy timeout. So they do without the context: watching it costs this library a goroutine a
+// statement.
 func (s *store) Append(_ context.Context, batch []sqllog.Record) error {
 	ctx := context.Background()
 	type insert struct {

@@ -66,7 +66,8 @@ func (a *announcer) run() {
 		clear(a.pending)
 		a.mu.Unlock()
 		ctx, cancel := context.WithTimeout(a.driver.io, callTimeout)
-		_ = a.to.Notify(ctx, texts) // only a hint: who misses it looks by itself before long
+		// only a hint: a process that misses it looks by itself before long
+		_ = a.to.Notify(ctx, texts)
 		cancel()
 		sleep(announcePause, a.driver.closing, nil)
 	}

@@ -10,20 +10,21 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// windowBytes bounds the encoding of a window. Beyond it, a crash repeats what was finished out of order.
+// windowBytes bounds the encoding of a window. Beyond it, a crash repeats messages that were
+// finished out of order.
 const windowBytes = 4096
 
 // commitShare is how many times as long as a commit takes the pause before the next one is, if that is more than the commit interval.
 const commitShare = 4
 
-// commitAlways stores what is settled, a commit interval after the first of it.
+// commitAlways stores settlements, a commit interval after the first of them.
 func (s *Source) commitAlways() {
 	var took time.Duration
 	for b := (backoff.Backoff{}); ; {
 		select {
 		case <-s.dirty:
 		case <-s.closing:
-			return // Close commits what is left
+			return // Close commits the rest
 		}
 		// A database in which commits become slow is given more time between them: while somebody has a long snapshot, each
 		// one that updates a row makes the next ones slower.
@@ -77,8 +78,9 @@ type orphans struct {
 	lanes  []*lane
 }
 
-// rescue commits what was settled in lanes before they were lost with the lease. Where another member has taken the lane meanwhile, the
-// database refuses it. After a success there is nothing left to do.
+// rescue commits the messages settled in lanes before the lanes were lost with the lease. Where
+// another member has taken the lane meanwhile, the database refuses the commit. After a success
+// there is nothing left to do.
 func (s *Source) rescue(ctx context.Context) error {
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace-go/millrace/internal/sqltext"
 )
 
-// Config is what the dialects' configurations have in common. A zero field has its default.
+// Config holds the settings common to the dialects' configurations. A zero field has its default.
 type Config struct {
 	Shards    int
 	Lease     time.Duration

@@ -29,12 +29,12 @@ type Dialect struct {
 	Guard string
 	// WriteLock is a statement that takes the lock of all writers, where there is one and a transaction can be without it.
 	WriteLock string
-	// Check is a statement that has the database check what it would check in the commit, where it could wait for others who wait
-	// for a turn. "": it checks nothing there.
+	// Check is a statement that has the database run the checks of the commit early. In the commit,
+	// a check could wait for others that wait for a turn. "": the database checks nothing there.
 	Check string
 	// JoinCondition holds in transactions that a settlement can be a part of; JoinHint says what to do where it does not. "": in all.
 	JoinCondition, JoinHint string
-	// Isolation must let each statement see what was committed before it.
+	// Isolation must let each statement see all that was committed before it.
 	Isolation sql.IsolationLevel
 	// Log returns the table that holds a topic's messages, and the condition that selects them there.
 	Log func(topic int64) (table, where string)
@@ -46,7 +46,7 @@ type Dialect struct {
 	Lock, Unlock string
 	// Migrations are the statements that lead from each version to the next.
 	Migrations [][]string
-	// Durable: what is committed outlives the process.
+	// Durable: commits outlive the process.
 	Durable bool
 	// MaxMessage is the size of the largest message, if there is a limit.
 	MaxMessage int

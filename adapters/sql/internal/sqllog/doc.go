@@ -1,5 +1,5 @@
-// Package sqllog is the engine that the SQL drivers share: a log in tables, whose dialects bring the client library and
-// the statements that have to be fast.
+// Package sqllog is the engine that the SQL drivers share: a log in tables. Its dialects bring the
+// client library and the statements that have to be fast.
 //
 // # Tables
 //
@@ -13,20 +13,21 @@
 //
 // # Ownership
 //
-// A source is a member with an id of its own that never comes back. Its lease is its member row: renewed by database
-// time, and while it lives the lanes that name it as their owner are its. A member whose lease has ended is deleted by
-// whoever sees it first, and a lane whose owner is no member is free. Everything that gives lanes out happens under the
-// lock of the group's row; taking a lane adds one to its epoch. A position is written only where owner and epoch still
-// match, so that a member that was presumed dead cannot move it. The member itself gives everything up before its lease
-// ends by its own clock, counted from before the renewal was sent.
+// A source is a member with an id of its own that never comes back. Its lease is its member row,
+// renewed by database time. While the row lives, the lanes that name the member as their owner are
+// its. The first member that sees an ended lease deletes the row. A lane is free if its owner is no
+// member. Everything that gives lanes out happens under the lock of the group's row; taking a lane
+// adds one to its epoch. A position is written only where owner and epoch still match, so that a
+// member that was presumed dead cannot move it. The member itself gives everything up before its
+// lease ends by its own clock, counted from before the renewal was sent.
 //
 // One lease for a member and not one for a lane: a renewal is one row, whatever the number of lanes.
 //
 // # Settling
 //
-// Settle marks, and the committer stores what is marked. A source that was subscribed to as transactional has settlements instead
-// (settlement.go): transactions, the driver's own or a handler's, that store what they settle, with outputs and parked messages.
-// A lane's turn keeps them apart.
+// Settle marks messages, and the committer stores the marks. A transactional source has settlements
+// instead (settlement.go): transactions, the driver's own or a handler's. They store the messages
+// that they settle, with outputs and parked messages. A lane's turn keeps them apart.
 //
 // # Goroutines
 //
@@ -36,8 +37,9 @@
 //
 // # Locks
 //
-// The turns of lanes (settlement.go) are taken within a transaction, in the order of shards, before the rows of lanes are
-// written; who has one takes of the locks below only Source.mu, until its transaction is over.
+// The turns of lanes (settlement.go) are taken within a transaction, in the order of shards, before
+// the rows of lanes are written. The holder of a turn takes only Source.mu of the locks below,
+// until its transaction is over.
 //
 // Source.commitMu comes before Source.observerMu, and that before Source.mu. The database is called under commitMu or no
 // lock; an observer under commitMu and observerMu for what does not block, under no lock for Revoking.

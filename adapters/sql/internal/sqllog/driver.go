@@ -141,7 +141,7 @@ func (d *Driver) Close(ctx context.Context) error {
 
 	defer close(d.closed)
 	defer d.stopIO()
-	defer context.AfterFunc(ctx, d.stopIO)() // what is under way then ends soon
+	defer context.AfterFunc(ctx, d.stopIO)() // calls under way then end soon
 	errs := make([]error, len(open))
 	var sources sync.WaitGroup
 	for i, s := range open {

@@ -9,8 +9,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestStoredDocuments has what is stored in tables: an older version reads what this one writes,
-// and the other way round.
+// TestStoredDocuments holds documents as tables store them: an older version reads the documents
+// that this version writes, and the other way round.
 func TestStoredDocuments(t *testing.T) {
 	const (
 		failure = `{"class":"permanent","text":"no \u003cway\u003e","stack":"main.go:1","attempts":3,` +

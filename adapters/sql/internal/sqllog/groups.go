@@ -125,7 +125,7 @@ func (d *Driver) lag(ctx context.Context, name, group string) (lag int64, err er
 	if err != nil {
 		return 0, err
 	}
-	for _, s := range d.sourcesOf(id) { // what is settled here counts at once
+	for _, s := range d.sourcesOf(id) { // messages settled here count at once
 		if err := s.commit(ctx); err != nil {
 			return 0, err
 		}

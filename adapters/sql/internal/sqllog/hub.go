@@ -72,7 +72,7 @@ func (h *hub) moved(group int64) {
 	}
 }
 
-// all wakes every source for everything: nobody knows what was missed.
+// all wakes every source for everything: nobody knows which notices were missed.
 func (h *hub) all() {
 	h.mu.RLock()
 	defer h.mu.RUnlock()

@@ -55,7 +55,7 @@ func (s *Source) keep() {
 	}
 }
 
-// tick looks at the group once and does what is to be done. It returns when to look again.
+// tick looks at the group once and does the work that is due. It returns when to look again.
 func (s *Source) tick() (pause time.Duration, err error) {
 	d := s.driver
 	lease := d.config.Lease
@@ -273,7 +273,7 @@ func (s *Source) claim() (pause time.Duration, err error) {
 	return hungryPause, nil
 }
 
-// assign begins to read the lanes that were taken, when it is known what is parked there.
+// assign begins to read the lanes that were taken, once the messages parked there are known.
 func (s *Source) assign(ctx context.Context, taken []claimed) error {
 	if len(taken) == 0 {
 		return nil
@@ -308,7 +308,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 	defer s.observerMu.Unlock()
 	s.mu.Lock()
 	for _, l := range lanes {
-		s.lanes[l.id.ID] = l // what is parked there may be fetched as soon as it is known
+		s.lanes[l.id.ID] = l // its parked messages may be fetched as soon as they are known
 	}
 	s.mu.Unlock()
 	s.observer.Assigned(ids)
@@ -408,7 +408,8 @@ func (s *Source) part(n int) {
 	})
 }
 
-// surrender hands lanes over: when their handlers have ended, what was settled is committed, and then they are free.
+// surrender hands lanes over: when their handlers have ended, it commits their settlements, and
+// then they are free.
 func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 	ids := make([]bus.Lane, len(lanes))
 	rows := make([]laneRow, len(lanes))

@@ -28,11 +28,11 @@ type laneRow struct {
 	epoch uint64
 	owner string // "": nobody
 	pos   int64
-	// changes is the number of the last change to what is parked.
+	// changes is the number of the last change to the parked messages.
 	changes int64
 }
 
-// view is what a group looks like.
+// view is the state of a group at one look.
 type view struct {
 	members []string // alive, in the order of their ids
 	dead    bool     // there are members whose lease has ended
@@ -91,15 +91,16 @@ type claimed struct {
 	window   []byte
 }
 
-// join makes m a member. An attempt whose outcome was not known may have done so.
+// join makes m a member. An earlier attempt with an unknown outcome may have done so.
 func (d *Driver) join(ctx context.Context, group int64, m member) error {
 	_, err := d.store.KeeperDB().ExecContext(ctx, d.dialect.SQL("{insert} {member} (id, grp, expires) VALUES (?, ?, {now} + ?) {ifnew}"), m.id, group, d.config.Lease.Microseconds())
 	return err
 }
 
-// claim deletes members whose lease has ended, and takes the lanes that choose names. It waits for no lock: a process that stands
-// still in a transaction would stop all others. What is locked is left for the next time; busy says that it is the
-// group itself. It does not count as a renewal, for it may fail where a renewal does not.
+// claim deletes members whose lease has ended, and takes the lanes that choose names. It waits for
+// no lock: a process that stands still in a transaction would stop all others. Locked rows are left
+// for the next time; busy says that the group's own row is locked. It does not count as a renewal,
+// for it may fail where a renewal does not.
 func (d *Driver) claim(ctx context.Context, group int64, m string, choose func(view) []laneRow) (taken []claimed, busy bool, err error) {
 	err = d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {
 		taken, busy = nil, false
@@ -139,8 +140,9 @@ func (d *Driver) bury(ctx context.Context, tx *sql.Tx, group int64) error {
 	return err
 }
 
-// take makes the member the owner of lanes, but for those whose rows are locked: a former owner settles or parks there, or stands
-// still while it does. It reads their positions when nobody else can move them. All lanes take two round trips.
+// take makes the member the owner of lanes, but for those whose rows are locked: a former owner
+// settles or parks there, or stands still while it does. It reads their positions when nobody else
+// can move them. All lanes take two round trips.
 func (d *Driver) take(ctx context.Context, tx *sql.Tx, group int64, member string, lanes []laneRow) (taken []claimed, err error) {
 	if len(lanes) == 0 {
 		return nil, nil

@@ -8,13 +8,14 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// A replica that is promoted, a server that flushes late and crashes, or a backup may lack what was confirmed last. Then
-// numbers are given out again, below what members have read in the meantime. A member keeps its lanes only as long as the
-// database shows all that the member knows of it. Each statement that stores progress asks for that, too.
+// A replica that is promoted, a server that flushes late and crashes, or a backup may lack the last
+// confirmed writes. Then numbers are given out again, below those that members have read in the
+// meantime. A member keeps its lanes only as long as the database shows all that the member knows
+// of it. Each statement that stores progress asks for that, too.
 
 var errOlder = errors.New("the database has come back in an older state: it lacks messages or positions that it had confirmed; reading again from what it has")
 
-// memories returns what is known of the lanes, and the witness.
+// memories returns the source's knowledge of the lanes, and the witness.
 func (s *Source) memories() (bases map[bus.Lane]Basis, w Witness) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -36,8 +37,8 @@ func (s *Source) isThere(ctx context.Context, w Witness) (bool, error) {
 	return exists(ctx, d.store.KeeperDB(), d.dialect.LogSQL(s.topic.id, "SELECT 1 FROM {log} WHERE {of} AND shard = ? AND seq = ? AND id = ?"), w.Shard, w.Seq, w.ID)
 }
 
-// isOlder says whether the database lacks something. It was read in the order of the arguments, so that what has been
-// stored and deleted since is not taken for missing.
+// isOlder says whether the database lacks something. The arguments were read in their order, so
+// that rows stored and deleted since are not taken for missing.
 func (s *Source) isOlder(bases map[bus.Lane]Basis, w Witness, there bool, v *view) bool {
 	for _, row := range v.lanes {
 		b, ok := bases[bus.Lane{ID: row.shard, Epoch: row.epoch}]

@@ -55,7 +55,7 @@ func (s *Source) Park(ctx context.Context, ps []driver.Parking) error {
 // busyPatience is about how long Park tries to have a lane that is locked.
 const busyPatience = 64 * time.Millisecond
 
-// busy returns the places of those whose lane was locked, to be tried again.
+// busy returns the places of the parkings whose lane was locked. They are tried again.
 func (p *parkings) busy() (places []int) {
 	for i, err := range p.errs {
 		if errors.Is(err, errBusyLane) {
@@ -95,7 +95,7 @@ func (p *parkings) store(ctx context.Context, places []int) error {
 	return nil
 }
 
-// parkFailure is the error of a call of which it may not be known whether it has parked.
+// parkFailure returns the error of a call that may or may not have parked.
 func (s *Source) parkFailure(err error) error {
 	failure := s.driver.fail("park", s.topic.name, err)
 	if e, ok := errors.AsType[*uncertainCommit](err); ok {
@@ -162,7 +162,7 @@ func (p *parkings) exactly(ctx context.Context, places []int) error {
 			return st, p.park(ctx, tx, places)
 		})
 		each, byToken := errors.AsType[*bus.BatchError](err)
-		if !byToken && !errors.Is(err, bus.ErrStale) { // whose, is seen the next time
+		if !byToken && !errors.Is(err, bus.ErrStale) { // the next try shows which one is stale
 			return err
 		}
 		if byToken {
@@ -215,7 +215,7 @@ func (p *parkings) park(ctx context.Context, tx *sql.Tx, places []int) error {
 	return nil
 }
 
-// parkedLane is what is parked of one lane by one transaction.
+// parkedLane is the part of one lane that one transaction parks.
 type parkedLane struct {
 	lane     *lane
 	heard    int64
@@ -313,8 +313,8 @@ func (p *parkings) there(ctx context.Context, tx *sql.Tx, l *parkedLane) (map[in
 	return there, err
 }
 
-// doubt remembers at which positions messages may have been parked by a transaction of which it is not known whether it was
-// committed, so that parking them again does not make two of one.
+// doubt remembers the positions at which a transaction with an unknown outcome may have parked
+// messages. So parking them again does not make two of one.
 func (p *parkings) doubt() {
 	s := p.source
 	s.mu.Lock()
@@ -331,7 +331,7 @@ func (p *parkings) doubt() {
 	}
 }
 
-// parked marks what has been parked as settled at its origin.
+// parked marks the parked messages as settled at their origin.
 func (p *parkings) parked() {
 	s := p.source
 	s.mu.Lock()

@@ -171,7 +171,7 @@ func (s *Source) loadChanges(ctx context.Context, id bus.Lane, after int64) (ps 
 	return ps, last, err
 }
 
-// forgetWithdrawn deletes the rows of withdrawn messages, of which the owner has heard.
+// forgetWithdrawn deletes the rows of withdrawn messages after the owner has heard of them.
 func (s *Source) forgetWithdrawn(ctx context.Context, ps []driver.Parked) error {
 	for _, p := range ps {
 		if !p.Withdrawn {

@@ -13,9 +13,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// publisher writes what concurrent calls publish in common batches: what comes while a batch is under way is the
-// next one. Nothing waits for a timer, so a lone call is as quick as the database, and the costly commit is shared by
-// more messages the more there are.
+// publisher writes the messages of concurrent calls in common batches: messages that come while a
+// batch is under way form the next one. Nothing waits for a timer, so a lone call is as quick as
+// the database. The more messages there are, the more of them share the costly commit.
 type publisher struct {
 	driver *Driver
 
@@ -37,7 +37,8 @@ type request struct {
 	sent int     // those from next on before it are on their way to the database
 	errs []error // of the records before next; nil: none has failed
 	left bool    // the caller does not wait any more
-	// unknown is the error of a part whose outcome is not known. The server may still write that part, so a later part would overtake it.
+	// unknown is the error of a part with an unknown outcome. The server may still write the part,
+	// so a later part would overtake it.
 	unknown error
 }
 
@@ -94,7 +95,8 @@ func (p *publisher) add(r *request) {
 	}
 }
 
-// outcome is what Publish returns. If the request is not done, its context has ended: what was not sent never will be.
+// outcome returns the result of Publish. If the request is not done, its context has ended: records
+// not sent by then never will be.
 func (p *publisher) outcome(ctx context.Context, r *request) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,8 +232,8 @@ func halve(batch []piece) (first, second []piece) {
 	return []piece{{one.request, one.from, middle}}, []piece{{one.request, middle, one.to}}
 }
 
-// gather collects the records of the batch whose callers still wait and that overtake nothing of their call. It notes that they are on
-// their way.
+// gather collects the batch's records whose callers still wait and that overtake nothing of their
+// call. It notes that they are on their way.
 func (p *publisher) gather(batch []piece) []Record {
 	p.mu.Lock()
 	defer p.mu.Unlock()

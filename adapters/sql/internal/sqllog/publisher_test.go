@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// fake is a store of which only the writing works, as the test says.
+// fake is a store that can only write, as the test says.
 type fake struct {
 	Store
 

@@ -17,7 +17,7 @@ func (s *Source) read() {
 	pause, held := minPause, minHeldPause
 	q := Query{}
 	var owners []*lane
-	average := 1 << 10 // bytes of a message, from what was read last
+	average := 1 << 10 // bytes of a message, from the last read
 	turn := 0          // the lane to read first, so that a bound on the whole read is fair
 	for {
 		if owners = s.plan(&q, owners[:0], turn, average); owners == nil {
@@ -126,8 +126,9 @@ func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
 	}
 }
 
-// accept queues what was read of lanes that are still ours, and returns the size of all. Their cursors move also if nothing
-// was read: a store may have passed over the messages of other lanes.
+// accept queues the messages read of lanes that are still ours, and returns the size of all. The
+// lanes' cursors move also if nothing was read: a store may have passed over the messages of other
+// lanes.
 func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

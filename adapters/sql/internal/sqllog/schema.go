@@ -10,7 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Script returns all migrations as one text, for those who apply them by other means.
+// Script returns all migrations as one text, for users that apply them by other means.
 func (d *Dialect) Script() string {
 	var b strings.Builder
 	for i, statements := range d.Migrations {
@@ -87,7 +87,7 @@ func lockMigrations(ctx context.Context, d *Dialect, tx *sql.Tx) error {
 	return nil
 }
 
-// runMigrations applies what is missing, one process at a time.
+// runMigrations applies the missing migrations, one process at a time.
 func runMigrations(ctx context.Context, s Store) (err error) {
 	d := s.Dialect()
 	conn, err := s.DB().Conn(ctx)

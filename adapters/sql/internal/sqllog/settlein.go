@@ -81,8 +81,8 @@ func (s *Source) joinFailure(err error) error {
 // passing is the pause after which a handler is called again that was too early.
 const passing = 50 * time.Millisecond
 
-// known makes records of outputs. The first topic that is not known is missing: it cannot be looked for or created while the
-// transaction lasts, whose locks may be in the way.
+// known makes records of outputs. missing is the first unknown topic. The topic cannot be looked
+// for or created while the transaction lasts: the transaction's locks may be in the way.
 func (s *Source) known(outputs []driver.Output) (missing string, records []Record) {
 	for _, o := range outputs {
 		t, ok := s.driver.topics.cached(o.Topic)

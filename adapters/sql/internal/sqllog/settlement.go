@@ -15,9 +15,10 @@ import (
 	"github.com/millrace-go/millrace/internal/window"
 )
 
-// settlement is what one transaction settles, of a source that was subscribed to as transactional. It holds the turns of
-// its lanes from before it looks at their windows until it is known whether the transaction was committed: so what it
-// writes of a window is what is committed and its own messages, and nothing else.
+// settlement is the part of a transactional source's messages that one transaction settles. It
+// takes the turns of its lanes before it looks at their windows, and holds them until the
+// transaction's outcome is known. So the window it writes holds the committed messages and its own
+// messages, and nothing else.
 //
 // A turn is taken when the transaction has begun, and where the database has one lock for all writers, when the
 // transaction has that. Whoever has turns needs no connection, no lock of the process and no other turn out of order.
@@ -29,7 +30,7 @@ type settlement struct {
 	lost   []*lane    // turned out to be another's
 }
 
-// settled is what is settled of one lane.
+// settled is the settled part of one lane.
 type settled struct {
 	lane     *lane
 	done     []int64 // positions
@@ -222,7 +223,7 @@ func (st *settlement) leave() {
 	}
 }
 
-// adopt makes the lanes' windows say what has been committed.
+// adopt brings the lanes' windows to the committed state.
 func (st *settlement) adopt() {
 	s := st.source
 	s.mu.Lock()
@@ -239,9 +240,9 @@ func (st *settlement) adopt() {
 	}
 }
 
-// findOut finds out whether a transaction was committed whose commit has failed, or has no answer. Until then nothing else
-// is settled in its lanes; they wait without their turns, because those who hold a connection and wait for a turn could have
-// the last connection.
+// findOut finds out whether a transaction was committed after its commit failed or got no answer.
+// Until then nothing else is settled in its lanes. They wait without their turns, because callers
+// that hold a connection and wait for a turn could have the last connection.
 func (st *settlement) findOut(cause error) error {
 	s := st.source
 	st.doubt(true)
@@ -259,7 +260,7 @@ func (st *settlement) findOut(cause error) error {
 			st.doubt(false)
 			return cause
 		case err == nil, !st.isHeld(), !sleep(b.Next(), s.closing, nil):
-			// The lanes go to their next owner, who sees in them what was committed.
+			// The lanes go to their next owner, which sees the committed state in them.
 			st.giveUp()
 			return errors.Join(fmt.Errorf("%w, and it is not known here whether this was settled", bus.ErrStale), cause)
 		}
@@ -291,8 +292,8 @@ func (st *settlement) giveUp() {
 	signal(st.source.moved)
 }
 
-// lookBehind reads what was committed, under the lock that the transaction holds while it is not over. known is false if
-// none of the lanes is this member's any more.
+// lookBehind reads the committed state, under the lock that the transaction holds until it is over.
+// known is false if none of the lanes is this member's any more.
 func (st *settlement) lookBehind(ctx context.Context) (committed, known bool, err error) {
 	s := st.source
 	d := s.driver
@@ -323,6 +324,6 @@ func (st *settlement) lookBehind(ctx context.Context) (committed, known bool, er
 	return committed, known, err
 }
 
-// exactWindowBytes bounds the encoding of a window in a transaction: what the column holds, and more than what a router has in
-// flight that was asked for exactly once.
+// exactWindowBytes bounds the encoding of a window in a transaction. It is the column's capacity,
+// and more than a router with the exactly-once guarantee has in flight.
 const exactWindowBytes = 8192

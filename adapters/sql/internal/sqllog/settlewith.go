@@ -44,8 +44,9 @@ func (s *Source) settleTransactional(ctx context.Context, tokens []bus.Token) er
 	return err
 }
 
-// settleAll settles those at places in one transaction, and notes in errs which cannot be. If the database will never take one
-// of the outputs, those at places are settled in smaller transactions, to find out whose that is.
+// settleAll settles the settlements at places in one transaction, and notes in errs which cannot be
+// settled. If the database will never take one of the outputs, settleAll settles them in smaller
+// transactions, to find the output's settlement.
 func (s *Source) settleAll(ctx context.Context, ss []driver.Settlement, places []int, errs []error) error {
 	for {
 		var left []int
@@ -79,7 +80,7 @@ func (s *Source) settleAll(ctx context.Context, ss []driver.Settlement, places [
 				errs[i] = each.Errs[k]
 			}
 			continue
-		case errors.Is(err, bus.ErrStale): // whose, is seen the next time
+		case errors.Is(err, bus.ErrStale): // the next try shows which settlement is stale
 			continue
 		case len(records) == 0 || !s.driver.store.Fault(err).OfMessage:
 			return err
@@ -132,7 +133,8 @@ func (s *Source) inTransaction(ctx context.Context, do func(ctx context.Context,
 	if err == nil {
 		return st.end(tx.Commit())
 	}
-	_ = tx.Rollback() // before others have the turns, who would wait for its locks; an error changes nothing
+	// before others take the turns: they would wait for its locks; an error changes nothing
+	_ = tx.Rollback()
 	if st != nil {
 		st.failed = true
 		err = st.end(err)

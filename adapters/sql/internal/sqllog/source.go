@@ -25,7 +25,7 @@ type Source struct {
 	// transactional: everything is settled in transactions, as they come, and nothing is left to the committer.
 	transactional bool
 
-	// ahead bounds what has been read and not received yet.
+	// ahead bounds the messages read and not received yet.
 	ahead, aheadBytes int
 
 	closing chan struct{} // closed when Close begins
@@ -67,8 +67,8 @@ type lane struct {
 	topID  string
 	ahead  int    // how many messages have been read and not received
 	saved  uint64 // the version of the window that was committed
-	// unparked are parked messages that were settled, and are to be deleted; heard is the number of the last change to what
-	// is parked that the router knows of.
+	// unparked are parked messages that were settled, and must be deleted. heard is the number of
+	// the last change to the parked messages that the router knows of.
 	unparked []int64
 	heard    int64
 	// doubtful are the positions, by that at the origin, at which messages may have been parked by a call without an answer.
@@ -77,13 +77,15 @@ type lane struct {
 	// the last one was committed.
 	turn  chan struct{}
 	doubt bool
-	// announced: the observer knows the lane and what is parked in it, so that there may be deliveries.
+	// announced: the observer knows the lane and the messages parked in it, so that there may be
+	// deliveries.
 	announced bool
 	// parting: no delivery any more, but settling goes on. gone: it is not ours.
 	parting, gone bool
 }
 
-// basis is what the database must have for what builds on it. Called with the lock held.
+// basis returns the state that the database must have for writes that build on it. Called with the
+// lock held.
 func (l *lane) basis(t topic) Basis {
 	b := Basis{Topic: t.id, Stored: l.stored, Changes: l.heard}
 	if l.top >= l.stored { // nobody deletes it before that is committed
@@ -103,8 +105,9 @@ func (s *Source) witness() (w Witness) {
 	return w
 }
 
-// pass notes that nothing is left below what was read, so that the next owner need not look there again: it does where the
-// lane had no messages while the topic had many. Called with the lock held, when the lane is about to be given up.
+// pass notes that nothing is left below the last read position, so that the next owner need not
+// look there again. Without it the owner does, where the lane had no messages while the topic had
+// many. Called with the lock held, when the lane is about to be given up.
 func (l *lane) pass() {
 	if l.ahead == 0 {
 		l.window.Advance(l.read)
@@ -186,7 +189,7 @@ func (s *Source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 	}
 }
 
-// take fills dst with what has been read.
+// take fills dst with messages that have been read.
 func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -270,7 +273,7 @@ func (s *Source) owned(id int32, epoch uint64) *lane {
 	return s.lanes[id]
 }
 
-// purge forgets what has been read of lanes that are parting or gone. Called with the lock held.
+// purge forgets the messages read of lanes that are parting or gone. Called with the lock held.
 func (s *Source) purge() {
 	s.ready.Drop(func(a arrival) bool { return a.lane.parting || a.lane.gone })
 	signal(s.room)
@@ -297,7 +300,7 @@ func (s *Source) Close(ctx context.Context) error {
 
 	defer close(s.closed)
 	defer s.stopIO()
-	defer context.AfterFunc(ctx, s.stopIO)() // what is under way then ends soon
+	defer context.AfterFunc(ctx, s.stopIO)() // calls under way then end soon
 	s.work.Wait()
 	s.driver.hub.remove(s)
 	if err := s.leave(ctx); err != nil {
@@ -311,7 +314,7 @@ func (s *Source) Close(ctx context.Context) error {
 	return s.err
 }
 
-// leave makes what was settled durable and gives everything up, trying again until ctx ends.
+// leave makes all settlements durable and gives everything up, trying again until ctx ends.
 func (s *Source) leave(ctx context.Context) error {
 	s.mu.Lock()
 	for _, l := range s.lanes {

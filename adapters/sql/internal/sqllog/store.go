@@ -10,7 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Store is a dialect: what has to be fast or differs from one database to another.
+// Store is a dialect: the operations that have to be fast or differ from one database to another.
 type Store interface {
 	// Dialect returns the texts of the statements that the engine runs itself.
 	Dialect() *Dialect
@@ -18,13 +18,14 @@ type Store interface {
 	DB() *sql.DB
 	// KeeperDB runs those that keep leases. They must not wait for connections that handlers hold.
 	KeeperDB() *sql.DB
-	// Append inserts records in their order, all or nothing. An error whose outcome is not known is an [Uncertain].
+	// Append inserts records in their order, all or nothing. An error with an unknown outcome is an
+	// [Uncertain].
 	Append(ctx context.Context, batch []Record) error
 	// Reader returns a reader of one topic.
 	Reader(topic int64) Reader
-	// Commit stores the progress of lanes where group, member and epoch match, the position does not go back and the
-	// database has what the progress builds on. It returns how many rows it changed, or any smaller number if that is
-	// not known.
+	// Commit stores the progress of lanes where group, member and epoch match, the position does
+	// not go back and the database has the progress's basis. It returns how many rows it changed,
+	// or any smaller number if the driver does not know.
 	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
 	// Settle is Commit of one lane within the transaction x, which may be of another client library and has the row's lock
 	// afterwards. It returns whether it has written.
@@ -42,7 +43,7 @@ type Store interface {
 	Fault(err error) Fault
 	// As finds a native client.
 	As(target any) bool
-	// Close closes what the store opened itself.
+	// Close closes the resources that the store opened itself.
 	Close() error
 }
 
@@ -54,7 +55,8 @@ type Notifier interface {
 	Listen(ctx context.Context, ready func(), heard func(text string)) error
 }
 
-// Sweeper is a store whose log is not in the order of shards, so that it has a way of its own to delete what is old.
+// Sweeper is a store whose log is not in the order of shards, so it deletes old messages in a way
+// of its own.
 type Sweeper interface {
 	// Sweep deletes messages that are older than age and below the limit of their shard, until closing is closed.
 	Sweep(ctx context.Context, topic int64, limits []int64, age time.Duration, closing <-chan struct{}) error
@@ -70,8 +72,9 @@ type Record struct {
 
 // Reader reads on in one topic. It is used by one goroutine.
 type Reader interface {
-	// Read appends what follows the cursors to q.Records and moves the cursors. After an error neither counts. It fails with
-	// ErrNoWitness rather than to add what was written after the witness had gone.
+	// Read appends the records after the cursors to q.Records and moves the cursors. After an error
+	// neither counts. It fails with ErrNoWitness rather than add records written after the witness
+	// had gone.
 	Read(ctx context.Context, q *Query) (More, error)
 }
 
@@ -113,19 +116,20 @@ const (
 	Ready
 )
 
-// Progress is what is committed of a lane.
+// Progress is the committed state of a lane.
 type Progress struct {
 	Shard    int32
 	Epoch    uint64
 	Position int64
 	Window   []byte
-	// Basis is what the database must still have.
+	// Basis is the state that the database must still have.
 	Basis Basis
 }
 
-// Basis is what a member knows of a lane from the database. A database that has not got it is an older state of itself: a
-// replica that was promoted, or a backup. Positions that it gives out from now on may be below what the member has read,
-// so nothing that builds on the basis may be written there.
+// Basis is a member's knowledge of a lane from the database. A database without it is an older
+// state of itself: a replica that was promoted, or a backup. Positions that it gives out from now
+// on may be below those that the member has read. So nothing that builds on the basis may be
+// written there.
 type Basis struct {
 	Topic int64
 	// Stored is the position that was committed.
@@ -134,7 +138,7 @@ type Basis struct {
 	// finished it.
 	Top int64
 	ID  string
-	// Changes is the number of the last change to what is parked.
+	// Changes is the number of the last change to the parked messages.
 	Changes int64
 }
 
@@ -142,8 +146,8 @@ type Basis struct {
 type Fault struct {
 	// Retryable: the same may succeed later.
 	Retryable bool
-	// Denied: the server refuses the user, or what it needs is not there. It may come back, as after a rotation of passwords, but
-	// the caller is told at once.
+	// Denied: the server refuses the user, or something that the statement needs is missing. It may
+	// come back, as after a rotation of passwords, but the caller is told at once.
 	Denied bool
 	// OfMessage: one of the messages is to blame, and the others could be stored without it.
 	OfMessage bool
@@ -151,7 +155,7 @@ type Fault struct {
 	TooLarge bool
 }
 
-// Uncertain is an error of which it is not known whether it prevented what was asked.
+// Uncertain is an error that may or may not have prevented the operation: nobody knows which.
 type Uncertain struct{ Err error } //nolint:errname // it says what the outcome is
 
 func (e *Uncertain) Error() string { return e.Err.Error() }

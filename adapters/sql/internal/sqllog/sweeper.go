@@ -10,7 +10,8 @@ import (
 // sweepRows is how many messages of a shard are deleted at once.
 const sweepRows = 1000
 
-// sweep deletes what is too old, again and again. One process at a time does, whichever comes first to claim the turn.
+// sweep deletes messages that are too old, again and again. One process at a time does, whichever
+// comes first to claim the turn.
 func (d *Driver) sweep() {
 	interval := min(max(d.config.Retention/10, time.Second), time.Minute)
 	for sleep(interval, d.closing, nil) {
@@ -18,12 +19,13 @@ func (d *Driver) sweep() {
 		n, err := affected(ctx, d.store.DB(), d.dialect.SQL("UPDATE {meta} SET swept = {now} WHERE swept <= {now} - ?"), (interval * 9 / 10).Microseconds())
 		cancel()
 		if err == nil && n > 0 {
-			_ = d.Sweep(d.io) // what is left is deleted next time
+			_ = d.Sweep(d.io) // the next sweep deletes the rest
 		}
 	}
 }
 
-// Sweep deletes what is older than the retention and below the position of every group, in small transactions.
+// Sweep deletes messages older than the retention and below the position of every group, in small
+// transactions.
 func (d *Driver) Sweep(ctx context.Context) error {
 	var all []topic
 	err := collect(ctx, d.store.DB(), func(rows *sql.Rows) error {

@@ -66,7 +66,7 @@ func BenchPublish(b *testing.B, db Database) {
 	}
 }
 
-// BenchConsume measures receiving and settling what a topic holds.
+// BenchConsume measures receiving and settling a topic's messages.
 func BenchConsume(b *testing.B, db Database) {
 	const stored = 200_000
 	mr, topic := db.Open(b), Topic()

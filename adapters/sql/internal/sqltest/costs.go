@@ -56,7 +56,8 @@ func RoundTrips(t *testing.T, db Database, params ...string) {
 	}
 }
 
-// Allocations bounds what a message costs in allocations: published with others, published alone, and consumed.
+// Allocations bounds a message's cost in allocations: published with others, published alone, and
+// consumed.
 func Allocations(t *testing.T, db Database, together, alone, consumed float64) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

@@ -32,7 +32,8 @@ const (
 	withOutput = "outputs only"
 )
 
-// shop is a service whose handlers add up cents in a table of the user's, and emit as many messages. It is what its processes are told.
+// shop is a service whose handlers add up cents in a table of the user's, and emit as many
+// messages. Its processes are told its fields.
 type shop struct {
 	Way                 string
 	URL, Table, In, Out string
@@ -40,7 +41,7 @@ type shop struct {
 	connect             func(url string) (*sql.DB, error)
 }
 
-// sale is what the shop handles.
+// sale is a message that the shop handles.
 type sale struct {
 	Cents   int64
 	Account int
@@ -103,7 +104,8 @@ func (s *shop) run(ctx context.Context, told func(n int)) error {
 	r := router.New(b, "g", router.Guarantee(router.ExactlyOnce), router.Workers(8), router.DrainTimeout(10*time.Second),
 		router.Policy{Retry: router.Exponential(time.Millisecond, 20*time.Millisecond, 100_000)})
 	r.Handle(s.In, s.handler(db), router.Use(bus.Around(func(ctx context.Context, c bus.Call) error {
-		// At the call's end, which comes after the commit: who is killed at each call before it can commit gets nowhere.
+		// At the call's end, which comes after the commit: a process killed at each call before it
+		// can commit gets nowhere.
 		err := bus.OnEnd(ctx, func(context.Context, func(*bus.Message) bool) error {
 			told(c.Len())
 			return nil
@@ -168,7 +170,7 @@ func ExactlyOnce(t *testing.T, db Database, remote bool) {
 	}
 }
 
-// shop opens a shop with n sales, whose sum it returns.
+// shop opens a shop with n sales, and returns their sum.
 func (db Database) shop(t *testing.T, way string, n int) (s *shop, sum int64) {
 	t.Helper()
 	s = &shop{Way: way, URL: brokertest.With(db.URL, "lease=1s"), Table: "sales" + bus.NewID()[24:], In: Topic(), Out: Topic(), Numbered: strings.HasPrefix(db.URL, "postgres"), connect: db.Connect}
@@ -195,7 +197,7 @@ func (db Database) shop(t *testing.T, way string, n int) (s *shop, sum int64) {
 	return s, sum
 }
 
-// await waits until all is handled, of which nobody tells.
+// await waits until all is handled. It looks by itself, because nobody tells it.
 func (s *shop) await(t *testing.T, db Database, n int) (done bool) {
 	t.Helper()
 	lagger, _ := bus.As[driver.Lagger](db.Open(t))
@@ -218,7 +220,7 @@ func (s *shop) await(t *testing.T, db Database, n int) (done bool) {
 	}
 }
 
-// judge compares what was sold with the table and with the outputs.
+// judge compares the sales with the table and with the outputs.
 func (s *shop) judge(t *testing.T, db Database, n int, sum int64) {
 	t.Helper()
 	if s.Way != withOutput {
@@ -253,7 +255,8 @@ func (s *shop) judge(t *testing.T, db Database, n int, sum int64) {
 	}
 }
 
-// cutShops: two members whose connections are cut, those of the handlers' transactions too, and a third that comes and goes.
+// cutShops: two members run on connections that are cut, those of the handlers' transactions too,
+// and a third member comes and goes.
 func cutShops(t *testing.T, db Database, way string) {
 	const n = 1500
 	s, sum := db.shop(t, way, n)
@@ -307,7 +310,8 @@ func cutShops(t *testing.T, db Database, way string) {
 // killedShops: two processes that are killed again and again.
 func killedShops(t *testing.T, db Database, way string) {
 	n, kills := 1200, 6
-	if strings.HasPrefix(db.URL, "sqlite") { // one writer at a time, and who waits looks now and then
+	// one writer at a time; waiting writers look now and then
+	if strings.HasPrefix(db.URL, "sqlite") {
 		n = 300
 	}
 	s, sum := db.shop(t, way, n)
@@ -350,7 +354,7 @@ func killedShops(t *testing.T, db Database, way string) {
 					last = true
 				}
 				if t.Failed() {
-					_ = cmd.Process.Signal(syscall.SIGQUIT) // it says what it does
+					_ = cmd.Process.Signal(syscall.SIGQUIT) // it prints its goroutines
 				} else {
 					_ = cmd.Process.Kill() // it may have failed by itself
 				}

@@ -145,7 +145,7 @@ func Partition(t *testing.T, db Database) {
 	next.Await(t, lanes/2)
 }
 
-// inLanes returns those of the keys whose lanes the observer holds.
+// inLanes returns the keys in lanes that the observer holds.
 func inLanes(t *testing.T, o *Observer, keys []string) (mine []string) {
 	t.Helper()
 	o.mu.Lock()
@@ -160,9 +160,9 @@ func inLanes(t *testing.T, o *Observer, keys []string) (mine []string) {
 	return mine
 }
 
-// Torture has writers with transactions that stay open for a while and overlap, some of which are undone, while a group
-// reads along: nothing may be skipped, and nothing that was undone may come. write inserts messages of the key, with
-// these payloads, in one transaction, waits, and commits or rolls back.
+// Torture has writers with transactions that stay open for a while and overlap. Some are undone,
+// while a group reads along: nothing may be skipped, and no undone message may come. write inserts
+// messages of the key, with these payloads, in one transaction, waits, and commits or rolls back.
 func Torture(t *testing.T, db Database, writers int, write func(ctx context.Context, topic, key string, payloads []string, pause time.Duration, rollback bool) error) {
 	const duration = 3 * time.Second
 	topic := Topic()

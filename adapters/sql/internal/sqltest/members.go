@@ -96,8 +96,8 @@ type ledger struct {
 	done    chan struct{}
 }
 
-// member handles messages until it is stopped, as the router does: on revocation it settles what it has begun, and
-// begins nothing more.
+// member handles messages until it is stopped, as the router does: on revocation it settles the
+// messages it has begun, and begins nothing more.
 func (l *ledger) member(t *testing.T, db Database, topic string) (stop func()) {
 	o := NewObserver()
 	var handling sync.Mutex // held while a batch is being handled
@@ -168,7 +168,8 @@ func (l *ledger) handle(t *testing.T, d *bus.Delivery) {
 	}
 }
 
-// revokedIsSettled: what is settled before Revoking returns does not come again, what is settled later is refused.
+// revokedIsSettled: a message settled before Revoking returns does not come again. A later
+// settlement is refused.
 func revokedIsSettled(t *testing.T, db Database) {
 	b := db.Open(t)
 	topic := Topic()
@@ -377,7 +378,7 @@ func child(url, topic string) error {
 	if err := s.Settle(ctx, settled); err != nil {
 		return err
 	}
-	// Lag commits what was settled here.
+	// Lag commits the settlements made here.
 	lagger, _ := bus.As[driver.Lagger](b)
 	if _, err := lagger.Lag(ctx, topic, "g"); err != nil {
 		return err

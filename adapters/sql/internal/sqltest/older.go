@@ -173,7 +173,8 @@ func (o *older) idle(t *testing.T) {
 	o.expect(t, numbers(60))
 }
 
-// inFlight: what the member has received has other messages at its positions when it is settled.
+// inFlight: when the member settles the messages it has received, other messages are at their
+// positions.
 func (o *older) inFlight(t *testing.T) {
 	last, pos := o.state(t)
 	Publish(t, o.b, o.topic, Texts(numbers(40)...)...)

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Retention deletes only what every group has finished, and only what is old enough. Nothing else may use the database
-// meanwhile: its messages would go too.
+// Retention deletes only messages that every group has finished, and only those that are old
+// enough. Nothing else may use the database meanwhile: its messages would go too.
 func Retention(t *testing.T, db Database) {
 	old := db.Open(t, "retention=1h")
 	keep := Topic()
@@ -281,8 +281,8 @@ func closing(t *testing.T, db Database) {
 	}
 }
 
-// Versions checks what Open makes of tables of other versions. Nothing else may use the database meanwhile. script is
-// what Migrations returns for it, whose tables do not exist yet.
+// Versions checks how Open treats tables of other versions. Nothing else may use the database
+// meanwhile. script is the text that Migrations returns for it; the database has no tables yet.
 func Versions(t *testing.T, db Database, script string) {
 	_, err := db.open("migrate=false")
 	if !errors.Is(err, bus.ErrUnsupported) || !strings.Contains(err.Error(), "0: there are none") || bus.IsRetryable(err) {
@@ -308,8 +308,8 @@ func Versions(t *testing.T, db Database, script string) {
 	}
 }
 
-// Dependencies checks that a package pulls in one client library: the modules of what it imports, Millrace's own aside, all
-// belong to those that the library itself needs.
+// Dependencies checks that a package pulls in one client library. All modules that it imports,
+// Millrace's own aside, belong to those that the library itself needs.
 func Dependencies(t *testing.T, pkg string, libraries ...string) {
 	t.Helper()
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", pkg).Output()

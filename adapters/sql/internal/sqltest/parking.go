@@ -96,7 +96,7 @@ func ParksOnce(t *testing.T, db Database) {
 	}
 }
 
-// parksEach: what is too large is refused by itself.
+// parksEach: a message that is too large is refused by itself.
 func parksEach(t *testing.T, db Database) {
 	p := db.parker(t, "a", "b", "c")
 	limit := p.b.Driver().Capabilities().MaxMessage

@@ -1,4 +1,5 @@
-// Package sqltest tests an SQL driver: what the dialects have in common, once. Each calls Run with a database.
+// Package sqltest tests an SQL driver: the common parts of the dialects, once. Each dialect calls
+// Run with a database.
 package sqltest
 
 import (
@@ -16,7 +17,7 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
-// Database is what the tests run on.
+// Database is the database that the tests run on.
 type Database struct {
 	// URL opens it. It has no parameters that all SQL drivers have.
 	URL string
@@ -110,7 +111,7 @@ var names atomic.Int64
 // Topic returns a new topic's name.
 func Topic() string { return fmt.Sprintf("t%d-%s", names.Add(1), bus.NewID()[24:]) }
 
-// Observer records what it is told and answers.
+// Observer records the calls it gets and answers them.
 type Observer struct {
 	Events chan string // "assigned 1:7 2:3", "revoking …", "lost …"
 	// OnRevoking is called in Revoking.

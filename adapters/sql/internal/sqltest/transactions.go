@@ -30,7 +30,7 @@ func output(topic, text string) []driver.Output {
 	return []driver.Output{{Topic: topic, Message: &bus.Message{ID: bus.NewID(), Source: "/s", Key: "k", Time: time.Now(), Payload: []byte(text), Headers: bus.Headers{{Name: "h", Value: `a"\b{},`}}}}}
 }
 
-// published returns what has been published to a topic, as a new group sees it.
+// published returns the messages published to a topic, as a new group sees them.
 func published(t *testing.T, b *bus.Bus, topic string) []string {
 	t.Helper()
 	Publish(t, b, topic, &bus.Message{Key: "k", Payload: []byte("end")})
@@ -50,7 +50,7 @@ func published(t *testing.T, b *bus.Bus, topic string) []string {
 	}
 }
 
-// settlesWith: outputs and settlement are one, and what is stale or refused is so by itself.
+// settlesWith: outputs and settlement are one, and a stale or refused settlement is so by itself.
 func settlesWith(t *testing.T, db Database) {
 	b, in, out := db.Open(t), Topic(), Topic()
 	limit := b.Driver().Capabilities().MaxMessage
@@ -123,8 +123,9 @@ func transactionOfAStaleOwner(t *testing.T, db Database) {
 	Close(t, s)
 }
 
-// parksInTransactions: parking is one with the settlement at the origin, and the end of a parked message with its outputs. What
-// is settled is not parked any more, and what is withdrawn is not settled.
+// parksInTransactions: parking is one with the settlement at the origin, and the end of a parked
+// message with its outputs. A settled message is not parked any more, and a withdrawn one is not
+// settled.
 func parksInTransactions(t *testing.T, db Database) {
 	b, in, out := db.Open(t), Topic(), Topic()
 	Publish(t, b, in, Texts("a", "b", "c", "d")...)
@@ -176,7 +177,8 @@ func (db Database) begin(t *testing.T) *sql.Tx {
 	return tx
 }
 
-// settleIn settles in a transaction of its own, of which the caller says how it ends, and what is said of it.
+// settleIn settles in a transaction of its own. The caller says how the transaction ends, and what
+// the driver is told of the end.
 func (db Database) settleIn(t *testing.T, s driver.JoiningSource, d bus.Delivery, outputs []driver.Output, end func(*sql.Tx) error) error {
 	t.Helper()
 	tx := db.begin(t)
@@ -189,8 +191,8 @@ func (db Database) settleIn(t *testing.T, s driver.JoiningSource, d bus.Delivery
 	return ended(end(tx))
 }
 
-// settlesInForeignTransactions: what was settled in a transaction of the user is settled if that was committed, whatever was said
-// of the commit.
+// settlesInForeignTransactions: a message settled in a user's transaction is settled if the
+// transaction was committed, whatever was said of the commit.
 func settlesInForeignTransactions(t *testing.T, db Database) {
 	b, in, out := db.Open(t), Topic(), Topic()
 	Publish(t, b, in, Texts("a", "b", "c", "d", "e", "f")...)
@@ -340,7 +342,7 @@ func checksTransactions(t *testing.T, db Database) {
 	_ = tx.Rollback()
 }
 
-// fetching is an observer that fetches what is parked as soon as it is told of it.
+// fetching is an observer that fetches parked messages as soon as it is told of them.
 type fetching struct {
 	*Observer
 	source chan driver.ParkingSource
@@ -362,7 +364,8 @@ func (f *fetching) Parked(ps []driver.Parked) {
 	f.got <- n
 }
 
-// fetchesAtOnce: what is parked can be fetched as soon as it is known, or its owner would take it for gone.
+// fetchesAtOnce: a parked message can be fetched as soon as it is known. Otherwise its owner would
+// take it for gone.
 func fetchesAtOnce(t *testing.T, db Database) {
 	b, in := db.Open(t), Topic()
 	Publish(t, b, in, Texts("a")...)
