@@ -17,8 +17,8 @@ import (
 // gocloud is Go CDK's pubsub.
 var gocloud = map[string]opener{"memory": gocloudMemory, "kafka": gocloudKafka, "rabbitmq": gocloudRabbitMQ}
 
-// gocloudSide has one receiver, whose handler is called in its turn. A publish of several messages is a Send of each, at once:
-// there is no other, and it makes batches of them.
+// gocloudSide has one receiver, whose handler is called in its turn. A publish of several messages
+// is a Send of each, at once: there is no other call, and Send makes batches of them.
 type gocloudSide struct {
 	topic *pubsub.Topic
 	sub   *pubsub.Subscription

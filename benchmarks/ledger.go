@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// ledger notes which numbers arrived, one bit each, and what came twice.
+// ledger notes which numbers arrived, one bit each, and counts those that came twice.
 type ledger struct {
 	n     int
 	seen  []atomic.Uint64

@@ -7,7 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// load is what a round publishes: n messages numbered from first on, from so many callers at once, so many a call.
+// load is the messages that a round publishes: n messages numbered from first on, from so many
+// callers at once, so many a call.
 type load struct {
 	first, n         int
 	callers, perCall int

@@ -17,8 +17,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// The relay's path: messages are written to PostgreSQL in transactions of 500, and then go to Kafka, where a reader counts
-// them. Who relays is who consumes.
+// The relay's path: messages are written to PostgreSQL in transactions of 500, and then go to
+// Kafka, where a reader counts them. The side that relays also consumes.
 
 // outboxPlace is a place in PostgreSQL and one in Kafka.
 func (p *place) onOutbox(ctx context.Context) error {

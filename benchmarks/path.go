@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// kind is what a path measures.
+// kind says which action a path measures.
 type kind int
 
 const (
@@ -163,7 +163,8 @@ func (p path) roundOf(ctx context.Context, open opener, l load, lanes int) (r re
 	return r, err
 }
 
-// course is one round under way. Its last message, the number n, goes ahead of the others: it makes what the first makes.
+// course is one round under way. Its last message, the number n, goes ahead of the others: it
+// creates the things that a first message creates.
 type course struct {
 	path
 	side   side
@@ -234,8 +235,8 @@ func (c *course) consume(ctx context.Context) (r result, err error) {
 	if err := c.side.publish(ctx, fill); err != nil {
 		return r, err
 	}
-	// Joining a group is not consuming, and lanes come one by one: what is measured begins with the tenth part. (On RabbitMQ, the
-	// first group moves what was kept for it, before.)
+	// Joining a group is not consuming, and lanes come one by one: the measurement begins with the
+	// tenth part. (On RabbitMQ, the first group moves the messages kept for it, before.)
 	u, head := began(), c.n/10
 	var first sync.Once
 	c.ledger.arrived = func(int) {

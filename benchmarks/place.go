@@ -85,7 +85,7 @@ func newPlace(ctx context.Context, broker string, lanes int) (*place, error) {
 	return p, err
 }
 
-// remove deletes what the round has made, also when the program was interrupted.
+// remove deletes everything the round has made, also when the program was interrupted.
 func (p *place) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -140,7 +140,7 @@ func (p *place) onKafka(ctx context.Context) error {
 	})
 }
 
-// cleanRabbitMQ deletes what all sides declare. To delete what is not there is no error.
+// cleanRabbitMQ deletes everything that all sides declare. Deleting a missing thing is no error.
 func (p *place) cleanRabbitMQ(context.Context) error {
 	conn, err := amqp.Dial(p.url)
 	if err != nil {

@@ -9,8 +9,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// postgresSide is pgx on a table with the columns and the key of ours. A call of many messages is one COPY, a single one of a lone
-// caller an INSERT. Single messages of many callers are the bound that nobody can reach who does not know them beforehand: full
+// postgresSide is pgx on a table with the columns and the key of ours. A call of many messages is
+// one COPY, a single one of a lone caller an INSERT. Single messages of many callers are an upper
+// bound, out of reach for a library that does not know the messages beforehand. They go in full
 // batches of as many messages as there are callers, by unnest, on four connections.
 type postgresSide struct {
 	pool  *pgxpool.Pool

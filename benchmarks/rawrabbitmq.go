@@ -93,7 +93,8 @@ func (s *rabbitSide) publish(ctx context.Context, l load) error {
 // rawPrefetch is a usual prefetch.
 const rawPrefetch = 256
 
-// consume handles the queues at once, each in order, and acknowledges what was handled so far with one frame.
+// consume handles the queues at once, each in order, and acknowledges the messages handled so far
+// with one frame.
 func (s *rabbitSide) consume(ctx context.Context, work time.Duration, l *ledger) error {
 	var lanes sync.WaitGroup
 	defer lanes.Wait()

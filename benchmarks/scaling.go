@@ -85,7 +85,8 @@ func onEach(brokers []string, set func(t *trial, x int)) (lines []line) {
 	return lines
 }
 
-// trial is one point: consuming what is there, or on memory both at once. What is zero is as in the paths.
+// trial is one point: consuming a topic's messages, or on memory publishing and consuming at once.
+// A field that is zero is as in the paths.
 type trial struct {
 	broker                        string
 	n, lanes, workers, keys, size int

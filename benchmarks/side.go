@@ -18,7 +18,8 @@ type starter interface{ running() <-chan struct{} }
 
 type opener func(ctx context.Context, p *place) (side, error)
 
-// library is what is compared: its name, and how it is opened on the brokers that it knows.
+// library is one of the compared libraries: its name, and how it is opened on the brokers that it
+// knows.
 type library struct {
 	name string
 	on   map[string]opener

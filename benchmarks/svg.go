@@ -17,7 +17,8 @@ const (
 
 var plotColours = []string{"#0b7285", "#c92a2a", "#5c940d", "#862e9c"}
 
-// svg draws the curve: both axes are logarithmic, so that what is linear is a straight line at 45 degrees of the scales.
+// svg draws the curve: both axes are logarithmic, so that linear growth is a straight line at 45
+// degrees of the scales.
 func (c *curve) svg(ys [][]float64) []byte {
 	low, high := math.Inf(1), math.Inf(-1)
 	for _, line := range ys {

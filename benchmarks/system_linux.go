@@ -12,5 +12,6 @@ func sleepFor(d time.Duration) {
 	_ = syscall.Nanosleep(&t, nil) // a signal may wake it early
 }
 
-// settle has what was written before go to the disk: else it would be on its way during the next round, whose own writes wait behind it.
+// settle waits until earlier writes are on the disk. Otherwise they would be on their way during
+// the next round, and its own writes would wait behind them.
 func settle() { syscall.Sync() }

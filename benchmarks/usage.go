@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// result is what a round cost.
+// result is the cost of a round.
 type result struct {
 	rate           float64 // messages a second
 	cpu            time.Duration
@@ -18,7 +18,7 @@ type result struct {
 	p50, p99, p999 time.Duration
 }
 
-// usage is what the process had used when a measurement began.
+// usage is the process's consumption when a measurement began.
 type usage struct {
 	at  time.Time
 	cpu time.Duration

@@ -37,7 +37,8 @@ type watermillSide struct {
 
 func (s *watermillSide) running() <-chan struct{} { return s.up }
 
-// subscriber is one that makes what a topic needs before the first message; without it RabbitMQ would lose them.
+// subscriber creates the things that a topic needs before the first message; without it RabbitMQ
+// would lose messages.
 type subscriber interface {
 	message.Subscriber
 	SubscribeInitialize(topic string) error

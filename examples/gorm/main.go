@@ -23,7 +23,7 @@ type Order struct {
 	Cents int64
 }
 
-// Account is what the handler keeps.
+// Account is the row that the handler keeps.
 type Account struct {
 	ID    int
 	Cents int64

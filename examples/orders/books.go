@@ -9,8 +9,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// Books is what the services have added up. Deliveries may repeat (at least once), so each book knows which orders it
-// has: a repeat changes nothing.
+// Books holds the totals of the services. Deliveries may repeat (at least once), so each book knows
+// which orders it has: a repeat changes nothing.
 type Books struct {
 	mu sync.Mutex
 

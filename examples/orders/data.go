@@ -13,7 +13,7 @@ import (
 //go:embed cdnow-orders.csv.gz
 var orderFile []byte
 
-// OrderPlaced is what the shop publishes.
+// OrderPlaced is the event that the shop publishes.
 type OrderPlaced struct {
 	Number   int    // of the order, from 0 in the file's order
 	Customer string // also the key: a customer's orders are handled in order

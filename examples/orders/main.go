@@ -23,7 +23,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// config is what the command line and the environment say.
+// config holds the settings of the command line and the environment.
 type config struct {
 	url     string
 	n       int
@@ -204,7 +204,7 @@ func (c config) run(ctx context.Context, b *bus.Bus, s *State, taken *shop, orde
 		return min(paid, loyal, sold)
 	}
 	r.Go("publish", func(context.Context) error {
-		// On a broker without a past, a group gets only what is published after it came.
+		// On a broker without a past, a group gets only the messages published after it came.
 		if err := r.Ready(ctx); err != nil {
 			return nil //nolint:nilerr // Run says why, if it is not just the end
 		}
@@ -242,8 +242,8 @@ func (c config) run(ctx context.Context, b *bus.Bus, s *State, taken *shop, orde
 	return err
 }
 
-// publish publishes what has not been published yet. A batch of which something is not known is published again: the
-// services know a repeat by its number.
+// publish publishes the orders not published yet. A batch with an unknown outcome is published
+// again: the services know a repeat by its number.
 func publish(ctx context.Context, b *bus.Bus, topic string, s *State, orders []OrderPlaced) error {
 	const batch = 500
 	for s.Published < len(orders) && ctx.Err() == nil {

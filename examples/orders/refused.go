@@ -46,8 +46,9 @@ func (f *refusal) chosen(o OrderPlaced) bool {
 	return float64(h.Sum32()%10_000) < f.share*10_000
 }
 
-// refused is how many orders loyalty has refused when it has come to all: the next one of each customer who has any left,
-// for the later ones wait. all is false if it has not come so far.
+// refused counts the orders that loyalty has refused once it has come to all of them. It refuses
+// the next order of each customer with any left; the later orders wait. all is false if loyalty has
+// not come so far.
 func (f *refusal) refused(b *Books, orders []OrderPlaced) (n int, all bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -65,8 +66,9 @@ func (f *refusal) refused(b *Books, orders []OrderPlaced) (n int, all bool) {
 	return n, true
 }
 
-// replay waits until the services can do no more, tells what is in the poison queue, and replays it, as somebody does
-// who has repaired the service: `millrace poison groups` and `millrace poison replay` do the same.
+// replay waits until the services can do no more, tells what is in the poison queue, and replays
+// it. An operator does the same after repairing the service, with `millrace poison groups` and
+// `millrace poison replay`.
 func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *Books, orders []OrderPlaced, stderr io.Writer) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

@@ -8,13 +8,13 @@ import (
 	"slices"
 )
 
-// tiers of the loyalty programme, by what a customer has spent.
+// tiers of the loyalty programme, by the amount a customer has spent.
 var tiers = []struct {
 	name string
 	from int64 // cents
 }{{"platinum", 100_000}, {"gold", 50_000}, {"silver", 10_000}, {"bronze", 0}}
 
-// report prints what the services added up.
+// report prints the services' totals.
 func (b *Books) report(w io.Writer, orders []OrderPlaced) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -62,7 +62,7 @@ const (
 	allCents     = 250_031_563
 )
 
-// differences compares the books with the file, and the file with what is known of it.
+// differences compares the books with the file, and the file with its known totals.
 func (b *Books) differences(orders []OrderPlaced) []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

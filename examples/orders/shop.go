@@ -25,7 +25,7 @@ type shop struct {
 	insert, sum string // statements
 }
 
-// openShop opens the database, an SQLite file or a URL, and creates what it lacks.
+// openShop opens the database, an SQLite file or a URL, and creates missing tables.
 func openShop(ctx context.Context, where, run string) (*shop, error) {
 	db, dialect, err := openDatabase(where)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *shop) transaction(ctx context.Context, topic string, orders []OrderPlac
 	})
 }
 
-// differences compares the shop's table with what the events added up to.
+// differences compares the shop's table with the sums of the events.
 func (s *shop) differences(ctx context.Context, b *Books) (diffs []string, err error) {
 	n, cents, err := s.count(ctx)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 )
 
-// State is what a run needs to go on after it was stopped. It is right only if the handlers had drained when it was
-// written: then the books hold exactly what the groups have settled.
+// State lets a run go on after it was stopped. It is right only if the handlers had drained when it
+// was written: then the books hold exactly the orders that the groups have settled.
 type State struct {
 	Run       string // names the run's topics
 	Orders    int    // how many the run has

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestCorrelationOverDrivers follows a message over every driver: each service publishes, on the next bus, because of
-// what it was given.
+// TestCorrelationOverDrivers follows a message over every driver: each service publishes, on the
+// next bus, because of the message it was given.
 func TestCorrelationOverDrivers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -27,7 +27,7 @@ import (
 type brokerBehindProxy struct {
 	name    string
 	exactly bool   // it has transactions
-	commit  []byte // what a request to commit contains
+	commit  []byte // text that a request to commit contains
 	url     func(t *testing.T) string
 	drop    func(t *testing.T, b *bus.Bus, topic, group string)
 	through func(ctx context.Context, url string, p *faults.Proxy) (*bus.Bus, error)
@@ -163,7 +163,8 @@ func faultTrial(t *testing.T, broker *brokerBehindProxy, inflict func(*faults.Pr
 		}
 	}
 
-	// Exactly once is about what is handled: a message that is published again after an unknown outcome is two.
+	// Exactly once covers handling: a message published again after an unknown outcome is two
+	// messages.
 	publisher := faulty
 	if guarantee == router.ExactlyOnce {
 		publisher = direct
@@ -237,7 +238,8 @@ func runAll(t *testing.T, routers ...*router.Router) (stop func(t *testing.T)) {
 	}
 }
 
-// firsts notes what comes: by key the numbers in the order of their first arrival, and how often each message came.
+// firsts notes arrivals: by key the numbers in the order of their first arrival, and how often each
+// message came.
 type firsts struct {
 	mu    sync.Mutex
 	byKey map[string][]int

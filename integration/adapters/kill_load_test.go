@@ -13,7 +13,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// hourKey is the key whose message is to wait for an hour.
+// hourKey is the key whose message must wait for an hour.
 const hourKey = "an hour"
 
 // waitsUntilKilled has hourKey wait, and tells when it does.

@@ -82,7 +82,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// killed is a process that is to be killed. What it prints is what it did: a pipe keeps it.
+// killed is a process that the test kills. It prints everything it does, and a pipe keeps the
+// output.
 type killed struct {
 	ctx               context.Context
 	url, topic, group string
@@ -127,7 +128,8 @@ func (k *killed) start(t *testing.T) {
 	k.lines = bufio.NewScanner(out)
 }
 
-// until reads lines until one makes enough true, kills the process, and reads what it had printed by then.
+// until reads lines until one makes enough true. Then it kills the process, and reads the lines
+// printed by then.
 func (k *killed) until(t *testing.T, note func(line string) (enough bool)) {
 	t.Helper()
 	for k.lines.Scan() && !note(k.lines.Text()) {
@@ -157,7 +159,7 @@ func (k *killed) run(t *testing.T, r *router.Router, done func() bool) {
 	go func() { over <- r.Run(ctx) }()
 	for tick := time.NewTicker(10 * time.Millisecond); !done(); {
 		select {
-		case <-tick.C: // there is no event for what a broker has not delivered
+		case <-tick.C: // a message that a broker has not delivered causes no event
 		case err := <-over:
 			t.Fatalf("the router ended: %v", err)
 		}
@@ -239,7 +241,7 @@ func killedWhileWaiting(t *testing.T, k *killed) {
 		mu.Lock()
 		defer mu.Unlock()
 		if handled[m.ID] {
-			return nil // a repeat of what was not committed
+			return nil // a repeat of an uncommitted message
 		}
 		handled[m.ID] = true
 		if at, ok := failed[m.ID]; ok && (time.Since(at) < killedWait-time.Second || bus.DeliveryFrom(ctx).Attempt != 2) {
@@ -262,10 +264,11 @@ func killedWhileWaiting(t *testing.T, k *killed) {
 	t.Logf("all was handled %v after the kill", time.Since(killedAt).Round(time.Millisecond))
 }
 
-// cancelledWait is when what is cancelled would be due: when another process has the lanes.
+// cancelledWait is when the cancelled messages would be due: when another process has the lanes.
 const cancelledWait = 12 * time.Second
 
-// killedWhileCancelling: what was cancelled does not come, whether the process that had parked it has seen the cancellation or not.
+// killedWhileCancelling: a cancelled message does not come, whether the process that had parked it
+// has seen the cancellation or not.
 func killedWhileCancelling(t *testing.T, k *killed) {
 	k.start(t)
 	var delayed, cancelled, unseen, marks []*bus.Message
@@ -385,7 +388,7 @@ func replaysUntilKilled(ctx context.Context, b *bus.Bus, _, group string) error 
 	return err
 }
 
-// poisonedHook counts what was poisoned.
+// poisonedHook counts poisoned messages.
 type poisonedHook chan struct{}
 
 func (h poisonedHook) Poisoned(context.Context, driver.PoisonEntry) { h <- struct{}{} }

@@ -1,4 +1,4 @@
-// Package docs_test checks that the documents say what is true.
+// Package docs_test checks that the documents are true.
 package docs_test
 
 import (
