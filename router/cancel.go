@@ -29,8 +29,9 @@ func (t *task) named() named {
 	return named{t.h.Delivery.Key, t.h.Delivery.Headers.Get(bus.HeaderCancels)}
 }
 
-// cancelDelayed takes a cancellation in. What it names came before it, and is held, or parked, or waits to be parked; or it is being stored in
-// this moment, and the cancellation waits until that is known. Called with the lock held.
+// cancelDelayed takes a cancellation in. Its messages came before it, and are held, or parked, or
+// wait to be parked. A message may also be being stored at this moment: then the cancellation waits
+// for the outcome. Called with the lock held.
 func (c *consumer) cancelDelayed(t *task) {
 	t.lane.busy++
 	what := t.named()
@@ -74,7 +75,8 @@ type laneCancellations struct {
 	delayed []*parkedMessage
 }
 
-// canceller sees to cancellations. What cannot be looked at now is tried again behind the others.
+// canceller sees to cancellations. A cancellation that cannot be looked at now is tried again
+// behind the others.
 func (c *consumer) canceller() {
 	for b := (backoff.Backoff{}); ; {
 		lanes := c.nextToCancel()
@@ -224,7 +226,7 @@ func (c *consumer) delayedOf(l *lane, names cancellations) (taken []*parkedMessa
 	return taken
 }
 
-// cancelFate is what became of cancellations.
+// cancelFate is the outcome of cancellations.
 type cancelFate int8
 
 const (

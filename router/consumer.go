@@ -120,7 +120,7 @@ type consumerConfig struct {
 	unordered bool
 	strict    bool
 	guarantee Level
-	// transactional: what handlers emit is published with the settlement.
+	// transactional: the messages that handlers emit are published with the settlement.
 	transactional bool
 }
 
@@ -218,7 +218,8 @@ func (c *consumer) subscribe() (bus.Source, error) {
 	}
 }
 
-// lacking is an error if a source has not got what its driver claims and this consumer needs. A driver around another may hide it.
+// lacking returns an error if a source lacks a feature that its driver claims and this consumer
+// needs. A driver around another may hide it.
 func (c *consumer) lacking(source bus.Source) error {
 	has := c.core.bus.Driver().Capabilities()
 	_, transacts := source.(driver.TransactionalSource)
@@ -263,7 +264,7 @@ func (c *consumer) stop(ctx context.Context) error {
 	return c.err
 }
 
-// lastMoment is what handlers have to heed that their contexts have ended.
+// lastMoment is the time that handlers have to heed the end of their contexts.
 const lastMoment = time.Second
 
 func (c *consumer) drain(ctx context.Context) {
@@ -343,7 +344,7 @@ func (c *consumer) drain(ctx context.Context) {
 	close(c.stopped)
 }
 
-// awaitEnd waits for what makes results durable.
+// awaitEnd waits for the goroutines that make results durable.
 func (c *consumer) awaitEnd(ctx context.Context, ended <-chan struct{}) error {
 	select {
 	case <-ended:

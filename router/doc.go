@@ -1,5 +1,6 @@
-// Package router runs handlers over a bus: it pulls messages, keeps the order of keys, calls handlers concurrently,
-// retries, poisons what cannot be handled, settles in batches, and drains at the end.
+// Package router runs handlers over a bus. It pulls messages, keeps the order of keys and calls
+// handlers concurrently. It retries, poisons messages that cannot be handled, settles in batches,
+// and drains at the end.
 //
 //	r := router.New(b, "billing")
 //	router.On(r, "orders", func(ctx context.Context, e OrderPlaced) error {
@@ -15,10 +16,12 @@
 //
 // # Failure
 //
-// A handler's error goes through its [Policy]: retried by a schedule of delays, then put into the group's poison queue
-// with the reason. Panics are errors. What cannot be decoded goes to the poison queue at once.
+// A handler's error goes through its [Policy]: the message is retried by a schedule of delays, then
+// put into the group's poison queue with the reason. Panics are errors. A message that cannot be
+// decoded goes to the poison queue at once.
 //
 // # Bounds
 //
-// What is received and not settled is bounded by number and bytes ([InFlight]); a slow handler slows the intake down.
+// Messages received and not settled are bounded by number and bytes ([InFlight]); a slow handler
+// slows the intake down.
 package router

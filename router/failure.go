@@ -11,7 +11,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// rule decides what follows a try that ended with err, and notes it in the task.
+// rule decides the next step after a try that ended with err, and notes it in the task.
 func (c *consumer) rule(t *task, err error) {
 	r := t.route
 	if t.stale {
@@ -123,7 +123,7 @@ func cut(text string, most int) string {
 	return text
 }
 
-// staleDelay is after what time a message is tried again that was stale: its lane may just be going.
+// staleDelay is the delay until a stale message is tried again: its lane may just be going.
 const staleDelay = 10 * time.Millisecond
 
 // halt stops consuming because a policy says so; the router's other handlers go on.

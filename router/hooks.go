@@ -20,7 +20,8 @@ type PoisonedHook interface {
 	Poisoned(ctx context.Context, e driver.PoisonEntry)
 }
 
-// Handled is one call of a handler. The delivery of a batch is what its messages share.
+// Handled is one call of a handler. The delivery of a batch holds the properties that its messages
+// share.
 type Handled struct {
 	Delivery bus.Delivery
 	Messages int

@@ -177,7 +177,7 @@ func (c *consumer) complete(d *bus.Delivery, now time.Time) {
 	}
 }
 
-// admitTask takes a message to its handler, or into the line of those of its key.
+// admitTask takes a message to its handler, or into the line of its key.
 func (c *consumer) admitTask(t *task, unwrapped error) {
 	t.route = c.table.route(&t.h.Delivery)
 	switch {
@@ -213,7 +213,7 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	c.enter(t)
 }
 
-// enter puts a task in line with those of its key.
+// enter puts a task in the line of its key.
 func (c *consumer) enter(t *task) {
 	switch {
 	case c.isParked(t) && (!t.fetched || t.place.Delayed):
@@ -265,8 +265,8 @@ func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
 	return t
 }
 
-// countInFlight has a message that came back from the broker count as in flight, if there is room: it may stay for long, and others
-// are to come back meanwhile.
+// countInFlight has a message that came back from the broker count as in flight, if there is room.
+// The message may stay for long, and others must come back meanwhile.
 func (c *consumer) countInFlight(t *task) {
 	if !t.beside || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes {
 		return

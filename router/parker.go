@@ -19,7 +19,7 @@ type stuckTasks struct {
 // stuckAtDrain is how often stuck tasks are tried again at a drain.
 const stuckAtDrain = 3
 
-// fate is what became of a task that was to be parked.
+// fate is the outcome of a task's parking.
 type fate int8
 
 const (
@@ -30,7 +30,8 @@ const (
 	parkUnknown             // the same, but it may be parked already
 )
 
-// parker stores messages at the broker, in batches, one call at a time. What the broker does not take now is tried again beside the others.
+// parker stores messages at the broker, in batches, one call at a time. Messages that the broker
+// does not take now are tried again beside the others.
 func (c *consumer) parker() {
 	for {
 		batch, ps := c.nextToPark()
@@ -43,7 +44,7 @@ func (c *consumer) parker() {
 	}
 }
 
-// fatesOf says what became of each delivery, and gives one of the errors for which some are tried again.
+// fatesOf returns each delivery's fate, and one of the errors for which some are tried again.
 func (c *consumer) fatesOf(ps []driver.Parking, err error) (fates []fate, failed error) {
 	fates = make([]fate, len(ps))
 	if err == nil {
@@ -204,7 +205,7 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 	return batch
 }
 
-// stick has a task tried again later, in its turn among those of its key.
+// stick has a task tried again later, in its turn within its key.
 func (c *consumer) stick(t *task) {
 	t.queued = true
 	if !t.marking {
@@ -265,8 +266,9 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 	c.parks.Signal()
 }
 
-// forceStuck makes room: what waits only so that it does not get a position before a message that cannot be parked is parked all the
-// same. If the lane goes now, its next owner has them in the wrong order. It says whether there was something.
+// forceStuck makes room. Some tasks wait only so that they get no position before a message that
+// cannot be parked: forceStuck parks them all the same. If the lane goes now, its next owner has them in
+// the wrong order. It says whether there were any.
 func (c *consumer) forceStuck() bool {
 	var forced []*stuckTasks
 	for key := range c.unparkable {
@@ -322,7 +324,7 @@ func (c *consumer) letGo(t *task) {
 	c.recycle(t)
 }
 
-// afterParking notes what became of tasks.
+// afterParking notes the fates of tasks.
 func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate, failed error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -23,8 +23,8 @@ const (
 // it.
 var maxParked = 200_000
 
-// park sends t to the broker until it is due, and with it what waits behind it. t is counted in its lane's busy until
-// it is stored. Called with the lock held, as all of this file.
+// park sends t to the broker until it is due, and with it the tasks waiting behind it. t is counted
+// in its lane's busy until it is stored. Called with the lock held, as all of this file.
 func (c *consumer) park(t *task) {
 	if t.blocks && t.unparkable { // its key cannot wait for its replay, because that needs its place
 		t.blocks = false
@@ -114,8 +114,9 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 	}
 }
 
-// parkAt sends one task to the broker; i is its place in the line of its key, -1 the end. What goes to a lane that is gone has no line
-// here: the lane may come back at any time, and its next owner is told of all that is stored.
+// parkAt sends one task to the broker; i is its place in the line of its key, -1 the end. A task of
+// a lane that is gone has no line here. The lane may come back at any time, and its next owner is
+// told of all stored messages.
 func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	if t.place == nil {
 		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
@@ -187,9 +188,10 @@ func (c *consumer) forgetGone() {
 // broker.
 const reliefWindow = 20 * time.Millisecond
 
-// relieve makes room when all that is in flight waits, although workers are idle: for held messages, or behind slow
-// ones. Those go to the broker. While something is being settled there will be room without it; and as long as an eighth of what may be
-// in flight is finished within a window, nobody waits long: with quick handlers, keys have followers at any time.
+// relieve makes room when all tasks in flight wait, although workers are idle: for held messages,
+// or behind slow ones. The waiting tasks go to the broker. While something is being settled there
+// will be room without it. As long as an eighth of the in-flight bound is finished within a window,
+// nobody waits long: with quick handlers, keys have followers at any time.
 func (c *consumer) relieve() {
 	if c.unsettled > 0 || len(c.done) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.idle == 0 && len(c.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
 		return

@@ -24,7 +24,8 @@ type parkedMessage struct {
 	inFlight bool
 	// gone: neither in the lot nor in flight any more.
 	gone bool
-	// changed and withdrawn are what an injector did to it since it was asked for.
+	// changed and withdrawn say that an injector changed or withdrew the message since it was asked
+	// for.
 	changed, withdrawn bool
 	// came is one more than its position in the lane when it came, 0 if another owner parked it.
 	came int64

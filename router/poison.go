@@ -32,7 +32,8 @@ var hostname = sync.OnceValue(func() string {
 })
 
 const (
-	// poisonTimeout bounds one call of the poison store. What is not known to be stored then is put again, under the same id.
+	// poisonTimeout bounds one call of the poison store. An entry not known to be stored by then is
+	// put again, under the same id.
 	poisonTimeout = 10 * time.Second
 	// refusedFor is when a message is tried again that the poison store has refused.
 	refusedFor = time.Hour
@@ -115,7 +116,7 @@ func isRefusal(err error) bool { return !bus.IsRetryable(err) && !errors.Is(err,
 // tried again in an hour; its key waits.
 func (c *consumer) poison(t *task) error {
 	err := c.put(t.lane.ctx, t.entry)
-	if err != nil && isRefusal(err) { // the failure may be what makes it too large
+	if err != nil && isRefusal(err) { // the failure may make it too large
 		t.entry.Failure.Stack = ""
 		t.entry.Failure.Text = cut(t.entry.Failure.Text, refusedText)
 		err = c.put(t.lane.ctx, t.entry)

@@ -11,9 +11,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Policy is what follows a handler's error. It is an Option; a field that is zero has its default.
+// Policy says how the router reacts to a handler's error. It is an Option; a field that is zero has
+// its default.
 //
-// What the handler says wins: [bus.Permanent], [bus.RetryAfter], [bus.Ignore].
+// The handler's own word wins: [bus.Permanent], [bus.RetryAfter], [bus.Ignore].
 type Policy struct {
 	// Retry is the delay before each further try. Defaults to Exponential(50ms, 10min, 18), which is about an hour. While a message waits,
 	// the later ones of its key wait behind it, and all others go on.
@@ -24,7 +25,7 @@ type Policy struct {
 	Permanent Match
 	// Ignore matches errors that count as success, as if marked by [bus.Ignore].
 	Ignore Match
-	// Then is what follows the last try. Defaults to Poison.
+	// Then is the action after the last try. Defaults to Poison.
 	Then Action
 	// KeyWaits has the later messages of a key wait while one of its messages is in the poison queue, until that is
 	// replayed or dropped. The message is also tried again by itself a day later, and at once when its lane goes to another process.
@@ -88,7 +89,7 @@ func jitter(d time.Duration) time.Duration {
 // Match says whether an error is meant.
 type Match func(error) bool
 
-// Is matches what errors.Is finds.
+// Is matches an error in which errors.Is finds one of errs.
 func Is(errs ...error) Match {
 	return func(err error) bool {
 		for _, e := range errs {
@@ -100,7 +101,7 @@ func Is(errs ...error) Match {
 	}
 }
 
-// As matches what errors.As finds as an E.
+// As matches an error in which errors.As finds an E.
 func As[E error]() Match {
 	return func(err error) bool {
 		_, ok := errors.AsType[E](err)
@@ -108,7 +109,7 @@ func As[E error]() Match {
 	}
 }
 
-// Any matches what one of m does.
+// Any matches an error that one of m matches.
 func Any(m ...Match) Match {
 	return func(err error) bool {
 		for _, f := range m {
@@ -122,7 +123,7 @@ func Any(m ...Match) Match {
 
 func (m Match) matches(err error) bool { return m != nil && m(err) }
 
-// Action is what follows the last try.
+// Action is the step after the last try.
 type Action int
 
 const (

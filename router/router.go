@@ -32,13 +32,13 @@ type core struct {
 	poison   map[string]*groupPoison
 
 	mu        sync.Mutex
-	values    context.Context // the handlers' contexts have those of Run's
+	values    context.Context // the handlers' contexts have the values of Run's
 	routes    []*Route
 	tasks     []background
 	errs      []error // mistakes of construction
 	phase     phase
 	consumers []*consumer
-	failure   error         // what ended Run early
+	failure   error         // the error that ended Run early
 	ending    chan struct{} // closed when the end is wanted
 	hurry     chan struct{} // closed to cut the drain short
 	ready     chan struct{} // closed when the first start is over
@@ -193,7 +193,7 @@ func (r *Router) Check() error {
 	return err
 }
 
-// planAll plans what Run starts with.
+// planAll plans the consumers that Run starts with.
 func (c *core) planAll() ([]*consumer, error) {
 	if len(c.routes) == 0 && len(c.tasks) == 0 && len(c.errs) == 0 {
 		return nil, fmt.Errorf("router: %w: it has no handlers", bus.ErrInvalid)

@@ -16,7 +16,8 @@ import (
 //
 // Handlers, and functions of Go, see the values of ctx.
 //
-// What was received and not begun is given back to the broker. A router runs once: a second call is an error.
+// Messages received and not begun are given back to the broker. A router runs once: a second call
+// is an error.
 func (r *Router) Run(ctx context.Context) error {
 	c := r.core
 	tasks, err := c.begin(ctx)

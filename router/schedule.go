@@ -73,8 +73,9 @@ func (c *consumer) wakeWorker() {
 	}
 }
 
-// shareWork is called by a worker that has taken its tasks. What one more exchange of a quick worker will take is not
-// worth waking another for. If a call turns out slow, the watchdog sees to the tasks in the worker's hands.
+// shareWork is called by a worker that has taken its tasks. Tasks that one more exchange of a quick
+// worker will take are not worth waking another worker for. If a call turns out slow, the watchdog
+// sees to the tasks in the worker's hands.
 func (c *consumer) shareWork(w *worker) {
 	if w.n > 1 {
 		c.guard()

@@ -23,8 +23,8 @@ func (c *consumer) settleTask(t *task) {
 	}
 }
 
-// settleFirst settles tasks, durably, that are about to be handled at most once. What may be settled or not is not
-// handled.
+// settleFirst settles tasks, durably, that are about to be handled at most once. A task that may or
+// may not be settled is not handled.
 func (c *consumer) settleFirst(tasks ...*task) bool {
 	tokens := make([]bus.Token, 0, len(tasks))
 	for _, t := range tasks {

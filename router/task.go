@@ -45,7 +45,7 @@ type task struct {
 	// are forced, to make room.
 	unparkable, bars, forced bool
 	head                     bool         // no other of its key is before it
-	parkOrder                uint64       // its turn among those of its key
+	parkOrder                uint64       // its turn within its key
 	failure                  *bus.Failure // nil: no try has failed
 	due                      time.Time
 	outputs                  []driver.Output                    // to be published with the settlement

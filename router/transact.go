@@ -38,7 +38,7 @@ func (c *consumer) transact(todo []*task) []*task {
 	}
 }
 
-// settledEach goes on with what became of each task, and returns those that are done with.
+// settledEach goes on according to each task's outcome, and returns the tasks that are done with.
 func (c *consumer) settledEach(tasks []*task, errs []error) (over []*task) {
 	over = tasks[:0]
 	for i, t := range tasks {

@@ -87,7 +87,7 @@ func (w *worker) observe(took time.Duration, calls int) {
 	w.paced = true
 }
 
-// quick says whether calls are known to be so short that the lock is what costs.
+// quick says whether calls are known to be so short that the lock dominates the cost.
 func (w *worker) quick() bool { return w.paced && w.pace < quick }
 
 // exchange hands back finished tasks and takes ready ones, under one lock; it waits when there are
