@@ -267,8 +267,8 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 }
 
 // forceStuck makes room. Some tasks wait only so that they get no position before a message that
-// cannot be parked: forceStuck parks them all the same. If the lane goes now, its next owner has them in
-// the wrong order. It says whether there were any.
+// cannot be parked: forceStuck parks them all the same. If the lane goes now, its next owner has
+// them in the wrong order. forceStuck says whether there were any.
 func (c *consumer) forceStuck() bool {
 	var forced []*stuckTasks
 	for key := range c.unparkable {

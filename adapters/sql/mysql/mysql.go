@@ -35,8 +35,9 @@
 // begin at the oldest message, at the newest, or at a time, meaning the time of insertion by the
 // database's clock.
 //
-// Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
-// busy and after the poll interval when idle. A message may be as large as seven tenths of the server's max_allowed_packet.
+// Messages of the same process arrive at once, by a signal. Messages of another process arrive at
+// its next look, after 2 ms when busy and after the poll interval when idle. A message may be as
+// large as seven tenths of the server's max_allowed_packet.
 //
 // A handler that settles in its own transaction should use READ COMMITTED. With a snapshot of its own (REPEATABLE READ), MariaDB from
 // 11.6 on fails it with error 1020 if another message of its lane was settled since it first read; it is run again then.
@@ -197,7 +198,7 @@ func (c *Config) complete() (sqllog.Config, error) {
 	return common, nil
 }
 
-// maxLifetime is shorter than what servers and proxies allow a connection to be idle.
+// maxLifetime is shorter than the time that servers and proxies allow a connection to be idle.
 const maxLifetime = 3 * time.Minute
 
 func open(ctx context.Context, mc *mysql.Config, size int, c Config, common sqllog.Config) (*sqllog.Driver, error) {
@@ -246,7 +247,8 @@ func (c connector) Connect(ctx context.Context) (sqldriver.Conn, error) {
 	return conn, nil
 }
 
-// keeperConns is how many connections keep leases, beside those of max_conns: one that hangs must not hold up the other.
+// keeperConns is the number of connections that keep leases, beside those of max_conns. A
+// connection that hangs must not hold up the other.
 const keeperConns = 2
 
 // session is the setup of each connection. The server ends a transaction whose process stands still

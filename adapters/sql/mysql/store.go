@@ -59,8 +59,8 @@ func (s *store) Close() error {
 	return nil
 }
 
-// Head implements sqllog.Store. What has a smaller number than a visible message is visible, because the topic's row was
-// locked until then.
+// Head implements sqllog.Store. Messages with smaller numbers than a visible message are visible,
+// because the topic's row was locked until then.
 func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 	err = s.db.QueryRowContext(ctx, s.head, topic).Scan(&head)
 	return head, err
@@ -180,8 +180,10 @@ func appendRow(args []any, r *sqllog.Record) []any {
 	return append(args, r.Topic, r.Shard, sqlmessage.Nanos(m.Time), m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
 }
 
-// finish judges the error of a statement that commits. What the server answers has not been committed, unless it was told
-// to end meanwhile, or says that it happened during the commit. What was not sent at all has not either.
+// finish judges the error of a statement that commits. A statement that the server answers with an
+// error has not been committed. The exceptions: the server was told to end meanwhile, or says that
+// the error happened during the commit. A statement that was not sent at all has not been committed
+// either.
 func finish(err error) error {
 	if err == nil || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrPktTooLarge) {
 		return err

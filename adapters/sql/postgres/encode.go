@@ -12,7 +12,7 @@ import (
 // encoding of arrays takes several times as long, which shows at this place alone.
 type encoder struct {
 	params  [13][]byte
-	buffers [13][]byte // what params point to, kept for the next time
+	buffers [13][]byte // the params' values, kept for the next time
 	topics  []int64
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
-// What follows goes through transactions of any client library, so parameters are texts, numbers and bytes only, and arrays
-// are in their text form.
+// The statements below go through transactions of any client library. So parameters are texts,
+// numbers and bytes only, and arrays are in their text form.
 
 // settleText also has the server end the session if nothing is heard from it for this long while the transaction is open: a host
 // that has vanished would else hold the lane's row, and the lock that readers of the outputs wait for, until the network gives up.

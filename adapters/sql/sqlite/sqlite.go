@@ -23,14 +23,15 @@
 //
 // # Delivery semantics
 //
-// Published means: committed, in WAL mode and by default with synchronous=FULL, so that it outlives a crash of the
-// machine. Concurrent calls share commits. All messages of a topic have one order, in which they became visible; equal
-// keys are handled in it, also across the processes of a group. What was finished before a crash, up to the commit
-// interval, is not delivered again, however far an unfinished message lags behind. Groups may begin at the oldest message,
-// at the newest, or at a time, which is that of insertion.
+// Published means: committed, in WAL mode and by default with synchronous=FULL, so that it outlives
+// a crash of the machine. Concurrent calls share commits. All messages of a topic have one order,
+// in which they became visible. Equal keys are handled in this order, also across the processes of
+// a group. Messages finished before a crash, up to the commit interval, are not delivered again,
+// however far an unfinished message lags behind. Groups may begin at the oldest message, at the
+// newest, or at a time, meaning the time of insertion.
 //
-// Messages of the same process arrive at once, by a signal; those of another at its next look, which is after 2 ms when
-// busy and after the poll interval when idle.
+// Messages of the same process arrive at once, by a signal. Messages of another process arrive at
+// its next look, after 2 ms when busy and after the poll interval when idle.
 //
 // There is one writer at a time. A handler that settles in its own transaction must not publish by other means than bus.Emit before it
 // ends: publishing would wait for the handler's own transaction.

@@ -26,7 +26,7 @@ type store struct {
 	topics map[int64]*statements
 }
 
-// statements are those of one topic.
+// statements are the statements of one topic.
 type statements struct {
 	insert, insertMany prepared // of one message, of insertRows
 	head, read         prepared
@@ -120,7 +120,8 @@ func (s *store) Close() error {
 	return err
 }
 
-// Head implements sqllog.Store. What is visible has no gaps, because there is one writer at a time.
+// Head implements sqllog.Store. Visible messages have no gaps, because there is one writer at a
+// time.
 func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
 	stmt, err := s.topic(topic).head.get()
 	if err != nil {
@@ -205,8 +206,9 @@ func appendRow(args []any, r *sqllog.Record, created int64) []any {
 	return append(args, r.Shard, created, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, sqlmessage.Nanos(m.Time), m.ContentType, headers, payload)
 }
 
-// finish judges the error of what commits. If the file was busy, the disk full or the message too large, it was rolled
-// back; after any other failure the transaction may turn up when the file is opened again.
+// finish judges the error of a statement that commits. If the file was busy, the disk full or the
+// message too large, it was rolled back. After any other failure the transaction may turn up when
+// the file is opened again.
 func (s *store) finish(err error) error {
 	if err == nil {
 		return nil

@@ -95,7 +95,7 @@ func (d *Driver) listen() {
 	})
 }
 
-// heard takes an announcement. What is not one of ours is ignored.
+// heard takes an announcement. It ignores texts that are not ours.
 func (d *Driver) heard(text string) {
 	words := strings.Fields(text)
 	if len(words) != 3 || words[0] == processID {

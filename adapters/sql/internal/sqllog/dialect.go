@@ -32,7 +32,8 @@ type Dialect struct {
 	// Check is a statement that has the database run the checks of the commit early. In the commit,
 	// a check could wait for others that wait for a turn. "": the database checks nothing there.
 	Check string
-	// JoinCondition holds in transactions that a settlement can be a part of; JoinHint says what to do where it does not. "": in all.
+	// JoinCondition holds in transactions that a settlement can be a part of; "": in all. JoinHint
+	// says what to do where the condition does not hold.
 	JoinCondition, JoinHint string
 	// Isolation must let each statement see all that was committed before it.
 	Isolation sql.IsolationLevel

@@ -41,7 +41,8 @@
 // the rows of lanes are written. The holder of a turn takes only Source.mu of the locks below,
 // until its transaction is over.
 //
-// Source.commitMu comes before Source.observerMu, and that before Source.mu. The database is called under commitMu or no
-// lock; an observer under commitMu and observerMu for what does not block, under no lock for Revoking.
-// Driver.mu comes before hub.mu. hub.mu and publisher.mu are leaves.
+// Source.commitMu comes before Source.observerMu, and Source.observerMu before Source.mu. The
+// database is called under commitMu or no lock. An observer is called under commitMu and observerMu
+// for calls that do not block, under no lock for Revoking. Driver.mu comes before hub.mu. hub.mu
+// and publisher.mu are leaves.
 package sqllog

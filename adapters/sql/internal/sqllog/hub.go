@@ -2,8 +2,8 @@ package sqllog
 
 import "sync"
 
-// hub connects the drivers of this process that work on the same tables: what one publishes wakes the sources of all,
-// without asking the database.
+// hub connects the drivers of this process that work on the same tables. A publishing by one driver
+// wakes the sources of all, without asking the database.
 type hub struct {
 	users int // guarded by hubs.mu
 

@@ -14,7 +14,7 @@ import (
 	"github.com/millrace-go/millrace/internal/window"
 )
 
-// revokeTimeout bounds how long the handlers of lanes that another member is to have may go on.
+// revokeTimeout bounds how long the handlers of lanes that will go to another member may go on.
 const revokeTimeout = 30 * time.Second
 
 // hungryPause is the time between looks while other members have to give lanes up for this one.
@@ -69,14 +69,14 @@ func (s *Source) tick() (pause time.Duration, err error) {
 	if !s.member.joined {
 		bounded, cancel := context.WithTimeout(ctx, lease/6) // a lane's row may be locked, which is not to keep the member out
 		defer cancel()
-		_ = s.rescue(bounded) // what cannot be stored in time is handled again
+		_ = s.rescue(bounded) // messages that cannot be stored in time are handled again
 		sent := time.Now()
 		if err := d.join(ctx, s.group, s.member); err != nil {
 			return 0, err
 		}
 		s.orphans = orphans{} // from here on they are claimed
 		s.renewed(sent)
-		d.hub.moved(s.group) // the others are to give it its share
+		d.hub.moved(s.group) // the others must give it its share
 		d.announcer.moved(s.group)
 		return s.claim()
 	}
@@ -117,8 +117,8 @@ func (s *Source) tick() (pause time.Duration, err error) {
 	return min(lease/10, time.Second), nil
 }
 
-// survey looks at the group and tells the router what others have parked. isOlder: the database lacks something that this member
-// knows of.
+// survey looks at the group and tells the router of messages that others have parked. isOlder: the
+// database lacks something that this member knows of.
 func (s *Source) survey() (v view, isOlder bool, err error) {
 	ctx, end := s.whileRenewing()
 	defer end()
@@ -194,8 +194,8 @@ func (s *Source) renew(ctx context.Context) (alive bool, err error) {
 	return alive, err
 }
 
-// renewed notes a renewal. The lease ends here a tenth earlier than in the database, for clocks that run at different
-// speeds, and because what ends with it takes a moment.
+// renewed notes a renewal. The lease ends here a tenth earlier than in the database. Clocks may run
+// at different speeds, and the work at the lease's end takes a moment.
 func (s *Source) renewed(sent time.Time) {
 	lease := s.driver.config.Lease
 	s.mu.Lock()
@@ -204,8 +204,8 @@ func (s *Source) renewed(sent time.Time) {
 	s.member.renewed, s.member.deadline = sent, sent.Add(lease-lease/10)
 }
 
-// whileRenewing renews the lease until end is called, so that what takes long meanwhile does not cost it. The
-// context ends with the lease.
+// whileRenewing renews the lease until end is called, so that long work meanwhile does not cost the
+// lease. The context ends with the lease.
 func (s *Source) whileRenewing() (context.Context, func()) {
 	ctx, cancel := context.WithTimeout(s.io, callTimeout)
 	ended := make(chan struct{})

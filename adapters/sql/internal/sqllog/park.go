@@ -104,7 +104,7 @@ func (s *Source) parkFailure(err error) error {
 	return failure
 }
 
-// outcome is what Park returns.
+// outcome returns the result of Park.
 func (p *parkings) outcome() error {
 	s := p.source
 	stale, failed := 0, false

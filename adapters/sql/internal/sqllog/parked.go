@@ -158,8 +158,8 @@ func (s *Source) collectParked(ctx context.Context, of func(shard int32) bus.Lan
 	return ps, err
 }
 
-// loadChanges reads what others have parked, changed or withdrawn in a lane after a number. last is the number up to which
-// that is.
+// loadChanges reads the messages that others have parked, changed or withdrawn in a lane after a
+// number. last is the number up to which it has read.
 func (s *Source) loadChanges(ctx context.Context, id bus.Lane, after int64) (ps []driver.Parked, last int64, err error) {
 	d := s.driver
 	err = d.store.KeeperDB().QueryRowContext(ctx, d.dialect.SQL("SELECT COALESCE(MAX(chg), 0) FROM {parked} WHERE grp = ? AND shard = ? AND pos = 0"), s.group, id.ID).Scan(&last)
@@ -185,7 +185,8 @@ func (s *Source) forgetWithdrawn(ctx context.Context, ps []driver.Parked) error 
 	return nil
 }
 
-// hear tells the router what others have parked, changed or withdrawn in lanes that it owns.
+// hear tells the router of messages that others have parked, changed or withdrawn in lanes that it
+// owns.
 func (s *Source) hear(ctx context.Context, v *view) error {
 	o, ok := s.observer.(driver.ParkingObserver)
 	if !ok {

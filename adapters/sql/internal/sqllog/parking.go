@@ -12,10 +12,10 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// Parked messages are rows of a table, with the message in a JSON document. The row with position 0 is the lane's
-// counter: it gives out positions, and numbers the changes that are made from outside, by which the owner finds them.
-// What the owner itself parks has change 0. A row without a document was withdrawn, and is deleted when the owner has
-// heard of it.
+// Parked messages are rows of a table, with the message in a JSON document. The row with position 0
+// is the lane's counter: it gives out positions, and numbers the changes that are made from
+// outside, by which the owner finds them. Messages that the owner itself parks have change 0. A row
+// without a document was withdrawn, and is deleted when the owner has heard of it.
 
 // parkedDocument is a parked message as it is stored.
 type parkedDocument struct {

@@ -63,7 +63,8 @@ func (s *Source) joinIn(ctx context.Context, tx driver.Execer, tokens []bus.Toke
 	return st, err
 }
 
-// joinFailure is what SettleIn says of an error. What passes in a moment, and is not of the message, costs it no try.
+// joinFailure turns an error into SettleIn's error. A failure that passes in a moment, and is not
+// the message's, costs the message no try.
 func (s *Source) joinFailure(err error) error {
 	if err == nil {
 		return nil

@@ -179,8 +179,9 @@ func (st *settlement) write(ctx context.Context, x driver.Execer, tokens []bus.T
 	return bus.PerMessage(errs)
 }
 
-// end is called when the transaction has ended, with the error of the commit or why there was none. It finds out what
-// became of it if that is not known, and gives the turns back. nil: it was committed.
+// end is called when the transaction has ended, with the error of the commit or why there was none.
+// If the transaction's outcome is not known, end finds it out. It gives the turns back. nil: the
+// transaction was committed.
 func (st *settlement) end(err error) error {
 	switch {
 	case err == nil:

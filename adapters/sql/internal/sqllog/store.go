@@ -95,7 +95,7 @@ type Witness struct {
 	ID    string
 }
 
-// ErrNoWitness is what Read returns if the witness is not there.
+// ErrNoWitness is the error of Read if the witness is not there.
 var ErrNoWitness = errors.New("a message is not there any more that was read before")
 
 // Cursor is the first position of a shard that has not been read.
@@ -142,7 +142,7 @@ type Basis struct {
 	Changes int64
 }
 
-// Fault is what an error means.
+// Fault is the meaning of an error.
 type Fault struct {
 	// Retryable: the same may succeed later.
 	Retryable bool
