@@ -148,9 +148,9 @@ func (c *consumer) retryLater(t *task, now time.Time, d time.Duration, tries int
 	}
 }
 
-// retryAt holds the task for another try: with a message of its own, since it may wait for long and the one that was
-// received shares memory with those that came with it; and in a context of its own, since the last handler may have
-// left something running in the old one.
+// retryAt holds the task for another try, with a message and a context of its own. The task may
+// wait for long, and the received message shares memory with those that came with it. The last
+// handler may have left something running in the old context.
 func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 	t.outcome, t.due = hold, due
 	d := t.h.Delivery

@@ -94,8 +94,8 @@ func (c *consumer) hasRoom() bool {
 	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
 }
 
-// slab is how many messages are admitted under one lock, so that workers wait for a moment only, and how many handlings are
-// allocated at once. A message that is kept for long keeps its slab.
+// slab is how many messages are admitted under one lock, so that workers wait for a moment only. It
+// is also how many handlings are allocated at once. A message that is kept for long keeps its slab.
 const slab = 64
 
 // admit takes a batch of deliveries into the scheduler.

@@ -17,9 +17,9 @@ type Option interface {
 	apply(*settings)
 }
 
-// setting is a value and how deep in the nesting it was set. Those of a subscription (Workers, InFlight, From,
-// Unordered, Strict) are shared by the handlers of one topic and group, so the deepest wins and two different ones
-// of one depth are a conflict.
+// setting is a value and how deep in the nesting it was set. The settings of a subscription
+// (Workers, InFlight, From, Unordered, Strict) are shared by the handlers of one topic and group.
+// So the deepest wins, and two different values of one depth are a conflict.
 type setting[T comparable] struct {
 	value T
 	depth int
@@ -151,9 +151,10 @@ const (
 	// AtLeastOnce settles a message once it is handled and the messages that the handler emitted
 	// are published. After a crash messages are handled again, with the same id.
 	AtLeastOnce Level = iota
-	// AtMostOnce settles each message, durably, before its handler is called: none is handled by two processes, and those being
-	// handled when the process dies are lost, as are those that wait for a retry when it ends. Each call costs a round trip to the
-	// broker first, which calls that begin together share: it takes more workers.
+	// AtMostOnce settles each message, durably, before its handler is called: no message is handled
+	// by two processes. Messages being handled when the process dies are lost, as are those that
+	// wait for a retry when it ends. Each call first costs a round trip to the broker, which calls
+	// that begin together share: it takes more workers.
 	AtMostOnce
 	// ExactlyOnce has the effect of each message happen once. It can be had in two ways. On a bus
 	// whose broker has transactions (Kafka, PostgreSQL, MySQL/MariaDB, SQLite), one transaction
