@@ -29,8 +29,8 @@ func (c *course) pace(due func(int) time.Time, numbers chan<- int) {
 	close(numbers)
 }
 
-// latency sends at a fixed rate, and measures from the time at which a message was to be sent until its handler is called: what
-// waits because something before it was slow has waited.
+// latency sends at a fixed rate, and measures from the time at which a message was due until its
+// handler is called. A message that waits behind something slow has waited.
 func (c *course) latency(ctx context.Context) (r result, err error) {
 	rate := latencyRates[c.broker]
 	c.n = min(c.n, max(firstCount/2, int(2*least.Seconds()*float64(rate))))

@@ -1,5 +1,5 @@
-// Command benchmarks compares Millrace with Watermill and with the raw clients: same broker, same durability, same
-// payloads, in turn, in one run. What counts is the ratio.
+// Command benchmarks compares Millrace with Watermill and with the raw clients: same broker, same
+// durability, same payloads, in turn, in one run. The ratio counts.
 //
 //	. ../.brokers/env && go run . -paths memory,kafka
 //

@@ -35,7 +35,7 @@ func (p *place) onOutbox(ctx context.Context) error {
 	return nil
 }
 
-// relaying reads what arrives at Kafka while relay runs.
+// relaying reads the messages that arrive at Kafka while relay runs.
 func relaying(ctx context.Context, p *place, l *ledger, relay func(ctx context.Context) error) error {
 	reader, err := rawKafka(ctx, p.target)
 	if err != nil {

@@ -59,8 +59,9 @@ const (
 	mostCount  = 4_000_000
 )
 
-// measure runs the libraries in turn, round by round, each round beginning with another: what follows the trials, or a library that leaves
-// the broker much to tidy, is worse off. A library that fails is left out, and the others go on.
+// measure runs the libraries in turn, round by round, each round beginning with another. A library
+// that follows the trials, or one that leaves the broker much to tidy, is worse off. A library that
+// fails is left out, and the others go on.
 func (p path) measure(ctx context.Context) (map[string][]result, error) {
 	results := map[string][]result{}
 	counts := map[string]int{}

@@ -49,7 +49,8 @@ func brokerURL(broker string) string {
 	}
 }
 
-// defaultLanes are what topics have on all sides: Millrace's defaults, and for Kafka the partitions of the targets.
+// defaultLanes are the lanes of topics on all sides: Millrace's defaults, and for Kafka the
+// partitions of the targets.
 var defaultLanes = map[string]int{"memory": 16, "kafka": 4, "rabbitmq": 8, "postgres": 16, "mysql": 16, "sqlite": 16}
 
 // newPlace makes a place on the broker. 0 lanes are the default.

@@ -33,7 +33,7 @@ var rawHeaders = []kgo.RecordHeader{
 	{Key: "ce_time", Value: []byte("2026-01-02T03:04:05.678901234Z")},
 }
 
-// What the raw sides' messages have for Millrace's own fields.
+// The raw sides' messages have these values for Millrace's own fields.
 const (
 	rawID     = "01980000-0000-7000-8000-000000000000"
 	rawSource = "/benchmarks"

@@ -168,7 +168,7 @@ func handlers(ctx context.Context, x int) (float64, error) {
 
 // blocked is the memory in use while handlers stand still and x messages wait.
 func blocked(ctx context.Context, broker string, x int) (mib float64, err error) {
-	before := began().mem.HeapAlloc // with what other curves have left
+	before := began().mem.HeapAlloc // with the memory that other curves have left
 	at, err := newPlace(ctx, broker, 0)
 	if err != nil {
 		return 0, err

@@ -38,7 +38,7 @@ func (u *usage) begin() {
 	u.cpu, u.at = cpuTime(), time.Now()
 }
 
-// ended returns what n messages have cost since.
+// ended returns the cost of n messages since.
 func (u *usage) ended(n int) result {
 	took, cpu := time.Since(u.at), cpuTime()-u.cpu
 	var mem runtime.MemStats
@@ -52,7 +52,7 @@ func (u *usage) ended(n int) result {
 	}
 }
 
-// cpuTime is that of the program, without the brokers.
+// cpuTime is the CPU time of the program, without the brokers.
 func cpuTime() time.Duration {
 	var r syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r)

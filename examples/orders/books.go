@@ -123,7 +123,8 @@ func (b *Books) sell(_ context.Context, o OrderPlaced) error {
 	return nil
 }
 
-// handled counts what each service has done; the run is complete when each count is the number of orders.
+// handled counts each service's finished orders; the run is complete when each count is the number
+// of orders.
 func (b *Books) handled() (paid, loyal, sold int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -29,7 +29,7 @@ func (OrderPlaced) EventType() string { return "shop.order.placed" }
 // EventKey implements bus.Keyer.
 func (o OrderPlaced) EventKey() string { return o.Customer }
 
-// PaymentRequested is what billing emits for each order.
+// PaymentRequested is the event that billing emits for each order.
 type PaymentRequested struct {
 	Order    int
 	Customer string

@@ -106,7 +106,7 @@ func newKilled(t *testing.T, url, role string) *killed {
 	return &killed{ctx: ctx, url: url, role: role, topic: "killed-" + tag, group: "g-" + tag, bus: b}
 }
 
-// owns has a topic deleted at the end, with what its group has there.
+// owns has a topic deleted at the end, with its group's state there.
 func (k *killed) owns(t *testing.T, topic string) {
 	if k.drop != nil {
 		t.Cleanup(func() { k.drop(t, k.bus, topic, k.group) })
@@ -207,7 +207,8 @@ func tellWhenParked(r *router.Router, failed uint64) {
 	})
 }
 
-// killedWhileWaiting: what waits when its process is killed comes to the next, in its key's order and not too early.
+// killedWhileWaiting: a message that waits when its process is killed comes to the next, in its
+// key's order and not too early.
 func killedWhileWaiting(t *testing.T, k *killed) {
 	const keys, each = killedKeys, 5
 	k.start(t)
@@ -333,7 +334,8 @@ func handlesOnceUntilKilled(ctx context.Context, b *bus.Bus, topic, group string
 	return r.Run(ctx)
 }
 
-// killedAtMostOnce: nothing that was begun when the process was killed is handled again, and only what its workers had is lost.
+// killedAtMostOnce: no message that was begun when the process was killed is handled again, and
+// only its workers' messages are lost.
 func killedAtMostOnce(t *testing.T, k *killed) {
 	k.start(t)
 	const total = 5000

@@ -128,7 +128,7 @@ func testStore(t *testing.T, d dedupsql.Dialect, db *sql.DB) {
 	}
 	wg.Wait()
 
-	// What has run out is not seen, and is swept; Remember renews.
+	// An expired entry is not seen, and is swept; Remember renews.
 	if _, err := db.ExecContext(ctx, "UPDATE "+table+" SET until = 1"); err != nil {
 		t.Fatal(err)
 	}

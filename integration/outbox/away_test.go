@@ -141,8 +141,8 @@ func (s *store) busy(t *testing.T, reads, to *bus.Bus) *busy {
 		stopRelay()
 		stopReading()
 	}
-	// What no broker takes: a topic that is none, which a program must have put there that does not
-	// use this package; on Kafka also a topic that is not there, and a message that is too large.
+	// Messages that no broker takes: a topic that is none, put there by a program that does not use
+	// this package; on Kafka also a topic that is not there, and a message that is too large.
 	w.bad++
 	s.exec(t, "INSERT INTO "+s.table("outbox")+" (lane, created, time, topic, id, msg_key, type, source, subject, content_type) VALUES (1, 0, 0, 'no topic', 'bad', '', '', '', '', '')")
 	if to.Driver().Capabilities().Broker == "kafka" {

@@ -35,8 +35,9 @@ func dialect(prefix string) *sqllog.Dialect {
 	}
 }
 
-// maxMessage is what fits into one packet of the server, also as a document in base64, as which it is parked and poisoned,
-// with room for the rest of the statement.
+// maxMessage returns the largest size of a message that fits into one packet of the server, with
+// room for the rest of the statement. It must also fit as a document in base64, the form in which
+// it is parked and poisoned.
 func maxMessage(ctx context.Context, db *sql.DB) (int, error) {
 	var packet int
 	if err := db.QueryRowContext(ctx, "SELECT @@max_allowed_packet").Scan(&packet); err != nil {

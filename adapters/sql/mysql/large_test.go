@@ -19,7 +19,8 @@ type counting chan struct{}
 
 func (c counting) Poisoned(context.Context, driver.PoisonEntry) { c <- struct{}{} }
 
-// TestLargestMessages: what may be published may be parked and poisoned too, several at once.
+// TestLargestMessages: messages that may be published may be parked and poisoned too, several at
+// once.
 func TestLargestMessages(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

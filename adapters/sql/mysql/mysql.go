@@ -39,8 +39,9 @@
 // its next look, after 2 ms when busy and after the poll interval when idle. A message may be as
 // large as seven tenths of the server's max_allowed_packet.
 //
-// A handler that settles in its own transaction should use READ COMMITTED. With a snapshot of its own (REPEATABLE READ), MariaDB from
-// 11.6 on fails it with error 1020 if another message of its lane was settled since it first read; it is run again then.
+// A handler that settles in its own transaction should use READ COMMITTED. With a snapshot of its
+// own (REPEATABLE READ), MariaDB from 11.6 on may fail it with error 1020. This happens if another
+// message of its lane was settled since it first read; the handler is run again then.
 //
 // After a failover to a replica that lacks the last confirmed writes, members begin again at the
 // positions that the replica has. Receive reports it.

@@ -94,7 +94,8 @@ func TestExistingPool(t *testing.T) {
 	}
 }
 
-// TestLargestMessage publishes what just fits into the server's packet, among small ones, and what does not.
+// TestLargestMessage publishes a message that just fits into the server's packet, among small ones,
+// and one that does not fit.
 func TestLargestMessage(t *testing.T) {
 	b := database(t).Open(t)
 	limit := b.Driver().Capabilities().MaxMessage

@@ -108,8 +108,8 @@ type piece struct {
 	insert  *insert
 }
 
-// cut returns the pieces of a batch with their statements, which are prepared here and not inside the transaction,
-// where that would need a second connection.
+// cut returns the pieces of a batch with their statements. They are prepared here and not inside
+// the transaction, where preparing would need a second connection.
 func (s *store) cut(ctx context.Context, batch []sqllog.Record) (pieces []piece, err error) {
 	for batch = byTopic(batch); len(batch) > 0; {
 		for _, size := range s.inserts.sizes(sameTopic(batch)) {

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestDurability: a commit is as durable as the server makes it, the driver's sessions change nothing about it, and no table
-// is left out of the write-ahead log.
+// TestDurability: a commit is as durable as the server makes it, and the driver's sessions change
+// nothing about it. No table is left out of the write-ahead log.
 func TestDurability(t *testing.T) {
 	db := database(t)
 	b := db.Open(t)

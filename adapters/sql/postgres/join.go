@@ -13,8 +13,9 @@ import (
 // The statements below go through transactions of any client library. So parameters are texts,
 // numbers and bytes only, and arrays are in their text form.
 
-// settleText also has the server end the session if nothing is heard from it for this long while the transaction is open: a host
-// that has vanished would else hold the lane's row, and the lock that readers of the outputs wait for, until the network gives up.
+// settleText also has the server end the session if it hears nothing from the session for this long
+// while the transaction is open. Otherwise a vanished host would hold the lane's row, and the lock
+// that readers of the outputs wait for, until the network gives up.
 const settleText = `WITH settled AS (UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
 AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
 AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?) RETURNING 1)

@@ -61,9 +61,9 @@ func newStore(pool *pgxpool.Pool, owned bool, schema string) *store {
 		class: lockClass(schema), channel: "millrace_" + schema,
 		insert: statement{
 			name: "millrace_insert_" + schema,
-			// The locks come before the first number is drawn, because the count needs them all and the numbers are
-			// drawn for rows that begin with it. Arrays are unnested in the select list, because a table of many columns
-			// would be collected first.
+			// The locks come before the first number is drawn: the count needs them all, and the
+			// numbers are drawn for rows that begin with the count. Arrays are unnested in the
+			// select list, because a table of many columns would be collected first.
 			text: d.SQL(`WITH locks AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared($1, topic) FROM unnest($2::int4[]) topic)
 INSERT INTO {log} (topic, shard, seq, created, time, id, msg_key, type, source, subject, content_type, headers, payload)
 SELECT m.topic, m.shard, nextval('{log_seq}'), m.created, m.time, m.id, m.msg_key, m.type, m.source, m.subject, m.content_type, m.headers, m.payload

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
-// TestOverlappingWriters runs the driver's own insert in transactions that stay open, while another one that has nothing
-// to do with it stays open for all of the time.
+// TestOverlappingWriters runs the driver's own insert in transactions that stay open. Another,
+// unrelated transaction stays open for all of the time.
 func TestOverlappingWriters(t *testing.T) {
 	const writers = 8
 	url, schema := brokertest.URL(t, "postgres"), brokertest.Schema(t)

@@ -26,7 +26,7 @@ type counter struct {
 	runs atomic.Int64
 	// passed counts the rows that reads of messages passed over, wanted or not.
 	passed atomic.Int64
-	// rows is how many rows of messages may still be read before one fails. It is 0 if none is to fail.
+	// rows is how many rows of messages may still be read before a read fails; 0: none fails.
 	rows atomic.Int64
 }
 

@@ -9,8 +9,9 @@ import (
 // sweepRows is how many messages are looked at, and deleted, at once.
 const sweepRows = 1000
 
-// Sweep implements sqllog.Sweeper. The table is in the order of positions and of time, so one pass from the bottom up to the first message that is
-// not old does for all shards. It looks on the connections that read, because there is one only that writes.
+// Sweep implements sqllog.Sweeper. The table is in the order of positions and of time. So one pass
+// from the bottom up to the first message that is not old does for all shards. It looks on the
+// connections that read, because only one connection writes.
 func (s *store) Sweep(ctx context.Context, topic int64, limits []int64, age time.Duration, closing <-chan struct{}) error {
 	log, _ := s.dialect.Log(topic)
 	look := "SELECT seq, shard FROM (SELECT seq, shard, created FROM " + log + " WHERE seq > ? ORDER BY seq LIMIT ?) oldest WHERE created < ? ORDER BY seq"

@@ -45,7 +45,7 @@ func TestOverlappingWriters(t *testing.T) {
 					return err
 				}
 			}
-			<-time.After(pause / 10) // one writer at a time: what overlaps is the waiting
+			<-time.After(pause / 10) // one writer at a time: only the waiting overlaps
 			if rollback {
 				return tx.Rollback()
 			}

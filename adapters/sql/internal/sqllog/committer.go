@@ -14,7 +14,8 @@ import (
 // finished out of order.
 const windowBytes = 4096
 
-// commitShare is how many times as long as a commit takes the pause before the next one is, if that is more than the commit interval.
+// commitShare is the pause before the next commit, in durations of the last commit. It applies if
+// the result is longer than the commit interval.
 const commitShare = 4
 
 // commitAlways stores settlements, a commit interval after the first of them.

@@ -24,8 +24,8 @@ type Dialect struct {
 	// ForUpdate, behind a SELECT, locks the rows; SkipLocked leaves out those that others have locked. "" where a transaction is
 	// alone anyway.
 	ForUpdate, SkipLocked string
-	// Guard begins a transaction: it has the server end one that stands still, or that waits for a lock for too long, or it takes
-	// the lock of all writers. "" if the connections see to that.
+	// Guard begins a transaction. It has the server end a transaction that stands still or waits
+	// too long for a lock, or it takes the lock of all writers. "" if the connections see to that.
 	Guard string
 	// WriteLock is a statement that takes the lock of all writers, where there is one and a transaction can be without it.
 	WriteLock string

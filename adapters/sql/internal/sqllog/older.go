@@ -60,8 +60,8 @@ func (s *Source) alarm(err error) {
 	signal(s.arrived)
 }
 
-// limit moves a lane that was taken back to the numbers that the database gives out next, if its position is beyond
-// them, as after a restore of the tables without their numbering.
+// limit moves a taken lane back to the numbers that the database gives out next, if its position is
+// beyond them. This happens after a restore of the tables without their numbering.
 func (s *Source) limit(ctx context.Context, taken []claimed) error {
 	if len(taken) == 0 {
 		return nil

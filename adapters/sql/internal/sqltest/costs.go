@@ -10,7 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// tries is how often a cost is measured. The least counts: what runs in the background only adds.
+// tries is how often a cost is measured. The least counts: background work only adds.
 const tries = 10
 
 // RoundTrips counts the round trips of a call that publishes, and of a batch that is settled, whatever its size. params are

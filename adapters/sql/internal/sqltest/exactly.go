@@ -154,8 +154,8 @@ func (l *errorLog) WithAttrs([]slog.Attr) slog.Handler { return l }
 // WithGroup implements slog.Handler.
 func (l *errorLog) WithGroup(string) slog.Handler { return l }
 
-// ExactlyOnce has messages handled exactly once, in each way, while handlers fail at random, members come and go, connections
-// are cut, if there are any, and processes are killed.
+// ExactlyOnce has messages handled exactly once, in each way. Meanwhile handlers fail at random,
+// members come and go, connections are cut, if there are any, and processes are killed.
 func ExactlyOnce(t *testing.T, db Database, remote bool) {
 	if testing.Short() {
 		t.Skip("takes long")

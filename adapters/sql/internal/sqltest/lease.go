@@ -10,8 +10,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// LeaseLost has a member lose its lease before it has committed its last messages, because the database lets nobody write. What it has
-// settled does not come again if no other member has taken its lanes meanwhile.
+// LeaseLost has a member lose its lease before it has committed its last messages, because the
+// database lets nobody write. Its settled messages do not come again if no other member has taken
+// its lanes meanwhile.
 func LeaseLost(t *testing.T, db Database) {
 	for name, next := range map[string]func(*testing.T, *bus.Bus, string, bus.Source) bus.Source{
 		"same member": func(_ *testing.T, _ *bus.Bus, _ string, s bus.Source) bus.Source { return s },
@@ -42,7 +43,8 @@ func LeaseLost(t *testing.T, db Database) {
 	}
 }
 
-// holdWrites begins a transaction that lets nobody write the rows, and on SQLite nothing at all. It returns what ends it.
+// holdWrites begins a transaction that lets nobody write the rows, and on SQLite nothing at all. It
+// returns a function that ends the transaction.
 func (db Database) holdWrites(t *testing.T, rows string) (end func()) {
 	t.Helper()
 	if !strings.HasPrefix(db.URL, "sqlite:") {

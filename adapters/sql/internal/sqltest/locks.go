@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// StandsStill has a process stand still in a transaction that holds rows of the bus, as one that is paused or has vanished with its host.
-// It stops nobody else.
+// StandsStill has a process stand still in a transaction that holds rows of the bus, as if paused
+// or vanished with its host. It stops nobody else.
 func StandsStill(t *testing.T, db Database) {
 	for name, test := range map[string]func(*testing.T, Database){
 		"lane":       lockedLane,
@@ -28,7 +28,7 @@ func StandsStill(t *testing.T, db Database) {
 	}
 }
 
-// lock begins a transaction that locks the rows of a table, and returns what ends it.
+// lock begins a transaction that locks the rows of a table, and returns a function that ends it.
 func (db Database) lock(t *testing.T, rows string) (end func()) {
 	t.Helper()
 	tx, err := db.DB.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
@@ -114,7 +114,7 @@ func lockedMembers(t *testing.T, db Database) {
 	Close(t, s)
 }
 
-// lockedOtherGroup: what another group has locked does not hold up a commit.
+// lockedOtherGroup: rows that another group has locked do not hold up a commit.
 func lockedOtherGroup(t *testing.T, db Database) {
 	topic, o := Topic(), NewObserver()
 	b := db.Open(t)

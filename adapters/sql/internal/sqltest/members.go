@@ -87,7 +87,7 @@ func handOverKeepsOrder(t *testing.T, db Database) {
 	}
 }
 
-// ledger checks what several members handle together.
+// ledger checks the messages that several members handle together.
 type ledger struct {
 	mu      sync.Mutex
 	next    map[string]int
@@ -209,8 +209,8 @@ func revokedIsSettled(t *testing.T, db Database) {
 	}
 }
 
-// staleOwner takes the lanes of a member away behind its back, as another does when it takes the member for dead. What the
-// member settles then must not move the positions, and it must notice.
+// staleOwner takes the lanes of a member away behind its back, as another does when it takes the
+// member for dead. The member's later settlements must not move the positions, and it must notice.
 func staleOwner(t *testing.T, db Database) {
 	topic := Topic()
 	o := NewObserver()
@@ -334,7 +334,8 @@ const (
 	childTopic = "MILLRACE_TEST_CHILD_TOPIC"
 )
 
-// Child is a process that tests kill: TestMain calls it first. It returns false if this is not the child. connect is that of Database.
+// Child is a process that tests kill: TestMain calls it first. It returns false if this is not the
+// child. connect is the Connect function of Database.
 func Child(connect func(url string) (*sql.DB, error)) bool {
 	if config := os.Getenv(childShop); config != "" {
 		fmt.Fprintln(os.Stderr, "child:", shopChild(config, connect)) // it returns only if it fails

@@ -410,7 +410,8 @@ func (db Database) ofTopic(t testing.TB, topic string) string {
 	return fmt.Sprintf("topic = %d", db.topicID(t, topic))
 }
 
-// clock returns a time by the database after the insertion of all that the topic holds, and before that of any later one.
+// clock returns a time by the database after the insertion of all of the topic's messages, and
+// before the insertion of any later one.
 func (db Database) clock(t testing.TB, topic string) time.Time {
 	t.Helper()
 	last := db.number(t, "SELECT MAX(created) FROM "+db.logOf(t, topic)+" WHERE "+db.ofTopic(t, topic))

@@ -11,9 +11,10 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Older has the database come back in an older state while a member lives, as after a failover to a replica that was
-// behind: numbers are given out again. What is published afterwards must be handled, whatever the member had read, settled
-// or parked. Nothing else may use the tables meanwhile.
+// Older has the database come back in an older state while a member lives, as after a failover to a
+// replica that was behind: numbers are given out again. Messages published afterwards must be
+// handled, whatever the member had read, settled or parked. Nothing else may use the tables
+// meanwhile.
 func Older(t *testing.T, db Database) {
 	for name, test := range map[string]func(*older, *testing.T){
 		"idle":     (*older).idle,

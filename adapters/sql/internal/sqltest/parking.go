@@ -169,8 +169,8 @@ func injectsByID(t *testing.T, db Database) {
 	}
 }
 
-// parksBehindChange: what somebody changes from outside while the owner has the message is not undone when the owner parks it
-// again, and the owner hears of it.
+// parksBehindChange: somebody changes a message from outside while the owner has it. The change is
+// not undone when the owner parks the message again, and the owner hears of it.
 func parksBehindChange(t *testing.T, db Database) {
 	p := db.parker(t, "a")
 	ps := p.park(t)

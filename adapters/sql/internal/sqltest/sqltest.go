@@ -21,7 +21,7 @@ import (
 type Database struct {
 	// URL opens it. It has no parameters that all SQL drivers have.
 	URL string
-	// Prefix is what precedes the tables' names.
+	// Prefix precedes the tables' names.
 	Prefix string
 	// DB reaches it behind the driver's back.
 	DB *sql.DB
@@ -75,7 +75,7 @@ func Run(t *testing.T, db Database) {
 	}
 }
 
-// patience is how long a test waits for what should come in milliseconds.
+// patience is how long a test waits for an event that should come in milliseconds.
 const patience = 30 * time.Second
 
 func bounded(t *testing.T) context.Context {

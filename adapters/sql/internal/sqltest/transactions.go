@@ -151,7 +151,7 @@ func parksInTransactions(t *testing.T, db Database) {
 	if errs[0] != nil || !errors.Is(errs[1], bus.ErrStale) {
 		t.Errorf("%v", errs)
 	}
-	// What Park has settled at the origin is durable when it returns.
+	// Messages that Park has settled at the origin are durably settled when it returns.
 	lagger, _ := bus.As[driver.Lagger](db.Open(t))
 	if left, err := lagger.Lag(bounded(t), in, "g"); left != 1 || err != nil {
 		t.Errorf("%d left: %v", left, err)
