@@ -46,7 +46,7 @@ type consumer struct {
 	keys      keyTable
 	ready     list
 	batches   []*batchQueue
-	batchTurn int // the one to look at first
+	batchTurn int // the queue to look at first
 	held      heldTasks
 	lot       parkingLot
 	timer     *time.Timer

@@ -79,7 +79,7 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 	return nil
 }
 
-// goOnWith takes a message into the scheduler that is due and was kept in memory.
+// goOnWith takes a message that is due and was kept in memory into the scheduler.
 func (c *consumer) goOnWith(e *parkedMessage) {
 	t := e.kept
 	e.kept = nil
@@ -112,7 +112,8 @@ func (c *consumer) refetch(batch []*parkedMessage) {
 	}
 }
 
-// keepBack takes back messages that could not be fetched: those of a lane wait for a while, and hold up no other lane. It returns the rest.
+// keepBack takes back messages that could not be fetched. A lane's messages wait for a while, and
+// hold up no other lane. It returns the rest.
 func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []*parkedMessage {
 	c.log.Warn("fetching parked messages failed; trying again", "messages", len(failed.Unwrap()), "of", len(batch), "err", failed)
 	c.mu.Lock()

@@ -22,8 +22,8 @@ const (
 // Health is a moment's state of all handlers.
 type Health struct{ Routes []RouteHealth }
 
-// RouteHealth is the state of one handler. InFlight, Lanes, Skipped and Err are those of its subscription, which the
-// handlers of one topic and group share.
+// RouteHealth is the state of one handler. InFlight, Lanes, Skipped and Err describe its
+// subscription, which the handlers of one topic and group share.
 type RouteHealth struct {
 	Name, Group, Topic string
 	State              State

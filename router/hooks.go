@@ -50,7 +50,8 @@ func (h *hooks) add(values []any) {
 	}
 }
 
-// guarded calls a function of the user's that nothing depends on: if it panics, that is logged.
+// guarded calls a function of the user's that nothing depends on. If the function panics, guarded
+// logs the panic.
 func (c *consumer) guarded(name string, f func()) {
 	defer func() {
 		if p := recover(); p != nil {

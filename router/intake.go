@@ -225,7 +225,7 @@ func (c *consumer) enter(t *task) {
 	}
 }
 
-// postpone puts aside a message that is not to be delivered yet; its key does not wait for it.
+// postpone puts aside a message whose delivery time has not come yet; its key does not wait for it.
 func (c *consumer) postpone(t *task) bool {
 	due, err := engine.DeliverAt(t.h.Delivery.Message)
 	if err != nil || !due.After(time.Now()) {

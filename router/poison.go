@@ -112,8 +112,8 @@ func (c *consumer) afterPoison(t *task, err error) {
 // isRefusal says whether the poison store will never take an entry.
 func isRefusal(err error) bool { return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) }
 
-// poison puts the task's entry. The message of an entry that is refused is never lost: it stays at the broker, parked if that can be, and is
-// tried again in an hour; its key waits.
+// poison puts the task's entry. The message of a refused entry is never lost. It stays at the
+// broker, parked if possible, and is tried again in an hour; its key waits.
 func (c *consumer) poison(t *task) error {
 	err := c.put(t.lane.ctx, t.entry)
 	if err != nil && isRefusal(err) { // the failure may make it too large

@@ -153,7 +153,8 @@ const (
 	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then serves them all. It is
 	// the number of bits of worker.finished.
 	maxTake = 32
-	// quick is the time of a handler call up to which that is worth more than spreading the tasks.
+	// quick is the longest time of a handler call at which taking many tasks at once is worth more
+	// than spreading them.
 	quick = 20 * time.Microsecond
 	// watchdogDelay is how long tasks wait behind a call that turned out slow, while others are idle.
 	watchdogDelay = time.Millisecond

@@ -68,7 +68,8 @@ func (c *consumer) join(tasks []*task) driver.JoinFunc {
 	}
 }
 
-// tokensOf are the tasks' tokens. A task may be parked while its handler runs, and be stale for that; then it is tried again.
+// tokensOf returns the tasks' tokens. A task may be parked while its handler runs, and its token is
+// stale then; the task is tried again.
 func (c *consumer) tokensOf(tasks []*task) []bus.Token {
 	c.mu.Lock()
 	defer c.mu.Unlock()

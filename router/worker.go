@@ -24,7 +24,7 @@ type worker struct {
 	n        int
 	next     atomic.Int32
 	finished atomic.Uint32
-	at       int   // the one being handled, or -1
+	at       int   // the task being handled, or -1
 	watched  int32 // next, when the watchdog last looked
 
 	// Or a batch.
