@@ -31,8 +31,9 @@ type fence struct {
 	started int64 // when the server was started, in microseconds since 1970
 }
 
-// check notes a head and when its server was started. Of another server, or of one that has come back in an older state,
-// nothing is known: rows that were complete may come again with other contents. It returns false then.
+// check notes a head and when its server was started. It returns false for another server, or one
+// that has come back in an older state. Nothing is known of it: rows that were complete may come
+// again with other contents.
 func (f *fence) check(head, started int64) (same bool) {
 	same = f.started == 0 || f.started == started && f.head <= head
 	if !same {
@@ -151,7 +152,8 @@ func (r *reader) read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 
 var errRestarted = errors.New("the database has been restarted: looking again")
 
-// look reads the head and, with holders, those of the lock. It returns false if the server is not the one of before.
+// look reads the head and, with holders, the holders of the lock. It returns false if the server
+// has changed.
 func (r *reader) look(p *pgconn.Pipeline, withHolders bool) (same bool, err error) {
 	var head, started int64
 	err = result(p, func(rows *pgconn.ResultReader) error {

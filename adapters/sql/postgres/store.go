@@ -33,8 +33,8 @@ type store struct {
 	commit, notify                       string
 }
 
-// statement is one that is sent in the protocol's own form, without the library's conversions. One without a name is never
-// prepared.
+// statement is sent in the protocol's own form, without the library's conversions. A statement
+// without a name is never prepared.
 type statement struct {
 	name, text string
 	params     []uint32 // types
@@ -110,7 +110,8 @@ func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
 func (s *store) DB() *sql.DB              { return s.db }
 func (s *store) KeeperDB() *sql.DB        { return s.keeper }
 
-// keeperConns is how many connections keep leases: one that hangs must not hold up the other.
+// keeperConns is how many connections keep leases: a connection that hangs must not hold up the
+// other.
 const keeperConns = 2
 
 // keeperDB makes a pool like another.
@@ -222,8 +223,8 @@ func (s *store) insertBatch(ctx context.Context, batch []sqllog.Record) error {
 	if _, err = result.Close(); err == nil {
 		return nil
 	}
-	// An error that the server reports has undone the statement; but if it is the last that this connection says,
-	// the commit may have come before it.
+	// An error that the server reports has undone the statement. But if the error is the last
+	// message of this connection, the commit may have come before it.
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.SeverityUnlocalized == "ERROR" || pgconn.SafeToRetry(err) {
 		return err
 	}
@@ -266,9 +267,11 @@ func (s *store) Fault(err error) sqllog.Fault {
 			return sqllog.Fault{Retryable: true}
 		}
 	}
-	// No privilege, wrong password, no such table: that is no message's fault, and while a bus is open it passes.
+	// No privilege, wrong password, no such table: no message is at fault, and while a bus is open
+	// the error passes.
 	return sqllog.Fault{Retryable: s.opened.Load(), Denied: true}
 }
 
-// isClosedPool says whether the pool was closed by its owner. The library has no error value for it that is wrapped.
+// isClosedPool says whether the pool was closed by its owner. The library wraps no error value for
+// it.
 func isClosedPool(err error) bool { return strings.Contains(err.Error(), "closed pool") }

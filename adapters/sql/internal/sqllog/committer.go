@@ -27,8 +27,8 @@ func (s *Source) commitAlways() {
 		case <-s.closing:
 			return // Close commits the rest
 		}
-		// A database in which commits become slow is given more time between them: while somebody has a long snapshot, each
-		// one that updates a row makes the next ones slower.
+		// A database in which commits become slow is given more time between them: while somebody
+		// has a long snapshot, each commit that updates a row makes the next ones slower.
 		if !sleep(min(max(s.driver.config.Commit, commitShare*took), MaxCommit), s.closing, nil) {
 			return
 		}

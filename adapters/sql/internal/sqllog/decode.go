@@ -11,7 +11,8 @@ import (
 // Decoder makes messages of a row's columns. The zero value is ready. Not safe for concurrent use.
 type Decoder struct{ slab []bus.Message }
 
-// slabSize is how many messages are allocated at once. A message that is kept keeps those of its slab alive.
+// slabSize is how many messages are allocated at once. A message that is kept keeps its whole slab
+// alive.
 const slabSize = 64
 
 // New returns an empty message.

@@ -103,8 +103,8 @@ func (d *Driver) fail(op, topic string, err error) error {
 	return &bus.Error{Op: op, Broker: d.dialect.Name, Topic: topic, Err: err, Definite: true, Retryable: retryable}
 }
 
-// persist repeats do, which must be harmless to repeat, until it succeeds, fails for good, or ctx or
-// the driver ends.
+// persist repeats do, which must be harmless to repeat, until it succeeds, fails for good, or ctx
+// or the driver ends.
 func (d *Driver) persist(ctx context.Context, do func(context.Context) error) error {
 	for b := (backoff.Backoff{}); ; {
 		err := do(ctx)

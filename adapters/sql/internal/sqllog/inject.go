@@ -76,7 +76,7 @@ func (d *Driver) injectLane(ctx context.Context, tx *sql.Tx, group int64, shard 
 			rows = append(rows, row)
 			continue
 		}
-		// One that is not there any more, or that is another message, is left out.
+		// A message that is gone, or another message in its place, is left out.
 		var there []byte
 		err := tx.QueryRowContext(ctx, d.dialect.SQL("SELECT doc FROM {parked} WHERE grp = ? AND shard = ? AND pos = ?"+d.dialect.ForUpdate), group, shard, p.Position).Scan(&there)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {

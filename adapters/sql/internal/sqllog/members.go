@@ -114,7 +114,7 @@ func (d *Driver) claim(ctx context.Context, group int64, m string, choose func(v
 			return err
 		}
 		v, err := d.look(ctx, tx, group)
-		if err != nil || !slices.Contains(v.members, m) { // that is found out by the next renewal
+		if err != nil || !slices.Contains(v.members, m) { // the next renewal finds it out
 			return err
 		}
 		taken, err = d.take(ctx, tx, group, m, choose(v))

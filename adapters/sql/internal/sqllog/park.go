@@ -235,7 +235,7 @@ func (p *parkings) parkLane(ctx context.Context, tx *sql.Tx, member string, l *p
 	if err != nil {
 		return err
 	}
-	if !mine { // or somebody has locked it, for whom other lanes are not to wait
+	if !mine { // or somebody has locked it: other lanes must not wait for the lock
 		if mine, err = exists(ctx, tx, d.dialect.SQL(lane), s.group, shard, member, l.lane.id.Epoch); err != nil {
 			return err
 		}
@@ -279,7 +279,7 @@ type thereRow struct {
 	id     string // of the message
 }
 
-// there looks at the places at which there may be rows of before.
+// there looks at the places where rows of earlier attempts may be.
 func (p *parkings) there(ctx context.Context, tx *sql.Tx, l *parkedLane) (map[int64]thereRow, error) {
 	s := p.source
 	args := []any{s.group, l.lane.id.ID}
