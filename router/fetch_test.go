@@ -19,7 +19,7 @@ import (
 // laneAway is a driver that cannot read one lane's parked messages for a while.
 type laneAway struct {
 	driver.Driver
-	lane    int32
+	lane    atomic.Int32 // the first one that was asked for; -1: none was
 	away    atomic.Bool
 	fetches atomic.Int32 // calls that asked for the lane while it was away
 }
@@ -40,8 +40,9 @@ func (d *laneAway) Subscribe(ctx context.Context, s bus.Subscription, o bus.Lane
 func (s *laneAwaySource) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	errs := make([]error, len(tokens))
 	var there []bus.Token
+	s.d.lane.CompareAndSwap(-1, tokens[0].Lane)
 	for i, t := range tokens {
-		if t.Lane == s.d.lane && s.d.away.Load() {
+		if t.Lane == s.d.lane.Load() && s.d.away.Load() {
 			errs[i] = errors.New("no leader")
 		} else {
 			there = append(there, t)
@@ -67,6 +68,7 @@ func TestOneLaneCannotBeFetched(t *testing.T) {
 
 func oneLaneAway(t *testing.T, restart bool) {
 	d := &laneAway{Driver: driver.Of(openBus(t))}
+	d.lane.Store(-1)
 	b := bus.New(d)
 	const keys, each = 40, 3
 	var mu sync.Mutex
