@@ -54,7 +54,7 @@ func TestCancelled(t *testing.T) {
 						h = eachOf{h}
 					}
 					r.Handle("t", h, opts...)
-					run(t, r)
+					run(t, r, "a cancellation names no message")
 					delay(t, b, "a", "b", "c")
 					publish(t, b, "t", &bus.Message{ID: "now", Key: "k"})
 					if err := b.Publish(t.Context(), "t", "x", bus.WithID("b"), bus.WithKey("other"), bus.WithDelay(time.Hour)); err != nil {
@@ -232,7 +232,7 @@ func TestWithdrawnBeforeTheCancellationIsSettled(t *testing.T) {
 		var j journal
 		r := router.New(b, "g")
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
-		run(t, r)
+		run(t, r, "fetching delayed messages")
 		delay(t, b, "a", "b")
 		synctest.Wait()
 		cancelDelayed(t, b, "a")
@@ -278,7 +278,7 @@ func TestLaneGoesWhileItIsCancelled(t *testing.T) {
 					start := func(b *bus.Bus) (stop func() error) {
 						r := router.New(b, "g")
 						r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
-						return run(t, r)
+						return run(t, r, "consuming stops", "could not be parked", "could not be settled")
 					}
 					var stop func() error
 					stopped := make(chan struct{})

@@ -84,7 +84,7 @@ func TestReplayToNobody(t *testing.T) {
 		b := openBus(t)
 		first := router.New(b, "g")
 		router.On(first, "t", func(context.Context, order) error { return bus.Permanent(errLater) })
-		stop := run(t, first)
+		stop := run(t, first, aPoisoning)
 		if err := b.Publish(t.Context(), "t", order{1}, bus.WithID("1")); err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestReplayToNobody(t *testing.T) {
 		second := router.New(b, "g")
 		router.On(second, "t", func(context.Context, other) error { return nil })
 		router.On(second, "t", func(context.Context, more) error { return nil })
-		run(t, second)
+		run(t, second, aPoisoning)
 		q, err := poison.Open(t.Context(), b, "g")
 		if err != nil {
 			t.Fatal(err)
@@ -129,7 +129,7 @@ func TestKeyGoesOnByItself(t *testing.T) {
 				j.note(m)
 				return nil
 			})
-			run(t, r)
+			run(t, r, aPoisoning)
 			for _, id := range numbers(3) {
 				publish(t, b, "t", &bus.Message{ID: id, Key: "k"})
 			}
@@ -162,7 +162,7 @@ func TestReplayBeginsAnew(t *testing.T) {
 		tries := 0
 		r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Second, time.Second, time.Second}, MaxAge: time.Minute})
 		r.HandleFunc("t", func(context.Context, *bus.Message) error { tries++; return errLater })
-		run(t, r)
+		run(t, r, aFailure, aPoisoning)
 		publish(t, b, "t", &bus.Message{ID: "1"})
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -216,7 +216,7 @@ func TestPoisonQueueAwayWhileAKeyWaits(t *testing.T) {
 		policy := router.Policy{KeyWaits: true, Retry: router.Schedule{2 * time.Second}}
 		r := router.New(bus.New(&noPoison{driver.Of(b)}), "g", policy, router.Workers(1))
 		r.HandleFunc("t", handler)
-		stop := run(t, r)
+		stop := run(t, r, aFailure, aPoisoning, "the poison queue cannot be written to")
 		publish(t, b, "t", &bus.Message{ID: "0", Key: "bad"})
 		synctest.Wait()
 		publish(t, b, "t", &bus.Message{ID: "1", Key: "slow"})
@@ -232,7 +232,7 @@ func TestPoisonQueueAwayWhileAKeyWaits(t *testing.T) {
 		bad = 0
 		next := router.New(b, "g", policy, router.Workers(1))
 		next.HandleFunc("t", handler)
-		run(t, next)
+		run(t, next, aFailure, aPoisoning, "the poison queue cannot be written to")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if got := entries(t, b, "g"); bad != 1 || !slices.Equal(got, []string{"0"}) {
@@ -248,7 +248,7 @@ func TestReplayDoesNotTakeASuccessor(t *testing.T) {
 		b := openBus(t)
 		r := router.New(b, "g", router.Policy{KeyWaits: true, Retry: router.Never})
 		r.HandleFunc("t", func(context.Context, *bus.Message) error { return errLater })
-		run(t, r)
+		run(t, r, aPoisoning)
 		publish(t, b, "t", &bus.Message{ID: "1", Key: "k"})
 		synctest.Wait()
 		store, err := driver.Of(b).Poison(t.Context(), "g")

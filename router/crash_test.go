@@ -58,7 +58,7 @@ func TestWhatPanicsIsAnError(t *testing.T) {
 				}
 				r := router.New(b, "g", opts...)
 				r.Handle("t", test.handler, test.opts...)
-				run(t, r)
+				run(t, r, aPoisoning, "a hook panicked")
 				publish(t, b, "t", &bus.Message{ID: "1"})
 				time.Sleep(time.Second)
 				synctest.Wait()

@@ -1,6 +1,17 @@
 package router
 
-import "testing"
+import (
+	"context"
+	"log/slog"
+	"testing"
+)
+
+// LogTo gives a router a log that has none.
+func LogTo(r *Router, l *slog.Logger) {
+	if !r.core.log.Enabled(context.Background(), slog.LevelError) {
+		r.core.log = l
+	}
+}
 
 // Consumers is how many consumers a router holds.
 func Consumers(r *Router) int {

@@ -199,7 +199,7 @@ func TestLostLaneCancelsHandlersAndSettlesNothing(t *testing.T) {
 			cause = context.Cause(ctx)
 			return errors.New("interrupted")
 		})
-		run(t, r)
+		run(t, r, aFailure)
 		f.observer.Assigned([]bus.Lane{{ID: 1, Epoch: 7}})
 		f.send(1, 7, 10, "held")
 		f.send(1, 7, 11, "held") // behind it
@@ -222,7 +222,7 @@ func TestSettlingIsRepeatedUntilItWorks(t *testing.T) {
 		f.settleErr = []error{errors.New("away"), errors.New("away"), nil, bus.ErrStale}
 		r := router.New(bus.New(f), "g")
 		r.HandleFunc("t", nop)
-		run(t, r)
+		run(t, r, "settling failed")
 		f.observer.Assigned([]bus.Lane{{ID: 1, Epoch: 7}})
 		f.send(1, 7, 10, "a")
 		time.Sleep(time.Minute)
@@ -253,7 +253,7 @@ func TestMessageStaysWhileThePoisonQueueIsAway(t *testing.T) {
 			calls++
 			return bus.Permanent(errors.New("no"))
 		})
-		run(t, r)
+		run(t, r, aPoisoning, "the poison queue cannot be written to")
 		f.observer.Assigned([]bus.Lane{{ID: 1, Epoch: 7}})
 		f.send(1, 7, 10, "a")
 		synctest.Wait()
@@ -400,7 +400,7 @@ func TestAtMostOnceKnowsThatItIsSettled(t *testing.T) {
 				calls := 0
 				r := router.New(bus.New(&committing{fake: f, commit: func(n int) error { return tc.commit(f, n) }}), "g", router.Guarantee(router.AtMostOnce))
 				r.HandleFunc("t", func(context.Context, *bus.Message) error { calls++; return nil })
-				run(t, r)
+				run(t, r, "committing failed")
 				f.observer.Assigned([]bus.Lane{{ID: 1, Epoch: 7}})
 				f.send(1, 7, 10, "a")
 				time.Sleep(time.Hour)

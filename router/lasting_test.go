@@ -196,7 +196,7 @@ func TestPoisonStoreThatHangs(t *testing.T) {
 		}
 		r.HandleFunc("t", handler)
 		r.Group("other").HandleFunc("t", handler)
-		run(t, r)
+		run(t, r, aPoisoning, "the poison queue cannot be written to")
 		for i := range 5 {
 			publish(t, b, "t", &bus.Message{ID: "bad", Key: fmt.Sprint("bad", i)})
 		}
@@ -276,7 +276,7 @@ func TestParkedGoOnWhileThePoisonQueueIsAway(t *testing.T) {
 			late.Add(1)
 			return nil
 		})
-		run(t, r)
+		run(t, r, aFailure, "the poison queue cannot be written to")
 		for i := range 100 {
 			publish(t, b, "t", &bus.Message{Key: fmt.Sprint(i)})
 		}
@@ -300,7 +300,7 @@ func TestKeyWaitsWithoutEntry(t *testing.T) {
 		var calls atomic.Int32
 		handler := func(context.Context, *bus.Message) error { calls.Add(1); return errLater }
 		first.HandleFunc("t", handler)
-		stop := run(t, first)
+		stop := run(t, first, aPoisoning, "the poison queue cannot be written to")
 		plain := bus.New(w.Driver)
 		publish(t, plain, "t", &bus.Message{ID: "0", Key: "k"})
 		time.Sleep(time.Minute)
@@ -311,7 +311,7 @@ func TestKeyWaitsWithoutEntry(t *testing.T) {
 		}
 		second := router.New(plain, "g", router.Policy{KeyWaits: true, Retry: router.Never})
 		second.HandleFunc("t", handler)
-		run(t, second)
+		run(t, second, aPoisoning, "the poison queue cannot be written to")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if es := poisoned(t, plain, "g"); calls.Load() != 2 || len(es) != 1 || !es[0].Waits {
@@ -357,7 +357,7 @@ func TestStopPolicyKeepsTheOrder(t *testing.T) {
 					j.note(m)
 					return nil
 				})
-				return run(t, r)
+				return run(t, r, "consuming stops")
 			}
 			for _, id := range numbers(5) {
 				publish(t, b, "t", &bus.Message{ID: id, Key: "k"})
@@ -401,7 +401,7 @@ func TestStopIsBoundedByTheDrainTimeout(t *testing.T) {
 			b := openBus(t)
 			r := router.New(b, "g", router.DrainTimeout(time.Minute))
 			route := r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error { <-ctx.Done(); return ctx.Err() })
-			stop := run(t, r)
+			stop := run(t, r, "handlers still run")
 			publish(t, b, "t", &bus.Message{ID: "0"})
 			synctest.Wait()
 			start := time.Now()
@@ -458,7 +458,7 @@ func TestCancelledAtTheBound(t *testing.T) {
 		var j journal
 		r := router.New(b, "g", router.InFlight(64, 1<<20))
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
-		run(t, r)
+		run(t, r, "as many messages are parked")
 		ids := numbers(40)
 		delay(t, b, ids...)
 		synctest.Wait()

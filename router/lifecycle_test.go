@@ -151,7 +151,7 @@ func TestDrainDoesNotWaitForADelay(t *testing.T) {
 		b := openBus(t)
 		r := router.New(b, "g", router.Policy{Retry: router.Schedule{time.Hour}})
 		r.HandleFunc("t", func(context.Context, *bus.Message) error { return errors.New("later") })
-		stop := run(t, r)
+		stop := run(t, r, aFailure)
 		publish(t, b, "t", &bus.Message{ID: "m"})
 		synctest.Wait()
 		start := time.Now()
@@ -164,7 +164,7 @@ func TestDrainDoesNotWaitForADelay(t *testing.T) {
 			came <- bus.DeliveryFrom(ctx)
 			return nil
 		})
-		run(t, r)
+		run(t, r, aFailure)
 		time.Sleep(time.Hour - time.Second)
 		synctest.Wait()
 		if len(came) > 0 {
@@ -192,7 +192,7 @@ func TestDrainTimeoutCancelsHandlers(t *testing.T) {
 			time.Sleep(time.Minute)
 			return ctx.Err()
 		})
-		stop := run(t, r)
+		stop := run(t, r, "handlers still run")
 		publish(t, b, "t", &bus.Message{ID: "m"})
 		synctest.Wait()
 		start := time.Now()
@@ -216,7 +216,7 @@ func TestLifecycleMisuse(t *testing.T) {
 	t.Run("second Run", func(t *testing.T) {
 		r := router.New(b, "g")
 		r.HandleFunc("t", nop)
-		stop := run(t, r)
+		stop := run(t, r, "handler not added")
 		if err := r.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "called twice") {
 			t.Errorf("second Run: %v", err)
 		}
@@ -323,7 +323,7 @@ func TestPauseResumeStopAndAdd(t *testing.T) {
 		}
 		r := router.New(b, "g")
 		one := r.HandleFunc("one", h)
-		stop := run(t, r)
+		stop := run(t, r, "handler not added")
 		one.Pause()
 		publish(t, b, "one", &bus.Message{})
 		synctest.Wait()
@@ -374,7 +374,7 @@ func TestShutdownCutsTheDrainShort(t *testing.T) {
 		b := openBus(t)
 		r := router.New(b, "g", router.DrainTimeout(time.Hour))
 		r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error { <-ctx.Done(); return ctx.Err() })
-		run(t, r)
+		run(t, r, "handlers still run")
 		publish(t, b, "t", &bus.Message{})
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

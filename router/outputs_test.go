@@ -155,7 +155,7 @@ func TestWrongOutputIsToldWhenItIsEmitted(t *testing.T) {
 			}
 			return bus.PerMessage(errs)
 		}), router.Fill(10, 100*time.Millisecond))
-		run(t, r)
+		run(t, r, aPoisoning)
 		publish(t, b, "in", ten()...)
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -206,7 +206,7 @@ func TestEqualIDsAreInBatchesOfTheirOwn(t *testing.T) {
 			}
 			return bus.PerMessage(errs)
 		}), router.Fill(2, time.Second))
-		run(t, r)
+		run(t, r, aPoisoning)
 		publish(t, b, "in", &bus.Message{ID: "1", Key: "good"}, &bus.Message{ID: "1", Key: "bad"})
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -229,7 +229,7 @@ func TestHistoryOfShortDelays(t *testing.T) {
 			}
 			return fmt.Errorf("failure %d", len(told)+1)
 		})
-		run(t, r)
+		run(t, r, aFailure, aPoisoning)
 		publish(t, b, "t", &bus.Message{ID: "0"})
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -272,7 +272,7 @@ func TestGoexitEndsTheCall(t *testing.T) {
 		r := router.New(b, "g", router.Policy{Retry: router.Never})
 		r.HandleFunc("single", func(ctx context.Context, _ *bus.Message) error { return quit(ctx) })
 		r.Handle("batch", manyFunc(func(ctx context.Context, _ []*bus.Message) error { return quit(ctx) }))
-		run(t, r)
+		run(t, r, aPoisoning)
 		publish(t, b, "single", &bus.Message{ID: "0"})
 		publish(t, b, "batch", &bus.Message{ID: "0"})
 		synctest.Wait()
@@ -301,7 +301,7 @@ func TestUsersMistakesDoNotEndTheProcess(t *testing.T) {
 		r.HandleFunc("ending", func(ctx context.Context, _ *bus.Message) error {
 			return bus.OnSuccess(ctx, func(context.Context) error { panic("oh") })
 		})
-		run(t, r)
+		run(t, r, aPoisoning)
 		publish(t, b, "error", &bus.Message{ID: "e"})
 		publish(t, b, "ending", &bus.Message{ID: "p"})
 		synctest.Wait()

@@ -67,7 +67,7 @@ func TestLongDelayBlocksItsKeyOnly(t *testing.T) {
 			j.note(m)
 			return nil
 		})
-		run(t, r)
+		run(t, r, aFailure)
 		for i := range 300 {
 			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: "a"}, &bus.Message{ID: fmt.Sprint(i), Key: "b"})
 		}
@@ -144,14 +144,14 @@ func TestParkedMessagesAreWithTheGroup(t *testing.T) {
 		policy := router.Policy{Retry: router.Schedule{time.Hour}}
 		first := router.New(b, "g", policy)
 		first.HandleFunc("t", handler)
-		stop := run(t, first)
+		stop := run(t, first, aFailure)
 		for i := range 50 {
 			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: "a"})
 		}
 		synctest.Wait()
 		second := router.New(b, "g", policy) // takes over half of the lanes, then all
 		second.HandleFunc("t", handler)
-		run(t, second)
+		run(t, second, aFailure)
 		synctest.Wait()
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -217,7 +217,7 @@ func TestKeyWaits(t *testing.T) {
 					j.note(m)
 					return nil
 				})
-				run(t, r)
+				run(t, r, aPoisoning)
 				for i := range 5 {
 					publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: "a"}, &bus.Message{ID: fmt.Sprint(i), Key: "b"})
 				}
@@ -273,7 +273,7 @@ func TestUnavailablePausesAndProbes(t *testing.T) {
 			done++
 			return nil
 		})
-		run(t, r)
+		run(t, r, aPause)
 		for i := range 100 {
 			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: fmt.Sprint(i)})
 		}
@@ -300,7 +300,7 @@ func TestAtMostOnce(t *testing.T) {
 			<-ctx.Done() // as if the process died
 			return ctx.Err()
 		})
-		stop := run(t, r)
+		stop := run(t, r, "handlers still run")
 		publish(t, b, "t", &bus.Message{ID: "0", Key: "a"})
 		synctest.Wait()
 		_ = stop()

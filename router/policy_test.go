@@ -118,7 +118,7 @@ func TestMaxAge(t *testing.T) {
 					at = append(at, time.Since(start).Truncate(20*time.Second))
 					return tc.err
 				})
-				run(t, r)
+				run(t, r, aFailure, aPoisoning)
 				publish(t, b, "t", &bus.Message{ID: "m"})
 				time.Sleep(time.Hour)
 				synctest.Wait()
@@ -153,7 +153,7 @@ func TestDelaysDiffer(t *testing.T) {
 			failed[m.ID] = time.Now()
 			return errLater
 		})
-		run(t, r)
+		run(t, r, aFailure)
 		for i := range 50 {
 			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: fmt.Sprint(i)})
 		}

@@ -57,7 +57,7 @@ func TestTheHandlersMarkWins(t *testing.T) {
 						} else {
 							r.HandleFunc("t", handle)
 						}
-						run(t, r)
+						run(t, r, aFailure, aPoisoning, aPause)
 						publish(t, b, "t", &bus.Message{ID: "m"})
 						time.Sleep(time.Hour)
 						synctest.Wait()

@@ -8,25 +8,33 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestRandom runs random programs on a broker with random faults, in virtual time: members come and go and lose their lanes; handlers fail,
-// panic, dawdle and emit; messages are delayed, cancelled, poisoned, replayed and dropped. All that docs/guarantees.md promises of it is checked.
+// TestRandom runs random programs on a broker with random faults, in virtual time. Members come and go; lanes move, come back and are lost.
+// Handlers fail, panic, dawdle, and fail together when lanes move; messages are delayed, cancelled, poisoned, replayed and dropped. The programs
+// check what docs/guarantees.md promises, and that after each wild time nothing stands still.
 //
-// MILLRACE_SEEDS is the number of programs. MILLRACE_SEED is the first, alone if their number is not said, and has what happened reported in
-// detail. The scheduler and the router's own jitter are not part of a seed: repeat it with -count.
+// MILLRACE_SEEDS is the number of programs. MILLRACE_SEED is the first; if their number is not said it is alone, and its log is reported. The
+// scheduler and the router's own jitter are not part of a seed: repeat it with -count.
+//
+// Old defects were put back, each alone, to see that it finds them within 1,000 programs:
+//   - A message that was parked while its lane went had the place of its origin in its poison entry, which was written all the same
+//     (afterPark, poisoner): found at seeds 327, 623, 715.
+//   - Followers that had been fetched were put back into the line of a lane that was gone (parkFollowers): found at seeds 423, 484, 1000.
+//   - What waited behind a message that a going lane had let go was parked before it (relieve): found at seeds 151, 506.
 func TestRandom(t *testing.T) {
 	first, n := uint64(1), 1000
 	if testing.Short() {
@@ -68,17 +76,22 @@ func TestRandom(t *testing.T) {
 // plan is what kind of program it is.
 type plan struct {
 	calm     bool // nothing fails but handlers, and members leave cleanly: no message is handled twice
+	faulty   bool // calls of the broker fail
 	batches  bool
 	keyWaits bool
 	refuses  bool // messages cannot be parked; then there is one member, because they lose their place when it goes
 	pauses   bool
+	lazy     bool // settlements are durable when they are committed
+	pressed  bool // more is published at once than may be in flight
 	members  int
 	messages int
+	lanes    int
 	keys     int
 }
 
 // note is what is known of one message.
 type note struct {
+	id        string
 	n         int // its number in its key
 	key       string
 	delayed   bool
@@ -100,27 +113,33 @@ type world struct {
 	seed   uint64
 	plan   plan
 	bus    *bus.Bus
+	broker *shaky
 	faulty atomic.Bool
-	done   atomic.Bool // all is as it will be: nothing fails any more
+	quiet  atomic.Bool // nothing takes long, and nothing fails but what handlers have to fail
 
 	mu       sync.Mutex
 	rng      *rand.Rand
 	messages map[string]*note
 	byKey    map[string][]*note
 	running  map[string]context.Context // by key: the handler's
-	sources  []*shakySource
-	history  []string
+	missing  time.Time                  // until then what handlers need is not available, and they want to be called again:
+	again    time.Duration
+	history  []event
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), messages: map[string]*note{}, byKey: map[string][]*note{}, running: map[string]context.Context{}}
 	w.plan = plan{
-		calm: seed%4 == 0, batches: w.chance(3), keyWaits: w.chance(2), refuses: seed%4 == 1, pauses: w.chance(4),
-		members: 1 + w.rng.IntN(3), messages: 20 + w.rng.IntN(60), keys: 1 + w.rng.IntN(6),
+		calm: seed%4 == 0, batches: w.chance(2), keyWaits: w.chance(2), refuses: seed%4 == 1, pauses: w.chance(4),
+		lazy: seed%4 == 2, pressed: w.chance(2),
+		members: 2 + w.rng.IntN(2), messages: 2 + w.rng.IntN(8), lanes: 1 + w.rng.IntN(3), keys: 1 + w.rng.IntN(12),
 	}
-	w.faulty.Store(!w.plan.calm && w.chance(2))
+	if w.plan.pressed {
+		w.plan.messages += 6 + w.rng.IntN(16)
+	}
+	w.plan.faulty = !w.plan.calm && w.chance(2)
 	if w.plan.refuses {
-		w.plan.members, w.plan.keyWaits = 0, false // but the last one; and a key cannot wait for what cannot be parked
+		w.plan.members, w.plan.keyWaits = 1, false // and a key cannot wait for what cannot be parked
 	}
 	return w
 }
@@ -138,23 +157,59 @@ func (w *world) upTo(d time.Duration) time.Duration {
 	return time.Duration(w.rng.Int64N(int64(d)))
 }
 
-func (w *world) addSource(s *shakySource) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.sources = append(w.sources, s)
+// event is a line of a program's history; it is spelled only for a failure.
+type event struct {
+	at     time.Time
+	format string
+	args   []any
+}
+
+func (e event) String() string {
+	return e.at.Format("02 15:04:05.000 ") + fmt.Sprintf(e.format, e.args...)
 }
 
 // say keeps what happened, for the report of a failure. Called with the lock held.
 func (w *world) say(format string, args ...any) {
-	w.history = append(w.history, time.Now().Format("02 15:04:05.000 ")+fmt.Sprintf(format, args...))
+	w.history = append(w.history, event{time.Now(), format, args})
+}
+
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.say(format, args...)
+}
+
+func (w *world) fail(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.errorf(format, args...)
 }
 
 // Write implements io.Writer for the router's log.
 func (w *world) Write(line []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.say("%s", line[:len(line)-1])
+	w.note("%s", string(line[:len(line)-1]))
 	return len(line), nil
+}
+
+// expected are the warnings and errors that programs cause.
+var expected = []string{
+	"handler failed", "not available; consuming pauses", "message poisoned", "the poison queue cannot be written to", "receiving failed", "settling failed",
+	"parking failed", "fetching parked messages failed", "fetching delayed messages", "committing failed", "the broker does not park a message",
+	"could not be settled", "could not be parked", "its entry is still in the poison queue",
+}
+
+// surprises is the router's log: a warning or an error that no program causes fails it.
+type surprises struct{ w *world }
+
+func (s surprises) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelWarn }
+func (s surprises) WithAttrs([]slog.Attr) slog.Handler               { return s }
+func (s surprises) WithGroup(string) slog.Handler                    { return s }
+
+func (s surprises) Handle(_ context.Context, r slog.Record) error {
+	if !slices.ContainsFunc(expected, func(text string) bool { return strings.Contains(r.Message, text) }) {
+		s.w.fail("the log has %v %s", r.Level, r.Message)
+	}
+	return nil
 }
 
 func (w *world) errorf(format string, args ...any) {
@@ -162,69 +217,98 @@ func (w *world) errorf(format string, args ...any) {
 	w.t.Errorf("seed %d, %+v: "+format, append([]any{w.seed, w.plan}, args...)...)
 }
 
-// run runs the program: a wild part, then a quiet one in which everything must come to its end.
+// run runs the program: wild rounds, each with a quiet time after it, and then what was left over comes to its end.
 func (w *world) run() {
-	m, err := memory.Open(memory.Config{})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.bus = bus.New(&shaky{driver.Of(m), w})
+	w.broker = newShaky(w, w.plan.lanes)
+	w.bus = bus.New(w.broker)
 	defer func() {
-		if err := w.bus.Close(); err != nil {
-			w.t.Error(err)
-		}
 		if w.t.Failed() {
 			for _, line := range w.history {
 				w.t.Log(line)
 			}
 		}
 	}()
-	var wild sync.WaitGroup
-	wild.Go(w.publish)
-	wild.Go(w.operate)
-	var last *router.Router
-	var stop func() error
-	if w.plan.refuses {
-		last = w.router()
-		stop = run(w.t, last)
-	}
-	for i := range w.plan.members {
-		wild.Go(func() { w.member(i) })
-	}
-	wild.Wait()
-	w.faulty.Store(false)
-	w.done.Store(true)
-	if last == nil {
-		last = w.router()
-		stop = run(w.t, last)
-	}
 	q, err := poison.Open(w.t.Context(), w.bus, "g")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for range 8 { // what failed for good does so once more, at its next try
-		time.Sleep(25 * time.Hour)
+	members := make([]*member, w.plan.members)
+	for i := range members {
+		members[i] = &member{w: w, name: i}
+	}
+	for _, m := range members[:min(2, w.plan.members)] {
+		m.join()
+	}
+	for range rounds {
+		w.faulty.Store(w.plan.faulty)
+		w.quiet.Store(false)
+		var wild sync.WaitGroup
+		wild.Go(w.publish)
+		wild.Go(func() { w.operate(q) })
+		wild.Go(w.move)
+		for _, m := range members {
+			wild.Go(m.comeAndGo)
+		}
+		wild.Wait()
+		w.faulty.Store(false)
+		w.quiet.Store(true)
+		members[0].join()
+		time.Sleep(10 * time.Minute)
 		synctest.Wait()
+		w.checkRound()
+	}
+	for range 4 { // what failed for good does so once more, at its next try
 		w.mu.Lock()
 		for _, n := range w.messages {
-			n.bad = false
+			n.bad, n.replayed = false, n.replayed || n.poisoned
 		}
 		w.mu.Unlock()
 		if _, err := q.Replay(w.t.Context(), poison.Filter{}, poison.Options{}); err != nil {
 			w.t.Error(err)
 		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+	}
+	for _, m := range members[1:] {
+		m.leave()
 	}
 	w.mu.Lock()
 	w.messages["last"] = &note{}
 	w.mu.Unlock()
-	if err := w.bus.Publish(w.t.Context(), "t", "x", bus.WithID("last")); err != nil { // health tells of the last Receive
+	if err := w.bus.Publish(w.t.Context(), "t", "x", bus.WithID("last"), bus.WithKey("k0")); err != nil { // health tells of the last Receive
 		w.t.Error(err)
 	}
 	time.Sleep(time.Hour)
 	synctest.Wait()
-	w.checkEnd(last, q)
-	if err := stop(); err != nil {
+	w.checkEnd(members[0].router, q)
+	members[0].leave()
+	if err := w.bus.Close(); err != nil {
 		w.t.Error(err)
+	}
+}
+
+// rounds is how often a program is wild.
+const rounds = 4
+
+// checkRound checks that nothing stands still but for what waits in the poison queue.
+func (w *world) checkRound() {
+	waits := map[string]bool{} // by message: with its key, or without
+	for _, e := range w.broker.entries() {
+		waits[e.Message.ID] = waits[e.Message.ID] || e.Waits
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, ns := range w.byKey {
+		for _, n := range ns {
+			withKey, ok := waits[n.id]
+			if withKey {
+				break
+			}
+			if n.handled == 0 && !n.dropped && !ok {
+				w.errorf("%s stands still: %+v", n.id, *n)
+				break
+			}
+		}
 	}
 }
 
@@ -252,33 +336,37 @@ func (w *world) checkEnd(r *router.Router, q *poison.Queue) {
 
 // publish publishes messages, some of them delayed, and cancels some of these.
 func (w *world) publish() {
-	for i := range w.plan.messages {
-		if w.chance(3) {
-			time.Sleep(w.upTo(2 * time.Second))
+	pause := 2
+	if w.plan.pressed {
+		pause = 40
+	}
+	for range w.plan.messages {
+		if w.chance(pause) {
+			time.Sleep(w.upTo(time.Duration(pause) * time.Second))
 		}
 		w.mu.Lock()
 		n := &note{key: fmt.Sprint("k", w.rng.IntN(w.plan.keys)), fails: []int{0, 0, 0, 1, 2, 3}[w.rng.IntN(6)], bad: w.rng.IntN(8) == 0}
-		id := fmt.Sprint(n.key, "-", i)
+		n.id = fmt.Sprint(n.key, "-", len(w.messages))
 		n.delayed = w.rng.IntN(6) == 0
 		if !n.delayed {
 			n.n = len(w.byKey[n.key])
 			w.byKey[n.key] = append(w.byKey[n.key], n)
 		}
-		w.messages[id] = n
-		opts := []bus.PublishOption{bus.WithID(id), bus.WithKey(n.key)}
+		w.messages[n.id] = n
+		opts := []bus.PublishOption{bus.WithID(n.id), bus.WithKey(n.key)}
 		if n.delayed {
 			n.due = time.Now().Add(time.Hour + time.Duration(w.rng.Int64N(int64(time.Hour))))
 			n.cancelled = w.rng.IntN(2) == 0
 			opts = append(opts, bus.WithDeliverAt(n.due))
 		}
-		w.say("publish %s: %+v", id, *n)
+		w.say("publish %+v", *n)
 		w.mu.Unlock()
 		if err := w.bus.Publish(w.t.Context(), "t", "x", opts...); err != nil {
 			w.t.Error(err)
 		}
 		if n.cancelled {
 			time.Sleep(w.upTo(time.Second))
-			if err := w.bus.Publish(w.t.Context(), "t", bus.Cancellation{Key: n.key, ID: id}); err != nil {
+			if err := w.bus.Publish(w.t.Context(), "t", bus.Cancellation{Key: n.key, ID: n.id}); err != nil {
 				w.t.Error(err)
 			}
 		}
@@ -286,14 +374,9 @@ func (w *world) publish() {
 }
 
 // operate replays and drops what is poisoned.
-func (w *world) operate() {
-	q, err := poison.Open(w.t.Context(), w.bus, "g")
-	if err != nil {
-		w.t.Error(err)
-		return
-	}
-	for range 8 {
-		time.Sleep(w.upTo(10 * time.Second))
+func (w *world) operate(q *poison.Queue) {
+	for range 2 {
+		time.Sleep(w.upTo(4 * time.Second))
 		for e, err := range q.List(w.t.Context(), poison.Filter{}) {
 			if err != nil {
 				w.t.Error(err)
@@ -321,44 +404,75 @@ func (w *world) operate() {
 	}
 }
 
-// member joins and leaves, and loses its session now and then.
-func (w *world) member(i int) {
-	for range 4 {
+// move moves lanes to other members, and others or the same ones later.
+func (w *world) move() {
+	for range 2 {
 		time.Sleep(w.upTo(3 * time.Second))
-		r := w.router()
-		w.mu.Lock()
-		w.say("member %d joins", i)
-		w.mu.Unlock()
-		stop := run(w.t, r)
-		time.Sleep(w.upTo(8 * time.Second))
-		if w.plan.pauses {
-			r.Routes()[0].Pause()
-			time.Sleep(w.upTo(4 * time.Second))
-			r.Routes()[0].Resume()
-			time.Sleep(w.upTo(4 * time.Second))
+		if !w.plan.calm && !w.plan.refuses && w.chance(4) {
+			w.broker.lose()
+		} else {
+			w.broker.shuffle()
 		}
-		if !w.plan.calm && w.chance(2) {
-			w.mu.Lock()
-			s := w.sources[w.rng.IntN(len(w.sources))]
-			w.say("a session is lost")
-			w.mu.Unlock()
-			s.lose(w.t.Context())
-			time.Sleep(w.upTo(4 * time.Second))
+	}
+}
+
+// member is one process of the group, or is not there.
+type member struct {
+	w      *world
+	name   int
+	router *router.Router
+	stop   func() error
+}
+
+func (m *member) join() {
+	if m.stop == nil {
+		m.w.note("member %d joins", m.name)
+		m.router = m.w.router()
+		m.stop = run(m.w.t, m.router)
+	}
+}
+
+func (m *member) leave() {
+	if m.stop == nil {
+		return
+	}
+	m.w.note("member %d leaves", m.name)
+	if err := m.stop(); err != nil && m.w.plan.calm {
+		m.w.t.Error(err)
+	}
+	m.stop = nil
+}
+
+// comeAndGo is a member's life in a round.
+func (m *member) comeAndGo() {
+	w := m.w
+	time.Sleep(w.upTo(4 * time.Second))
+	switch {
+	case w.chance(2):
+	case m.stop == nil:
+		m.join()
+	case !w.plan.refuses:
+		m.leave()
+		time.Sleep(w.upTo(2 * time.Second))
+		if w.chance(2) {
+			m.join()
 		}
-		w.mu.Lock()
-		w.say("member %d leaves", i)
-		w.mu.Unlock()
-		if err := stop(); err != nil && w.plan.calm {
-			w.t.Error(err)
-		}
+	}
+	if w.plan.pauses && m.stop != nil {
+		m.router.Routes()[0].Pause()
+		time.Sleep(w.upTo(4 * time.Second))
+		m.router.Routes()[0].Resume()
 	}
 }
 
 // router makes a member's router.
 func (w *world) router() *router.Router {
 	inFlight := 4 + w.upTo(30)
-	log := slog.New(slog.DiscardHandler)
-	if os.Getenv("MILLRACE_SEED") != "" {
+	if w.plan.pressed {
+		inFlight = 4 + w.upTo(8)
+	}
+	log := slog.New(surprises{w})
+	if os.Getenv("MILLRACE_SEED") != "" && os.Getenv("MILLRACE_SEEDS") == "" {
 		log = slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	if w.plan.refuses { // what cannot be parked stays in flight
@@ -386,7 +500,7 @@ func (w *world) router() *router.Router {
 				w.end(m, errs[i])
 			}
 			return bus.PerMessage(errs)
-		}), router.Fill(4, 100*time.Millisecond))
+		}), router.Fill(int(2+w.upTo(2)), 100*time.Millisecond))
 		return r
 	}
 	r.HandleFunc("t", func(ctx context.Context, m *bus.Message) error {
@@ -405,13 +519,28 @@ func (w *world) router() *router.Router {
 
 // took is how long a handler takes.
 func (w *world) took() time.Duration {
-	if w.done.Load() || !w.chance(4) {
+	seldom := 4
+	if w.plan.pressed {
+		seldom = 2
+	}
+	if w.quiet.Load() || !w.chance(seldom) {
 		return time.Millisecond
 	}
 	return w.upTo(3 * time.Second)
 }
 
-func (w *world) mishap() bool { return !w.done.Load() && w.chance(25) }
+// outage makes what handlers need not available for a moment.
+func (w *world) outage() {
+	d, again := w.upTo(2*time.Second), 200*time.Millisecond
+	if w.chance(2) {
+		again = 2 * time.Second
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.missing, w.again = time.Now().Add(d), again
+}
+
+func (w *world) mishap() bool { return !w.quiet.Load() && w.chance(25) }
 
 // perish ends a handler without a result.
 func (w *world) perish() {
@@ -456,6 +585,10 @@ func (w *world) verdict(ctx context.Context, m *bus.Message) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case time.Now().Before(w.missing) && w.again < time.Second:
+		return bus.Unavailable(errLater, w.again)
+	case time.Now().Before(w.missing):
+		return bus.RetryAfter(errLater, w.again)
 	case n.bad:
 		return bus.Permanent(errors.New("bad"))
 	case n.fails > 0:

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/memory"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -33,9 +34,18 @@ func openBus(t *testing.T) *bus.Bus {
 	return b
 }
 
-// run runs r until the test ends, or until the returned function is called, which returns Run's error.
-func run(t *testing.T, r *router.Router) (stop func() error) {
+// Warnings and errors that tests expect in the log.
+const (
+	aFailure   = "handler failed"
+	aPoisoning = "message poisoned"
+	aPause     = "not available; consuming pauses"
+)
+
+// run runs r until the test ends, or until the returned function is called, which returns Run's error. Unless r has a log of its own, a warning
+// or an error in it that contains none of the allowed texts fails the test.
+func run(t *testing.T, r *router.Router, allowed ...string) (stop func() error) {
 	t.Helper()
+	router.LogTo(r, testlog.New(t, allowed...))
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan error, 1)
 	go func() { over <- r.Run(ctx) }()
@@ -93,7 +103,7 @@ func TestRetriesKeepTheKeysOrderAndLetOthersPass(t *testing.T) {
 			handled = append(handled, m.ID)
 			return nil
 		})
-		run(t, r)
+		run(t, r, aFailure)
 		start := time.Now()
 		publish(t, b, "t", &bus.Message{ID: "a1", Key: "a"}, &bus.Message{ID: "a2", Key: "a"})
 		synctest.Wait()
@@ -151,7 +161,7 @@ func TestFailuresGoToThePoisonQueueWithTheReason(t *testing.T) {
 				b := openBus(t)
 				r := router.New(b, "g", tc.policy)
 				router.On(r, "t", tc.handle, tc.opts...)
-				run(t, r)
+				run(t, r, aFailure, aPoisoning)
 				msg := tc.msg
 				msg.ID, msg.Key = "m1", "k"
 				if msg.Payload == nil {
@@ -196,7 +206,7 @@ func TestWhatTheHandlerSaysWins(t *testing.T) {
 			return bus.RetryAfter(errors.New("busy"), time.Hour)
 		})
 		r.HandleFunc("ignored", func(context.Context, *bus.Message) error { return bus.Ignore(errors.New("known")) })
-		run(t, r)
+		run(t, r, aFailure, aPoisoning)
 		publish(t, b, "later", &bus.Message{})
 		publish(t, b, "ignored", &bus.Message{})
 		time.Sleep(24 * time.Hour)
@@ -224,7 +234,7 @@ func TestActionsAfterTheLastTry(t *testing.T) {
 			return nil
 		}, router.Policy{Retry: router.Never, Then: router.Drop})
 		halted := r.HandleFunc("stop", func(context.Context, *bus.Message) error { return boom }, router.Policy{Retry: router.Never, Then: router.Stop})
-		stop := run(t, r)
+		stop := run(t, r, aFailure, "consuming stops")
 		publish(t, b, "drop", &bus.Message{ID: "bad", Key: "k"}, &bus.Message{Key: "k"})
 		publish(t, b, "stop", &bus.Message{ID: "kept"})
 		synctest.Wait()
@@ -244,7 +254,7 @@ func TestActionsAfterTheLastTry(t *testing.T) {
 		r = router.New(b, "g")
 		var got string
 		r.HandleFunc("stop", func(_ context.Context, m *bus.Message) error { got = m.ID; return nil })
-		run(t, r)
+		run(t, r, aFailure, "consuming stops")
 		synctest.Wait()
 		if got != "kept" {
 			t.Errorf("after Stop the message was lost (%q)", got)
@@ -324,7 +334,7 @@ func TestBatches(t *testing.T) {
 			}
 			return bus.PerMessage(errs)
 		}, router.Fill(10, time.Minute))
-		run(t, r)
+		run(t, r, aFailure, aPoisoning)
 		for n := range 5 {
 			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(n), Key: fmt.Sprint(n), Payload: fmt.Appendf(nil, `{"N":%d}`, n)})
 		}
@@ -372,7 +382,7 @@ func TestEmitGoesWithSuccess(t *testing.T) {
 			return nil
 		})
 		r.HandleFunc("out", func(_ context.Context, m *bus.Message) error { out = append(out, m.ID); return nil })
-		run(t, r)
+		run(t, r, aFailure)
 		publish(t, b, "in", &bus.Message{ID: "m"})
 		time.Sleep(time.Minute)
 		synctest.Wait()

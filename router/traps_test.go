@@ -38,7 +38,7 @@ func TestHooksDoNotChangeTheDelays(t *testing.T) {
 			tried, failed = append(tried, time.Now()), append(failed, time.Now())
 			return errLater
 		})
-		run(t, r)
+		run(t, r, aFailure, aPoisoning)
 		publish(t, b, "t", &bus.Message{ID: "0"})
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -61,7 +61,7 @@ func TestUndecodableRecordStopsNobody(t *testing.T) {
 		var got []int
 		r := router.New(b, "g")
 		router.On(r, "t", func(_ context.Context, o order) error { got = append(got, o.N); return nil }, router.Workers(1))
-		run(t, r)
+		run(t, r, aPoisoning)
 		for i, payload := range []string{`{"N":1}`, `{"N":`, `{"N":"two"}`, ``, `{"N":3}`} {
 			publish(t, b, "t", &bus.Message{ID: fmt.Sprint(i), Key: "k", Type: "order", ContentType: "application/json", Payload: []byte(payload)})
 		}
@@ -91,7 +91,7 @@ func TestFailedRecordIsNotCommittedPast(t *testing.T) {
 				}
 				return nil
 			})
-			stop := run(t, r)
+			stop := run(t, r, aFailure)
 			f.observer.Assigned([]bus.Lane{{ID: 0, Epoch: 1}})
 			for i := range 5 {
 				f.send(0, 1, int64(i), fmt.Sprint(i))
@@ -136,7 +136,7 @@ func failedAndRestarted(t *testing.T, with func(*bus.Bus) *bus.Bus) {
 				got = append(got, m.ID)
 				return nil
 			})
-			return run(t, r)
+			return run(t, r, aFailure)
 		}
 		stop := start()
 		const n = 500 // so that many are behind it in its lane
