@@ -138,7 +138,7 @@ func (b *shaky) spread() {
 	b.news.Broadcast()
 }
 
-// tell tells the owner of what is parked.
+// tell tells the owner of the parked messages.
 func (l *shakyLane) tell(ps []driver.Parked) {
 	if len(ps) > 0 && l.owner != nil {
 		l.owner.o.(driver.ParkingObserver).Parked(ps)

@@ -217,7 +217,7 @@ func (w *world) errorf(format string, args ...any) {
 	w.t.Errorf("seed %d, %+v: "+format, append([]any{w.seed, w.plan}, args...)...)
 }
 
-// run runs the program: wild rounds, each with a quiet time after it, and then what was left over comes to its end.
+// run runs the program: wild rounds, each with a quiet time after it, and then the remaining messages come to their end.
 func (w *world) run() {
 	w.broker = newShaky(w, w.plan.lanes)
 	w.bus = bus.New(w.broker)

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// A bus in memory needs no broker. A group that comes late gets what was published before.
+// A bus in memory needs no broker. A late group gets the earlier messages.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	b, err := memory.Open(memory.Config{})

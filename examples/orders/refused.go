@@ -66,7 +66,7 @@ func (f *refusal) refused(b *Books, orders []OrderPlaced) (n int, all bool) {
 	return n, true
 }
 
-// replay waits until the services can do no more, tells what is in the poison queue, and replays
+// replay waits until the services can do no more, prints the poison queue, and replays
 // it. An operator does the same after repairing the service, with `millrace poison groups` and
 // `millrace poison replay`.
 func (f *refusal) replay(ctx context.Context, b *bus.Bus, topic string, books *Books, orders []OrderPlaced, stderr io.Writer) error {
