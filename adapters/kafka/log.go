@@ -21,11 +21,10 @@ type partitionLog struct {
 	driver    *busDriver
 	topic     string
 	partition int32
-	known     bool // leader, its epoch and id are
-	leader    int32
-	epoch     int32    // of the leader: one that is no longer the leader, and does not know it, refuses to answer
-	id        [16]byte // of the topic; zero where the broker has none
-	bytes     int32    // how much one read asks for; 0: logFetchBytes
+	known     bool // meta and leader are
+	meta      kmsg.MetadataResponseTopic
+	leader    kmsg.MetadataResponseTopicPartition // its epoch has a former leader, which does not know that it is one, refuse to answer
+	bytes     int32                               // how much one read asks for; 0: logFetchBytes
 
 	patience time.Duration // how long to wait for a leader, or for the log to go on; 0: as long as the caller does
 	once     bool          // the first failure counts
@@ -64,23 +63,34 @@ func (l *partitionLog) read(ctx context.Context, offset int64) (records []*kgo.R
 }
 
 func (l *partitionLog) readAs(ctx context.Context, offset int64, isolation int8) (records []*kgo.Record, next int64, err error) {
+	next = offset
+	err = l.ask(ctx, func(ctx context.Context) error {
+		found, after, err := l.fetch(ctx, offset, isolation)
+		if err == nil {
+			records, next = found, after
+		}
+		return err
+	})
+	return records, next, err
+}
+
+// ask calls f with the partition's leader known, until f succeeds or fails for good. A leader that
+// does not know the partition has not heard of it yet: whether it exists, find decides.
+func (l *partitionLog) ask(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
 	for b := (backoff.Backoff{}); ; {
-		if err := l.find(ctx); err == nil {
-			records, next, err = l.fetch(ctx, offset, isolation)
-			if err == nil {
-				return records, next, nil
+		err := l.find(ctx)
+		final := isMissing(err) || !retryable(err)
+		if err == nil {
+			if err = f(ctx); err == nil {
+				return nil
 			}
 			l.known = false // whatever the error is, ask for the leader again
-			if l.once || !retryable(err) && !errors.Is(err, kerr.UnknownTopicID) {
-				return nil, offset, err
-			}
-			if !b.Wait(ctx) {
-				return nil, offset, err
-			}
-		} else if l.once || isMissing(err) || !retryable(err) || !b.Wait(ctx) {
-			return nil, offset, err
+			final = !isMissing(err) && !retryable(err)
+		}
+		if final || l.once || !b.Wait(ctx) {
+			return err
 		}
 	}
 }
@@ -101,7 +111,7 @@ func (l *partitionLog) find(ctx context.Context) error {
 		if p.Leader < 0 {
 			return fmt.Errorf("partition %d: %w", l.partition, kerr.LeaderNotAvailable)
 		}
-		l.known, l.leader, l.epoch, l.id = true, p.Leader, p.LeaderEpoch, t.TopicID
+		l.known, l.meta, l.leader = true, t, p
 		return nil
 	}
 	return fmt.Errorf("partition %d: %w", l.partition, kerr.UnknownTopicOrPartition)
@@ -112,14 +122,14 @@ func (l *partitionLog) fetch(ctx context.Context, offset int64, isolation int8) 
 	req := kmsg.NewPtrFetchRequest()
 	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 100, 1, size, isolation
 	topic := kmsg.NewFetchRequestTopic()
-	topic.Topic, topic.TopicID = l.topic, l.id
+	topic.Topic, topic.TopicID = l.topic, l.meta.TopicID // zero where the broker has none
 	partition := kmsg.NewFetchRequestTopicPartition()
 	partition.Partition, partition.FetchOffset, partition.PartitionMaxBytes = l.partition, offset, size
-	partition.CurrentLeaderEpoch = l.epoch
+	partition.CurrentLeaderEpoch = l.leader.LeaderEpoch
 	topic.Partitions = append(topic.Partitions, partition)
 	req.Topics = append(req.Topics, topic)
 
-	kresp, err := l.driver.client.Broker(int(l.leader)).Request(ctx, req)
+	kresp, err := l.driver.client.Broker(int(l.leader.Leader)).Request(ctx, req)
 	if err != nil {
 		return nil, offset, err
 	}
@@ -195,14 +205,14 @@ func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.
 		if next <= offsets[0] {
 			e, err := l.extent(ctx)
 			switch {
-			case err != nil && !retryable(err):
+			case err != nil:
 				return nil, err
-			case err == nil && e.end <= offsets[0]:
+			case e.end <= offsets[0]:
 				return nil, errShort
-			case err == nil && e.start > offsets[0]:
+			case e.start > offsets[0]:
 				next = e.start
 			case l.stands(moved):
-				return nil, cmp.Or(err, errStands)
+				return nil, errStands
 			default:
 				if !b.Wait(ctx) {
 					return nil, ctx.Err()
@@ -229,17 +239,13 @@ func (l *partitionLog) begin(ctx context.Context, offset int64) (int64, error) {
 	return e.start, err
 }
 
-// extent asks the leader where the log begins and ends.
-func (l *partitionLog) extent(ctx context.Context) (extent, error) {
-	ctx, cancel := l.bounded(ctx)
-	defer cancel()
-	t, err := l.driver.findAnywhere(ctx, l.topic, int(l.partition)+1)
-	if err != nil {
-		return extent{}, err
-	}
-	e, ok := l.driver.extents(ctx, t, []int32{l.partition})[l.partition]
-	if !ok {
-		return extent{}, fmt.Errorf("partition %d: %w", l.partition, kerr.UnknownTopicOrPartition)
-	}
-	return e, e.err
+// extent asks the leader where the log begins and ends. Both decide over what counts as lost, so the
+// leader is looked up anew.
+func (l *partitionLog) extent(ctx context.Context) (e extent, err error) {
+	l.known = false
+	err = l.ask(ctx, func(ctx context.Context) error {
+		e = l.driver.extents(ctx, l.meta, []int32{l.partition})[l.partition]
+		return e.err
+	})
+	return e, err
 }

@@ -9,6 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
@@ -134,5 +138,30 @@ func TestPoisonListIsLong(t *testing.T) {
 	}
 	if info := c.TopicInfo("millrace.poison.g"); info == nil || len(c.PartitionInfos("millrace.poison.g")) != 1 {
 		t.Errorf("%+v", info)
+	}
+}
+
+// TestPoisonListWaitsForTheLeader: a store that was created just now, or whose leader has moved, is listed as soon as
+// its leader answers.
+func TestPoisonListWaitsForTheLeader(t *testing.T) {
+	const topic = "millrace.poison.g"
+	for name, fault := range map[string]kfake.Fault{
+		"asked for the ends, a broker is not the leader":     {Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.NotLeaderForPartition, Count: 2},
+		"asked for the ends, the leader has not heard of it": {Keys: []kmsg.Key{kmsg.ListOffsets}, Topic: topic, Err: kerr.UnknownTopicOrPartition, Count: 2},
+		"asked for records, a broker is not the leader":      {Keys: []kmsg.Key{kmsg.Fetch}, Topic: topic, Err: kerr.NotLeaderForPartition, Count: 2},
+		"asked for records, the leader has not heard of it":  {Keys: []kmsg.Key{kmsg.Fetch}, Topic: topic, Err: kerr.UnknownTopicOrPartition, Count: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := fakeCluster(t)
+			s := poisonStore(t, open(t, fakeConfig(c)), "g")
+			want := []driver.PoisonEntry{entry("a", &bus.Message{ID: "1", Source: "/s", Time: time.Unix(1, 0).UTC(), Payload: []byte("x")})}
+			if err := s.Put(within(t), want...); err != nil {
+				t.Fatal(err)
+			}
+			c.Fault(fault)
+			if got := list(t, s); !reflect.DeepEqual(got, want) {
+				t.Errorf("got\n%+v, want\n%+v", got, want)
+			}
+		})
 	}
 }

@@ -101,14 +101,17 @@ func (s *poisonStore) listCompacted(ctx context.Context, places map[string]seen,
 	return nil
 }
 
-// extent is where the store begins and ends now; nothing, if it was never written.
+// extent returns where the store begins and ends now; nothing, if it was never written.
 func (s *poisonStore) extent(ctx context.Context) (extent, error) {
-	topic, err := s.driver.findAnywhere(ctx, s.topic, 1)
-	if err != nil {
-		return extent{}, err
+	e, err := s.log().extent(ctx)
+	if isMissing(err) {
+		return extent{}, nil
 	}
-	e := s.driver.extents(ctx, topic, []int32{0})[0]
-	return e, e.err
+	return e, err
 }
 
-func (s *poisonStore) log() *partitionLog { return &partitionLog{driver: s.driver, topic: s.topic} }
+// log returns a reader of the store. A leader that stays away is an error in the end, also for a
+// caller without a deadline.
+func (s *poisonStore) log() *partitionLog {
+	return &partitionLog{driver: s.driver, topic: s.topic, patience: s.driver.config.PublishTimeout}
+}

@@ -162,12 +162,11 @@ func (s *source) skipGap(ctx context.Context, partition int32, from int64) {
 	records, next, err := log.read(ctx, from)
 	deleted := errors.Is(err, kerr.OffsetOutOfRange)
 	if deleted {
-		starts, err := s.driver.adm.ListStartOffsets(ctx, s.sub.Topic)
+		e, err := log.extent(ctx)
 		if err != nil {
 			return
 		}
-		start, _ := starts.Lookup(s.sub.Topic, partition)
-		next = start.Offset
+		next = e.start
 	} else if err != nil || len(records) > 0 {
 		return
 	}
