@@ -44,7 +44,7 @@ func ExampleWithDelay() {
 // While a service that the handler needs is away, no message is handled and no try is counted.
 func ExampleUnavailable() {
 	ctx, stop := context.WithCancel(context.Background())
-	b, err := bus.Open(ctx, "memory:")
+	b, err := bus.Open(ctx, "memory:", bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -23,12 +23,15 @@ func newOptions(opts []Option) options {
 	o := options{
 		source:         "/" + filepath.Base(os.Args[0]),
 		codecs:         []Codec{JSON},
-		logger:         slog.New(slog.DiscardHandler),
+		logger:         slog.Default(),
 		closeTimeout:   10 * time.Second,
 		connectTimeout: 15 * time.Second,
 	}
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if o.logger == nil {
+		o.logger = slog.New(slog.DiscardHandler)
 	}
 	return o
 }
@@ -42,7 +45,8 @@ func WithCodecs(c ...Codec) Option {
 	return func(o *options) { o.codecs = append(append([]Codec(nil), c...), JSON) }
 }
 
-// WithLogger sets the log for background events. Defaults to none.
+// WithLogger sets the log for background events. Defaults to [slog.Default] at the time when the bus
+// is opened; nil turns it off. No payload, key or password is logged.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
 // WithCloseTimeout bounds Close. Defaults to 10 s.

@@ -16,6 +16,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -53,6 +54,7 @@ func TestRequestsGetTheirOwnReplies(t *testing.T) {
 }
 
 func TestRefusalsAreReplies(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		b := answering(t, func(ctx context.Context, q QuoteRequest) (Quote, error) {
@@ -211,6 +213,7 @@ func (d *slowToSubscribe) Subscribe(ctx context.Context, s bus.Subscription, o b
 }
 
 func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
+	testlog.Expect(t, "has closed the inbox")
 	synctest.Test(t, func(t *testing.T) {
 		d := &slowToSubscribe{driver.Of(bustest.New(t)), make(chan error)}
 		b := bus.New(d, bus.WithInbox("web-1"))
@@ -269,6 +272,7 @@ func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
 }
 
 func TestRepliesNobodyAskedFor(t *testing.T) {
+	testlog.Expect(t, "message poisoned")
 	synctest.Test(t, func(t *testing.T) {
 		b := answering(t, func(ctx context.Context, q QuoteRequest) (Quote, error) {
 			if q.SKU == "" {
@@ -338,6 +342,7 @@ func ExampleRequest() {
 
 // A reply that no broker would take is a refusal: silence would not tell the caller anything.
 func TestReplyThatCannotBePublished(t *testing.T) {
+	testlog.Expect(t, "has closed the inbox")
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		b := bus.New(small{driver.Of(bustest.New(t))})
@@ -365,6 +370,7 @@ func (d small) Capabilities() bus.Capabilities {
 
 // A refusal is final, also if nobody has asked.
 func TestRefusalWithoutARequestIsNotRetried(t *testing.T) {
+	testlog.Expect(t, "message poisoned")
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		b := answering(t, func(context.Context, QuoteRequest) (Quote, error) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -60,6 +61,7 @@ func TestRegistration(t *testing.T) {
 
 // The whole service over a bus in memory; in virtual time an hour's delay costs nothing.
 func TestRetriesThenPays(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
 		r := router.New(b, "billing", router.Policy{Retry: router.Schedule{time.Hour}})

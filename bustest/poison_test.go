@@ -9,12 +9,14 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/poison"
 	"github.com/millrace-go/millrace/router"
 )
 
 // TestPoison: a poisoned message can be replayed and dropped, also if its key waits.
 func TestPoison(t *testing.T) {
+	testlog.Expect(t, "message poisoned")
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
 		bad, handled := true, 0

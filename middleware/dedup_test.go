@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/router"
 )
@@ -327,6 +328,7 @@ func TestDeduplicateAndRetryInAnyOrder(t *testing.T) {
 // With a router: repeats published while the first is handled and later, a handler that fails
 // first, outputs once.
 func TestDeduplicateUnderARouter(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
 		chaos := middleware.Chaos(middleware.ChaosConfig{Seed: 1, Fail: 0.3, Panic: 0.1, Duplicate: 0.3, Delay: 0.5, MaxDelay: time.Second})

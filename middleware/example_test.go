@@ -21,7 +21,7 @@ import (
 // work.
 func serve(messages []*bus.Message, mw bus.Middleware, handle func(ctx context.Context, m *bus.Message, stop func()) error, opts ...router.Option) {
 	ctx, stop := context.WithCancel(context.Background())
-	b, err := memory.Open(memory.Config{})
+	b, err := memory.Open(memory.Config{}, bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -11,11 +11,12 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/leaktest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
 )
 
 // The tests that need a database are in integration/outbox.
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) { leaktest.Main(testlog.Strict(m)) }
 
 type tenantKey struct{}
 

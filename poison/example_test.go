@@ -15,7 +15,7 @@ import (
 // A message is refused, looked at, and replayed when the handler has been repaired.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
-	b, err := memory.Open(memory.Config{})
+	b, err := memory.Open(memory.Config{}, bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -27,6 +27,7 @@ type consumer struct {
 	table *routeTable
 	cfg   consumerConfig
 	log   *slog.Logger
+	blame *complaints // for the log
 
 	ctx    context.Context // of everything that runs handlers; ends when a drain's patience does
 	cancel context.CancelCauseFunc
@@ -125,9 +126,10 @@ type consumerConfig struct {
 }
 
 func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *routeTable) *consumer {
+	log := c.log.With("topic", sub.Topic, "group", sub.Group)
 	k := &consumer{
 		core: c, sub: sub, cfg: cfg, table: table,
-		log:   c.log.With("topic", sub.Topic, "group", sub.Group),
+		log: log, blame: newComplaints(log),
 		lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
 		keys:       newKeyTable(cfg.inFlight.messages),
 		lot:        newParkingLot(cfg.unordered),

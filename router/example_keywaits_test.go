@@ -21,7 +21,7 @@ func (h poisonedHook) Poisoned(context.Context, driver.PoisonEntry) { h <- struc
 // After a refused message its key waits until somebody replays the message, so the key's order is kept.
 func ExamplePolicy_keyWaits() {
 	ctx, stop := context.WithCancel(context.Background())
-	b, err := memory.Open(memory.Config{})
+	b, err := memory.Open(memory.Config{}, bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}

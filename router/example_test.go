@@ -17,7 +17,7 @@ type Payment struct{ Order string }
 
 // A policy by handler: what is retried and how often, and what is refused for good.
 func ExamplePolicy() {
-	b, err := memory.Open(memory.Config{})
+	b, err := memory.Open(memory.Config{}, bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func ExamplePolicy() {
 
 // A batch handler has one outcome for each message.
 func ExampleOnBatch() {
-	b, err := memory.Open(memory.Config{})
+	b, err := memory.Open(memory.Config{}, bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -50,7 +51,8 @@ func (c *consumer) rule(t *task, err error) {
 		return
 	}
 	if d, ok := bus.UnavailableFor(err); ok {
-		c.log.Warn("the handler says that what it needs is not available; consuming pauses", "handler", r.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+		c.blame.tell(slog.LevelWarn, complaintKind{"the handler says that what it needs is not available; consuming pauses", r.name, "unavailable"},
+			"id", t.h.Delivery.ID, "for", d, "err", err)
 		t.tries--
 		t.unavailable = max(d, time.Millisecond)
 		c.retryAt(t, now, 0)
@@ -70,14 +72,16 @@ func (c *consumer) rule(t *task, err error) {
 		t.failure.Stack = p.Stack
 	}
 	if ruling.kind == retry {
-		c.log.Warn("handler failed; the message is tried again", "handler", r.name, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
+		c.blame.tell(slog.LevelWarn, complaintKind{"handler failed; the message is tried again", r.name, class(err, "failed")},
+			"id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
 		c.retryLater(t, now, ruling.delay, 1)
 		return
 	}
 	t.failure.Class = ruling.class
 	switch r.policy.Then {
 	case Drop:
-		c.log.Error("handler failed; the message is dropped, as its policy says", "handler", r.name, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "class", ruling.class, "err", err)
+		c.blame.tell(slog.LevelError, complaintKind{"handler failed; the message is dropped, as its policy says", r.name, ruling.class},
+			"id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "err", err)
 		t.outcome = settle
 	case Stop:
 		t.outcome = abandon

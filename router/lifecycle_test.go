@@ -212,6 +212,7 @@ func TestDrainTimeoutCancelsHandlers(t *testing.T) {
 }
 
 func TestLifecycleMisuse(t *testing.T) {
+	testlog.Expect(t, "consuming stops")
 	b := openBus(t)
 	t.Run("second Run", func(t *testing.T) {
 		r := router.New(b, "g")

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/millrace-go/millrace/internal/leaktest"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) { leaktest.Main(testlog.Strict(m)) }

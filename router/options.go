@@ -94,8 +94,9 @@ func DrainTimeout(d time.Duration) RootOption {
 	return rootOption(func(c *core) { c.drainTimeout = d })
 }
 
-// Logger sets the log. Defaults to the bus's log, which defaults to none. Note: the router logs
-// with locks held, so the log's handler must not wait for the router or for the bus.
+// Logger sets the log. Defaults to the bus's log. The log tells of a handler's failing messages at
+// most once a second for each class of failure, with the number of those left out. Note: the router
+// logs with locks held, so the log's handler must not wait for the router or for the bus.
 func Logger(l *slog.Logger) RootOption { return rootOption(func(c *core) { c.log = l }) }
 
 // Hooks adds observers: values that implement one or more of [HandledHook] and [PoisonedHook].

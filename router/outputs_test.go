@@ -15,6 +15,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -87,6 +88,7 @@ func ten() (msgs []*bus.Message) {
 // TestOutputsOfABatchFailOneByOne: an output that the broker does not take is the trouble of the message that led to it, and
 // of no other in its batch.
 func TestOutputsOfABatchFailOneByOne(t *testing.T) {
+	testlog.Expect(t, "handler failed", "message poisoned")
 	synctest.Test(t, func(t *testing.T) {
 		d, b := newRefusing(t, func(topic string, m *bus.Message) error {
 			if topic == "out" && m.Subject == "bad" {
@@ -167,6 +169,7 @@ func TestWrongOutputIsToldWhenItIsEmitted(t *testing.T) {
 
 // TestIgnoredWithOutputsThatFail: a batch's message whose error was ignored is not settled before its outputs are published.
 func TestIgnoredWithOutputsThatFail(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	synctest.Test(t, func(t *testing.T) {
 		left := 1
 		d, b := newRefusing(t, func(topic string, _ *bus.Message) error {

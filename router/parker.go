@@ -66,7 +66,7 @@ func (c *consumer) fatesOf(ps []driver.Parking, err error) (fates []fate, failed
 			lost++
 		case byDelivery && !bus.IsRetryable(err):
 			fates[i] = parkRefused
-			c.log.Warn("the broker does not park a message; it waits in this process, and counts as in flight", "id", ps[i].ID, "key", ps[i].Key, "until", ps[i].Due, "err", err)
+			c.log.Warn("the broker does not park a message; it waits in this process, and counts as in flight", "id", ps[i].ID, "until", ps[i].Due, "err", err)
 		case byDelivery && bus.IsDefinite(err):
 			fates[i], failed = parkAgain, err
 		default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -123,7 +124,8 @@ func (c *consumer) poison(t *task) error {
 	}
 	switch {
 	case err == nil:
-		c.log.Error("message poisoned", "handler", t.entry.Handler, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "class", t.failure.Class, "err", t.failure.Text)
+		c.blame.tell(slog.LevelError, complaintKind{"message poisoned", t.entry.Handler, t.failure.Class},
+			"id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "err", t.failure.Text)
 		if t.route != nil {
 			t.route.poisoned.Add(1)
 		}

@@ -80,7 +80,7 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 		o.root(c, &s)
 	}
 	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
+		c.log = slog.Default()
 		if b != nil {
 			c.log = b.Logger()
 		}

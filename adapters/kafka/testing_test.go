@@ -12,9 +12,10 @@ import (
 	"github.com/millrace-go/millrace/adapters/kafka"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testlog.Strict(m)) }
 
 // within bounds a test's waits. Nothing is expected to take this long.
 func within(tb testing.TB) context.Context {

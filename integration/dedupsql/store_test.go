@@ -21,11 +21,12 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/middleware/dedupsql"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testlog.Strict(m)) }
 
 func TestPostgres(t *testing.T) {
 	testStore(t, dedupsql.Postgres, open(t, "pgx", brokertest.URL(t, "postgres")))

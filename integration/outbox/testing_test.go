@@ -18,6 +18,7 @@ import (
 	_ "github.com/millrace-go/millrace/adapters/all"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 		child()
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testlog.Strict(m))
 }
 
 // patience bounds a test's wait for events that should come in milliseconds.

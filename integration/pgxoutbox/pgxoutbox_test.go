@@ -16,12 +16,13 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 	"github.com/millrace-go/millrace/router"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testlog.Strict(m)) }
 
 // patience bounds a test's wait for events that should come in milliseconds.
 const patience = 30 * time.Second
@@ -102,6 +103,7 @@ func TestListen(t *testing.T) {
 
 // TestOnce: the handler's transaction is one of pgx, and rolls back with the handler.
 func TestOnce(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	o, _, pool := fixture(t)
 	b := bustest.New(t)
 	fail := true

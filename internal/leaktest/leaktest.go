@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 )
 
@@ -21,7 +20,7 @@ const patience = 2 * time.Second
 
 // Main runs the tests of m and exits. Call it from TestMain. The tests fail if a goroutine is left
 // two seconds after the last test.
-func Main(m *testing.M) {
+func Main(m interface{ Run() int }) {
 	code := m.Run()
 	if code == 0 {
 		if left := remaining(patience); len(left) > 0 {

@@ -26,7 +26,8 @@ type Config struct {
 	// Open is the time for which the breaker stays open. Then one call goes through and decides
 	// whether the breaker closes. Defaults to 10 s.
 	Open time.Duration
-	// Logger logs when the breaker opens and closes. Defaults to none.
+	// Logger logs when the breaker opens (WARN) and when it closes (INFO). Defaults to
+	// [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -64,7 +65,7 @@ func New(c Config) bus.Middleware {
 		return middleware.Invalid(fmt.Errorf("breaker: %w: Failures is %d, Open %v: want 0 (the default) or more", bus.ErrInvalid, c.Failures, c.Open))
 	}
 	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
+		c.Logger = slog.Default()
 	}
 	b := &breaker{config: c}
 	b.circuit = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
@@ -131,8 +132,10 @@ func (b *breaker) wait(err error) time.Duration {
 }
 
 func (b *breaker) changed(_ string, from, to gobreaker.State) {
+	level := slog.LevelInfo
 	if to == gobreaker.StateOpen {
+		level = slog.LevelWarn
 		b.until.Store(time.Now().Add(b.config.Open).UnixNano())
 	}
-	b.config.Logger.Warn("circuit breaker", "name", b.config.Name, "from", from.String(), "to", to.String())
+	b.config.Logger.Log(context.Background(), level, "circuit breaker", "name", b.config.Name, "from", from.String(), "to", to.String())
 }

@@ -20,17 +20,19 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/middleware/breaker"
 	"github.com/millrace-go/millrace/router"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testlog.Strict(m)) }
 
 var errDown = errors.New("database down")
 
 // Open for 5 s, nothing is called and nothing is lost; one probe decides; no try is counted.
 func TestRouterPausesWhileOpen(t *testing.T) {
+	testlog.Expect(t, "handler failed", "not available; consuming pauses")
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)
 		var text strings.Builder
@@ -105,6 +107,7 @@ func calls(t *testing.T, mw bus.Middleware, n int, h bus.HandlerFunc) (called in
 }
 
 func TestWhatCountsAsFailure(t *testing.T) {
+	testlog.Expect(t, "circuit breaker")
 	for name, tc := range map[string]struct {
 		h     bus.HandlerFunc
 		trips bool
@@ -144,6 +147,7 @@ func (f batchFunc) Handle(ctx context.Context, m *bus.Message) error {
 func (f batchFunc) HandleBatch(ctx context.Context, ms []*bus.Message) error { return f(ctx, ms) }
 
 func TestBatches(t *testing.T) {
+	testlog.Expect(t, "circuit breaker")
 	two := []*bus.Message{{ID: "1"}, {ID: "2"}}
 	for name, tc := range map[string]struct {
 		err   error
@@ -165,6 +169,7 @@ func TestBatches(t *testing.T) {
 // A probe that says nothing, or that ends its goroutine, does not leave the breaker half open for
 // ever.
 func TestProbes(t *testing.T) {
+	testlog.Expect(t, "circuit breaker")
 	synctest.Test(t, func(t *testing.T) {
 		mw := breaker.New(breaker.Config{Failures: 1, Open: time.Second})
 		fail := func(context.Context, *bus.Message) error { return errDown }
@@ -209,12 +214,12 @@ func TestBadConfig(t *testing.T) {
 // While the bank does not answer, no order is tried, and none is lost.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
-	b, err := bus.Open(ctx, "memory:")
+	b, err := bus.Open(ctx, "memory:", bus.WithLogger(nil))
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer b.Close()
-	bank := breaker.New(breaker.Config{Name: "bank", Failures: 2, Open: 50 * time.Millisecond})
+	bank := breaker.New(breaker.Config{Name: "bank", Failures: 2, Open: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 	r := router.New(b, "billing", router.Workers(1), router.Policy{Retry: router.Schedule{0, 0, 0}})
 	calls := 0
 	r.HandleFunc("orders", func(_ context.Context, m *bus.Message) error {

@@ -14,13 +14,14 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/mysql"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
 func TestMain(m *testing.M) {
 	if sqltest.Child(connect) {
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testlog.Strict(m))
 }
 
 // connect makes a pool with the library's default settings.

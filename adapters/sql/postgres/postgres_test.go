@@ -16,13 +16,14 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/postgres"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
 func TestMain(m *testing.M) {
 	if sqltest.Child(connect) {
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testlog.Strict(m))
 }
 
 // database returns a schema of the test's own, which goes when the test ends.

@@ -15,13 +15,14 @@ import (
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqltest"
 	"github.com/millrace-go/millrace/adapters/sql/sqlite"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
 func TestMain(m *testing.M) {
 	if sqltest.Child(connect) {
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testlog.Strict(m))
 }
 
 // database returns a new file. Its name has characters that a URL must escape.

@@ -15,9 +15,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/leaktest"
 	"github.com/millrace-go/millrace/internal/sqltext"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) { leaktest.Main(testlog.Strict(m)) }
 
 // fake is a store that can only write, as the test says.
 type fake struct {
