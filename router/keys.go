@@ -110,6 +110,20 @@ func (l *list) pushFront(t *task) {
 	l.n++
 }
 
+// takeOut removes some tasks, and returns them in order.
+func (l *list) takeOut(of func(*task) bool) (out []*task) {
+	all := *l
+	*l = list{}
+	for t := all.pop(); t != nil; t = all.pop() {
+		if of(t) {
+			out = append(out, t)
+		} else {
+			l.push(t)
+		}
+	}
+	return out
+}
+
 func (l *list) pop() *task {
 	t := l.first
 	if t == nil {

@@ -39,7 +39,7 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		c.leaving[id] = l
 		leaving = append(leaving, l)
 	}
-	c.parkHeld(func(t *task) bool { return t.lane.gone && !t.lane.lost })
+	c.parkTried(func(t *task) bool { return t.lane.gone && !t.lane.lost })
 	c.dropHeld()
 	c.forgetGone()
 	for _, l := range leaving {

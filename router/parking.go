@@ -228,8 +228,7 @@ func (c *consumer) relieve() {
 	}
 }
 
-// parkHeld parks the messages held in memory, so that their number of tries and their remaining
-// delay are not lost.
+// parkHeld parks messages that are held in memory.
 func (c *consumer) parkHeld(of func(*task) bool) {
 	if !c.canPark {
 		return
@@ -251,6 +250,29 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 		t.lane.busy++
 		c.park(t)
 	}
+}
+
+// parkTried parks the messages that wait for another try, so that their number of tries and their
+// remaining delay go with their lane. Some are held, others are due and have not begun. Messages
+// without a try that have not begun are given back.
+func (c *consumer) parkTried(of func(*task) bool) {
+	c.parkHeld(of)
+	tried := func(t *task) bool { return of(t) && c.hasHistory(t) && !t.parking }
+	due := c.ready.takeOut(tried)
+	for _, q := range c.batches {
+		due = append(due, q.takeOut(tried)...)
+	}
+	for _, t := range due {
+		t.outcome = park
+		t.lane.busy++
+		c.park(t)
+	}
+}
+
+// hasHistory says whether only this process knows of a message's tries or delay, and the message
+// can be parked with them.
+func (c *consumer) hasHistory(t *task) bool {
+	return c.canPark && t.entry == nil && !t.unparkable && (t.tries > 0 || t.due.After(time.Now()))
 }
 
 // await has the first of a message's line handled when it is due, unless messages of its key are in flight.

@@ -132,11 +132,16 @@ func (c *consumer) reclaim(w *worker) {
 		}
 		t := w.tasks[i]
 		w.tasks[i] = nil
-		t.lane.release()
-		c.ready.pushFront(t)
 		if t == c.pausing.probe {
 			c.pausing.probe = nil
 		}
+		if t.lane.gone { // which waits for it until it is parked
+			t.outcome = c.notBegun(t)
+			c.finish(t)
+			continue
+		}
+		t.lane.release()
+		c.ready.pushFront(t)
 	}
 }
 
@@ -268,6 +273,11 @@ func (c *consumer) finish(t *task) {
 	case park:
 		c.park(t)
 	case hold:
+		if t.lane.gone && !t.lane.lost && c.hasHistory(t) {
+			t.outcome = park
+			c.park(t)
+			return
+		}
 		t.lane.release()
 		if t.lane.gone {
 			c.drop(t)

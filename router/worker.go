@@ -159,8 +159,7 @@ func (w *worker) ended() {
 // handle calls the handler of one message, and rules on the error it returned.
 func (w *worker) handle(t *task) {
 	c := w.c
-	if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
-		t.outcome = abandon
+	if c.cannotBegin(t) {
 		return
 	}
 	if t.entry != nil {
@@ -192,13 +191,34 @@ func (w *worker) handle(t *task) {
 	c.rule(t, err)
 }
 
+// cannotBegin says whether a task's handler is not called any more, and notes the next step.
+func (c *consumer) cannotBegin(t *task) bool {
+	switch {
+	case t.lane.ctx.Err() != nil:
+		t.outcome = abandon
+	case c.intake.Err() != nil:
+		t.outcome = c.notBegun(t)
+	default:
+		return false
+	}
+	return true
+}
+
+// notBegun is the outcome of a task in a worker's hands whose lane goes, or which is drained. A held
+// one is parked then.
+func (c *consumer) notBegun(t *task) outcome {
+	if c.hasHistory(t) {
+		return hold
+	}
+	return abandon
+}
+
 // handleBatch is handle for a batch.
 func (w *worker) handleBatch(batch []*task) {
 	c := w.c
 	tasks := batch[:0]
 	for _, t := range batch {
-		if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
-			t.outcome = abandon
+		if c.cannotBegin(t) {
 			w.done = append(w.done, t)
 			continue
 		}
