@@ -65,11 +65,25 @@ func (e *env) fetch(s driver.ParkingSource, ps []driver.Parked) []bus.Delivery {
 // with all their facts. They are not delivered again. Parked again, a message keeps its place;
 // settled, it is gone.
 func parkingStore(e *env) {
-	b := e.bus()
-	topic, group := e.name("parking"), e.name("g")
 	at := time.Now().UTC().Truncate(time.Millisecond)
-	s, _ := e.parkingSource(b, topic, group)
-	var msgs []*bus.Message
+	t := storeTrial{
+		env: e, topic: e.name("parking"), group: e.name("g"), msgs: sixMessages(at), due: at.Add(30 * 24 * time.Hour), first: bus.Delivery{
+			Attempt: 3, Handler: "handler", FirstSeen: at,
+			Failure: &bus.Failure{Class: "c", Text: "Ω\n", Stack: "s", Attempts: 2, First: at, Last: at, Replays: 1},
+		},
+	}
+	b := e.bus()
+	t.park(b)
+	next := e.bus()
+	if !e.capabilities(b).Durable {
+		next = b
+	}
+	again := t.nextOwner(next)
+	t.lastOwner(b, again)
+}
+
+// sixMessages are of one key, with all the facts that a message can have.
+func sixMessages(at time.Time) (msgs []*bus.Message) {
 	for i := range 6 {
 		msgs = append(msgs, &bus.Message{
 			ID: fmt.Sprint(i), Key: "k\xff", Type: "t", Source: "/s", Subject: "su", Time: at, ContentType: "x/y", Payload: []byte{0, 0xff, byte(i)},
@@ -77,76 +91,97 @@ func parkingStore(e *env) {
 		})
 	}
 	msgs[4].Payload, msgs[5].Payload = nil, []byte{}
-	e.publish(b, topic, msgs...)
-	ds := e.receive(s, 6)
-	due := time.Now().Add(30 * 24 * time.Hour)
-	failure := &bus.Failure{Class: "c", Text: "Ω\n", Stack: "s", Attempts: 2, First: at, Last: at, Replays: 1}
-	var ps []driver.Parking
-	for i, d := range ds[1:] { // the first stays unsettled
-		p := driver.Parking{Delivery: d}
-		if i == 0 {
-			p.Due, p.Attempt, p.Failure, p.Handler, p.FirstSeen = due, 3, failure, "handler", at
-		}
-		ps = append(ps, p)
+	return msgs
+}
+
+// storeTrial is one run of the check.
+type storeTrial struct {
+	*env
+	topic, group string
+	msgs         []*bus.Message
+	due          time.Time    // of message 1
+	first        bus.Delivery // what is parked of message 1's tries
+}
+
+// park has the first owner park all messages but message 0, which stays unsettled.
+func (t *storeTrial) park(b *bus.Bus) {
+	s, _ := t.parkingSource(b, t.topic, t.group)
+	t.publish(b, t.topic, t.msgs...)
+	ds := t.receive(s, len(t.msgs))
+	ps := make([]driver.Parking, len(ds)-1)
+	for i := range ps {
+		ps[i].Delivery = ds[i+1]
 	}
+	p := &ps[0]
+	p.Due, p.Attempt, p.Failure, p.Handler, p.FirstSeen = t.due, t.first.Attempt, t.first.Failure, t.first.Handler, t.first.FirstSeen
 	ps[4].Delayed = true
-	e.must(s.Park(e.ctx, ps[:3]), "park")
-	e.must(s.Park(e.ctx, ps[3:]), "park")
+	t.must(s.Park(t.ctx, ps[:3]), "park")
+	t.must(s.Park(t.ctx, ps[3:]), "park")
 	for i := range ps {
 		if !ps[i].Token.Parked || ps[i].Lane != ds[0].Lane || i > 0 && ps[i].Position <= ps[i-1].Position {
-			e.errorf("message %d is parked with the token %+v behind %+v", i, ps[i].Token, ps[max(i-1, 0)].Token)
+			t.errorf("message %d is parked with the token %+v behind %+v", i, ps[i].Token, ps[max(i-1, 0)].Token)
 		}
 	}
-	e.must(s.Close(e.ctx), "close")
+	t.must(s.Close(t.ctx), "close")
+}
 
-	other := e.bus()
-	if !e.capabilities(b).Durable {
-		other = b
+// nextOwner is told of the parked messages before anything else, and fetches them. It parks message
+// 1 again, and settles messages 2 and 5.
+func (t *storeTrial) nextOwner(b *bus.Bus) (again driver.Parking) {
+	s, o := t.parkingSource(b, t.topic, t.group)
+	if d := t.receive(s, 1)[0]; d.ID != "0" {
+		t.errorf("the next owner is given %s, which is parked", d.ID)
 	}
-	s, o := e.parkingSource(other, topic, group)
-	if d := e.receive(s, 1)[0]; d.ID != "0" {
-		e.errorf("the next owner is given %s, which is parked", d.ID)
-	}
-	told := e.told(o, 5) // the driver has announced them before
+	told := t.told(o, 5) // the driver has announced them before
 	for i, p := range told {
 		if p.Key != "k\xff" || p.Delayed != (i == 4) || i > 0 && p.Position <= told[i-1].Position {
-			e.errorf("the next owner is told of %+v at place %d", p, i)
+			t.errorf("the next owner is told of %+v at place %d", p, i)
 		}
 	}
-	if d := told[0].Due.Sub(due); d < 0 || d > 10*time.Millisecond || told[1].Due.After(time.Now()) {
-		e.errorf("due times moved by %v; that of any time is %v", d, told[1].Due)
+	if moved := told[0].Due.Sub(t.due); moved < 0 || moved > 10*time.Millisecond || told[1].Due.After(time.Now()) {
+		t.errorf("due times moved by %v; that of any time is %v", moved, told[1].Due)
 	}
-	got := e.fetch(s, told)
+	got := t.fetch(s, told)
 	if len(got) != 5 {
-		e.fatalf("%d of 5 could be fetched", len(got))
+		t.fatalf("%d of 5 could be fetched", len(got))
 	}
 	for i, d := range got {
-		if d.ID != msgs[i+1].ID {
-			e.errorf("fetched %s at place %d", d.ID, i)
+		if d.ID != t.msgs[i+1].ID {
+			t.errorf("fetched %s at place %d", d.ID, i)
 		}
-		same(e, msgs[i+1], d.Message)
+		same(t.env, t.msgs[i+1], d.Message)
 	}
-	first := got[0]
-	if first.Attempt != 3 || first.Handler != "handler" || !first.FirstSeen.Equal(at) || first.Failure == nil || first.Failure.Text != failure.Text ||
-		!first.Failure.First.Equal(at) || first.Failure.Attempts != 2 || first.Failure.Replays != 1 || first.Failure.Class != "c" || first.Failure.Stack != "s" {
-		e.errorf("of the tries is known: %+v, %+v", first, first.Failure)
-	}
-
-	again := driver.Parking{Delivery: first, Due: due.Add(time.Hour)}
+	t.checkTries(got[0])
+	again = driver.Parking{Delivery: got[0], Due: t.due.Add(time.Hour)}
 	again.Attempt = 4
-	e.must(s.Park(e.ctx, []driver.Parking{again}), "park again")
-	e.must(s.Settle(e.ctx, []bus.Token{told[1].Token, told[4].Token}), "settle")
-	e.must(s.Close(e.ctx), "close")
-	s, o = e.parkingSource(b, topic, group)
-	e.receive(s, 1)
-	told = e.told(o, 3)
+	t.must(s.Park(t.ctx, []driver.Parking{again}), "park again")
+	t.must(s.Settle(t.ctx, []bus.Token{told[1].Token, told[4].Token}), "settle")
+	t.must(s.Close(t.ctx), "close")
+	return again
+}
+
+// checkTries compares what is known of message 1's tries with how it was parked.
+func (t *storeTrial) checkTries(d bus.Delivery) {
+	want := t.first.Failure
+	if d.Attempt != t.first.Attempt || d.Handler != t.first.Handler || !d.FirstSeen.Equal(t.first.FirstSeen) || d.Failure == nil ||
+		d.Failure.Text != want.Text || !d.Failure.First.Equal(want.First) || d.Failure.Attempts != want.Attempts ||
+		d.Failure.Replays != want.Replays || d.Failure.Class != want.Class || d.Failure.Stack != want.Stack {
+		t.errorf("of the tries is known: %+v, %+v", d, d.Failure)
+	}
+}
+
+// lastOwner finds what the owner before left parked.
+func (t *storeTrial) lastOwner(b *bus.Bus, again driver.Parking) {
+	s, o := t.parkingSource(b, t.topic, t.group)
+	t.receive(s, 1)
+	told := t.told(o, 3)
 	var ids []string
-	got = e.fetch(s, told)
+	got := t.fetch(s, told)
 	for _, d := range got {
 		ids = append(ids, d.ID)
 	}
-	if want := []string{"1", "3", "4"}; !slices.Equal(ids, want) || got[0].Attempt != 4 || told[0].Due.Before(again.Due) {
-		e.errorf("after one was parked again and two were settled, there are %v, want %v; the first is at try %d, due at %v", ids, want, got[0].Attempt, told[0].Due)
+	if want := []string{"1", "3", "4"}; !slices.Equal(ids, want) || got[0].Attempt != again.Attempt || told[0].Due.Before(again.Due) {
+		t.errorf("after one was parked again and two were settled, there are %v, want %v; the first is at try %d, due at %v", ids, want, got[0].Attempt, told[0].Due)
 	}
 }
 
