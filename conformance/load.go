@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/internal/turns"
+	"github.com/millrace-go/millrace/internal/pairwise"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -156,7 +156,7 @@ func (l *load) round() time.Duration {
 // compare demands the rate of another load, without waiting keys, and no more memory.
 func (l *load) compare(usual *load) {
 	until, _ := l.e.ctx.Deadline()
-	got := turns.Compare(turns.Limits{Enough: loadPairs, Slow: time.Until(until) / 4, Share: loadShare}, usual.round, l.round)
+	got := pairwise.Compare(pairwise.Limits{Enough: loadPairs, Slow: time.Until(until) / 4, Share: loadShare}, usual.round, l.round)
 	l.nothingInFlight()
 	usual.exact()
 	l.exact()

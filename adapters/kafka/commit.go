@@ -104,12 +104,12 @@ func (s *source) commitOnce(ctx context.Context) error {
 	return s.removeSettled(ctx)
 }
 
-// commitPositions commits all lanes with new settlements in one request. It holds the turn, so that
+// commitPositions commits all lanes with new settlements in one request. It holds commitLock, so that
 // an older commit never overtakes a newer one.
 func (s *source) commitPositions(ctx context.Context) error {
 	select {
-	case <-s.turn:
-		defer func() { s.turn <- struct{}{} }()
+	case <-s.commitLock:
+		defer func() { s.commitLock <- struct{}{} }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -55,8 +55,8 @@ func (w *writes) part(from, to int) *writes {
 // tryOut writes records in a transaction, and aborts it.
 func (s *source) tryOut(ctx context.Context, w *writes) error {
 	select {
-	case <-s.turn:
-		defer func() { s.turn <- struct{}{} }()
+	case <-s.commitLock:
+		defer func() { s.commitLock <- struct{}{} }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

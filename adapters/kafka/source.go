@@ -23,16 +23,16 @@ type source struct {
 	observer bus.LaneObserver
 	start    start
 
-	ctx    context.Context // ends when Close begins
-	cancel context.CancelFunc
-	dirty  chan struct{} // wakes the committer; holds one value
-	ready  chan struct{} // wakes the listener; holds one value
-	gone   chan struct{} // wakes the remover; holds one value
-	turn   chan struct{} // holds one value: commits are made one at a time
-	tidy   chan struct{} // holds one value: records are removed by one at a time
-	idle   chan struct{} // closed when the background has ended
-	left   chan struct{} // closed when Close is complete
-	err    error         // Close's, set before left is closed
+	ctx        context.Context // ends when Close begins
+	cancel     context.CancelFunc
+	dirty      chan struct{} // wakes the committer; holds one value
+	ready      chan struct{} // wakes the listener; holds one value
+	gone       chan struct{} // wakes the remover; holds one value
+	commitLock chan struct{} // holds one value: commits are made one at a time
+	tidy       chan struct{} // holds one value: records are removed by one at a time
+	idle       chan struct{} // closed when the background has ended
+	left       chan struct{} // closed when Close is complete
+	err        error         // Close's, set before left is closed
 
 	decoder decoder    // Receive's
 	batch   []accepted // Receive's: the deliveries that it is about to return
@@ -77,24 +77,24 @@ type accepted struct {
 
 func newSource(d *busDriver, s bus.Subscription, o bus.LaneObserver, at start) *source {
 	src := &source{
-		driver:    d,
-		sub:       s,
-		observer:  o,
-		start:     at,
-		dirty:     make(chan struct{}, 1),
-		ready:     make(chan struct{}, 1),
-		gone:      make(chan struct{}, 1),
-		turn:      make(chan struct{}, 1),
-		tidy:      make(chan struct{}, 1),
-		idle:      make(chan struct{}),
-		left:      make(chan struct{}),
-		lanes:     map[int32]*lane{},
-		coming:    map[int32]*lane{},
-		parking:   parkingTopic(s.Group, s.Topic),
-		fetchLogs: map[int32]*fetchLog{},
-		room:      metadataRoom,
+		driver:     d,
+		sub:        s,
+		observer:   o,
+		start:      at,
+		dirty:      make(chan struct{}, 1),
+		ready:      make(chan struct{}, 1),
+		gone:       make(chan struct{}, 1),
+		commitLock: make(chan struct{}, 1),
+		tidy:       make(chan struct{}, 1),
+		idle:       make(chan struct{}),
+		left:       make(chan struct{}),
+		lanes:      map[int32]*lane{},
+		coming:     map[int32]*lane{},
+		parking:    parkingTopic(s.Group, s.Topic),
+		fetchLogs:  map[int32]*fetchLog{},
+		room:       metadataRoom,
 	}
-	src.turn <- struct{}{}
+	src.commitLock <- struct{}{}
 	src.tidy <- struct{}{}
 	src.ctx, src.cancel = context.WithCancel(context.Background())
 	src.change = sync.NewCond(&src.mu)
@@ -282,14 +282,14 @@ func (s *source) Close(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("leave the group: %w", err))
 	}
 	select {
-	case <-s.turn: // a transaction ends when Close begins
+	case <-s.commitLock: // a transaction ends when Close begins
 		s.writer.drop()
-		s.turn <- struct{}{}
+		s.commitLock <- struct{}{}
 	case <-ctx.Done():
 		go func() {
-			<-s.turn
+			<-s.commitLock
 			s.writer.drop()
-			s.turn <- struct{}{}
+			s.commitLock <- struct{}{}
 		}()
 	}
 	s.driver.mu.Lock()

@@ -32,7 +32,7 @@ type topics struct {
 	cluster  atomic.Value // string: the cluster's id, as of the last answer
 	lowering sync.Mutex   // held while a limit is read again
 
-	turns sync.Map // topic name -> chan struct{}, full while it is looked up: 64 first publishes ask once, and no other topic waits
+	lookups sync.Map // topic name -> chan struct{}, full while it is looked up: 64 first publishes ask once, and no other topic waits
 }
 
 func newTopics(c *Config) *topics {
@@ -96,11 +96,11 @@ func (t *topics) check(ctx context.Context, name string) (kmsg.MetadataResponseT
 
 // look finds a topic, or creates it with these partitions unless they are 0.
 func (t *topics) look(ctx context.Context, name string, partitions int, configs map[string]*string) error {
-	value, _ := t.turns.LoadOrStore(name, make(chan struct{}, 1))
-	turn := value.(chan struct{})
+	value, _ := t.lookups.LoadOrStore(name, make(chan struct{}, 1))
+	lookup := value.(chan struct{})
 	select {
-	case turn <- struct{}{}:
-		defer func() { <-turn }()
+	case lookup <- struct{}{}:
+		defer func() { <-lookup }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

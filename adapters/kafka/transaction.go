@@ -23,11 +23,11 @@ import (
 const commitMark = "#"
 
 // transact publishes records and settles deliveries in one transaction. After an error that is no refusal and not of the context,
-// nothing of it has happened. It holds the turn, so that no other commit comes between.
+// nothing of it has happened. It holds commitLock, so that no other commit comes between.
 func (s *source) transact(ctx context.Context, tokens []bus.Token, all []*writes) error {
 	select {
-	case <-s.turn:
-		defer func() { s.turn <- struct{}{} }()
+	case <-s.commitLock:
+		defer func() { s.commitLock <- struct{}{} }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

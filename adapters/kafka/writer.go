@@ -14,7 +14,7 @@ import (
 // transaction. Otherwise the time is the session timeout: earlier, nobody else is the lanes' owner.
 const leastTransactionTimeout = 10 * time.Second
 
-// writer is a source's transactional producer, guarded by the turn to commit. Its id is the member's own, because the
+// writer is a source's transactional producer, guarded by commitLock. Its id is the member's own, because the
 // group's generation fences members, not the id.
 type writer struct {
 	id     string
@@ -61,7 +61,7 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 	return client, nil
 }
 
-// abortPatience bounds how long the turn to commit is held to abort a transaction. The broker would do it too, after the transaction's timeout;
+// abortPatience bounds how long commitLock is held to abort a transaction. The broker would do it too, after the transaction's timeout;
 // until then the readers of its outputs wait, and the next owner of the lanes.
 const abortPatience = 5 * time.Second
 

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/internal/turns"
+	"github.com/millrace-go/millrace/internal/pairwise"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -33,7 +33,7 @@ func waitsUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) erro
 // they pass in a topic where none waits, in order.
 func killedLoad(t *testing.T, k *killed) {
 	const keys, round = 1000, 5000
-	limits := turns.Limits{Enough: 20, Slow: 20 * time.Second, Share: 0.8}
+	limits := pairwise.Limits{Enough: 20, Slow: 20 * time.Second, Share: 0.8}
 	k.start(t)
 	behind := []*bus.Message{{ID: "head", Key: hourKey}}
 	for i := range 20 {
@@ -90,11 +90,11 @@ func killedLoad(t *testing.T, k *killed) {
 	}
 	k.owns(t, k.topic+"-usual")
 	usual, waiting := loaded(k.topic+"-usual"), loaded(k.topic)
-	var got turns.Result
+	var got pairwise.Result
 	k.run(t, r, func() bool {
 		usual()
 		waiting() // the lanes are there
-		got = turns.Compare(limits, usual, waiting)
+		got = pairwise.Compare(limits, usual, waiting)
 		return true
 	})
 	if got.Share < limits.Share {

@@ -1,6 +1,6 @@
-// Package turns compares how long two things take on a machine that others use, too: it does them
+// Package pairwise compares how long two things take on a machine that others use, too: it does them
 // in turns, pair by pair.
-package turns
+package pairwise
 
 import (
 	"cmp"
