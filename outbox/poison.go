@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -72,7 +73,7 @@ func (p *pump) finishPoison(c *call) {
 			return
 		}
 		p.Relay.parked.Add(1)
-		p.bus.Logger().Error("outbox: the broker refused a message, and so did its poison store: it is parked in the table", "topic", c.topic, "id", id, "error", c.cause)
+		p.log.Tell(slog.LevelError, "outbox: the broker refused a message, and so did its poison store: it is parked in the table", c.topic, "topic", c.topic, "id", id, "error", c.cause)
 		delete(p.blocked, l.id)
 		p.giveBack(l)
 	default:
@@ -84,7 +85,7 @@ func (p *pump) finishPoison(c *call) {
 // nowPoisoned counts and tells.
 func (p *pump) nowPoisoned(c *call) {
 	p.poisoned.Add(1)
-	p.bus.Logger().Error("outbox: the broker refused a message, which is in the poison store now", "topic", c.topic, "id", c.lanes[0].rows[0].msg.ID, "error", c.cause)
+	p.log.Tell(slog.LevelError, "outbox: the broker refused a message, which is in the poison store now", c.topic, "topic", c.topic, "id", c.lanes[0].rows[0].msg.ID, "error", c.cause)
 }
 
 // reason makes an error's text fit for every database.

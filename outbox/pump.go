@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -325,7 +326,7 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 		}
 	}
 	if b.tries == 1 {
-		p.bus.Logger().Warn("outbox: a message was not published and its key waits", "topic", l.rows[0].topic, "id", l.rows[0].msg.ID, "error", err)
+		p.log.Tell(slog.LevelWarn, "outbox: a message was not published and its key waits", b.topic, "topic", b.topic, "id", l.rows[0].msg.ID, "error", err)
 	}
 	p.wait(l, b)
 }

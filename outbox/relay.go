@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"log/slog"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/ratelog"
 )
 
 // RelayConfig configures a relay. A zero field takes its default.
@@ -85,6 +87,7 @@ type Relay struct {
 	keeper keeper
 	name   string // of the outbox; set by Run
 	woken  chan struct{}
+	log    *ratelog.Log
 
 	running  atomic.Bool
 	sent     atomic.Int64
@@ -103,7 +106,7 @@ func (o *Outbox) NewRelay(db *sql.DB, to *bus.Bus, c RelayConfig) (*Relay, error
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	r := &Relay{outbox: o, db: db, bus: to, config: c, woken: make(chan struct{}, 1)}
+	r := &Relay{outbox: o, db: db, bus: to, config: c, woken: make(chan struct{}, 1), log: ratelog.New(to.Logger())}
 	r.keeper = keeper{outbox: o, db: db, lease: c.Lease, id: bus.NewID(), changed: make(chan struct{}, 1), arrived: r.wake}
 	return r, nil
 }
@@ -126,6 +129,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
 		return errors.New("outbox: the relay runs already, or has run")
 	}
+	defer r.log.Flush()
 	if fit, err := r.awaitTables(ctx); !fit {
 		return err
 	}
@@ -187,7 +191,7 @@ func (r *Relay) listen(ctx context.Context) {
 			r.wake() // a commit may have been announced before
 		}, r.wake)
 		if err != nil && ctx.Err() == nil {
-			r.bus.Logger().Warn("outbox: listening for commits failed", "error", err)
+			r.log.Tell(slog.LevelWarn, "outbox: listening for commits failed", nil, "error", err)
 		}
 		tries++
 		select {
@@ -199,7 +203,7 @@ func (r *Relay) listen(ctx context.Context) {
 
 func (r *Relay) failed(err error) {
 	r.failures.Add(1)
-	r.bus.Logger().Warn("outbox: the relay failed and tries again", "error", err)
+	r.log.Tell(slog.LevelWarn, "outbox: the relay failed and tries again", nil, "error", err)
 }
 
 // RelayStats holds a relay's counters and current state, for metrics. [Outbox.Status] describes the

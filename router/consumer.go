@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/ratelog"
 )
 
 // consumer runs the handlers of one topic and group. It pulls deliveries from the driver
@@ -27,7 +28,7 @@ type consumer struct {
 	table *routeTable
 	cfg   consumerConfig
 	log   *slog.Logger
-	blame *complaints // for the log
+	blame *ratelog.Log // for the failures of messages
 
 	ctx    context.Context // of everything that runs handlers; ends when a drain's patience does
 	cancel context.CancelCauseFunc
@@ -129,7 +130,7 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 	log := c.log.With("topic", sub.Topic, "group", sub.Group)
 	k := &consumer{
 		core: c, sub: sub, cfg: cfg, table: table,
-		log: log, blame: newComplaints(log),
+		log: log, blame: ratelog.New(log),
 		lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
 		keys:       newKeyTable(cfg.inFlight.messages),
 		lot:        newParkingLot(cfg.unordered),
@@ -332,6 +333,7 @@ func (c *consumer) drain(ctx context.Context) {
 		err = errors.Join(err, fmt.Errorf("close topic %q: %w", c.sub.Topic, cerr))
 	}
 	c.cancel(bus.ErrClosed)
+	c.blame.Flush()
 	c.mu.Lock()
 	c.watchdog.Stop()
 	for _, t := range []*time.Timer{c.timer, c.stuckTimer} {

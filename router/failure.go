@@ -51,8 +51,8 @@ func (c *consumer) rule(t *task, err error) {
 		return
 	}
 	if d, ok := bus.UnavailableFor(err); ok {
-		c.blame.tell(slog.LevelWarn, complaintKind{"the handler says that what it needs is not available; consuming pauses", r.name, "unavailable"},
-			"id", t.h.Delivery.ID, "for", d, "err", err)
+		c.blame.Tell(slog.LevelWarn, "the handler says that what it needs is not available; consuming pauses", r.name,
+			"handler", r.name, "id", t.h.Delivery.ID, "for", d, "err", err)
 		t.tries--
 		t.unavailable = max(d, time.Millisecond)
 		c.retryAt(t, now, 0)
@@ -72,16 +72,17 @@ func (c *consumer) rule(t *task, err error) {
 		t.failure.Stack = p.Stack
 	}
 	if ruling.kind == retry {
-		c.blame.tell(slog.LevelWarn, complaintKind{"handler failed; the message is tried again", r.name, class(err, "failed")},
-			"id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
+		how := class(err, "failed")
+		c.blame.Tell(slog.LevelWarn, "handler failed; the message is tried again", failureOf{r.name, how},
+			"handler", r.name, "class", how, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
 		c.retryLater(t, now, ruling.delay, 1)
 		return
 	}
 	t.failure.Class = ruling.class
 	switch r.policy.Then {
 	case Drop:
-		c.blame.tell(slog.LevelError, complaintKind{"handler failed; the message is dropped, as its policy says", r.name, ruling.class},
-			"id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "err", err)
+		c.blame.Tell(slog.LevelError, "handler failed; the message is dropped, as its policy says", failureOf{r.name, ruling.class},
+			"handler", r.name, "class", ruling.class, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "err", err)
 		t.outcome = settle
 	case Stop:
 		t.outcome = abandon
@@ -95,6 +96,9 @@ func (c *consumer) rule(t *task, err error) {
 		t.outcome = poison
 	}
 }
+
+// failureOf is what the log tells apart.
+type failureOf struct{ handler, class string }
 
 func (c *consumer) succeed(t *task) {
 	t.route.handled.Add(1)

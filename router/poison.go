@@ -124,8 +124,8 @@ func (c *consumer) poison(t *task) error {
 	}
 	switch {
 	case err == nil:
-		c.blame.tell(slog.LevelError, complaintKind{"message poisoned", t.entry.Handler, t.failure.Class},
-			"id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "err", t.failure.Text)
+		c.blame.Tell(slog.LevelError, "message poisoned", failureOf{t.entry.Handler, t.failure.Class},
+			"handler", t.entry.Handler, "class", t.failure.Class, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "err", t.failure.Text)
 		if t.route != nil {
 			t.route.poisoned.Add(1)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/brokertest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -156,6 +157,7 @@ func ids(msgs []*bus.Message) []string {
 // TestSingleFailures: rows fail at random, some with an outcome that is not known: their keys wait,
 // in order.
 func TestSingleFailures(t *testing.T) {
+	testlog.Expect(t, "its key waits")
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
 		tries := map[string]int{}
@@ -201,6 +203,7 @@ func TestSingleFailures(t *testing.T) {
 // TestBlockedKeyBlocksNobody: a key that fails for long at its first row has more rows than a relay
 // takes in hand. The others flow, and when the key goes on, it goes on in order.
 func TestBlockedKeyBlocksNobody(t *testing.T) {
+	testlog.Expect(t, "its key waits")
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
 		bad := true
@@ -238,6 +241,7 @@ func TestBlockedKeyBlocksNobody(t *testing.T) {
 // and its key goes on. If the poison store refuses it, it stays in the table. Retry brings both
 // back.
 func TestRefused(t *testing.T) {
+	testlog.Expect(t, "its key waits", "the broker refused a message")
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
 		bad := true
@@ -294,6 +298,7 @@ func TestRefused(t *testing.T) {
 // TestBrokerAway: nothing is lost or poisoned while the broker refuses everything, writers do not
 // notice, and the relay keeps a bounded number of rows in hand.
 func TestBrokerAway(t *testing.T) {
+	testlog.Expect(t, "its key waits", "many keys of a topic wait")
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
 		away := true

@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
 )
@@ -25,6 +26,7 @@ type paid struct{ Cents int64 }
 // group, and handlers fail at random; the sum in the table is exact to the cent, and there are as
 // many outputs as effects.
 func TestOnce(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	databases(t, func(t *testing.T, s *store) {
 		for _, batch := range []bool{false, true} {
 			t.Run(fmt.Sprintf("batch=%v", batch), func(t *testing.T) { onceOnly(t, s, batch) })

@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/bustest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/middleware"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/router"
@@ -180,6 +181,7 @@ func TestAFailedCommitIsOfOneMessage(t *testing.T) {
 
 // TestTransactorThatKeepsErrorsToItself rolls back, and says that all is well: nothing is settled.
 func TestTransactorThatKeepsErrorsToItself(t *testing.T) {
+	testlog.Expect(t, "handler failed")
 	s := newStore(t, outbox.SQLite)
 	silent := func(ctx context.Context, f func(*sql.Tx, outbox.Execer) error) error {
 		_ = outbox.SQL(s.db, nil)(ctx, f)
