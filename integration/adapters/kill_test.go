@@ -46,6 +46,7 @@ func TestMain(m *testing.M) {
 
 // TestKilled kills the only member of a group with SIGKILL, on every broker that outlives a process.
 func TestKilled(t *testing.T) {
+	testlog.Expect(t, "message poisoned")
 	for _, role := range []struct {
 		name  string
 		test  func(t *testing.T, k *killed)
