@@ -28,9 +28,9 @@ func (s strict) Run() int {
 	code := s.m.Run()
 	expected.mu.Lock()
 	defer expected.mu.Unlock()
-	if code == 0 && len(expected.surprises) > 0 {
+	if len(expected.surprises) > 0 {
 		fmt.Fprintf(os.Stderr, "testlog: the default log has records that no test expects:\n%s\n", strings.Join(expected.surprises, "\n"))
-		code = 1
+		code = max(code, 1)
 	}
 	expected.surprises = nil
 	return code
