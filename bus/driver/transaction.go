@@ -45,6 +45,14 @@ type Execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
+// RowScanner is an optional ability of an [Execer] that has no QueryRowContext as *sql.Tx has it. A
+// driver that can read in the transaction settles faster.
+type RowScanner interface {
+	// ScanRow runs a query that returns at most one row, and scans the row into dest. Without a row
+	// the error wraps [sql.ErrNoRows].
+	ScanRow(ctx context.Context, query string, args []any, dest ...any) error
+}
+
 // JoiningSource is a [TransactionalSource] of a driver that is a [TransactionHost]. It can settle
 // within a transaction in the driver's database that the caller has begun and will end.
 type JoiningSource interface {

@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -28,7 +29,29 @@ type Execer interface {
 }
 
 // Tx adapts a transaction of pgx to the outbox.
-func Tx(tx Execer) outbox.Execer { return execer{tx} }
+func Tx(tx Execer) outbox.Execer {
+	if q, ok := tx.(querier); ok {
+		return scanner{execer{tx}, q}
+	}
+	return execer{tx}
+}
+
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// scanner is an execer that can read rows.
+type scanner struct {
+	execer
+	rows querier
+}
+
+// ScanRow implements driver.RowScanner.
+func (s scanner) ScanRow(ctx context.Context, query string, args []any, dest ...any) error {
+	return s.rows.QueryRow(ctx, query, args...).Scan(dest...)
+}
+
+var _ driver.RowScanner = scanner{}
 
 type execer struct{ tx Execer }
 
@@ -49,7 +72,7 @@ func (result) LastInsertId() (int64, error) {
 // Pool returns the transactor of a pool, for [outbox.Once] and [outbox.Do].
 func Pool(pool *pgxpool.Pool, opts pgx.TxOptions) outbox.Transactor[pgx.Tx] {
 	return func(ctx context.Context, f func(pgx.Tx, outbox.Execer) error) error {
-		return pgx.BeginTxFunc(ctx, pool, opts, func(tx pgx.Tx) error { return f(tx, execer{tx}) })
+		return pgx.BeginTxFunc(ctx, pool, opts, func(tx pgx.Tx) error { return f(tx, Tx(tx)) })
 	}
 }
 

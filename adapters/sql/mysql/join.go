@@ -14,7 +14,7 @@ AND (? = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = l.shard 
 AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= ?)`
 
 // Settle implements sqllog.Store.
-func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p *sqllog.Progress) (bool, error) {
 	b := &p.Basis
 	var win any
 	if len(p.Window) > 0 {

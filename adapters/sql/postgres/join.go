@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"strconv"
 	"strings"
 
@@ -16,21 +18,77 @@ import (
 // settleText also has the server end the session if it hears nothing from the session for this long
 // while the transaction is open. Otherwise a vanished host would hold the lane's row, and the lock
 // that readers of the outputs wait for, until the network gives up.
-const settleText = `WITH settled AS (UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
-AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
-AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?) RETURNING 1)
-SELECT set_config('idle_in_transaction_session_timeout', '10000', TRUE) FROM settled`
+const settleText = settleStart + settleEnd
 
-// Settle implements sqllog.Store.
-func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
+// settlePlacedText settles if the row is still at a place in the table.
+const settlePlacedText = settleStart + " AND ctid = CAST(? AS tid)" + settleEnd
+
+const settleStart = `WITH settled AS (UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
+AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
+AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)`
+
+const settleEnd = ` RETURNING ctid)
+SELECT CAST(ctid AS text), set_config('idle_in_transaction_session_timeout', '10000', TRUE) FROM settled`
+
+// Settle implements sqllog.Store. It asks for the row at the place where the last settlement has
+// left it: a search by key visits every version of the row that the server keeps, and while
+// somebody has a snapshot, the server keeps them all.
+func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p *sqllog.Progress) (bool, error) {
 	b := &p.Basis
-	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), p.Position, p.Window, group, p.Shard, member, int64(p.Epoch), p.Position, b.Stored,
-		b.Top, b.Topic, p.Shard, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes)
-	if err != nil {
-		return false, err
+	args := []any{
+		p.Position, p.Window, group, p.Shard, member, int64(p.Epoch), p.Position, b.Stored,
+		b.Top, b.Topic, p.Shard, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes,
 	}
-	n, err := r.RowsAffected()
-	return n > 0, err
+	place, scan := p.Place, rowScanner(x)
+	p.Place = ""
+	if scan == nil {
+		r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), args...)
+		if err != nil {
+			return false, err
+		}
+		n, err := r.RowsAffected()
+		return n > 0, err
+	}
+	var timeout string
+	err := sql.ErrNoRows
+	if isFar(place) {
+		err = scan(ctx, s.dialect.SQL(settlePlacedText), append(args, place), &p.Place, &timeout)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		err = scan(ctx, s.dialect.SQL(settleText), args, &p.Place, &timeout)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// rowScanner returns the function that reads a row in the transaction x. nil: x can only execute
+// statements.
+func rowScanner(x driver.Execer) func(ctx context.Context, query string, args []any, dest ...any) error {
+	switch x := x.(type) {
+	case driver.RowScanner:
+		return x.ScanRow
+	case interface {
+		QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	}:
+		return func(ctx context.Context, query string, args []any, dest ...any) error {
+			return x.QueryRowContext(ctx, query, args...).Scan(dest...)
+		}
+	}
+	return nil
+}
+
+// fewPages is a table's size at which reading it costs more than reading one page of it. A
+// connection may keep the plan of a statement that it prepares when the table is smaller: to read
+// the whole table, however large it becomes.
+const fewPages = 16
+
+// isFar says whether a place, "(page,row)", proves that the table is not smaller than fewPages.
+func isFar(place string) bool {
+	page, _, _ := strings.Cut(strings.TrimPrefix(place, "("), ",")
+	n, err := strconv.Atoi(page)
+	return err == nil && n >= fewPages
 }
 
 // AppendIn implements sqllog.Store.

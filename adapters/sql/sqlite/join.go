@@ -10,8 +10,8 @@ import (
 )
 
 // Settle implements sqllog.Store.
-func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p sqllog.Progress) (bool, error) {
-	r, err := x.ExecContext(ctx, s.topic(p.Basis.Topic).commit.text, commitArgs(group, member, &p)...)
+func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member string, p *sqllog.Progress) (bool, error) {
+	r, err := x.ExecContext(ctx, s.topic(p.Basis.Topic).commit.text, commitArgs(group, member, p)...)
 	if err != nil {
 		return false, err
 	}

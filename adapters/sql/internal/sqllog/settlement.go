@@ -127,7 +127,7 @@ func (st *settlement) copy(tokens []bus.Token) error {
 	for _, l := range st.lanes {
 		l.progress = Progress{
 			Shard: l.lane.id.ID, Epoch: l.lane.id.Epoch, Position: l.window.Position(), Window: l.window.Encode(nil, exactWindowBytes),
-			Basis: l.lane.basis(s.topic),
+			Place: l.lane.place, Basis: l.lane.basis(s.topic),
 		}
 		if !l.isComplete() {
 			return errScattered
@@ -154,7 +154,7 @@ func (st *settlement) write(ctx context.Context, x driver.Execer, tokens []bus.T
 	s := st.source
 	defer func() { st.failed = err != nil }()
 	for _, l := range st.lanes {
-		mine, err := s.driver.store.Settle(ctx, x, s.group, st.member, l.progress)
+		mine, err := s.driver.store.Settle(ctx, x, s.group, st.member, &l.progress)
 		if err != nil {
 			return err
 		}
@@ -237,7 +237,7 @@ func (st *settlement) adopt() {
 		if saved {
 			l.lane.saved = l.lane.window.Version()
 		}
-		l.lane.stored = l.progress.Position
+		l.lane.stored, l.lane.place = l.progress.Position, l.progress.Place
 	}
 }
 

@@ -61,9 +61,10 @@ type Source struct {
 type lane struct {
 	id     bus.Lane
 	window *window.Window
-	read   int64 // the first position that has not been read
-	stored int64 // the position that was committed
-	top    int64 // the last position that was read, and the id of its message
+	read   int64  // the first position that has not been read
+	stored int64  // the position that was committed
+	place  string // where the last settlement has left the lane's row; see Progress
+	top    int64  // the last position that was read, and the id of its message
 	topID  string
 	ahead  int    // how many messages have been read and not received
 	saved  uint64 // the version of the window that was committed

@@ -28,8 +28,8 @@ type Store interface {
 	// or any smaller number if the driver does not know.
 	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
 	// Settle is Commit of one lane within the transaction x, which may be of another client library and has the row's lock
-	// afterwards. It returns whether it has written.
-	Settle(ctx context.Context, x driver.Execer, group int64, member string, p Progress) (mine bool, err error)
+	// afterwards. It returns whether it has written, and may set p.Place for the next call after x has committed.
+	Settle(ctx context.Context, x driver.Execer, group int64, member string, p *Progress) (mine bool, err error)
 	// AppendIn is Append within the transaction x, of one batch by topic: from here on until its end it may hold up writers
 	// and readers of the topics.
 	AppendIn(ctx context.Context, x driver.Execer, batch []Record) error
@@ -122,6 +122,8 @@ type Progress struct {
 	Epoch    uint64
 	Position int64
 	Window   []byte
+	// Place is the store's note of where it has found the lane's row, and a hint only. "": none.
+	Place string
 	// Basis is the state that the database must still have.
 	Basis Basis
 }
