@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// explained is a transaction of database/sql that first has the server explain each UPDATE of a lane.
+// explained is a transaction of database/sql. It calls explain before each statement.
 type explained struct {
 	*sql.Tx
 	explain func(tx *sql.Tx, query string, args []any)
