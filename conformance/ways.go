@@ -114,18 +114,25 @@ type wayTrial struct {
 
 	counts struct {
 		sync.Mutex
-		tries              map[string]int // by message
-		calls, ends        int            // of work
-		succeeded, handled int            // by the end of the call, and by the hook
-		successes          int            // calls of OnSuccess
+		tries              map[string]int  // by message
+		last               map[string]told // by message, of tries of their own
+		calls, ends        int             // of work
+		succeeded, handled int             // by the end of the call, and by the hook
+		successes          int             // calls of OnSuccess
 	}
+}
+
+// told is the number of a try, and the context of its handler, which ends with the lane.
+type told struct {
+	number int
+	ctx    context.Context
 }
 
 func (w Way) check(e *env) {
 	b := e.bus()
 	e.parks(b)
 	t := &wayTrial{ledger: e.ledger(), way: w, in: e.name("in"), out: e.name("out"), group: e.name("g")}
-	t.counts.tries = map[string]int{}
+	t.counts.tries, t.counts.last = map[string]int{}, map[string]told{}
 	member := t.member(b)
 	refused := t.publish(b)
 	t.outputs = t.shared()
@@ -237,11 +244,25 @@ func (t *wayTrial) try(ctx context.Context, m *bus.Message) error {
 	if key == "" || number >= wayEach || try > len(failures) {
 		return nil
 	}
-	d := bus.DeliveryFrom(ctx)
-	if d.ID == m.ID && d.Attempt != try {
-		t.e.errorf("try %d of %s is told to be number %d", try, m.ID, d.Attempt)
+	if d := bus.DeliveryFrom(ctx); d.ID == m.ID {
+		before := c.last[m.ID]
+		c.last[m.ID] = told{d.Attempt, ctx}
+		if next := before.number + 1; d.Attempt > next || d.Attempt < next && !before.lost() {
+			t.e.errorf("try %d of %s is told to be number %d, after number %d", try, m.ID, d.Attempt, before.number)
+		}
 	}
 	return failures[try-1]
+}
+
+// lost says whether the lane of a try was lost since. Then its next owner may not know of the try.
+// A hand-over keeps the number: the context of a lane that was handed over has no cause beside
+// ErrLaneLost itself.
+func (t told) lost() bool {
+	if t.ctx == nil {
+		return false
+	}
+	cause := context.Cause(t.ctx)
+	return errors.Is(cause, bus.ErrLaneLost) && cause.Error() != bus.ErrLaneLost.Error()
 }
 
 // Handled implements router.HandledHook.

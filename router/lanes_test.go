@@ -120,8 +120,12 @@ func TestRevokedLaneIsSettledBeforeItGoes(t *testing.T) {
 		f := newFake()
 		gate := make(chan struct{})
 		var handled []string
+		var first context.Context
 		r := router.New(bus.New(f), "g", router.Workers(1))
-		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error {
+		r.HandleFunc("t", func(ctx context.Context, m *bus.Message) error {
+			if first == nil {
+				first = ctx
+			}
 			<-gate
 			handled = append(handled, m.Key)
 			return nil
@@ -146,6 +150,9 @@ func TestRevokedLaneIsSettledBeforeItGoes(t *testing.T) {
 		synctest.Wait()
 		if !slices.Equal(left, []int64{10}) {
 			t.Fatalf("settled when the lane went: %v", left)
+		}
+		if cause := context.Cause(first); !errors.Is(cause, bus.ErrLaneLost) || cause.Error() != bus.ErrLaneLost.Error() {
+			t.Errorf("after a hand-over the context has ended because of %v", cause) // a loss has the driver's reason
 		}
 		close(gate)
 		synctest.Wait()
