@@ -188,7 +188,13 @@ func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error)
 		return 0, fail("lag", topic, err)
 	}
 	for p, end := range unread {
-		start, _ := starts.Lookup(topic, p)
+		start, ok := starts.Lookup(topic, p)
+		switch {
+		case start.Err != nil:
+			return 0, fail("lag", topic, fmt.Errorf("the start of partition %d: %w", p, start.Err))
+		case !ok:
+			return 0, fail("lag", topic, fmt.Errorf("the brokers did not tell the start of partition %d", p))
+		}
 		lag += max(end-start.Offset, 0)
 	}
 	return lag, nil
