@@ -45,6 +45,7 @@ func (c *consumer) cancelDelayed(t *task) {
 		c.settleTask(t)
 		return
 	}
+	c.move(t, taskCancelling)
 	c.cancels = append(c.cancels, t)
 	c.cancelling.Signal()
 }

@@ -96,6 +96,8 @@ func (c *consumer) goOnWith(e *parkedMessage) {
 		c.enter(t)
 	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)
+	default:
+		c.move(t, taskBlocked)
 	}
 	c.parks.Signal()
 	c.wakeWorkers()

@@ -1,7 +1,6 @@
 package router
 
 import (
-	"container/heap"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -222,6 +221,8 @@ func (c *consumer) enter(t *task) {
 		c.parkAt(t, -1, time.Time{})
 	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)
+	default:
+		c.move(t, taskBlocked)
 	}
 }
 
@@ -236,8 +237,7 @@ func (c *consumer) postpone(t *task) bool {
 		t.lane.busy++
 		c.parkAt(t, -1, due)
 	} else {
-		heap.Push(&c.held, t)
-		c.wakeAt(due)
+		c.hold(t)
 	}
 	return true
 }
@@ -298,6 +298,7 @@ func (c *consumer) recycle(t *task) {
 	if t.putFails > 0 {
 		c.trouble.recycled()
 	}
+	c.move(t, taskFree)
 	*t = task{next: c.free}
 	c.free = t
 	if c.hasRoom() {

@@ -136,14 +136,18 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	switch {
 	case t.unparkable:
 		c.keep(t)
-	case !t.queued: // else it was marked, and is on its way
-		c.queueToPark(t)
+	default:
+		c.move(t, taskParking)
+		if !t.queued { // else it was marked, and is on its way
+			c.queueToPark(t)
+		}
 	}
 }
 
 // keep has a message that the broker does not take wait in this process. It counts as in flight.
 func (c *consumer) keep(t *task) {
 	e := t.place
+	c.move(t, taskKept)
 	e.away, e.kept = false, t
 	t.lane.release()
 	c.countInFlight(t)

@@ -45,6 +45,7 @@ const (
 // poisonLater has a message put into the group's poison queue, beside the workers: a store that does not answer keeps none of them, and no
 // other message. Called with the lock held.
 func (c *consumer) poisonLater(t *task) {
+	c.move(t, taskPoisoning)
 	c.toPoison.push(t)
 	if c.poisoners < c.cfg.workers {
 		c.poisoners++

@@ -15,6 +15,7 @@ type batchQueue struct {
 
 // makeReady puts a task where workers take it from. Called with the lock held, as all of this file.
 func (c *consumer) makeReady(t *task) {
+	c.move(t, taskReady)
 	if t.route != nil && t.route.batch != nil && t.entry == nil {
 		q := t.route.queue
 		if q.n == 0 && q.fill.wait > 0 {
@@ -133,6 +134,7 @@ func (c *consumer) reclaim(w *worker) {
 		t := w.tasks[i]
 		w.tasks[i] = nil
 		t.lane.release()
+		c.move(t, taskReady)
 		c.ready.pushFront(t)
 		if t == c.pausing.probe {
 			c.pausing.probe = nil
@@ -195,6 +197,7 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 			continue
 		}
 		t.lane.busy++
+		c.move(t, taskRunning)
 		w.tasks[w.n] = t
 		w.n++
 	}
@@ -216,6 +219,7 @@ func (c *consumer) takeBatch(w *worker) bool {
 				continue
 			}
 			t.lane.busy++
+			c.move(t, taskRunning)
 			w.many = append(w.many, t)
 			w.ids[t.h.Delivery.ID] = true
 		}
@@ -249,6 +253,7 @@ func (c *consumer) steal(w *worker) bool {
 func (c *consumer) finish(t *task) {
 	if t.mustBeParked() {
 		t.ended = true // and goes on when it is parked
+		c.move(t, taskEnded)
 		return
 	}
 	if t.again != nil {
@@ -276,14 +281,20 @@ func (c *consumer) finish(t *task) {
 		if t.entry != nil {
 			c.countInFlight(t)
 		}
-		heap.Push(&c.held, t)
-		c.wakeAt(t.due)
+		c.hold(t)
 	case poison:
 		c.poisonLater(t)
 	default:
 		t.lane.release()
 		c.drop(t)
 	}
+}
+
+// hold keeps a task in this process until it is due.
+func (c *consumer) hold(t *task) {
+	c.move(t, taskHeld)
+	heap.Push(&c.held, t)
+	c.wakeAt(t.due)
 }
 
 // giveBack drops a task that no worker has, because its lane is gone; if it is on its way to the broker, when it has come there.

@@ -17,6 +17,7 @@ func (c *consumer) settleTask(t *task) {
 		c.recycle(t)
 		return
 	}
+	c.move(t, taskSettling)
 	c.done = append(c.done, t)
 	if len(c.done) == 1 {
 		c.settling.Signal()

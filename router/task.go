@@ -16,6 +16,7 @@ type task struct {
 	size  int
 	route *Route // nil: no handler takes the message
 	lane  *lane
+	state taskState
 
 	// Places in the scheduler; see keyTable and list.
 	key    string
