@@ -168,7 +168,7 @@ func (c *consumer) takeDelayed(batch []*task) (lanes []*laneCancellations) {
 // in memory. Called with the lock held.
 func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	meant := func(t *task) bool {
-		return t.lane == l && !t.marking && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
+		return t.lane == l && !t.marked() && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
 	}
 	var cancelled []*task
 	for _, t := range c.toPark {
@@ -178,7 +178,7 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	}
 	for _, s := range c.stuck {
 		for _, t := range s.tasks {
-			if !t.parking && !t.unknown && meant(t) {
+			if t.storing != storeCalled && !t.unknown && meant(t) {
 				cancelled = append(cancelled, t)
 			}
 		}

@@ -312,7 +312,7 @@ func (c *consumer) unbar(key string) {
 		return
 	}
 	delete(c.unparkable, key)
-	if s := c.stuckByKey[key]; s != nil && !s.tasks[0].parking {
+	if s := c.stuckByKey[key]; s != nil && s.tasks[0].storing != storeCalled {
 		c.freeStuck(s)
 	}
 }

@@ -103,7 +103,7 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 func parkingsOf(batch []*task) []driver.Parking {
 	ps := make([]driver.Parking, len(batch))
 	for i, t := range batch {
-		t.queued, t.parking = false, true
+		t.storing = storeCalled
 		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Delayed: t.place.Delayed}
 		ps[i].Token = t.token()
 		// until its poison entry is written, only this process knows: the next owner tries it again
@@ -111,7 +111,7 @@ func parkingsOf(batch []*task) []driver.Parking {
 		if t.blocks {
 			ps[i].Due = time.Now()
 		}
-		if !t.marking && t.failure != nil { // its worker may be at it
+		if !t.marked() && t.failure != nil { // its worker may be at it
 			f := *t.failure
 			ps[i].Failure = &f
 		}
@@ -120,7 +120,7 @@ func parkingsOf(batch []*task) []driver.Parking {
 }
 
 func (c *consumer) queueToPark(t *task) {
-	t.queued = true
+	t.storing = storeQueued
 	if c.parkOrder++; !t.head {
 		t.parkOrder = c.parkOrder
 	}
@@ -130,7 +130,7 @@ func (c *consumer) queueToPark(t *task) {
 
 // unqueue takes a task back before it was parked. Called with the lock held, as all that follows.
 func (c *consumer) unqueue(t *task) {
-	if t.queued = false; t.stuck != nil {
+	if t.storing = storeNone; t.stuck != nil {
 		c.unstick(t)
 	} else if i := slices.Index(c.toPark, t); i >= 0 {
 		c.toPark = slices.Delete(c.toPark, i, i+1)
@@ -149,12 +149,12 @@ func (c *consumer) takeToPark() []*task {
 		switch {
 		case len(batch) == maxReceive:
 			rest = append(rest, t)
-		case t.lane.lost && t.marking:
-			t.queued, t.marking, t.place = false, false, nil
+		case t.lane.lost && t.marked():
+			t.storing, t.place = storeNone, nil
 			c.goOnEnded(t)
-		case t.lane.lost, e.gone && !t.lane.gone && !t.marking, // or it was withdrawn
-			t.lane.dropped[t.key] && c.inLine(t) && !t.marking: // or it comes again behind one before it
-			t.queued = false
+		case t.lane.lost, e.gone && !t.lane.gone && !t.marked(), // or it was withdrawn
+			t.lane.dropped[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
+			t.storing = storeNone
 			c.letGo(t)
 		case full && !t.lane.gone && !e.Token.Parked:
 			waiting = true
@@ -192,7 +192,7 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 	var tried, rest []*stuckTasks
 	for _, s := range c.stuck {
 		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.unparkable[t.key] == 0 || t.head || t.forced) {
-			if !t.marking {
+			if !t.marked() {
 				t.lane.busy++
 			}
 			batch = append(batch, t)
@@ -207,8 +207,8 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 
 // stick has a task tried again later, in its turn within its key.
 func (c *consumer) stick(t *task) {
-	t.queued = true
-	if !t.marking {
+	t.storing = storeStuck
+	if !t.marked() {
 		t.lane.release()
 	}
 	if t.stuck != nil {
@@ -258,7 +258,7 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 	}
 	c.endStuck(s, s.tasks[0])
 	for _, t := range s.tasks {
-		if t.stuck = nil; !t.marking {
+		if t.stuck, t.storing = nil, storeQueued; !t.marked() {
 			t.lane.busy++
 		}
 	}
@@ -272,7 +272,7 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 func (c *consumer) forceStuck() bool {
 	var forced []*stuckTasks
 	for key := range c.unparkable {
-		if s := c.stuckByKey[key]; s != nil && !s.tasks[0].parking {
+		if s := c.stuckByKey[key]; s != nil && s.tasks[0].storing != storeCalled {
 			forced = append(forced, s)
 		}
 	}
@@ -289,12 +289,12 @@ func (c *consumer) forceStuck() bool {
 func (c *consumer) dropStuck(of func(*task) bool) {
 	for _, s := range slices.Clone(c.stuck) {
 		for _, t := range slices.Clone(s.tasks) {
-			if !of(t) || t.parking {
+			if !of(t) || t.storing == storeCalled {
 				continue
 			}
 			c.unqueue(t)
-			if c.noteDropped(t); t.marking {
-				t.marking, t.place = false, nil // a worker has it, or had it
+			if c.noteDropped(t); t.state != taskParking { // it was marked
+				t.place = nil
 				c.goOnEnded(t)
 				continue
 			}
@@ -331,13 +331,13 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 	c.parking = nil
 	retried, stuck := false, 0
 	for i, t := range batch {
-		t.parking = false
+		t.storing = storeNone
 		retried = retried || t.stuck != nil
 		f := fates[i]
 		t.unknown = f == parkUnknown || f == parkAgain && t.unknown
 		switch {
 		case f != parkAgain && f != parkUnknown:
-		case t.lane.gone && !t.marking, t.lane.lost:
+		case t.lane.gone && t.state == taskParking, t.lane.lost:
 			f = parkLost
 			c.noteDropped(t)
 		default:
@@ -361,8 +361,7 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 
 // goOnEnded goes on with a task whose handler ended while it was being parked.
 func (c *consumer) goOnEnded(t *task) {
-	if t.ended && !t.mustBeParked() {
-		t.ended = false
+	if t.state == taskEnded && !t.mustBeParked() {
 		c.finish(t)
 	}
 }
@@ -410,8 +409,8 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 			}
 		}
 	}
-	if t.marking {
-		if t.marking = false; isStored {
+	if t.state != taskParking { // it was marked
+		if isStored {
 			if e.Token = token; !t.lane.gone {
 				e.gone, e.inFlight = false, true
 				c.lot.place(e)

@@ -31,9 +31,6 @@ func (c *consumer) park(t *task) {
 		c.poisonLater(t)
 		return
 	}
-	if t.marking {
-		c.unmark(t)
-	}
 	e := t.place
 	if e != nil && e.inFlight && e.withdrawn { // nothing is left of it at the broker
 		t.lane.release()
@@ -68,7 +65,6 @@ func (c *consumer) mark(t *task) {
 		return // it has come from there
 	}
 	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1, gone: true}
-	t.marking = true
 	c.queueToPark(t)
 }
 
@@ -77,20 +73,7 @@ func (c *consumer) mark(t *task) {
 // its followers first.
 func (t *task) mustBeParked() bool {
 	dropped := t.outcome == abandon || t.lane.gone && (t.outcome == hold || t.outcome == poison)
-	return t.parking || t.marking && (t.unknown || dropped)
-}
-
-// unmark gives up a message's parking because its handler ended before the parking began. If the
-// message must be parked all the same, it keeps its place before its followers.
-func (c *consumer) unmark(t *task) {
-	t.marking = false
-	switch {
-	case t.outcome != park:
-		c.unqueue(t)
-		t.place = nil
-	case t.stuck != nil:
-		t.lane.release() // stuck tasks are not counted
-	}
+	return t.storing == storeCalled || t.marked() && (t.unknown || dropped)
 }
 
 // parkFollowers parks tasks that have not begun, in order, from place i of their line on.
@@ -138,8 +121,11 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 		c.keep(t)
 	default:
 		c.move(t, taskParking)
-		if !t.queued { // else it was marked, and is on its way
+		switch t.storing { // one that was marked is on its way
+		case storeNone:
 			c.queueToPark(t)
+		case storeStuck:
+			t.lane.release() // stuck tasks are not counted
 		}
 	}
 }
@@ -241,7 +227,7 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 	var parked []*task
 	kept := c.held[:0]
 	for _, t := range c.held {
-		if of(t) && t.entry == nil && !t.parking {
+		if of(t) && t.entry == nil && t.storing != storeCalled {
 			t.outcome = park
 			parked = append(parked, t)
 		} else {

@@ -252,7 +252,6 @@ func (c *consumer) steal(w *worker) bool {
 // finish takes a task back from a worker.
 func (c *consumer) finish(t *task) {
 	if t.mustBeParked() {
-		t.ended = true // and goes on when it is parked
 		c.move(t, taskEnded)
 		return
 	}
@@ -262,8 +261,9 @@ func (c *consumer) finish(t *task) {
 	if t.lane.lost && t.outcome == settle && t.told == nil { // the settler tells that it is stale
 		t.outcome = abandon // its result does not count any more
 	}
-	if t.marking && t.outcome != hold && t.outcome != poison {
-		c.unmark(t)
+	if t.marked() && (t.outcome == settle || t.outcome == abandon) {
+		c.unqueue(t) // it needs no place before its followers any more
+		t.place = nil
 	}
 	c.judgeProbe(t)
 	switch t.outcome {

@@ -22,6 +22,19 @@ func (s taskState) String() string {
 	return [taskStates]string{"free", "blocked", "ready", "running", "ended", "held", "parking", "kept", "poisoning", "cancelling", "settling"}[s]
 }
 
+// storing says what the parker does with a task.
+type storing int8
+
+const (
+	storeNone   storing = iota // nothing: the parker does not have the task
+	storeQueued                // the task is in the parker's queue
+	storeCalled                // the driver stores it now
+	storeStuck                 // the driver could not store it, and will be asked again
+)
+
+// marked says whether the parker stores a task that is in another place too, and so ahead of its followers.
+func (t *task) marked() bool { return t.storing != storeNone && t.state != taskParking }
+
 // moves has the states that a task may move to from each state. Tests hold move to it.
 var moves = [taskStates][]taskState{
 	taskFree:       {taskReady, taskBlocked, taskHeld, taskParking, taskCancelling, taskSettling}, // admitTask

@@ -70,16 +70,16 @@ func (n *census) list(l *list, place string, want taskState) {
 // parker notes a task that the parker has. A marked one is in another place, too.
 func (n *census) parker(t *task, place string) {
 	switch {
-	case !t.marking:
+	case !t.marked():
 		n.found(t, place, taskParking)
-		if t.stuck != nil && !t.parking {
+		if t.storing == storeStuck {
 			n.busy[t.lane]-- // a handover lets go of it
 		}
 	case t.state == taskEnded:
 		n.found(t, place, taskEnded)
 		n.busy[t.lane]++
-	case t.state == taskParking || t.state == taskFree:
-		n.errorf("a marked task is %v", t.state)
+	case t.state == taskFree:
+		n.errorf("a marked task is free")
 	}
 }
 

@@ -36,12 +36,9 @@ type task struct {
 	place   *parkedMessage // where it is parked, or will be
 	fetched bool           // it was parked, and has come back
 	beside  bool           // it counts beside the in-flight bound
-	marking bool           // it will be parked while its handler runs, ahead of its followers
-	queued  bool           // it waits to be parked
-	parking bool           // the driver parks it in this moment
-	ended   bool           // its handler has ended meanwhile
-	stuck   *stuckTasks    // with which it is tried again
-	unknown bool           // it may be parked: a call failed, and did not say
+	storing storing
+	stuck   *stuckTasks // with which it is tried again
+	unknown bool        // it may be parked: a call failed, and did not say
 	// unparkable: the broker never parks it, so it waits in memory. bars: the later ones of its key are not parked either, unless they
 	// are forced, to make room.
 	unparkable, bars, forced bool
