@@ -33,7 +33,6 @@ func (t *task) named() named {
 // wait to be parked. A message may also be being stored at this moment: then the cancellation waits
 // for the outcome. Called with the lock held.
 func (c *consumer) cancelDelayed(t *task) {
-	t.lane.busy++
 	what := t.named()
 	if what.key == "" || what.id == "" {
 		c.log.Warn("a cancellation names no message: its key or its header is missing", "id", t.h.Delivery.ID, "header", bus.HeaderCancels)
@@ -59,7 +58,6 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 			kept = append(kept, h)
 			continue
 		}
-		h.lane.busy++
 		c.settleTask(h)
 		c.log.Debug("a delayed message is cancelled", "id", what.id)
 	}
@@ -106,7 +104,6 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 	for {
 		if c.draining {
 			for _, t := range c.cancels { // they come again
-				t.lane.release()
 				c.recycle(t)
 			}
 			c.cancels = nil
@@ -129,7 +126,6 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 			// its names are forgotten here: the lane's next owner hears of the message, and is
 			// given the cancellation
 			case t.lane.gone:
-				t.lane.release()
 				c.recycle(t)
 			case len(batch) < maxReceive && !being[t.named()]:
 				batch = append(batch, t)
@@ -184,16 +180,12 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 		}
 	}
 	for _, t := range cancelled {
-		if t.stuck != nil {
-			t.lane.busy++
-		}
 		c.unqueue(t)
 	}
 	for n := range names {
 		for _, e := range c.lot.delayed[n.key] {
 			if t := e.kept; t != nil && meant(t) {
 				e.kept = nil
-				t.lane.busy++
 				cancelled = append(cancelled, t)
 			}
 		}
@@ -312,7 +304,6 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 		case f == cancelAgain && !t.lane.gone:
 			c.cancels = append(c.cancels, t)
 		default:
-			t.lane.release()
 			c.recycle(t)
 		}
 	}

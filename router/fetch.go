@@ -173,8 +173,6 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			f := *d.Failure
 			t.failure = &f
 		}
-		c.fetchedMessages++
-		c.fetchedBytes += t.size
 		c.admitTask(t, err)
 	}
 	c.parks.Signal() // there may be room for more

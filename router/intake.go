@@ -130,8 +130,6 @@ func (c *consumer) admitRun(handlings []bus.Handling, unwrapped unwrapErrors) {
 		}
 		h.Context = l.ctx
 		t := c.newTask(h, l)
-		c.inFlight++
-		c.bytes += t.size
 		c.admitTask(t, unwrapped.at(i))
 	}
 	c.wakeWorkers()
@@ -195,7 +193,6 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
 		c.skipped++
-		t.lane.busy++
 		if line := c.lot.lines[t.h.Delivery.Key]; t.fetched && line != nil {
 			c.await(line.messages[0]) // nothing of the key is in flight
 		}
@@ -216,7 +213,6 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 func (c *consumer) enter(t *task) {
 	switch {
 	case c.isParked(t) && (!t.fetched || t.place.Delayed):
-		t.lane.busy++
 		t.keyed = false
 		c.parkAt(t, -1, time.Time{})
 	case !t.keyed || c.keys.enter(t):
@@ -234,7 +230,6 @@ func (c *consumer) postpone(t *task) bool {
 	}
 	t.due, t.free, t.keyed = due, true, false
 	if c.canPark {
-		t.lane.busy++
 		c.parkAt(t, -1, due)
 	} else {
 		c.hold(t)
@@ -271,23 +266,17 @@ func (c *consumer) countInFlight(t *task) {
 	if !t.beside || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes {
 		return
 	}
+	c.countTask(t, -1)
 	t.beside = false
-	c.fetchedMessages--
-	c.fetchedBytes -= t.size
-	c.inFlight++
-	c.bytes += t.size
+	c.countTask(t, 1)
 	c.fetches.Signal()
 }
 
 // recycle forgets a task whose message is out of flight.
 func (c *consumer) recycle(t *task) {
+	c.move(t, taskFree)
 	if t.beside {
-		c.fetchedMessages--
-		c.fetchedBytes -= t.size
 		c.fetches.Signal()
-	} else {
-		c.inFlight--
-		c.bytes -= t.size
 	}
 	if e := t.place; e != nil && e.inFlight {
 		c.lot.remove(e)
@@ -298,7 +287,6 @@ func (c *consumer) recycle(t *task) {
 	if t.putFails > 0 {
 		c.trouble.recycled()
 	}
-	c.move(t, taskFree)
 	*t = task{next: c.free}
 	c.free = t
 	if c.hasRoom() {

@@ -103,7 +103,7 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 func parkingsOf(batch []*task) []driver.Parking {
 	ps := make([]driver.Parking, len(batch))
 	for i, t := range batch {
-		t.storing = storeCalled
+		t.setStoring(storeCalled)
 		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Delayed: t.place.Delayed}
 		ps[i].Token = t.token()
 		// until its poison entry is written, only this process knows: the next owner tries it again
@@ -120,7 +120,7 @@ func parkingsOf(batch []*task) []driver.Parking {
 }
 
 func (c *consumer) queueToPark(t *task) {
-	t.storing = storeQueued
+	t.setStoring(storeQueued)
 	if c.parkOrder++; !t.head {
 		t.parkOrder = c.parkOrder
 	}
@@ -130,7 +130,8 @@ func (c *consumer) queueToPark(t *task) {
 
 // unqueue takes a task back before it was parked. Called with the lock held, as all that follows.
 func (c *consumer) unqueue(t *task) {
-	if t.storing = storeNone; t.stuck != nil {
+	t.setStoring(storeNone)
+	if t.stuck != nil {
 		c.unstick(t)
 	} else if i := slices.Index(c.toPark, t); i >= 0 {
 		c.toPark = slices.Delete(c.toPark, i, i+1)
@@ -150,11 +151,12 @@ func (c *consumer) takeToPark() []*task {
 		case len(batch) == maxReceive:
 			rest = append(rest, t)
 		case t.lane.lost && t.marked():
-			t.storing, t.place = storeNone, nil
+			t.setStoring(storeNone)
+			t.place = nil
 			c.goOnEnded(t)
 		case t.lane.lost, e.gone && !t.lane.gone && !t.marked(), // or it was withdrawn
 			t.lane.dropped[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
-			t.storing = storeNone
+			t.setStoring(storeNone)
 			c.letGo(t)
 		case full && !t.lane.gone && !e.Token.Parked:
 			waiting = true
@@ -192,9 +194,6 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 	var tried, rest []*stuckTasks
 	for _, s := range c.stuck {
 		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.unparkable[t.key] == 0 || t.head || t.forced) {
-			if !t.marked() {
-				t.lane.busy++
-			}
 			batch = append(batch, t)
 			tried = append(tried, s)
 		} else {
@@ -207,10 +206,7 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 
 // stick has a task tried again later, in its turn within its key.
 func (c *consumer) stick(t *task) {
-	t.storing = storeStuck
-	if !t.marked() {
-		t.lane.release()
-	}
+	t.setStoring(storeStuck)
 	if t.stuck != nil {
 		return // it is the first
 	}
@@ -258,9 +254,8 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 	}
 	c.endStuck(s, s.tasks[0])
 	for _, t := range s.tasks {
-		if t.stuck, t.storing = nil, storeQueued; !t.marked() {
-			t.lane.busy++
-		}
+		t.stuck = nil
+		t.setStoring(storeQueued)
 	}
 	c.toPark = append(s.tasks, c.toPark...)
 	c.parks.Signal()
@@ -298,7 +293,6 @@ func (c *consumer) dropStuck(of func(*task) bool) {
 				c.goOnEnded(t)
 				continue
 			}
-			t.lane.busy++
 			c.letGo(t)
 		}
 	}
@@ -320,7 +314,6 @@ func (c *consumer) letGo(t *task) {
 	if !t.place.gone {
 		c.unpark(t.place)
 	}
-	t.lane.release()
 	c.recycle(t)
 }
 
@@ -331,7 +324,7 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 	c.parking = nil
 	retried, stuck := false, 0
 	for i, t := range batch {
-		t.storing = storeNone
+		t.setStoring(storeNone)
 		retried = retried || t.stuck != nil
 		f := fates[i]
 		t.unknown = f == parkUnknown || f == parkAgain && t.unknown
@@ -451,6 +444,5 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	if !e.gone {
 		c.await(e)
 	}
-	t.lane.release()
 	c.recycle(t)
 }

@@ -33,7 +33,6 @@ func (c *consumer) park(t *task) {
 	}
 	e := t.place
 	if e != nil && e.inFlight && e.withdrawn { // nothing is left of it at the broker
-		t.lane.release()
 		c.drop(t)
 		return
 	}
@@ -46,7 +45,6 @@ func (c *consumer) park(t *task) {
 	if e != nil && e.inFlight && e.changed { // a replay has its place: it goes on from there
 		c.lot.insert(e, 0)
 		e.away = false
-		t.lane.release()
 		c.recycle(t)
 		c.await(e)
 	} else {
@@ -90,7 +88,6 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 			f.place.away = false
 			c.recycle(f)
 		default:
-			f.lane.busy++
 			c.parkAt(f, i, time.Time{})
 		}
 		i++
@@ -108,7 +105,6 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	e.Due, e.Delayed, e.away = due, t.free, true
 	switch {
 	case t.lane.gone && t.unparkable:
-		t.lane.release()
 		c.recycle(t)
 		return
 	case t.lane.gone:
@@ -121,11 +117,8 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 		c.keep(t)
 	default:
 		c.move(t, taskParking)
-		switch t.storing { // one that was marked is on its way
-		case storeNone:
+		if t.storing == storeNone { // else it was marked, and is on its way
 			c.queueToPark(t)
-		case storeStuck:
-			t.lane.release() // stuck tasks are not counted
 		}
 	}
 }
@@ -135,7 +128,6 @@ func (c *consumer) keep(t *task) {
 	e := t.place
 	c.move(t, taskKept)
 	e.away, e.kept = false, t
-	t.lane.release()
 	c.countInFlight(t)
 	c.await(e)
 	c.wakeFetcher()
@@ -238,7 +230,6 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 	c.held = kept
 	heap.Init(&c.held)
 	for _, t := range parked {
-		t.lane.busy++
 		c.park(t)
 	}
 }

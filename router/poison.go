@@ -92,7 +92,6 @@ func (c *consumer) afterPoison(t *task, err error) {
 			c.await(e)
 			c.wakeFetcher()
 		}
-		t.lane.release()
 		c.recycle(t)
 		return
 	case err == nil:

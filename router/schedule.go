@@ -133,7 +133,6 @@ func (c *consumer) reclaim(w *worker) {
 		}
 		t := w.tasks[i]
 		w.tasks[i] = nil
-		t.lane.release()
 		c.move(t, taskReady)
 		c.ready.pushFront(t)
 		if t == c.pausing.probe {
@@ -196,7 +195,6 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 			n = min(n, w.n+c.ready.n)
 			continue
 		}
-		t.lane.busy++
 		c.move(t, taskRunning)
 		w.tasks[w.n] = t
 		w.n++
@@ -218,7 +216,6 @@ func (c *consumer) takeBatch(w *worker) bool {
 				c.giveBack(t)
 				continue
 			}
-			t.lane.busy++
 			c.move(t, taskRunning)
 			w.many = append(w.many, t)
 			w.ids[t.h.Delivery.ID] = true
@@ -273,7 +270,6 @@ func (c *consumer) finish(t *task) {
 	case park:
 		c.park(t)
 	case hold:
-		t.lane.release()
 		if t.lane.gone {
 			c.drop(t)
 			return
@@ -285,7 +281,6 @@ func (c *consumer) finish(t *task) {
 	case poison:
 		c.poisonLater(t)
 	default:
-		t.lane.release()
 		c.drop(t)
 	}
 }
@@ -299,7 +294,6 @@ func (c *consumer) hold(t *task) {
 
 // giveBack drops a task that no worker has, because its lane is gone; if it is on its way to the broker, when it has come there.
 func (c *consumer) giveBack(t *task) {
-	t.lane.busy++
 	t.outcome = abandon
 	c.finish(t)
 }

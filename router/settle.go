@@ -13,7 +13,6 @@ func (c *consumer) settleTask(t *task) {
 	c.ended++
 	c.trouble.over(t)
 	if t.settled || t.joined {
-		t.lane.release()
 		c.recycle(t)
 		return
 	}
@@ -100,7 +99,6 @@ func (c *consumer) settler() {
 		}
 		c.mu.Lock()
 		for _, t := range batch {
-			t.lane.release()
 			c.recycle(t)
 		}
 		clear(batch)

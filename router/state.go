@@ -58,5 +58,45 @@ func (c *consumer) move(t *task, to taskState) {
 	if observeMove != nil {
 		observeMove(t, to)
 	}
+	from, was := t.state, t.busy()
 	t.state = to
+	t.countBusy(was)
+	switch taskFree {
+	case from:
+		c.countTask(t, 1)
+	case to:
+		c.countTask(t, -1)
+	}
+}
+
+// setStoring notes what the parker does with a task.
+func (t *task) setStoring(s storing) {
+	was := t.busy()
+	t.storing = s
+	t.countBusy(was)
+}
+
+const busyStates = 1<<taskRunning | 1<<taskEnded | 1<<taskParking | 1<<taskPoisoning | 1<<taskCancelling | 1<<taskSettling
+
+// busy says whether a handover of the task's lane waits for it. It lets go of tasks that are stuck.
+func (t *task) busy() bool {
+	return busyStates&(1<<t.state) != 0 && !(t.state == taskParking && t.storing == storeStuck)
+}
+
+// countBusy counts a task that was, or was not, busy before it changed.
+func (t *task) countBusy(was bool) {
+	if is := t.busy(); is != was {
+		t.lane.countBusy(is)
+	}
+}
+
+// countTask counts a task that comes into flight (1), or is out of it (-1).
+func (c *consumer) countTask(t *task, n int) {
+	if t.beside {
+		c.fetchedMessages += n
+		c.fetchedBytes += n * t.size
+	} else {
+		c.inFlight += n
+		c.bytes += n * t.size
+	}
 }

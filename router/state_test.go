@@ -3,15 +3,22 @@ package router
 import (
 	"fmt"
 	"slices"
+	"testing"
 )
 
 // All tests hold tasks to the moves that they may make.
-func init() {
-	observeMove = func(t *task, to taskState) {
-		if !slices.Contains(moves[t.state], to) {
-			panic(fmt.Sprintf("a task moves from %v to %v", t.state, to))
-		}
+func init() { observeMove = checkMove }
+
+func checkMove(t *task, to taskState) {
+	if !slices.Contains(moves[t.state], to) {
+		panic(fmt.Sprintf("a task moves from %v to %v", t.state, to))
 	}
+}
+
+// Unchecked takes the check of moves away for a benchmark.
+func Unchecked(b *testing.B) {
+	observeMove = nil
+	b.Cleanup(func() { observeMove = checkMove })
 }
 
 // CheckStates says which task of a router is not in the one place that its state names. When the router rests, no task is in the hands of a
@@ -43,9 +50,10 @@ func (n *census) found(t *task, place string, want taskState) {
 	if other, ok := n.places[t]; ok {
 		n.errorf("a task is in the %s and in the %s", other, place)
 	}
-	n.places[t] = place
-	switch t.state {
-	case taskRunning, taskParking, taskPoisoning, taskCancelling, taskSettling:
+	if n.places[t] = place; t.state == taskFree {
+		return
+	}
+	if t.busy() {
 		n.busy[t.lane]++
 	}
 }
@@ -72,12 +80,8 @@ func (n *census) parker(t *task, place string) {
 	switch {
 	case !t.marked():
 		n.found(t, place, taskParking)
-		if t.storing == storeStuck {
-			n.busy[t.lane]-- // a handover lets go of it
-		}
 	case t.state == taskEnded:
 		n.found(t, place, taskEnded)
-		n.busy[t.lane]++
 	case t.state == taskFree:
 		n.errorf("a marked task is free")
 	}

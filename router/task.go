@@ -89,14 +89,15 @@ type lane struct {
 	dropped   map[string]bool
 	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
 	fetchFrom time.Time       // when they are tried again
-	// busy counts tasks that a worker has, and those handled but not yet settled at the driver.
-	busy int
-	idle chan struct{} // made by a revocation, closed when busy is 0
+	busy      int             // its tasks for which a handover waits
+	idle      chan struct{}   // made by a revocation, closed when busy is 0
 }
 
-func (l *lane) release() {
-	l.busy--
-	if l.busy == 0 && l.idle != nil {
+// countBusy counts a task that is busy now, or is not any more.
+func (l *lane) countBusy(is bool) {
+	if is {
+		l.busy++
+	} else if l.busy--; l.busy == 0 && l.idle != nil {
 		close(l.idle)
 		l.idle = nil
 	}
