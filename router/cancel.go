@@ -125,7 +125,7 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 			switch {
 			// its names are forgotten here: the lane's next owner hears of the message, and is
 			// given the cancellation
-			case t.lane.gone:
+			case t.lane.gone():
 				c.recycle(t)
 			case len(batch) < maxReceive && !being[t.named()]:
 				batch = append(batch, t)
@@ -301,7 +301,7 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 		switch {
 		case f == cancelDone:
 			c.settleTask(t)
-		case f == cancelAgain && !t.lane.gone:
+		case f == cancelAgain && !t.lane.gone():
 			c.cancels = append(c.cancels, t)
 		default:
 			c.recycle(t)

@@ -310,7 +310,7 @@ func (c *consumer) drain(ctx context.Context) {
 	for _, w := range c.workers {
 		c.reap(w) // of those that are left behind
 	}
-	c.parkHeld(func(t *task) bool { return !t.lane.gone })
+	c.parkHeld(func(t *task) bool { return !t.lane.gone() })
 	c.parksEnded = true
 	c.parks.Broadcast()
 	c.mu.Unlock()

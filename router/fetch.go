@@ -158,7 +158,7 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			d, err = &fetched[0], unwrapped.at(0)
 			fetched, unwrapped = fetched[1:], unwrapped.from(1)
 		}
-		if e.gone || e.lane.gone { // or withdrawn
+		if e.gone || e.lane.gone() { // or withdrawn
 			continue
 		}
 		if e.away = false; d == nil {

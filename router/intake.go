@@ -124,7 +124,7 @@ func (c *consumer) admitRun(handlings []bus.Handling, unwrapped unwrapErrors) {
 		if l == nil || l.id.ID != h.Delivery.Lane {
 			l = c.lanes[h.Delivery.Lane]
 		}
-		if l == nil || l.id.Epoch != h.Delivery.Epoch || l.gone {
+		if l == nil || l.id.Epoch != h.Delivery.Epoch || l.gone() {
 			l = nil
 			continue // the lane went while the batch was under way; its next owner is given the message
 		}

@@ -34,12 +34,12 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		if l == nil {
 			continue
 		}
-		l.gone = true
+		l.state = laneLeaving
 		delete(c.lanes, id.ID)
 		c.leaving[id] = l
 		leaving = append(leaving, l)
 	}
-	c.parkHeld(func(t *task) bool { return t.lane.gone && !t.lane.lost })
+	c.parkHeld(func(t *task) bool { return t.lane.gone() && !t.lane.lost() })
 	c.dropHeld()
 	c.forgetGone()
 	for _, l := range leaving {
@@ -93,7 +93,7 @@ func (c *consumer) owned(id bus.Lane) *lane {
 
 // lose ends an ownership: handlers that still run are told, and their results do not count.
 func (c *consumer) lose(l *lane, cause error) {
-	l.gone, l.lost = true, true
+	l.state = laneLost
 	l.cancel(cause)
 	for _, cancel := range l.batches {
 		cancel(cause)
@@ -105,7 +105,7 @@ func (c *consumer) dropHeld() {
 	var gone []*task
 	kept := c.held[:0]
 	for _, t := range c.held {
-		if t.lane.gone {
+		if t.lane.gone() {
 			gone = append(gone, t)
 		} else {
 			kept = append(kept, t)

@@ -150,15 +150,15 @@ func (c *consumer) takeToPark() []*task {
 		switch {
 		case len(batch) == maxReceive:
 			rest = append(rest, t)
-		case t.lane.lost && t.marked():
+		case t.lane.lost() && t.marked():
 			t.setStoring(storeNone)
 			t.place = nil
 			c.goOnEnded(t)
-		case t.lane.lost, e.gone && !t.lane.gone && !t.marked(), // or it was withdrawn
+		case t.lane.lost(), e.gone && !t.lane.gone() && !t.marked(), // or it was withdrawn
 			t.lane.dropped[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
 			t.setStoring(storeNone)
 			c.letGo(t)
-		case full && !t.lane.gone && !e.Token.Parked:
+		case full && !t.lane.gone() && !e.Token.Parked:
 			waiting = true
 			rest = append(rest, t)
 		case c.mustWait(t):
@@ -330,7 +330,7 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 		t.unknown = f == parkUnknown || f == parkAgain && t.unknown
 		switch {
 		case f != parkAgain && f != parkUnknown:
-		case t.lane.gone && t.state == taskParking, t.lane.lost:
+		case t.lane.gone() && t.state == taskParking, t.lane.lost():
 			f = parkLost
 			c.noteDropped(t)
 		default:
@@ -404,7 +404,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	}
 	if t.state != taskParking { // it was marked
 		if isStored {
-			if e.Token = token; !t.lane.gone {
+			if e.Token = token; !t.lane.gone() {
 				e.gone, e.inFlight = false, true
 				c.lot.place(e)
 			}
@@ -420,13 +420,13 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		c.unpark(e)
 		c.poisonLater(t)
 		return
-	case f == parkRefused && !t.lane.gone && !e.gone:
+	case f == parkRefused && !t.lane.gone() && !e.gone:
 		c.keep(t)
 		return
 	case isStored:
 		e.Token = token // also of a lane that is gone: the poison entry says where it is
 	}
-	withdrawn := e.gone && !t.lane.gone
+	withdrawn := e.gone && !t.lane.gone()
 	switch {
 	case e.gone:
 	case isStored:

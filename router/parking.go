@@ -70,7 +70,7 @@ func (c *consumer) mark(t *task) {
 // broker may have parked it, or it is about to be dropped, and the lane's next owner must not have
 // its followers first.
 func (t *task) mustBeParked() bool {
-	dropped := t.outcome == abandon || t.lane.gone && (t.outcome == hold || t.outcome == poison)
+	dropped := t.outcome == abandon || t.lane.gone() && (t.outcome == hold || t.outcome == poison)
 	return t.storing == storeCalled || t.marked() && (t.unknown || dropped)
 }
 
@@ -80,7 +80,7 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 		f.keyed = false
 		stored := f.place != nil && f.place.Token.Parked
 		switch {
-		case stored && (f.lane.gone || f.place.withdrawn): // the lane's next owner is told of it, or nothing is left of it
+		case stored && (f.lane.gone() || f.place.withdrawn): // the lane's next owner is told of it, or nothing is left of it
 			c.recycle(f)
 			continue
 		case stored && !f.place.Delayed: // it is still where it was
@@ -104,10 +104,10 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	e := t.place
 	e.Due, e.Delayed, e.away = due, t.free, true
 	switch {
-	case t.lane.gone && t.unparkable:
+	case t.lane.gone() && t.unparkable:
 		c.recycle(t)
 		return
-	case t.lane.gone:
+	case t.lane.gone():
 		c.lot.remove(e)
 	default:
 		c.lot.insert(e, i)
@@ -153,7 +153,7 @@ func (c *consumer) unpark(e *parkedMessage) {
 // forgetGone forgets messages that are parked, or wait to be parked, in lanes that are gone. The
 // lanes' next owners are told of them, or given them again.
 func (c *consumer) forgetGone() {
-	c.dropStuck(func(t *task) bool { return t.lane.gone })
+	c.dropStuck(func(t *task) bool { return t.lane.gone() })
 	kept, first := c.lot.dropGone()
 	for _, t := range kept {
 		c.recycle(t)
@@ -196,7 +196,7 @@ func (c *consumer) relieve() {
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
 			// earlier messages may have been dropped, and come again behind the parked ones
-			if head.lane.gone {
+			if head.lane.gone() {
 				continue
 			}
 			if behind := c.keys.detach(head); len(behind) > 0 {
@@ -249,7 +249,7 @@ func (c *consumer) Parked(ps []driver.Parked) {
 	defer c.mu.Unlock()
 	for _, p := range ps {
 		l := c.lanes[p.Token.Lane]
-		if l == nil || l.id.Epoch != p.Token.Epoch || l.gone {
+		if l == nil || l.id.Epoch != p.Token.Epoch || l.gone() {
 			continue
 		}
 		old := c.lot.stored[placeOf(p.Token)]

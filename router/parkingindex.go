@@ -177,7 +177,7 @@ func (p *parkingLot) wait(e *parkedMessage) {
 // the messages that are first in their line now.
 func (p *parkingLot) dropGone() (kept []*task, first []*parkedMessage) {
 	forget := func(e *parkedMessage) bool {
-		if !e.lane.gone {
+		if !e.lane.gone() {
 			return false
 		}
 		if !e.gone && !e.inFlight {

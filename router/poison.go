@@ -83,7 +83,7 @@ func (c *consumer) afterPoison(t *task, err error) {
 	c.trouble.note(t, err)
 	isRefused := err != nil && t.lane.ctx.Err() == nil && isRefusal(err)
 	switch {
-	case t.blocks && (err == nil || t.lane.gone || isRefused):
+	case t.blocks && (err == nil || t.lane.gone() || isRefused):
 		e := t.place
 		if e.away = false; isRefused && !e.changed {
 			e.Due = time.Now().Add(refusedFor)

@@ -190,7 +190,7 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 	n := c.ready.n
 	for w.n < min(n, most) {
 		t := c.ready.pop()
-		if t.lane.gone {
+		if t.lane.gone() {
 			c.giveBack(t)
 			n = min(n, w.n+c.ready.n)
 			continue
@@ -212,7 +212,7 @@ func (c *consumer) takeBatch(w *worker) bool {
 		clear(w.ids)
 		for q.n > 0 && len(w.many) < q.fill.n && !w.ids[q.first.h.Delivery.ID] {
 			t := q.pop()
-			if t.lane.gone {
+			if t.lane.gone() {
 				c.giveBack(t)
 				continue
 			}
@@ -255,7 +255,7 @@ func (c *consumer) finish(t *task) {
 	if t.again != nil {
 		t.h, t.again = t.again, nil
 	}
-	if t.lane.lost && t.outcome == settle && t.told == nil { // the settler tells that it is stale
+	if t.lane.lost() && t.outcome == settle && t.told == nil { // the settler tells that it is stale
 		t.outcome = abandon // its result does not count any more
 	}
 	if t.marked() && (t.outcome == settle || t.outcome == abandon) {
@@ -270,7 +270,7 @@ func (c *consumer) finish(t *task) {
 	case park:
 		c.park(t)
 	case hold:
-		if t.lane.gone {
+		if t.lane.gone() {
 			c.drop(t)
 			return
 		}
@@ -300,7 +300,7 @@ func (c *consumer) giveBack(t *task) {
 
 // drop lets go of a task unsettled; the broker gives the message to the lane's next owner.
 func (c *consumer) drop(t *task) {
-	if t.lane.gone {
+	if t.lane.gone() {
 		c.noteDropped(t)
 	}
 	c.leaveKey(t)

@@ -280,7 +280,7 @@ func (w *worker) batchContext(tasks []*task) (context.Context, context.CancelCau
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range lanes {
-		if l.lost {
+		if l.lost() {
 			cancel(context.Cause(l.ctx))
 			continue
 		}
