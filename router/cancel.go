@@ -207,10 +207,10 @@ func (c *consumer) delayedOf(l *lane, names cancellations) (taken []*parkedMessa
 		}
 		seen[n.key] = true
 		for _, e := range c.lot.delayed[n.key] {
-			if e.lane != l || e.away || !e.Due.After(now) || e.id != "" && !names.of(e, e.id) {
+			if e.lane != l || e.state != parkedWaiting || !e.Due.After(now) || e.id != "" && !names.of(e, e.id) {
 				continue
 			}
-			if e.away = true; e.at >= 0 {
+			if e.state = parkedAway; e.at >= 0 {
 				heap.Remove(&c.lot.waiting, e.at)
 			}
 			taken = append(taken, e)
@@ -286,15 +286,13 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range l.delayed {
-		if e.gone {
-			continue
-		}
-		e.away = false
-		if f == cancelDone && l.names.of(e, e.id) {
+		switch {
+		case e.state == parkedGone:
+		case f == cancelDone && l.names.of(e, e.id):
 			c.log.Debug("a delayed message is cancelled", "id", e.id)
 			c.unpark(e)
-		} else {
-			c.await(e)
+		default:
+			c.comeBack(e)
 		}
 	}
 	for _, t := range l.tasks {

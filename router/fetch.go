@@ -108,9 +108,7 @@ func (c *consumer) refetch(batch []*parkedMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range batch {
-		if e.away = false; !e.gone {
-			c.await(e)
-		}
+		c.comeBack(e)
 	}
 }
 
@@ -131,13 +129,10 @@ func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []
 		if l := e.lane; !now.Before(l.fetchFrom) { // all that waits in the lane is tried together
 			l.fetchFrom = now.Add(l.fetches.Next())
 		}
-		if e.away = false; e.gone {
-			continue
-		}
 		if e.Due.Before(e.lane.fetchFrom) {
 			e.Due = e.lane.fetchFrom
 		}
-		c.await(e)
+		c.comeBack(e)
 	}
 	return fetched
 }
@@ -158,10 +153,10 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			d, err = &fetched[0], unwrapped.at(0)
 			fetched, unwrapped = fetched[1:], unwrapped.from(1)
 		}
-		if e.gone || e.lane.gone() { // or withdrawn
+		if e.state == parkedGone || e.lane.gone() { // or withdrawn
 			continue
 		}
-		if e.away = false; d == nil {
+		if d == nil {
 			c.unpark(e)
 			continue
 		}

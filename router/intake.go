@@ -278,7 +278,7 @@ func (c *consumer) recycle(t *task) {
 	if t.beside {
 		c.fetches.Signal()
 	}
-	if e := t.place; e != nil && e.inFlight {
+	if e := t.place; e != nil && e.state == parkedInFlight {
 		c.lot.remove(e)
 	}
 	if t.bars {

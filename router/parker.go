@@ -154,7 +154,7 @@ func (c *consumer) takeToPark() []*task {
 			t.setStoring(storeNone)
 			t.place = nil
 			c.goOnEnded(t)
-		case t.lane.lost(), e.gone && !t.lane.gone() && !t.marked(), // or it was withdrawn
+		case t.lane.lost(), e.state == parkedGone && !t.lane.gone(), // or it was withdrawn
 			t.lane.dropped[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
 			t.setStoring(storeNone)
 			c.letGo(t)
@@ -311,7 +311,7 @@ func (c *consumer) noteDropped(t *task) {
 
 // letGo lets go of a task that was to be parked, unsettled.
 func (c *consumer) letGo(t *task) {
-	if !t.place.gone {
+	if t.place.inLot() {
 		c.unpark(t.place)
 	}
 	c.recycle(t)
@@ -405,7 +405,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	if t.state != taskParking { // it was marked
 		if isStored {
 			if e.Token = token; !t.lane.gone() {
-				e.gone, e.inFlight = false, true
+				e.state = parkedInFlight
 				c.lot.place(e)
 			}
 		} else {
@@ -420,15 +420,15 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		c.unpark(e)
 		c.poisonLater(t)
 		return
-	case f == parkRefused && !t.lane.gone() && !e.gone:
+	case f == parkRefused && !t.lane.gone() && e.inLot():
 		c.keep(t)
 		return
 	case isStored:
 		e.Token = token // also of a lane that is gone: the poison entry says where it is
 	}
-	withdrawn := e.gone && !t.lane.gone()
+	withdrawn := e.state == parkedGone && !t.lane.gone()
 	switch {
-	case e.gone:
+	case !e.inLot():
 	case isStored:
 		c.lot.place(e)
 	default:
@@ -440,9 +440,6 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		c.poisonLater(t) // beside the other tasks, which need not wait for the poison queue
 		return
 	}
-	e.away = false
-	if !e.gone {
-		c.await(e)
-	}
+	c.comeBack(e)
 	c.recycle(t)
 }

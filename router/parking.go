@@ -32,7 +32,7 @@ func (c *consumer) park(t *task) {
 		return
 	}
 	e := t.place
-	if e != nil && e.inFlight && e.withdrawn { // nothing is left of it at the broker
+	if e != nil && e.state == parkedInFlight && e.withdrawn { // nothing is left of it at the broker
 		c.drop(t)
 		return
 	}
@@ -42,9 +42,8 @@ func (c *consumer) park(t *task) {
 		c.keys.leave(t)
 		t.keyed = false
 	}
-	if e != nil && e.inFlight && e.changed { // a replay has its place: it goes on from there
-		c.lot.insert(e, 0)
-		e.away = false
+	if e != nil && e.state == parkedInFlight && e.changed { // a replay has its place: it goes on from there
+		c.lot.insert(e, 0, parkedWaiting)
 		c.recycle(t)
 		c.await(e)
 	} else {
@@ -62,7 +61,7 @@ func (c *consumer) mark(t *task) {
 	if t.place != nil || t.unparkable {
 		return // it has come from there
 	}
-	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1, gone: true}
+	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1}
 	c.queueToPark(t)
 }
 
@@ -84,8 +83,7 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 			c.recycle(f)
 			continue
 		case stored && !f.place.Delayed: // it is still where it was
-			c.lot.insert(f.place, i)
-			f.place.away = false
+			c.lot.insert(f.place, i, parkedWaiting)
 			c.recycle(f)
 		default:
 			c.parkAt(f, i, time.Time{})
@@ -99,10 +97,10 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 // told of all stored messages.
 func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	if t.place == nil {
-		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
+		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, came: t.h.Delivery.Position + 1}
 	}
 	e := t.place
-	e.Due, e.Delayed, e.away = due, t.free, true
+	e.Due, e.Delayed = due, t.free
 	switch {
 	case t.lane.gone() && t.unparkable:
 		c.recycle(t)
@@ -110,7 +108,7 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	case t.lane.gone():
 		c.lot.remove(e)
 	default:
-		c.lot.insert(e, i)
+		c.lot.insert(e, i, parkedAway)
 	}
 	switch {
 	case t.unparkable:
@@ -127,7 +125,7 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 func (c *consumer) keep(t *task) {
 	e := t.place
 	c.move(t, taskKept)
-	e.away, e.kept = false, t
+	e.state, e.kept = parkedWaiting, t
 	c.countInFlight(t)
 	c.await(e)
 	c.wakeFetcher()
@@ -243,6 +241,14 @@ func (c *consumer) await(e *parkedMessage) {
 	}
 }
 
+// comeBack has a message wait again that was away, unless it is gone meanwhile.
+func (c *consumer) comeBack(e *parkedMessage) {
+	if e.state == parkedAway {
+		e.state = parkedWaiting
+		c.await(e)
+	}
+}
+
 // Parked implements driver.ParkingObserver.
 func (c *consumer) Parked(ps []driver.Parked) {
 	c.mu.Lock()
@@ -263,7 +269,7 @@ func (c *consumer) Parked(ps []driver.Parked) {
 			e := &parkedMessage{Parked: p, lane: l}
 			c.lot.add(e)
 			c.await(e)
-		case old.inFlight: // the task that has it in flight goes on; see park
+		case old.state == parkedInFlight: // the task that has it in flight goes on; see park
 			if old.withdrawn = p.Withdrawn; !p.Withdrawn {
 				old.changed, old.Due, old.Delayed = true, p.Due, p.Delayed
 			}

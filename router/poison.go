@@ -64,7 +64,7 @@ func (c *consumer) poisoner() {
 			break
 		}
 		var err error
-		if !(t.blocks && t.place.gone) { // else it was withdrawn, or its lane's next owner tries it
+		if !(t.blocks && !t.place.inLot()) { // else it was withdrawn, or its lane's next owner tries it
 			c.mu.Unlock()
 			err = c.poison(t)
 			c.mu.Lock()
@@ -85,13 +85,11 @@ func (c *consumer) afterPoison(t *task, err error) {
 	switch {
 	case t.blocks && (err == nil || t.lane.gone() || isRefused):
 		e := t.place
-		if e.away = false; isRefused && !e.changed {
+		if isRefused && !e.changed {
 			e.Due = time.Now().Add(refusedFor)
 		}
-		if !e.gone {
-			c.await(e)
-			c.wakeFetcher()
-		}
+		c.comeBack(e)
+		c.wakeFetcher()
 		c.recycle(t)
 		return
 	case err == nil:
