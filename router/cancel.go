@@ -36,12 +36,12 @@ func (c *consumer) cancelDelayed(t *task) {
 	what := t.named()
 	if what.key == "" || what.id == "" {
 		c.log.Warn("a cancellation names no message: its key or its header is missing", "id", t.h.Delivery.ID, "header", bus.HeaderCancels)
-		c.settleTask(t)
+		c.settle(t)
 		return
 	}
 	c.cancelHeld(t.lane, what)
 	if !c.canFetch {
-		c.settleTask(t)
+		c.settle(t)
 		return
 	}
 	c.move(t, taskCancelling)
@@ -58,7 +58,7 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 			kept = append(kept, h)
 			continue
 		}
-		c.settleTask(h)
+		c.settle(h)
 		c.log.Debug("a delayed message is cancelled", "id", what.id)
 	}
 	clear(c.held[len(kept):])
@@ -192,7 +192,7 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	}
 	for _, t := range cancelled {
 		c.unpark(t.place)
-		c.settleTask(t)
+		c.settle(t)
 		c.log.Debug("a delayed message is cancelled", "id", t.h.Delivery.ID)
 	}
 }
@@ -298,7 +298,7 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 	for _, t := range l.tasks {
 		switch {
 		case f == cancelDone:
-			c.settleTask(t)
+			c.settle(t)
 		case f == cancelAgain && !t.lane.gone():
 			c.cancels = append(c.cancels, t)
 		default:

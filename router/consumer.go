@@ -308,7 +308,7 @@ func (c *consumer) drain(ctx context.Context) {
 		c.work.Wait()
 	}
 	for _, w := range c.workers {
-		c.reap(w) // of those that are left behind
+		c.finishHandled(w) // of those that are left behind
 	}
 	c.parkHeld(func(t *task) bool { return !t.lane.gone() })
 	c.parksEnded = true

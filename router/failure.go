@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// rule decides the next step after a try that ended with err, and notes it in the task.
-func (c *consumer) rule(t *task, err error) {
+// decide decides the next step after a try that ended with err, and notes it in the task.
+func (c *consumer) decide(t *task, err error) {
 	r := t.route
 	if t.stale {
 		if t.stale = false; t.lane.ctx.Err() != nil {

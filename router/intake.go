@@ -196,7 +196,7 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 		if line := c.lot.lines[t.h.Delivery.Key]; t.fetched && line != nil {
 			c.await(line.messages[0]) // nothing of the key is in flight
 		}
-		c.settleTask(t)
+		c.settle(t)
 		return
 	default:
 		t.h.Delivery.Handler = t.route.name
@@ -270,37 +270,4 @@ func (c *consumer) countInFlight(t *task) {
 	t.beside = false
 	c.countTask(t, 1)
 	c.fetches.Signal()
-}
-
-// recycle forgets a task whose message is out of flight.
-func (c *consumer) recycle(t *task) {
-	c.move(t, taskFree)
-	if t.beside {
-		c.fetches.Signal()
-	}
-	if e := t.place; e != nil && e.state == parkedInFlight {
-		c.lot.remove(e)
-	}
-	if t.bars {
-		c.unbar(t.key)
-	}
-	if t.putFails > 0 {
-		c.trouble.recycled()
-	}
-	*t = task{next: c.free}
-	c.free = t
-	if c.hasRoom() {
-		c.room.Signal()
-	}
-}
-
-// unbar notes that one message less of the key is in flight that cannot be parked.
-func (c *consumer) unbar(key string) {
-	if c.unparkable[key]--; c.unparkable[key] > 0 {
-		return
-	}
-	delete(c.unparkable, key)
-	if s := c.stuckByKey[key]; s != nil && s.tasks[0].storing != storeCalled {
-		c.freeStuck(s)
-	}
 }

@@ -40,7 +40,7 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		leaving = append(leaving, l)
 	}
 	c.parkHeld(func(t *task) bool { return t.lane.gone() && !t.lane.lost() })
-	c.dropHeld()
+	c.abandonHeld()
 	c.forgetGone()
 	for _, l := range leaving {
 		if l.busy > 0 {
@@ -78,7 +78,7 @@ func (c *consumer) Lost(lanes []bus.Lane, cause error) {
 			c.lose(l, &laneLostError{cause})
 		}
 	}
-	c.dropHeld()
+	c.abandonHeld()
 	c.forgetGone()
 	c.log.Info("lanes lost", "lanes", len(lanes), "owned", len(c.lanes), "cause", cause)
 }
@@ -100,8 +100,8 @@ func (c *consumer) lose(l *lane, cause error) {
 	}
 }
 
-// dropHeld lets go of the tasks of lanes that are gone, so that they do not fill the in-flight bound until due.
-func (c *consumer) dropHeld() {
+// abandonHeld lets go of the tasks of lanes that are gone, so that they do not fill the in-flight bound until due.
+func (c *consumer) abandonHeld() {
 	var gone []*task
 	kept := c.held[:0]
 	for _, t := range c.held {
@@ -118,7 +118,8 @@ func (c *consumer) dropHeld() {
 	c.held = kept
 	heap.Init(&c.held)
 	for _, t := range gone {
-		c.giveBack(t)
+		t.outcome = abandon
+		c.finish(t)
 	}
 	c.wakeWorkers()
 }

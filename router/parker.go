@@ -153,11 +153,11 @@ func (c *consumer) takeToPark() []*task {
 		case t.lane.lost() && t.marked():
 			t.setStoring(storeNone)
 			t.place = nil
-			c.goOnEnded(t)
+			c.finishEnded(t)
 		case t.lane.lost(), e.state == parkedGone && !t.lane.gone(), // or it was withdrawn
-			t.lane.dropped[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
+			t.lane.abandoned[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
 			t.setStoring(storeNone)
-			c.letGo(t)
+			c.abandon(t)
 		case full && !t.lane.gone() && !e.Token.Parked:
 			waiting = true
 			rest = append(rest, t)
@@ -280,41 +280,22 @@ func (c *consumer) forceStuck() bool {
 	return len(forced) > 0
 }
 
-// dropStuck lets go of stuck tasks, unsettled.
-func (c *consumer) dropStuck(of func(*task) bool) {
+// abandonStuck lets go of stuck tasks, unsettled.
+func (c *consumer) abandonStuck(of func(*task) bool) {
 	for _, s := range slices.Clone(c.stuck) {
 		for _, t := range slices.Clone(s.tasks) {
 			if !of(t) || t.storing == storeCalled {
 				continue
 			}
 			c.unqueue(t)
-			if c.noteDropped(t); t.state != taskParking { // it was marked
+			if c.noteAbandoned(t); t.state != taskParking { // it was marked
 				t.place = nil
-				c.goOnEnded(t)
+				c.finishEnded(t)
 				continue
 			}
-			c.letGo(t)
+			c.abandon(t)
 		}
 	}
-}
-
-// noteDropped notes that a task of a lane that is going is let go unsettled.
-func (c *consumer) noteDropped(t *task) {
-	if !c.inLine(t) {
-		return
-	}
-	if t.lane.dropped == nil {
-		t.lane.dropped = map[string]bool{}
-	}
-	t.lane.dropped[t.key] = true
-}
-
-// letGo lets go of a task that was to be parked, unsettled.
-func (c *consumer) letGo(t *task) {
-	if t.place.inLot() {
-		c.unpark(t.place)
-	}
-	c.recycle(t)
 }
 
 // afterParking notes the fates of tasks.
@@ -332,11 +313,11 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 		case f != parkAgain && f != parkUnknown:
 		case t.lane.gone() && t.state == taskParking, t.lane.lost():
 			f = parkLost
-			c.noteDropped(t)
+			c.noteAbandoned(t)
 		default:
 			stuck++
 			c.stick(t)
-			c.goOnEnded(t)
+			c.finishEnded(t)
 			continue
 		}
 		if s := t.stuck; s != nil {
@@ -350,13 +331,6 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 	c.cancelling.Signal()
 	c.wakeFetcher()
 	c.wakeWorkers()
-}
-
-// goOnEnded goes on with a task whose handler ended while it was being parked.
-func (c *consumer) goOnEnded(t *task) {
-	if t.state == taskEnded && !t.mustBeParked() {
-		c.finish(t)
-	}
 }
 
 // delayStuck says when stuck tasks are tried again.
@@ -411,14 +385,14 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		} else {
 			t.place = nil
 		}
-		c.goOnEnded(t)
+		c.finishEnded(t)
 		return
 	}
 	switch {
 	case f == parkRefused && t.blocks: // as in park
 		t.blocks = false
 		c.unpark(e)
-		c.poisonLater(t)
+		c.poison(t)
 		return
 	case f == parkRefused && !t.lane.gone() && e.inLot():
 		c.keep(t)
@@ -437,7 +411,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	if t.blocks && isStored && !withdrawn {
 		t.entry.Lane, t.entry.Position, t.entry.Waits = token.Lane, token.Position, true
 		t.entry.ID = t.waitingID()
-		c.poisonLater(t) // beside the other tasks, which need not wait for the poison queue
+		c.poison(t) // beside the other tasks, which need not wait for the poison queue
 		return
 	}
 	c.comeBack(e)

@@ -28,12 +28,12 @@ var maxParked = 200_000
 func (c *consumer) park(t *task) {
 	if t.blocks && t.unparkable { // its key cannot wait for its replay, because that needs its place
 		t.blocks = false
-		c.poisonLater(t)
+		c.poison(t)
 		return
 	}
 	e := t.place
 	if e != nil && e.state == parkedInFlight && e.withdrawn { // nothing is left of it at the broker
-		c.drop(t)
+		c.abandon(t)
 		return
 	}
 	var behind []*task
@@ -63,14 +63,6 @@ func (c *consumer) mark(t *task) {
 	}
 	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1}
 	c.queueToPark(t)
-}
-
-// mustBeParked says whether a task whose handler has ended must be parked before it goes on. The
-// broker may have parked it, or it is about to be dropped, and the lane's next owner must not have
-// its followers first.
-func (t *task) mustBeParked() bool {
-	dropped := t.outcome == abandon || t.lane.gone() && (t.outcome == hold || t.outcome == poison)
-	return t.storing == storeCalled || t.marked() && (t.unknown || dropped)
 }
 
 // parkFollowers parks tasks that have not begun, in order, from place i of their line on.
@@ -151,7 +143,7 @@ func (c *consumer) unpark(e *parkedMessage) {
 // forgetGone forgets messages that are parked, or wait to be parked, in lanes that are gone. The
 // lanes' next owners are told of them, or given them again.
 func (c *consumer) forgetGone() {
-	c.dropStuck(func(t *task) bool { return t.lane.gone() })
+	c.abandonStuck(func(t *task) bool { return t.lane.gone() })
 	kept, first := c.lot.dropGone()
 	for _, t := range kept {
 		c.recycle(t)
@@ -193,7 +185,7 @@ func (c *consumer) relieve() {
 	}
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
-			// earlier messages may have been dropped, and come again behind the parked ones
+			// earlier messages may have been abandoned, and come again behind the parked ones
 			if head.lane.gone() {
 				continue
 			}

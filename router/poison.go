@@ -42,9 +42,9 @@ const (
 	refusedText = 1 << 10
 )
 
-// poisonLater has a message put into the group's poison queue, beside the workers: a store that does not answer keeps none of them, and no
+// poison has a message put into the group's poison queue, beside the workers: a store that does not answer keeps none of them, and no
 // other message. Called with the lock held.
-func (c *consumer) poisonLater(t *task) {
+func (c *consumer) poison(t *task) {
 	c.move(t, taskPoisoning)
 	c.toPoison.push(t)
 	if c.poisoners < c.cfg.workers {
@@ -66,7 +66,7 @@ func (c *consumer) poisoner() {
 		var err error
 		if !(t.blocks && !t.place.inLot()) { // else it was withdrawn, or its lane's next owner tries it
 			c.mu.Unlock()
-			err = c.poison(t)
+			err = c.putEntry(t)
 			c.mu.Lock()
 		}
 		c.afterPoison(t, err)
@@ -110,9 +110,9 @@ func (c *consumer) afterPoison(t *task, err error) {
 // isRefusal says whether the poison store will never take an entry.
 func isRefusal(err error) bool { return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) }
 
-// poison puts the task's entry. The message of a refused entry is never lost. It stays at the
+// putEntry puts the task's entry. The message of a refused entry is never lost. It stays at the
 // broker, parked if possible, and is tried again in an hour; its key waits.
-func (c *consumer) poison(t *task) error {
+func (c *consumer) putEntry(t *task) error {
 	err := c.put(t.lane.ctx, t.entry)
 	if err != nil && isRefusal(err) { // the failure may make it too large
 		t.entry.Failure.Stack = ""

@@ -2,7 +2,6 @@ package router
 
 import (
 	"container/heap"
-	"math/bits"
 	"time"
 )
 
@@ -109,7 +108,7 @@ func (c *consumer) watch() {
 	}
 	waiting := false
 	for _, w := range c.workers {
-		c.reap(w)
+		c.finishHandled(w)
 		if next := w.next.Load(); next == w.watched && int(next) < w.n {
 			// its call lasts: others take the tasks it has not begun, in turn with the ready ones
 			c.reclaim(w)
@@ -138,15 +137,6 @@ func (c *consumer) reclaim(w *worker) {
 		if t == c.pausing.probe {
 			c.pausing.probe = nil
 		}
-	}
-}
-
-// reap takes back the tasks that a worker has finished.
-func (c *consumer) reap(w *worker) {
-	for set := w.finished.Swap(0); set != 0; set &= set - 1 {
-		i := bits.TrailingZeros32(set)
-		c.finish(w.tasks[i])
-		w.tasks[i] = nil
 	}
 }
 
@@ -191,7 +181,8 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 	for w.n < min(n, most) {
 		t := c.ready.pop()
 		if t.lane.gone() {
-			c.giveBack(t)
+			t.outcome = abandon
+			c.finish(t)
 			n = min(n, w.n+c.ready.n)
 			continue
 		}
@@ -213,7 +204,8 @@ func (c *consumer) takeBatch(w *worker) bool {
 		for q.n > 0 && len(w.many) < q.fill.n && !w.ids[q.first.h.Delivery.ID] {
 			t := q.pop()
 			if t.lane.gone() {
-				c.giveBack(t)
+				t.outcome = abandon
+				c.finish(t)
 				continue
 			}
 			c.move(t, taskRunning)
@@ -244,80 +236,6 @@ func (c *consumer) steal(w *worker) bool {
 		}
 	}
 	return false
-}
-
-// finish takes a task back from a worker.
-func (c *consumer) finish(t *task) {
-	if t.mustBeParked() {
-		c.move(t, taskEnded)
-		return
-	}
-	if t.again != nil {
-		t.h, t.again = t.again, nil
-	}
-	if t.lane.lost() && t.outcome == settle && t.told == nil { // the settler tells that it is stale
-		t.outcome = abandon // its result does not count any more
-	}
-	if t.marked() && (t.outcome == settle || t.outcome == abandon) {
-		c.unqueue(t) // it needs no place before its followers any more
-		t.place = nil
-	}
-	c.judgeProbe(t)
-	switch t.outcome {
-	case settle:
-		c.leaveKey(t)
-		c.settleTask(t)
-	case park:
-		c.park(t)
-	case hold:
-		if t.lane.gone() {
-			c.drop(t)
-			return
-		}
-		if t.entry != nil {
-			c.countInFlight(t)
-		}
-		c.hold(t)
-	case poison:
-		c.poisonLater(t)
-	default:
-		c.drop(t)
-	}
-}
-
-// hold keeps a task in this process until it is due.
-func (c *consumer) hold(t *task) {
-	c.move(t, taskHeld)
-	heap.Push(&c.held, t)
-	c.wakeAt(t.due)
-}
-
-// giveBack drops a task that no worker has, because its lane is gone; if it is on its way to the broker, when it has come there.
-func (c *consumer) giveBack(t *task) {
-	t.outcome = abandon
-	c.finish(t)
-}
-
-// drop lets go of a task unsettled; the broker gives the message to the lane's next owner.
-func (c *consumer) drop(t *task) {
-	if t.lane.gone() {
-		c.noteDropped(t)
-	}
-	c.leaveKey(t)
-	c.recycle(t)
-}
-
-func (c *consumer) leaveKey(t *task) {
-	if !t.keyed {
-		return
-	}
-	t.keyed = false
-	if next := c.keys.leave(t); next != nil {
-		c.makeReady(next)
-	} else if line := c.lot.lines[t.key]; line != nil {
-		c.lot.wait(line.messages[0])
-		c.wakeFetcher()
-	}
 }
 
 // wakeAt sees to it that the timer goes off at t or earlier.

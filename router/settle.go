@@ -8,8 +8,8 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// settleTask hands a task over to the settler. Called with the lock held.
-func (c *consumer) settleTask(t *task) {
+// settle hands a task over to the settler. Called with the lock held.
+func (c *consumer) settle(t *task) {
 	c.ended++
 	c.trouble.over(t)
 	if t.settled || t.joined {

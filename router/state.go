@@ -39,7 +39,7 @@ func (t *task) marked() bool { return t.storing != storeNone && t.state != taskP
 var moves = [taskStates][]taskState{
 	taskFree:       {taskReady, taskBlocked, taskHeld, taskParking, taskCancelling, taskSettling}, // admitTask
 	taskBlocked:    {taskReady, taskParking, taskKept, taskFree},                                  // leaveKey; parkFollowers
-	taskReady:      {taskRunning, taskEnded, taskFree},                                            // take; giveBack
+	taskReady:      {taskRunning, taskEnded, taskFree},                                            // take
 	taskRunning:    {taskReady, taskEnded, taskHeld, taskParking, taskKept, taskPoisoning, taskSettling, taskFree},
 	taskEnded:      {taskHeld, taskParking, taskKept, taskPoisoning, taskSettling, taskFree},
 	taskHeld:       {taskReady, taskBlocked, taskEnded, taskParking, taskKept, taskSettling, taskFree},

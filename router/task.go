@@ -47,7 +47,7 @@ type task struct {
 	failure                  *bus.Failure // nil: no try has failed
 	due                      time.Time
 	outputs                  []driver.Output                    // to be published with the settlement
-	told                     func(context.Context, error) error // of the settlement; nil: nobody waits for it
+	onSettled                func(context.Context, error) error // told of the settlement; nil: nobody waits for it
 	entry                    *driver.PoisonEntry                // to be put into the poison queue; no handler is called any more
 	blocks                   bool                               // it is parked, too, and its key waits until somebody replays or drops it
 	putFails                 int
@@ -63,17 +63,6 @@ func (t *task) token() bus.Token {
 	}
 	return t.h.Delivery.Token
 }
-
-// outcome is how a worker hands a task back.
-type outcome int8
-
-const (
-	settle  outcome = iota // done with: settle it
-	hold                   // run it again when it is due
-	park                   // the same, but at the broker
-	poison                 // put it into the poison queue
-	abandon                // give it back to the broker unsettled
-)
 
 // laneState is how far an ownership is in its life. It only goes on.
 type laneState int8
@@ -92,9 +81,9 @@ type lane struct {
 	// batches are the contexts of the batches in which its messages are handled.
 	batches map[context.Context]context.CancelCauseFunc
 	state   laneState
-	// dropped are keys with a message that was let go unsettled while the lane was going. Later
+	// abandoned are keys with a message that was let go unsettled while the lane was going. Later
 	// messages of the key must not be parked before it.
-	dropped   map[string]bool
+	abandoned map[string]bool
 	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
 	fetchFrom time.Time       // when they are tried again
 	busy      int             // its tasks for which a handover waits

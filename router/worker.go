@@ -96,7 +96,7 @@ func (w *worker) exchange() bool {
 	c := w.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reap(w)
+	c.finishHandled(w)
 	for _, t := range w.done {
 		c.finish(t)
 	}
@@ -134,7 +134,7 @@ func (w *worker) ended() {
 			h := w.tasks[w.at].h
 			engine.Discard(h)
 			w.observed(h, h.Delivery, 1, time.Now(), goexit)
-			c.rule(w.tasks[w.at], goexit)
+			c.decide(w.tasks[w.at], goexit)
 			w.finished.Or(1 << w.at)
 			w.at = -1
 		}
@@ -143,7 +143,7 @@ func (w *worker) ended() {
 			w.observed(w.handling, w.handling.Delivery, len(w.now), time.Now(), goexit)
 		}
 		for _, t := range w.now {
-			c.rule(t, goexit)
+			c.decide(t, goexit)
 			w.done = append(w.done, t)
 		}
 		w.now, w.handling = nil, nil
@@ -156,7 +156,7 @@ func (w *worker) ended() {
 	c.work.Broadcast() // drain waits for this
 }
 
-// handle calls the handler of one message, and rules on the error it returned.
+// handle calls the handler of one message, and decides its next step.
 func (w *worker) handle(t *task) {
 	c := w.c
 	if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
@@ -182,14 +182,14 @@ func (w *worker) handle(t *task) {
 		err = bus.Ignore(err)
 	}
 	if err == nil || bus.IsIgnored(err) {
-		if ferr := c.conclude(t, h); ferr != nil {
+		if ferr := c.publishOutputs(t, h); ferr != nil {
 			err = ferr
 		}
 	} else {
 		engine.Discard(h)
 	}
 	w.observed(h, t.h.Delivery, 1, start, err)
-	c.rule(t, err)
+	c.decide(t, err)
 }
 
 // handleBatch is handle for a batch.
@@ -245,7 +245,7 @@ func (w *worker) handleBatch(batch []*task) {
 			failed[msgs[i].ID] = true
 		}
 	}
-	if ferr := c.concludeBatch(ctx, tasks, h, failed); ferr != nil {
+	if ferr := c.publishBatchOutputs(ctx, tasks, h, failed); ferr != nil {
 		for i, e := range errs {
 			if e != nil && !bus.IsIgnored(e) {
 				continue
@@ -261,7 +261,7 @@ func (w *worker) handleBatch(batch []*task) {
 		if errs[i] != nil && ctx.Err() != nil && !t.joined {
 			t.stale = true // by another's lane, if not by its own
 		}
-		c.rule(t, errs[i])
+		c.decide(t, errs[i])
 		w.done = append(w.done, t)
 	}
 }
