@@ -267,68 +267,18 @@ func (c *consumer) stop(ctx context.Context) error {
 // lastMoment is the time that handlers have to heed the end of their contexts.
 const lastMoment = time.Second
 
+// drain ends the consumer in stages. Each waits for the one before it, because it has what that produces.
 func (c *consumer) drain(ctx context.Context) {
-	c.close()
-	c.mu.Lock()
-	c.draining = true
-	if c.source == nil { // start has not come so far: it ends by the intake's context
-		c.mu.Unlock()
+	started, failed := c.endIntake()
+	if !started { // start has not come so far: it ends by the intake's context
 		return
 	}
-	failed := c.state == StateFailed
-	if !failed {
-		c.state = StateDraining
-	}
-	c.work.Broadcast()
-	c.room.Broadcast()
-	c.fetches.Broadcast()
-	c.cancelling.Broadcast()
-	wake := func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.work.Broadcast()
-		c.parks.Broadcast()
-	}
-	defer context.AfterFunc(ctx, func() {
-		c.cancel(errDrained)
-		wake()
-		time.AfterFunc(lastMoment, wake)
-	})()
-	var err error
-	var over time.Time
-	for c.running > 0 {
-		if ctx.Err() != nil && over.IsZero() {
-			over = time.Now()
-			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.running)
-		}
-		if !over.IsZero() && time.Since(over) >= lastMoment { // those that do not heed their context are left behind
-			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group, lastMoment)
-			break
-		}
-		c.work.Wait()
-	}
-	for _, w := range c.workers {
-		c.finishHandled(w) // of those that are left behind
-	}
-	c.parkHeld(func(t *task) bool { return !t.lane.gone() })
-	c.parksEnded = true
-	c.parks.Broadcast()
-	c.mu.Unlock()
+	defer context.AfterFunc(ctx, c.cutShort)()
+	err := c.awaitHandlers(ctx)
+	c.endParking()
 	err = errors.Join(err, c.awaitEnd(ctx, c.parked))
-	c.mu.Lock()
-	c.finished = true
-	c.settling.Broadcast()
-	c.mu.Unlock()
-	err = errors.Join(err, c.awaitEnd(ctx, c.settled))
-	// Closing is worth a moment even if nothing is left of the drain's time.
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) > closeTimeout {
-		closing = ctx
-	}
-	if cerr := c.source.Close(closing); cerr != nil && !errors.Is(cerr, bus.ErrClosed) {
-		err = errors.Join(err, fmt.Errorf("close topic %q: %w", c.sub.Topic, cerr))
-	}
+	c.endSettling()
+	err = errors.Join(err, c.awaitEnd(ctx, c.settled), c.closeSource(ctx))
 	c.cancel(bus.ErrClosed)
 	c.mu.Lock()
 	c.watchdog.Stop()
@@ -342,6 +292,92 @@ func (c *consumer) drain(ctx context.Context) {
 	}
 	c.mu.Unlock()
 	close(c.stopped)
+}
+
+// endIntake lets no message come in, and no handler begin. It says whether the consumer had started, and whether it had failed.
+func (c *consumer) endIntake() (started, failed bool) {
+	c.close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+	if c.source == nil {
+		return false, false
+	}
+	failed = c.state == StateFailed
+	if !failed {
+		c.state = StateDraining
+	}
+	c.work.Broadcast()
+	c.room.Broadcast()
+	c.fetches.Broadcast()
+	c.cancelling.Broadcast()
+	return true, failed
+}
+
+// cutShort cancels what still runs, and has the stages look at it: now, and when its last moment is over.
+func (c *consumer) cutShort() {
+	wake := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.work.Broadcast()
+		c.parks.Broadcast()
+	}
+	c.cancel(errDrained)
+	wake()
+	time.AfterFunc(lastMoment, wake)
+}
+
+// awaitHandlers waits for the handlers that run, and the entries that are put into the poison queue. Handlers that do not heed the end of
+// their context are left behind.
+func (c *consumer) awaitHandlers(ctx context.Context) (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var over time.Time
+	for c.running > 0 {
+		if ctx.Err() != nil && over.IsZero() {
+			over = time.Now()
+			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.running)
+		}
+		if !over.IsZero() && time.Since(over) >= lastMoment {
+			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group, lastMoment)
+			break
+		}
+		c.work.Wait()
+	}
+	for _, w := range c.workers {
+		c.finishHandled(w) // of those that are left behind
+	}
+	return err
+}
+
+// endParking parks the messages that are held, and has the parker end after them.
+func (c *consumer) endParking() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.parkHeld(func(t *task) bool { return !t.lane.gone() })
+	c.parksEnded = true
+	c.parks.Broadcast()
+}
+
+// endSettling has the settler end when all that is done is settled.
+func (c *consumer) endSettling() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.finished = true
+	c.settling.Broadcast()
+}
+
+// closeSource closes the source. That is worth a moment even if nothing is left of the drain's time.
+func (c *consumer) closeSource(ctx context.Context) error {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) > closeTimeout {
+		closing = ctx
+	}
+	if err := c.source.Close(closing); err != nil && !errors.Is(err, bus.ErrClosed) {
+		return fmt.Errorf("close topic %q: %w", c.sub.Topic, err)
+	}
+	return nil
 }
 
 // awaitEnd waits for the goroutines that make results durable.

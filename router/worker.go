@@ -195,31 +195,13 @@ func (w *worker) handle(t *task) {
 // handleBatch is handle for a batch.
 func (w *worker) handleBatch(batch []*task) {
 	c := w.c
-	tasks := batch[:0]
-	for _, t := range batch {
-		if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
-			t.outcome = abandon
-			w.done = append(w.done, t)
-			continue
-		}
-		tasks = append(tasks, t)
-	}
-	if c.cfg.guarantee == AtMostOnce {
-		settled, not := c.settleFirstOf(tasks)
-		for _, t := range not {
-			t.outcome = abandon
-			w.done = append(w.done, t)
-		}
-		tasks = settled
-	}
+	tasks := w.beginBatch(batch)
 	if len(tasks) == 0 {
 		return
 	}
-	for _, t := range tasks {
-		t.tries++
-	}
 	msgs := make([]*bus.Message, len(tasks))
 	for i, t := range tasks {
+		t.tries++
 		msgs[i] = t.h.Delivery.Message
 	}
 	ctx, cancel := w.batchContext(tasks)
@@ -233,28 +215,7 @@ func (w *worker) handleBatch(batch []*task) {
 	w.now, w.handling = append(w.now[:0], tasks...), h
 	start := w.clock()
 	err := w.callBatch(h, tasks[0].route, msgs)
-	errs := bus.Outcomes(err, len(msgs))
-	failed := map[string]bool{}
-	for i := range errs {
-		errs[i] = spelled(errs[i])
-		e := errs[i]
-		switch {
-		case tasks[i].route.policy.ignores(e):
-			errs[i] = bus.Ignore(e)
-		case e != nil && !bus.IsIgnored(e):
-			failed[msgs[i].ID] = true
-		}
-	}
-	if ferr := c.publishBatchOutputs(ctx, tasks, h, failed); ferr != nil {
-		for i, e := range errs {
-			if e != nil && !bus.IsIgnored(e) {
-				continue
-			}
-			if oerr := engine.OutputError(ferr, msgs[i]); oerr != nil {
-				errs[i] = oerr
-			}
-		}
-	}
+	errs := c.batchErrors(ctx, tasks, h, err)
 	w.observed(h, shared, len(msgs), start, err)
 	w.now, w.handling = w.now[:0], nil
 	for i, t := range tasks {
@@ -264,6 +225,58 @@ func (w *worker) handleBatch(batch []*task) {
 		c.decide(t, errs[i])
 		w.done = append(w.done, t)
 	}
+}
+
+// beginBatch returns the tasks of a batch that may be handled; the others are done.
+func (w *worker) beginBatch(batch []*task) []*task {
+	c := w.c
+	tasks := batch[:0]
+	for _, t := range batch {
+		if t.lane.ctx.Err() != nil || c.intake.Err() != nil {
+			t.outcome = abandon
+			w.done = append(w.done, t)
+			continue
+		}
+		tasks = append(tasks, t)
+	}
+	if c.cfg.guarantee != AtMostOnce {
+		return tasks
+	}
+	settled, not := c.settleFirstOf(tasks)
+	for _, t := range not {
+		t.outcome = abandon
+		w.done = append(w.done, t)
+	}
+	return settled
+}
+
+// batchErrors returns the error of each message of a batch whose call ended with err, after it has
+// published the outputs of those that succeeded.
+func (c *consumer) batchErrors(ctx context.Context, tasks []*task, h *bus.Handling, err error) []error {
+	errs := bus.Outcomes(err, len(tasks))
+	failed := map[string]bool{}
+	for i, t := range tasks {
+		errs[i] = spelled(errs[i])
+		switch e := errs[i]; {
+		case t.route.policy.ignores(e):
+			errs[i] = bus.Ignore(e)
+		case e != nil && !bus.IsIgnored(e):
+			failed[t.h.Delivery.ID] = true
+		}
+	}
+	ferr := c.publishBatchOutputs(ctx, tasks, h, failed)
+	if ferr == nil {
+		return errs
+	}
+	for i, e := range errs {
+		if e != nil && !bus.IsIgnored(e) {
+			continue
+		}
+		if oerr := engine.OutputError(ferr, tasks[i].h.Delivery.Message); oerr != nil {
+			errs[i] = oerr
+		}
+	}
+	return errs
 }
 
 // batchContext ends when any of the batch's lanes is lost, before its next owner is known. Another
