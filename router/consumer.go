@@ -83,7 +83,6 @@ type consumer struct {
 	stuck           []*stuckTasks
 	stuckByKey      map[string]*stuckTasks
 	stuckDue        time.Time // when they are tried again
-	stuckTimer      *time.Timer
 	stuckBackoff    backoff.Backoff
 	stuckTries      int            // since the drain began
 	unparkable      map[string]int // messages in flight that the broker never parks, by key
@@ -282,10 +281,8 @@ func (c *consumer) drain(ctx context.Context) {
 	c.cancel(bus.ErrClosed)
 	c.mu.Lock()
 	c.watchdog.Stop()
-	for _, t := range []*time.Timer{c.timer, c.stuckTimer} {
-		if t != nil {
-			t.Stop()
-		}
+	if c.timer != nil {
+		c.timer.Stop()
 	}
 	if !failed {
 		c.state, c.err = StateStopped, err

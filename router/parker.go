@@ -346,19 +346,19 @@ func (c *consumer) delayStuck(retried bool, n int, err error) {
 	if c.draining {
 		c.stuckTries++
 	}
-	d := c.stuckBackoff.Next()
-	c.stuckDue = now.Add(d)
-	if c.stuckTimer == nil {
-		c.stuckTimer = time.AfterFunc(d, c.retryStuck)
-	} else {
-		c.stuckTimer.Reset(d)
-	}
+	c.stuckDue = now.Add(c.stuckBackoff.Next())
+	c.wakeAt(c.stuckDue)
 }
 
-func (c *consumer) retryStuck() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.parks.Signal()
+// wakeParker has stuck tasks tried again, now or when they are due.
+func (c *consumer) wakeParker(now time.Time) {
+	switch {
+	case len(c.stuck) == 0:
+	case c.stuckDue.After(now):
+		c.wakeAt(c.stuckDue)
+	default:
+		c.parks.Signal()
+	}
 }
 
 // afterPark goes on with a task that is parked, or is not and will not be.

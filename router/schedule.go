@@ -252,15 +252,28 @@ func (c *consumer) wakeAt(t time.Time) {
 	}
 }
 
-// onTimer makes due tasks ready, and lets workers look at batches that have waited long enough.
+// onTimer sees to everything that waits for a time. What is not due yet sets the timer again.
 func (c *consumer) onTimer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.timerAt = time.Time{}
+	now := time.Now()
+	c.wakeParker(now) // also in the drain, which waits for the parker
 	if c.draining {
 		return
 	}
-	c.timerAt = time.Time{}
-	now := time.Now()
+	c.endDelays(now)
+	c.wakeBatches()
+	c.wakeFetcher()
+	c.endPause(now)
+	if c.full {
+		c.relieve()
+	}
+	c.wakeWorkers()
+}
+
+// endDelays makes held tasks ready that are due.
+func (c *consumer) endDelays(now time.Time) {
 	for len(c.held) > 0 && !c.held[0].due.After(now) {
 		if t := heap.Pop(&c.held).(*task); t.free {
 			t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
@@ -272,15 +285,13 @@ func (c *consumer) onTimer() {
 	if len(c.held) > 0 {
 		c.wakeAt(c.held[0].due)
 	}
+}
+
+// wakeBatches sets the timer for batches that wait to be filled.
+func (c *consumer) wakeBatches() {
 	for _, q := range c.batches {
 		if q.n > 0 && q.fill.wait > 0 && !c.due(q) {
 			c.wakeAt(q.since.Add(q.fill.wait))
 		}
 	}
-	c.wakeFetcher()
-	c.endPause(now)
-	if c.full {
-		c.relieve()
-	}
-	c.wakeWorkers()
 }
