@@ -45,8 +45,8 @@ func (c *consumer) cancelDelayed(t *task) {
 		return
 	}
 	c.move(t, taskCancelling)
-	c.cancels = append(c.cancels, t)
-	c.cancelling.Signal()
+	c.cancelling.queue = append(c.cancelling.queue, t)
+	c.cancelling.wake.Signal()
 }
 
 // cancelHeld settles the messages held in memory, before the cancellation.
@@ -103,25 +103,25 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 	defer c.mu.Unlock()
 	for {
 		if c.draining {
-			for _, t := range c.cancels { // they come again
+			for _, t := range c.cancelling.queue { // they come again
 				c.recycle(t)
 			}
-			c.cancels = nil
+			c.cancelling.queue = nil
 			return nil
 		}
 		being := map[named]bool{}
-		for _, t := range c.parking {
+		for _, t := range c.parking.calling {
 			if t.place.Delayed {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
-		for _, s := range c.stuck {
+		for _, s := range c.stuck.lines {
 			if t := s.tasks[0]; t.unknown && t.place.Delayed {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
 		var batch, rest []*task
-		for _, t := range c.cancels {
+		for _, t := range c.cancelling.queue {
 			switch {
 			// its names are forgotten here: the lane's next owner hears of the message, and is
 			// given the cancellation
@@ -133,10 +133,10 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 				rest = append(rest, t)
 			}
 		}
-		if c.cancels = rest; len(batch) > 0 {
+		if c.cancelling.queue = rest; len(batch) > 0 {
 			return c.takeDelayed(batch) // under the same lock: nothing of it begins to be stored in between
 		}
-		c.cancelling.Wait()
+		c.cancelling.wake.Wait()
 	}
 }
 
@@ -167,12 +167,12 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 		return t.lane == l && !t.marked() && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
 	}
 	var cancelled []*task
-	for _, t := range c.toPark {
+	for _, t := range c.parking.queue {
 		if meant(t) {
 			cancelled = append(cancelled, t)
 		}
 	}
-	for _, s := range c.stuck {
+	for _, s := range c.stuck.lines {
 		for _, t := range s.tasks {
 			if t.storing != storeCalled && !t.unknown && meant(t) {
 				cancelled = append(cancelled, t)
@@ -300,7 +300,7 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 		case f == cancelDone:
 			c.settle(t)
 		case f == cancelAgain && !t.lane.gone():
-			c.cancels = append(c.cancels, t)
+			c.cancelling.queue = append(c.cancelling.queue, t)
 		default:
 			c.recycle(t)
 		}
@@ -311,8 +311,8 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 // fetch is ParkingSource.Fetch, with one caller at a time.
 func (c *consumer) fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	select {
-	case c.fetching <- struct{}{}:
-		defer func() { <-c.fetching }()
+	case c.fetching.turn <- struct{}{}:
+		defer func() { <-c.fetching.turn }()
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}

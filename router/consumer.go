@@ -35,82 +35,119 @@ type consumer struct {
 
 	source bus.Source // set before the first worker starts
 
-	mu      sync.Mutex
-	state   State
-	err     error // the last error, for health
-	paused  bool
-	lanes   map[int32]*lane
-	leaving map[bus.Lane]*lane // that are being handed over
+	mu       sync.Mutex
+	state    State
+	err      error // the last error, for health
+	paused   bool
+	draining bool
+	skipped  uint64             // messages of a type that nobody takes
+	lanes    map[int32]*lane    // that are owned
+	leaving  map[bus.Lane]*lane // that are being handed over
+	canPark  bool               // messages may be parked at the broker
+	canFetch bool               // and are handled that are parked there
 
-	// Scheduler.
+	// Scheduler: the tasks that wait here, and what wakes them.
 	keys      keyTable
 	ready     list
 	batches   []*batchQueue
 	batchTurn int // the queue to look at first
 	held      heldTasks
-	lot       parkingLot
 	timer     *time.Timer
 	timerAt   time.Time // when it goes off; zero: it does not
-	free      *task
-	inFlight  int
-	bytes     int
-	full      bool // the intake waits for room
 	pausing   suspension
 
-	// Workers.
+	flight     flight
+	crew       crew
+	lot        parkingLot
+	parking    parking
+	stuck      stuck
+	relief     relief
+	fetching   fetching
+	cancelling cancelling
+	poisoning  poisoning
+	settling   settling
+
+	// Drain.
+	stopping sync.Once
+	patience context.Context
+	hurry    context.CancelFunc
+	stopped  chan struct{}
+}
+
+// flight is the tasks in flight, and the room for more. Those that were fetched from the broker count beside the others.
+type flight struct {
+	messages, bytes               int
+	fetchedMessages, fetchedBytes int
+	full                          bool       // the intake waits for room
+	room                          *sync.Cond // there may be room for more
+	free                          *task      // the free list
+}
+
+// crew is the workers.
+type crew struct {
 	workers  []*worker
 	idle     int
-	running  int // workers that have not ended
+	running  int // workers and poisoners that have not ended
 	watchdog *time.Timer
 	watching bool       // the watchdog is running
 	work     *sync.Cond // there is something to take, or the end has come
-	room     *sync.Cond // there may be room for more in flight
-	draining bool
+}
 
-	// Parking.
-	canPark         bool      // messages may be parked at the broker
-	canFetch        bool      // and are handled that are parked there
-	ended           uint64    // messages that were settled since the start
-	reliefFrom      time.Time // when relieve began to watch
-	reliefEnded     uint64    // ended at that time
-	toPark          []*task
-	parkOrder       uint64
-	parking         []*task    // that the driver parks in this moment
-	parks           *sync.Cond // there is something to park, or room for it, or the end has come
-	parksEnded      bool       // nothing more will be parked
-	overfull        bool       // too much is parked
-	parked          chan struct{}
-	stuck           []*stuckTasks
-	stuckByKey      map[string]*stuckTasks
-	stuckDue        time.Time // when they are tried again
-	stuckBackoff    backoff.Backoff
-	stuckTries      int            // since the drain began
-	unparkable      map[string]int // messages in flight that the broker never parks, by key
-	cancels         []*task
-	cancelling      *sync.Cond // there are cancellations, or the parker has ended a call, or draining
-	fetchedMessages int
-	fetchedBytes    int
-	fetching        chan struct{} // full while the driver fetches
-	fetches         *sync.Cond    // parked messages are due, or draining
+// parking is the parker's: tasks on their way to the broker.
+type parking struct {
+	queue      []*task
+	order      uint64         // of the task that came last
+	calling    []*task        // that the driver parks in this moment
+	wake       *sync.Cond     // there is something to park, or room for it, or the end has come
+	ended      bool           // nothing more will be parked
+	overfull   bool           // too much is parked
+	unparkable map[string]int // messages in flight that the broker never parks, by key
+	over       chan struct{}
+}
 
-	// Poisoning.
-	toPoison  list
-	poisoners int
-	trouble   poisonTrouble
+// stuck is the tasks that could not be parked.
+type stuck struct {
+	lines   []*stuckTasks
+	byKey   map[string]*stuckTasks
+	due     time.Time // when they are tried again
+	backoff backoff.Backoff
+	tries   int // since the drain began
+}
 
-	// Settling.
-	done      []*task
-	unsettled int // tasks that the settler has
-	spare     []*task
-	finished  bool       // no more tasks will be done
-	settling  *sync.Cond // done is not empty, or finished
-	settled   chan struct{}
+// relief is how fast messages are settled, by which relieve knows whether room must be made.
+type relief struct {
+	settled     uint64    // since the start
+	from        time.Time // when relieve began to watch
+	settledThen uint64    // settled at that time
+}
 
-	stopping sync.Once
-	patience context.Context // of the drain
-	hurry    context.CancelFunc
-	stopped  chan struct{}
-	skipped  uint64
+// fetching is the fetcher's.
+type fetching struct {
+	turn chan struct{} // full while the driver fetches
+	wake *sync.Cond    // parked messages are due, or draining
+}
+
+// cancelling is the canceller's.
+type cancelling struct {
+	queue []*task
+	wake  *sync.Cond // there are cancellations, or the parker has ended a call, or draining
+}
+
+// poisoning is the poisoners': tasks on their way into the poison queue.
+type poisoning struct {
+	queue   list
+	running int // poisoners that have not ended
+	trouble poisonTrouble
+}
+
+// settling is the settler's: tasks that are done.
+type settling struct {
+	queue    []*task
+	underWay int // tasks that the settler has
+	spare    []*task
+	ended    bool       // no more tasks will be done
+	wake     *sync.Cond // the queue is not empty, or ended
+	over     chan struct{}
 }
 
 type consumerConfig struct {
@@ -128,15 +165,17 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 		core: c, sub: sub, cfg: cfg, table: table,
 		log:   c.log.With("topic", sub.Topic, "group", sub.Group),
 		lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
-		keys:       newKeyTable(cfg.inFlight.messages),
-		lot:        newParkingLot(cfg.unordered),
-		stuckByKey: map[string]*stuckTasks{}, unparkable: map[string]int{},
-		parked:  make(chan struct{}),
-		settled: make(chan struct{}),
-		stopped: make(chan struct{}), fetching: make(chan struct{}, 1),
+		keys:     newKeyTable(cfg.inFlight.messages),
+		lot:      newParkingLot(cfg.unordered),
+		parking:  parking{unparkable: map[string]int{}, over: make(chan struct{})},
+		stuck:    stuck{byKey: map[string]*stuckTasks{}},
+		fetching: fetching{turn: make(chan struct{}, 1)},
+		settling: settling{over: make(chan struct{})},
+		stopped:  make(chan struct{}),
 	}
-	k.work, k.room, k.settling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
-	k.parks, k.fetches, k.cancelling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
+	for _, cond := range []**sync.Cond{&k.flight.room, &k.crew.work, &k.parking.wake, &k.fetching.wake, &k.cancelling.wake, &k.settling.wake} {
+		*cond = sync.NewCond(&k.mu)
+	}
 	k.ctx, k.cancel = context.WithCancelCause(c.values)
 	k.intake, k.close = context.WithCancel(k.ctx)
 	k.patience, k.hurry = context.WithCancel(context.Background())
@@ -160,23 +199,23 @@ func (c *consumer) start() error {
 	defer c.mu.Unlock()
 	if err == nil && !c.draining {
 		c.source, c.state, c.err = source, StateRunning, nil
-		c.watchdog = time.AfterFunc(time.Hour, c.watch)
-		c.watchdog.Stop()
+		c.crew.watchdog = time.AfterFunc(time.Hour, c.watch)
+		c.crew.watchdog.Stop()
 		_, c.canFetch = source.(driver.ParkingSource)
 		c.canPark = c.canFetch && c.cfg.guarantee != AtMostOnce // a crash while one is being parked repeats it
 		go c.settler()
 		go c.pump()
 		if c.canFetch {
-			var parking sync.WaitGroup
-			parking.Go(c.parker)
-			parking.Go(c.canceller)
+			var parkers sync.WaitGroup
+			parkers.Go(c.parker)
+			parkers.Go(c.canceller)
 			go func() {
-				parking.Wait()
-				close(c.parked)
+				parkers.Wait()
+				close(c.parking.over)
 			}()
 			go c.fetcher()
 		} else {
-			close(c.parked)
+			close(c.parking.over)
 		}
 		return nil
 	}
@@ -275,12 +314,12 @@ func (c *consumer) drain(ctx context.Context) {
 	defer context.AfterFunc(ctx, c.cutShort)()
 	err := c.awaitHandlers(ctx)
 	c.endParking()
-	err = errors.Join(err, c.awaitEnd(ctx, c.parked))
+	err = errors.Join(err, c.awaitEnd(ctx, c.parking.over))
 	c.endSettling()
-	err = errors.Join(err, c.awaitEnd(ctx, c.settled), c.closeSource(ctx))
+	err = errors.Join(err, c.awaitEnd(ctx, c.settling.over), c.closeSource(ctx))
 	c.cancel(bus.ErrClosed)
 	c.mu.Lock()
-	c.watchdog.Stop()
+	c.crew.watchdog.Stop()
 	if c.timer != nil {
 		c.timer.Stop()
 	}
@@ -304,10 +343,10 @@ func (c *consumer) endIntake() (started, failed bool) {
 	if !failed {
 		c.state = StateDraining
 	}
-	c.work.Broadcast()
-	c.room.Broadcast()
-	c.fetches.Broadcast()
-	c.cancelling.Broadcast()
+	c.crew.work.Broadcast()
+	c.flight.room.Broadcast()
+	c.fetching.wake.Broadcast()
+	c.cancelling.wake.Broadcast()
 	return true, failed
 }
 
@@ -316,8 +355,8 @@ func (c *consumer) cutShort() {
 	wake := func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.work.Broadcast()
-		c.parks.Broadcast()
+		c.crew.work.Broadcast()
+		c.parking.wake.Broadcast()
 	}
 	c.cancel(errDrained)
 	wake()
@@ -330,18 +369,18 @@ func (c *consumer) awaitHandlers(ctx context.Context) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var over time.Time
-	for c.running > 0 {
+	for c.crew.running > 0 {
 		if ctx.Err() != nil && over.IsZero() {
 			over = time.Now()
-			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.running)
+			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.crew.running)
 		}
 		if !over.IsZero() && time.Since(over) >= lastMoment {
-			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group, lastMoment)
+			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.crew.running, c.sub.Group, lastMoment)
 			break
 		}
-		c.work.Wait()
+		c.crew.work.Wait()
 	}
-	for _, w := range c.workers {
+	for _, w := range c.crew.workers {
 		c.finishHandled(w) // of those that are left behind
 	}
 	return err
@@ -352,16 +391,16 @@ func (c *consumer) endParking() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parkHeld(func(t *task) bool { return !t.lane.gone() })
-	c.parksEnded = true
-	c.parks.Broadcast()
+	c.parking.ended = true
+	c.parking.wake.Broadcast()
 }
 
 // endSettling has the settler end when all that is done is settled.
 func (c *consumer) endSettling() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.finished = true
-	c.settling.Broadcast()
+	c.settling.ended = true
+	c.settling.wake.Broadcast()
 }
 
 // closeSource closes the source. That is worth a moment even if nothing is left of the drain's time.
@@ -401,7 +440,7 @@ func (c *consumer) pause(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.paused = on
-	c.room.Broadcast()
-	c.fetches.Broadcast()
+	c.flight.room.Broadcast()
+	c.fetching.wake.Broadcast()
 	c.wakeWorkers()
 }

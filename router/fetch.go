@@ -11,7 +11,7 @@ import (
 // wakeFetcher has due messages fetched, now or when the next is due.
 func (c *consumer) wakeFetcher() {
 	if c.wakeFetcherAt() {
-		c.fetches.Signal()
+		c.fetching.wake.Signal()
 	}
 }
 
@@ -61,8 +61,8 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 	defer c.mu.Unlock()
 	for !c.draining {
 		if !c.paused && !c.suspended() {
-			room := min(maxFetched, c.cfg.inFlight.messages) - c.fetchedMessages
-			if c.fetchedBytes >= c.cfg.inFlight.bytes {
+			room := min(maxFetched, c.cfg.inFlight.messages) - c.flight.fetchedMessages
+			if c.flight.fetchedBytes >= c.cfg.inFlight.bytes {
 				room = 0
 			}
 			due, kept := c.lot.due(time.Now(), room)
@@ -74,7 +74,7 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 			}
 		}
 		c.wakeFetcherAt()
-		c.fetches.Wait()
+		c.fetching.wake.Wait()
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func (c *consumer) goOnWith(e *parkedMessage) {
 	default:
 		c.move(t, taskBlocked)
 	}
-	c.parks.Signal()
+	c.parking.wake.Signal()
 	c.wakeWorkers()
 }
 
@@ -170,6 +170,6 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 		}
 		c.admitTask(t, err)
 	}
-	c.parks.Signal() // there may be room for more
+	c.parking.wake.Signal() // there may be room for more
 	c.wakeWorkers()
 }

@@ -141,7 +141,7 @@ func (c *consumer) leaveKey(t *task) {
 func (c *consumer) recycle(t *task) {
 	c.move(t, taskFree)
 	if t.beside {
-		c.fetches.Signal()
+		c.fetching.wake.Signal()
 	}
 	if e := t.place; e != nil && e.state == parkedInFlight {
 		c.lot.remove(e)
@@ -150,22 +150,22 @@ func (c *consumer) recycle(t *task) {
 		c.unbar(t.key)
 	}
 	if t.putFails > 0 {
-		c.trouble.recycled()
+		c.poisoning.trouble.recycled()
 	}
-	*t = task{next: c.free}
-	c.free = t
+	*t = task{next: c.flight.free}
+	c.flight.free = t
 	if c.hasRoom() {
-		c.room.Signal()
+		c.flight.room.Signal()
 	}
 }
 
 // unbar notes that one message less of the key is in flight that cannot be parked.
 func (c *consumer) unbar(key string) {
-	if c.unparkable[key]--; c.unparkable[key] > 0 {
+	if c.parking.unparkable[key]--; c.parking.unparkable[key] > 0 {
 		return
 	}
-	delete(c.unparkable, key)
-	if s := c.stuckByKey[key]; s != nil && s.tasks[0].storing != storeCalled {
+	delete(c.parking.unparkable, key)
+	if s := c.stuck.byKey[key]; s != nil && s.tasks[0].storing != storeCalled {
 		c.freeStuck(s)
 	}
 }

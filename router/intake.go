@@ -69,25 +69,25 @@ func (c *consumer) waitForRoom() (messages, bytes int) {
 		if c.draining {
 			return 0, 0
 		}
-		c.full = true
+		c.flight.full = true
 		if c.relieve(); !c.hasRoom() {
-			c.room.Wait()
+			c.flight.room.Wait()
 		}
-		c.full = false
+		c.flight.full = false
 	}
 	if c.draining {
 		return 0, 0
 	}
-	return c.cfg.inFlight.messages - c.inFlight, max(c.cfg.inFlight.bytes-c.bytes, 1)
+	return c.cfg.inFlight.messages - c.flight.messages, max(c.cfg.inFlight.bytes-c.flight.bytes, 1)
 }
 
 // hasRoom waits for a quarter of the bounds to be free, so that batches stay large, unless the workers would run dry.
 func (c *consumer) hasRoom() bool {
-	messages, bytes := c.cfg.inFlight.messages-c.inFlight, c.cfg.inFlight.bytes-c.bytes
+	messages, bytes := c.cfg.inFlight.messages-c.flight.messages, c.cfg.inFlight.bytes-c.flight.bytes
 	if c.draining {
 		return true
 	}
-	if c.paused || c.suspended() || messages <= 0 || (bytes <= 0 && c.inFlight > 0) {
+	if c.paused || c.suspended() || messages <= 0 || (bytes <= 0 && c.flight.messages > 0) {
 		return false
 	}
 	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
@@ -251,11 +251,11 @@ func (t *task) refuse(class string, err error) {
 }
 
 func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
-	t := c.free
+	t := c.flight.free
 	if t == nil {
 		t = &task{}
 	}
-	c.free, t.next = t.next, nil
+	c.flight.free, t.next = t.next, nil
 	t.h, t.lane, t.size = h, l, h.Delivery.Message.Size()
 	return t
 }
@@ -263,11 +263,11 @@ func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
 // countInFlight has a message that came back from the broker count as in flight, if there is room.
 // The message may stay for long, and others must come back meanwhile.
 func (c *consumer) countInFlight(t *task) {
-	if !t.beside || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes {
+	if !t.beside || c.flight.messages >= c.cfg.inFlight.messages || c.flight.bytes >= c.cfg.inFlight.bytes {
 		return
 	}
 	c.countTask(t, -1)
 	t.beside = false
 	c.countTask(t, 1)
-	c.fetches.Signal()
+	c.fetching.wake.Signal()
 }

@@ -89,13 +89,13 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 			batch = c.takeToPark()
 		}
 		if len(batch) > 0 {
-			c.parking = batch
+			c.parking.calling = batch
 			return batch, parkingsOf(batch)
 		}
-		if c.parksEnded && (len(c.stuck) == 0 || c.stuckTries >= stuckAtDrain || c.ctx.Err() != nil) {
+		if c.parking.ended && (len(c.stuck.lines) == 0 || c.stuck.tries >= stuckAtDrain || c.ctx.Err() != nil) {
 			return nil, nil
 		}
-		c.parks.Wait()
+		c.parking.wake.Wait()
 	}
 }
 
@@ -121,11 +121,11 @@ func parkingsOf(batch []*task) []driver.Parking {
 
 func (c *consumer) queueToPark(t *task) {
 	t.setStoring(storeQueued)
-	if c.parkOrder++; !t.head {
-		t.parkOrder = c.parkOrder
+	if c.parking.order++; !t.head {
+		t.parkOrder = c.parking.order
 	}
-	c.toPark = append(c.toPark, t)
-	c.parks.Signal()
+	c.parking.queue = append(c.parking.queue, t)
+	c.parking.wake.Signal()
 }
 
 // unqueue takes a task back before it was parked. Called with the lock held, as all that follows.
@@ -133,15 +133,15 @@ func (c *consumer) unqueue(t *task) {
 	t.setStoring(storeNone)
 	if t.stuck != nil {
 		c.unstick(t)
-	} else if i := slices.Index(c.toPark, t); i >= 0 {
-		c.toPark = slices.Delete(c.toPark, i, i+1)
+	} else if i := slices.Index(c.parking.queue, t); i >= 0 {
+		c.parking.queue = slices.Delete(c.parking.queue, i, i+1)
 	}
 }
 
 // takeToPark takes tasks that may be parked now.
 func (c *consumer) takeToPark() []*task {
-	queue := c.toPark
-	c.toPark = nil
+	queue := c.parking.queue
+	c.parking.queue = nil
 	full := c.lot.n > maxParked && !c.draining
 	var batch, rest []*task
 	waiting := false
@@ -167,12 +167,12 @@ func (c *consumer) takeToPark() []*task {
 			batch = append(batch, t)
 		}
 	}
-	c.toPark = append(rest, c.toPark...)
-	if waiting && !c.overfull {
+	c.parking.queue = append(rest, c.parking.queue...)
+	if waiting && !c.parking.overfull {
 		c.log.Warn("as many messages are parked as may be; what is to be parked stays in flight until there is room", "parked", c.lot.n)
 	}
 	if waiting || !full {
-		c.overfull = waiting
+		c.parking.overfull = waiting
 	}
 	return batch
 }
@@ -182,25 +182,25 @@ func (c *consumer) inLine(t *task) bool { return t.key != "" && !c.cfg.unordered
 
 // mustWait says whether another of the task's key must be parked, or done with, before it.
 func (c *consumer) mustWait(t *task) bool {
-	return c.inLine(t) && !t.head && (c.stuckByKey[t.key] != nil || c.unparkable[t.key] > 0 && !t.forced)
+	return c.inLine(t) && !t.head && (c.stuck.byKey[t.key] != nil || c.parking.unparkable[t.key] > 0 && !t.forced)
 }
 
 // takeStuck takes the first task of each line that is due for another try.
 func (c *consumer) takeStuck(now time.Time) []*task {
-	if len(c.stuck) == 0 || now.Before(c.stuckDue) {
+	if len(c.stuck.lines) == 0 || now.Before(c.stuck.due) {
 		return nil
 	}
 	var batch []*task
 	var tried, rest []*stuckTasks
-	for _, s := range c.stuck {
-		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.unparkable[t.key] == 0 || t.head || t.forced) {
+	for _, s := range c.stuck.lines {
+		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.parking.unparkable[t.key] == 0 || t.head || t.forced) {
 			batch = append(batch, t)
 			tried = append(tried, s)
 		} else {
 			rest = append(rest, s)
 		}
 	}
-	c.stuck = append(rest, tried...)
+	c.stuck.lines = append(rest, tried...)
 	return batch
 }
 
@@ -210,12 +210,12 @@ func (c *consumer) stick(t *task) {
 	if t.stuck != nil {
 		return // it is the first
 	}
-	s := c.stuckByKey[t.key]
+	s := c.stuck.byKey[t.key]
 	if s == nil || !c.inLine(t) {
 		s = &stuckTasks{}
-		c.stuck = append(c.stuck, s)
+		c.stuck.lines = append(c.stuck.lines, s)
 		if c.inLine(t) {
-			c.stuckByKey[t.key] = s
+			c.stuck.byKey[t.key] = s
 		}
 	}
 	i := len(s.tasks)
@@ -239,11 +239,11 @@ func (c *consumer) unstick(t *task) {
 }
 
 func (c *consumer) endStuck(s *stuckTasks, of *task) {
-	if i := slices.Index(c.stuck, s); i >= 0 {
-		c.stuck = slices.Delete(c.stuck, i, i+1)
+	if i := slices.Index(c.stuck.lines, s); i >= 0 {
+		c.stuck.lines = slices.Delete(c.stuck.lines, i, i+1)
 	}
-	if c.stuckByKey[of.key] == s {
-		delete(c.stuckByKey, of.key)
+	if c.stuck.byKey[of.key] == s {
+		delete(c.stuck.byKey, of.key)
 	}
 }
 
@@ -257,8 +257,8 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 		t.stuck = nil
 		t.setStoring(storeQueued)
 	}
-	c.toPark = append(s.tasks, c.toPark...)
-	c.parks.Signal()
+	c.parking.queue = append(s.tasks, c.parking.queue...)
+	c.parking.wake.Signal()
 }
 
 // forceStuck makes room. Some tasks wait only so that they get no position before a message that
@@ -266,8 +266,8 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 // them in the wrong order. forceStuck says whether there were any.
 func (c *consumer) forceStuck() bool {
 	var forced []*stuckTasks
-	for key := range c.unparkable {
-		if s := c.stuckByKey[key]; s != nil && s.tasks[0].storing != storeCalled {
+	for key := range c.parking.unparkable {
+		if s := c.stuck.byKey[key]; s != nil && s.tasks[0].storing != storeCalled {
 			forced = append(forced, s)
 		}
 	}
@@ -282,7 +282,7 @@ func (c *consumer) forceStuck() bool {
 
 // abandonStuck lets go of stuck tasks, unsettled.
 func (c *consumer) abandonStuck(of func(*task) bool) {
-	for _, s := range slices.Clone(c.stuck) {
+	for _, s := range slices.Clone(c.stuck.lines) {
 		for _, t := range slices.Clone(s.tasks) {
 			if !of(t) || t.storing == storeCalled {
 				continue
@@ -302,7 +302,7 @@ func (c *consumer) abandonStuck(of func(*task) bool) {
 func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate, failed error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.parking = nil
+	c.parking.calling = nil
 	retried, stuck := false, 0
 	for i, t := range batch {
 		t.setStoring(storeNone)
@@ -328,36 +328,36 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 		c.afterPark(t, f, ps[i].Token)
 	}
 	c.delayStuck(retried, stuck, failed)
-	c.cancelling.Signal()
+	c.cancelling.wake.Signal()
 	c.wakeFetcher()
 	c.wakeWorkers()
 }
 
 // delayStuck says when stuck tasks are tried again.
 func (c *consumer) delayStuck(retried bool, n int, err error) {
-	if len(c.stuck) == 0 {
-		c.stuckBackoff = backoff.Backoff{}
+	if len(c.stuck.lines) == 0 {
+		c.stuck.backoff = backoff.Backoff{}
 	}
 	now := time.Now()
-	if n == 0 || !retried && now.Before(c.stuckDue) { // a time is set
+	if n == 0 || !retried && now.Before(c.stuck.due) { // a time is set
 		return
 	}
 	c.log.Warn("parking failed; trying again", "messages", n, "err", err)
 	if c.draining {
-		c.stuckTries++
+		c.stuck.tries++
 	}
-	c.stuckDue = now.Add(c.stuckBackoff.Next())
-	c.wakeAt(c.stuckDue)
+	c.stuck.due = now.Add(c.stuck.backoff.Next())
+	c.wakeAt(c.stuck.due)
 }
 
 // wakeParker has stuck tasks tried again, now or when they are due.
 func (c *consumer) wakeParker(now time.Time) {
 	switch {
-	case len(c.stuck) == 0:
-	case c.stuckDue.After(now):
-		c.wakeAt(c.stuckDue)
+	case len(c.stuck.lines) == 0:
+	case c.stuck.due.After(now):
+		c.wakeAt(c.stuck.due)
 	default:
-		c.parks.Signal()
+		c.parking.wake.Signal()
 	}
 }
 
@@ -368,9 +368,9 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	if f == parkRefused {
 		if t.unparkable = true; c.inLine(t) {
 			t.bars = true
-			c.unparkable[t.key]++
+			c.parking.unparkable[t.key]++
 		}
-		if s := c.stuckByKey[t.key]; s != nil && t.bars && !t.head {
+		if s := c.stuck.byKey[t.key]; s != nil && t.bars && !t.head {
 			for _, other := range s.tasks {
 				other.forced = other.forced || other.parkOrder < t.parkOrder
 			}

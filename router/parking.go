@@ -136,7 +136,7 @@ func (c *consumer) unpark(e *parkedMessage) {
 		c.await(line.messages[0])
 	}
 	if c.lot.n <= maxParked {
-		c.parks.Signal()
+		c.parking.wake.Signal()
 	}
 }
 
@@ -151,8 +151,8 @@ func (c *consumer) forgetGone() {
 	for _, e := range first {
 		c.await(e)
 	}
-	c.parks.Signal()
-	c.cancelling.Signal()
+	c.parking.wake.Signal()
+	c.cancelling.wake.Signal()
 	c.wakeFetcher()
 }
 
@@ -165,17 +165,17 @@ const reliefWindow = 20 * time.Millisecond
 // will be room without it. As long as an eighth of the in-flight bound is finished within a window,
 // nobody waits long: with quick handlers, keys have followers at any time.
 func (c *consumer) relieve() {
-	if c.unsettled > 0 || len(c.done) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.idle == 0 && len(c.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
+	if c.settling.underWay > 0 || len(c.settling.queue) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.crew.idle == 0 && len(c.crew.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
 		return
 	}
 	now := time.Now()
-	watched := now.Sub(c.reliefFrom)
+	watched := now.Sub(c.relief.from)
 	if watched < reliefWindow {
-		c.wakeAt(c.reliefFrom.Add(reliefWindow))
+		c.wakeAt(c.relief.from.Add(reliefWindow))
 		return
 	}
-	if watched > time.Second || c.ended-c.reliefEnded >= uint64(c.cfg.inFlight.messages/8+1) {
-		c.reliefFrom, c.reliefEnded = now, c.ended
+	if watched > time.Second || c.relief.settled-c.relief.settledThen >= uint64(c.cfg.inFlight.messages/8+1) {
+		c.relief.from, c.relief.settledThen = now, c.relief.settled
 		c.wakeAt(now.Add(reliefWindow))
 		return
 	}

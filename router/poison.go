@@ -46,10 +46,10 @@ const (
 // other message. Called with the lock held.
 func (c *consumer) poison(t *task) {
 	c.move(t, taskPoisoning)
-	c.toPoison.push(t)
-	if c.poisoners < c.cfg.workers {
-		c.poisoners++
-		c.running++ // the drain waits for it
+	c.poisoning.queue.push(t)
+	if c.poisoning.running < c.cfg.workers {
+		c.poisoning.running++
+		c.crew.running++ // the drain waits for it
 		go c.poisoner()
 	}
 }
@@ -59,7 +59,7 @@ func (c *consumer) poisoner() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		t := c.toPoison.pop()
+		t := c.poisoning.queue.pop()
 		if t == nil {
 			break
 		}
@@ -72,15 +72,15 @@ func (c *consumer) poisoner() {
 		c.afterPoison(t, err)
 		c.wakeWorkers()
 	}
-	c.poisoners--
-	c.running--
-	c.work.Broadcast()
-	c.settling.Signal()
+	c.poisoning.running--
+	c.crew.running--
+	c.crew.work.Broadcast()
+	c.settling.wake.Signal()
 }
 
 // afterPoison goes on with a message that is in the poison queue, or could not be put there.
 func (c *consumer) afterPoison(t *task, err error) {
-	c.trouble.note(t, err)
+	c.poisoning.trouble.note(t, err)
 	isRefused := err != nil && t.lane.ctx.Err() == nil && isRefusal(err)
 	switch {
 	case t.blocks && (err == nil || t.lane.gone() || isRefused):
@@ -100,7 +100,7 @@ func (c *consumer) afterPoison(t *task, err error) {
 		t.outcome, t.due, t.entry = park, time.Now().Add(refusedFor), nil
 	default:
 		if t.putFails++; t.putFails == 1 {
-			c.trouble.waiting++
+			c.poisoning.trouble.waiting++
 		}
 		t.outcome, t.due = hold, time.Now().Add(backoff.Pause(t.putFails))
 	}

@@ -30,7 +30,7 @@ func (c *consumer) makeReady(t *task) {
 // due says whether to call a batch now: it is full, has waited long enough, or nothing more can
 // come.
 func (c *consumer) due(q *batchQueue) bool {
-	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes ||
+	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.flight.messages >= c.cfg.inFlight.messages || c.flight.bytes >= c.cfg.inFlight.bytes ||
 		time.Since(q.since) >= q.fill.wait)
 }
 
@@ -63,12 +63,12 @@ func (c *consumer) wakeWorkers() {
 func (c *consumer) wakeWorker() {
 	switch {
 	case c.draining:
-	case c.idle > 0:
-		c.work.Signal()
-	case len(c.workers) < c.cfg.workers:
+	case c.crew.idle > 0:
+		c.crew.work.Signal()
+	case len(c.crew.workers) < c.cfg.workers:
 		w := &worker{c: c, at: -1, ids: map[string]bool{}}
-		c.workers = append(c.workers, w)
-		c.running++
+		c.crew.workers = append(c.crew.workers, w)
+		c.crew.running++
 		go w.run()
 	}
 }
@@ -91,9 +91,9 @@ func (c *consumer) shareWork(w *worker) {
 
 // guard starts the watchdog, unless it runs.
 func (c *consumer) guard() {
-	if !c.watching {
-		c.watching = true
-		c.watchdog.Reset(watchdogDelay)
+	if !c.crew.watching {
+		c.crew.watching = true
+		c.crew.watchdog.Reset(watchdogDelay)
 	}
 }
 
@@ -102,12 +102,12 @@ func (c *consumer) guard() {
 func (c *consumer) watch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.watching = false
+	c.crew.watching = false
 	if c.draining {
 		return
 	}
 	waiting := false
-	for _, w := range c.workers {
+	for _, w := range c.crew.workers {
 		c.finishHandled(w)
 		if next := w.next.Load(); next == w.watched && int(next) < w.n {
 			// its call lasts: others take the tasks it has not begun, in turn with the ready ones
@@ -225,7 +225,7 @@ func (c *consumer) takeBatch(w *worker) bool {
 
 // steal takes one task that another worker took but has not begun, because the one before it turned out to be slow.
 func (c *consumer) steal(w *worker) bool {
-	for _, v := range c.workers {
+	for _, v := range c.crew.workers {
 		if v == w || v.n < 2 {
 			continue
 		}
@@ -266,7 +266,7 @@ func (c *consumer) onTimer() {
 	c.wakeBatches()
 	c.wakeFetcher()
 	c.endPause(now)
-	if c.full {
+	if c.flight.full {
 		c.relieve()
 	}
 	c.wakeWorkers()

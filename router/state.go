@@ -93,10 +93,10 @@ func (t *task) countBusy(was bool) {
 // countTask counts a task that comes into flight (1), or is out of it (-1).
 func (c *consumer) countTask(t *task, n int) {
 	if t.beside {
-		c.fetchedMessages += n
-		c.fetchedBytes += n * t.size
+		c.flight.fetchedMessages += n
+		c.flight.fetchedBytes += n * t.size
 	} else {
-		c.inFlight += n
-		c.bytes += n * t.size
+		c.flight.messages += n
+		c.flight.bytes += n * t.size
 	}
 }

@@ -95,7 +95,7 @@ func (c *consumer) checkStates(rests bool) error {
 	for _, q := range c.batches {
 		n.list(&q.list, "batch queue", taskReady)
 	}
-	n.list(&c.toPoison, "poison list", taskPoisoning)
+	n.list(&c.poisoning.queue, "poison list", taskPoisoning)
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
 			if !head.keyed || head.state == taskFree || head.state == taskBlocked {
@@ -106,23 +106,23 @@ func (c *consumer) checkStates(rests bool) error {
 			}
 		}
 	}
-	for _, w := range c.workers {
+	for _, w := range c.crew.workers {
 		for _, t := range w.tasks[:w.n] {
 			if t != nil {
 				n.found(t, "hands of a worker", taskRunning)
 			}
 		}
 	}
-	for place, tasks := range map[string][]*task{"delays": c.held, "cancellations": c.cancels, "settler's queue": c.done} {
+	for place, tasks := range map[string][]*task{"delays": c.held, "cancellations": c.cancelling.queue, "settler's queue": c.settling.queue} {
 		want := map[string]taskState{"delays": taskHeld, "cancellations": taskCancelling, "settler's queue": taskSettling}[place]
 		for _, t := range tasks {
 			n.found(t, place, want)
 		}
 	}
-	for _, t := range c.toPark {
+	for _, t := range c.parking.queue {
 		n.parker(t, "parker's queue")
 	}
-	for _, s := range c.stuck {
+	for _, s := range c.stuck.lines {
 		for _, t := range s.tasks {
 			n.parker(t, "stuck tasks")
 		}
@@ -133,7 +133,7 @@ func (c *consumer) checkStates(rests bool) error {
 		}
 	}
 	inFlight := len(n.places)
-	if all := c.inFlight + c.fetchedMessages; inFlight > all || rests && inFlight < all {
+	if all := c.flight.messages + c.flight.fetchedMessages; inFlight > all || rests && inFlight < all {
 		n.errorf("%d tasks are in flight, and %d are in a place", all, inFlight)
 	}
 	for _, l := range c.lanes {
@@ -141,7 +141,7 @@ func (c *consumer) checkStates(rests bool) error {
 			n.errorf("lane %d counts %d busy tasks, and %d are in a place", l.id.ID, l.busy, busy)
 		}
 	}
-	for t := c.free; t != nil; t = t.next {
+	for t := c.flight.free; t != nil; t = t.next {
 		n.found(t, "free list", taskFree)
 	}
 	return n.err

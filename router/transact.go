@@ -77,7 +77,7 @@ func (c *consumer) notifySettled(t *task, err error) {
 func (c *consumer) moreDone() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	more := c.done
-	c.done = nil
+	more := c.settling.queue
+	c.settling.queue = nil
 	return more
 }

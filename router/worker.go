@@ -105,17 +105,17 @@ func (w *worker) exchange() bool {
 	for !c.draining {
 		took := c.take(w)
 		if !took {
-			c.idle++
+			c.crew.idle++
 		}
-		if c.full {
+		if c.flight.full {
 			c.relieve()
 		}
 		if took {
 			c.shareWork(w)
 			return true
 		}
-		c.work.Wait()
-		c.idle--
+		c.crew.work.Wait()
+		c.crew.idle--
 	}
 	return false
 }
@@ -152,8 +152,8 @@ func (w *worker) ended() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.running--
-	c.work.Broadcast() // drain waits for this
+	c.crew.running--
+	c.crew.work.Broadcast() // drain waits for this
 }
 
 // handle calls the handler of one message, and decides its next step.
