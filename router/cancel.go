@@ -54,7 +54,7 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 	kept := c.held[:0]
 	for _, h := range c.held {
 		d := &h.h.Delivery
-		if !h.free || h.lane != l || d.Key != what.key || d.ID != what.id {
+		if !h.delayed || h.lane != l || d.Key != what.key || d.ID != what.id {
 			kept = append(kept, h)
 			continue
 		}

@@ -104,7 +104,7 @@ func (c *consumer) giveUp(t *task, err error, now time.Time) {
 	default:
 		t.entry = t.poisonEntry(now)
 		if r.policy.KeyWaits && c.canPark && t.keyed {
-			t.outcome, t.due, t.blocks = park, now.Add(blockedFor), true
+			t.outcome, t.due, t.keyWaits = park, now.Add(blockedFor), true
 			return
 		}
 		t.outcome = poison

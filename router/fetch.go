@@ -89,10 +89,10 @@ func (c *consumer) goOnWith(e *parkedMessage) {
 		c.lot.remove(e)
 		t.place = nil
 	}
-	free := t.free
-	t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
+	delayed := t.delayed
+	t.delayed, t.keyed = false, t.key != "" && !c.cfg.unordered
 	switch {
-	case free:
+	case delayed:
 		c.enter(t)
 	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)

@@ -228,7 +228,7 @@ func (c *consumer) postpone(t *task) bool {
 	if err != nil || !due.After(time.Now()) {
 		return false
 	}
-	t.due, t.free, t.keyed = due, true, false
+	t.due, t.delayed, t.keyed = due, true, false
 	if c.canPark {
 		c.parkAt(t, -1, due)
 	} else {

@@ -3,9 +3,53 @@ package router
 import (
 	"container/heap"
 	"context"
+	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
+
+// laneState is how far an ownership is in its life. It only goes on.
+type laneState int8
+
+const (
+	laneOwned   laneState = iota
+	laneLeaving           // being handed over: no handler starts any more
+	laneLost              // nothing is settled any more either
+)
+
+// lane is one ownership of a lane by this process. Its fields are guarded by the consumer's lock.
+type lane struct {
+	id     bus.Lane
+	ctx    context.Context // of the handlers of its messages
+	cancel context.CancelCauseFunc
+	// batches are the contexts of the batches in which its messages are handled.
+	batches map[context.Context]context.CancelCauseFunc
+	state   laneState
+	// abandoned are keys with a message that was let go unsettled while the lane was going. Later
+	// messages of the key must not be parked before it.
+	abandoned map[string]bool
+	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
+	fetchFrom time.Time       // when they are tried again
+	busy      int             // its tasks for which a handover waits
+	idle      chan struct{}   // made by a revocation, closed when busy is 0
+}
+
+// gone says whether no handler may start any more.
+func (l *lane) gone() bool { return l.state != laneOwned }
+
+// lost says whether nothing may be settled any more either.
+func (l *lane) lost() bool { return l.state == laneLost }
+
+// countBusy counts a task that is busy now, or is not any more.
+func (l *lane) countBusy(is bool) {
+	if is {
+		l.busy++
+	} else if l.busy--; l.busy == 0 && l.idle != nil {
+		close(l.idle)
+		l.idle = nil
+	}
+}
 
 // Assigned implements bus.LaneObserver.
 func (c *consumer) Assigned(lanes []bus.Lane) {

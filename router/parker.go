@@ -108,7 +108,7 @@ func parkingsOf(batch []*task) []driver.Parking {
 		ps[i].Token = t.token()
 		// until its poison entry is written, only this process knows: the next owner tries it again
 		// at once
-		if t.blocks {
+		if t.keyWaits {
 			ps[i].Due = time.Now()
 		}
 		if !t.marked() && t.failure != nil { // its worker may be at it
@@ -178,7 +178,7 @@ func (c *consumer) takeToPark() []*task {
 }
 
 // inLine says whether the order of the task matters.
-func (c *consumer) inLine(t *task) bool { return t.key != "" && !c.cfg.unordered && !t.free }
+func (c *consumer) inLine(t *task) bool { return t.key != "" && !c.cfg.unordered && !t.delayed }
 
 // mustWait says whether another of the task's key must be parked, or done with, before it.
 func (c *consumer) mustWait(t *task) bool {
@@ -389,8 +389,8 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		return
 	}
 	switch {
-	case f == parkRefused && t.blocks: // as in park
-		t.blocks = false
+	case f == parkRefused && t.keyWaits: // as in park
+		t.keyWaits = false
 		c.unpark(e)
 		c.poison(t)
 		return
@@ -408,7 +408,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	default:
 		c.unpark(e)
 	}
-	if t.blocks && isStored && !withdrawn {
+	if t.keyWaits && isStored && !withdrawn {
 		t.entry.Lane, t.entry.Position, t.entry.Waits = token.Lane, token.Position, true
 		t.entry.ID = t.waitingID()
 		c.poison(t) // beside the other tasks, which need not wait for the poison queue

@@ -26,8 +26,8 @@ var maxParked = 200_000
 // park sends t to the broker until it is due, and with it the tasks waiting behind it. t is counted
 // in its lane's busy until it is stored. Called with the lock held, as all of this file.
 func (c *consumer) park(t *task) {
-	if t.blocks && t.unparkable { // its key cannot wait for its replay, because that needs its place
-		t.blocks = false
+	if t.keyWaits && t.unparkable { // its key cannot wait for its replay, because that needs its place
+		t.keyWaits = false
 		c.poison(t)
 		return
 	}
@@ -92,7 +92,7 @@ func (c *consumer) parkAt(t *task, i int, due time.Time) {
 		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, came: t.h.Delivery.Position + 1}
 	}
 	e := t.place
-	e.Due, e.Delayed = due, t.free
+	e.Due, e.Delayed = due, t.delayed
 	switch {
 	case t.lane.gone() && t.unparkable:
 		c.recycle(t)

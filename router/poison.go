@@ -64,7 +64,7 @@ func (c *consumer) poisoner() {
 			break
 		}
 		var err error
-		if !(t.blocks && !t.place.inLot()) { // else it was withdrawn, or its lane's next owner tries it
+		if !(t.keyWaits && !t.place.inLot()) { // else it was withdrawn, or its lane's next owner tries it
 			c.mu.Unlock()
 			err = c.putEntry(t)
 			c.mu.Lock()
@@ -83,7 +83,7 @@ func (c *consumer) afterPoison(t *task, err error) {
 	c.poisoning.trouble.note(t, err)
 	isRefused := err != nil && t.lane.ctx.Err() == nil && isRefusal(err)
 	switch {
-	case t.blocks && (err == nil || t.lane.gone() || isRefused):
+	case t.keyWaits && (err == nil || t.lane.gone() || isRefused):
 		e := t.place
 		if isRefused && !e.changed {
 			e.Due = time.Now().Add(refusedFor)

@@ -275,8 +275,8 @@ func (c *consumer) onTimer() {
 // endDelays makes held tasks ready that are due.
 func (c *consumer) endDelays(now time.Time) {
 	for len(c.held) > 0 && !c.held[0].due.After(now) {
-		if t := heap.Pop(&c.held).(*task); t.free {
-			t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
+		if t := heap.Pop(&c.held).(*task); t.delayed {
+			t.delayed, t.keyed = false, t.key != "" && !c.cfg.unordered
 			c.enter(t)
 		} else {
 			c.makeReady(t)
