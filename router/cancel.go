@@ -33,20 +33,20 @@ func (t *task) named() named {
 // wait to be parked. A message may also be being stored at this moment: then the cancellation waits
 // for the outcome. Called with the lock held.
 func (c *consumer) cancelDelayed(t *task) {
-	t.lane.busy++
 	what := t.named()
 	if what.key == "" || what.id == "" {
 		c.log.Warn("a cancellation names no message: its key or its header is missing", "id", t.h.Delivery.ID, "header", bus.HeaderCancels)
-		c.settleTask(t)
+		c.settle(t)
 		return
 	}
 	c.cancelHeld(t.lane, what)
 	if !c.canFetch {
-		c.settleTask(t)
+		c.settle(t)
 		return
 	}
-	c.cancels = append(c.cancels, t)
-	c.cancelling.Signal()
+	c.move(t, taskCancelling)
+	c.cancelling.queue = append(c.cancelling.queue, t)
+	c.cancelling.wake.Signal()
 }
 
 // cancelHeld settles the messages held in memory, before the cancellation.
@@ -54,12 +54,11 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 	kept := c.held[:0]
 	for _, h := range c.held {
 		d := &h.h.Delivery
-		if !h.free || h.lane != l || d.Key != what.key || d.ID != what.id {
+		if !h.delayed || h.lane != l || d.Key != what.key || d.ID != what.id {
 			kept = append(kept, h)
 			continue
 		}
-		h.lane.busy++
-		c.settleTask(h)
+		c.settle(h)
 		c.log.Debug("a delayed message is cancelled", "id", what.id)
 	}
 	clear(c.held[len(kept):])
@@ -104,31 +103,29 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 	defer c.mu.Unlock()
 	for {
 		if c.draining {
-			for _, t := range c.cancels { // they come again
-				t.lane.release()
+			for _, t := range c.cancelling.queue { // they come again
 				c.recycle(t)
 			}
-			c.cancels = nil
+			c.cancelling.queue = nil
 			return nil
 		}
 		being := map[named]bool{}
-		for _, t := range c.parking {
+		for _, t := range c.parking.calling {
 			if t.place.Delayed {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
-		for _, s := range c.stuck {
+		for _, s := range c.stuck.lines {
 			if t := s.tasks[0]; t.unknown && t.place.Delayed {
 				being[named{t.key, t.h.Delivery.ID}] = true
 			}
 		}
 		var batch, rest []*task
-		for _, t := range c.cancels {
+		for _, t := range c.cancelling.queue {
 			switch {
 			// its names are forgotten here: the lane's next owner hears of the message, and is
 			// given the cancellation
-			case t.lane.gone:
-				t.lane.release()
+			case t.lane.gone():
 				c.recycle(t)
 			case len(batch) < maxReceive && !being[t.named()]:
 				batch = append(batch, t)
@@ -136,10 +133,10 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 				rest = append(rest, t)
 			}
 		}
-		if c.cancels = rest; len(batch) > 0 {
+		if c.cancelling.queue = rest; len(batch) > 0 {
 			return c.takeDelayed(batch) // under the same lock: nothing of it begins to be stored in between
 		}
-		c.cancelling.Wait()
+		c.cancelling.wake.Wait()
 	}
 }
 
@@ -167,39 +164,35 @@ func (c *consumer) takeDelayed(batch []*task) (lanes []*laneCancellations) {
 // in memory. Called with the lock held.
 func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	meant := func(t *task) bool {
-		return t.lane == l && !t.marking && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
+		return t.lane == l && !t.marked() && t.place.Delayed && names.of(t.place, t.h.Delivery.ID)
 	}
 	var cancelled []*task
-	for _, t := range c.toPark {
+	for _, t := range c.parking.queue {
 		if meant(t) {
 			cancelled = append(cancelled, t)
 		}
 	}
-	for _, s := range c.stuck {
+	for _, s := range c.stuck.lines {
 		for _, t := range s.tasks {
-			if !t.parking && !t.unknown && meant(t) {
+			if t.storing != storeCalled && !t.unknown && meant(t) {
 				cancelled = append(cancelled, t)
 			}
 		}
 	}
 	for _, t := range cancelled {
-		if t.stuck != nil {
-			t.lane.busy++
-		}
 		c.unqueue(t)
 	}
 	for n := range names {
 		for _, e := range c.lot.delayed[n.key] {
 			if t := e.kept; t != nil && meant(t) {
 				e.kept = nil
-				t.lane.busy++
 				cancelled = append(cancelled, t)
 			}
 		}
 	}
 	for _, t := range cancelled {
 		c.unpark(t.place)
-		c.settleTask(t)
+		c.settle(t)
 		c.log.Debug("a delayed message is cancelled", "id", t.h.Delivery.ID)
 	}
 }
@@ -214,10 +207,10 @@ func (c *consumer) delayedOf(l *lane, names cancellations) (taken []*parkedMessa
 		}
 		seen[n.key] = true
 		for _, e := range c.lot.delayed[n.key] {
-			if e.lane != l || e.away || !e.Due.After(now) || e.id != "" && !names.of(e, e.id) {
+			if e.lane != l || e.state != parkedWaiting || !e.Due.After(now) || e.id != "" && !names.of(e, e.id) {
 				continue
 			}
-			if e.away = true; e.at >= 0 {
+			if e.state = parkedAway; e.at >= 0 {
 				heap.Remove(&c.lot.waiting, e.at)
 			}
 			taken = append(taken, e)
@@ -293,25 +286,22 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range l.delayed {
-		if e.gone {
-			continue
-		}
-		e.away = false
-		if f == cancelDone && l.names.of(e, e.id) {
+		switch {
+		case e.state == parkedGone:
+		case f == cancelDone && l.names.of(e, e.id):
 			c.log.Debug("a delayed message is cancelled", "id", e.id)
 			c.unpark(e)
-		} else {
-			c.await(e)
+		default:
+			c.comeBack(e)
 		}
 	}
 	for _, t := range l.tasks {
 		switch {
 		case f == cancelDone:
-			c.settleTask(t)
-		case f == cancelAgain && !t.lane.gone:
-			c.cancels = append(c.cancels, t)
+			c.settle(t)
+		case f == cancelAgain && !t.lane.gone():
+			c.cancelling.queue = append(c.cancelling.queue, t)
 		default:
-			t.lane.release()
 			c.recycle(t)
 		}
 	}
@@ -321,8 +311,8 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 // fetch is ParkingSource.Fetch, with one caller at a time.
 func (c *consumer) fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delivery) (int, error) {
 	select {
-	case c.fetching <- struct{}{}:
-		defer func() { <-c.fetching }()
+	case c.fetching.calling <- struct{}{}:
+		defer func() { <-c.fetching.calling }()
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}

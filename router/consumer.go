@@ -37,83 +37,119 @@ type consumer struct {
 
 	source bus.Source // set before the first worker starts
 
-	mu      sync.Mutex
-	state   State
-	err     error // the last error, for health
-	paused  bool
-	lanes   map[int32]*lane
-	leaving map[bus.Lane]*lane // that are being handed over
+	mu       sync.Mutex
+	state    State
+	err      error // the last error, for health
+	paused   bool
+	draining bool
+	skipped  uint64             // messages of a type that nobody takes
+	lanes    map[int32]*lane    // that are owned
+	leaving  map[bus.Lane]*lane // that are being handed over
+	canPark  bool               // messages may be parked at the broker
+	canFetch bool               // and are handled that are parked there
 
-	// Scheduler.
+	// Scheduler: the tasks that wait here, and what wakes them.
 	keys      keyTable
 	ready     list
 	batches   []*batchQueue
-	batchTurn int // the queue to look at first
+	nextBatch int // the queue to look at first
 	held      heldTasks
-	lot       parkingLot
 	timer     *time.Timer
 	timerAt   time.Time // when it goes off; zero: it does not
-	free      *task
-	inFlight  int
-	bytes     int
-	full      bool // the intake waits for room
 	pausing   suspension
 
-	// Workers.
+	flight     flight
+	crew       crew
+	lot        parkingLot
+	parking    parking
+	stuck      stuck
+	relief     relief
+	fetching   fetching
+	cancelling cancelling
+	poisoning  poisoning
+	settling   settling
+
+	// Drain.
+	stopping sync.Once
+	patience context.Context
+	hurry    context.CancelFunc
+	stopped  chan struct{}
+}
+
+// flight is the tasks in flight, and the room for more. Those that were fetched from the broker count beside the others.
+type flight struct {
+	messages, bytes               int
+	fetchedMessages, fetchedBytes int
+	full                          bool       // the intake waits for room
+	room                          *sync.Cond // there may be room for more
+	free                          *task      // the free list
+}
+
+// crew is the workers.
+type crew struct {
 	workers  []*worker
 	idle     int
-	running  int // workers that have not ended
+	running  int // workers and poisoners that have not ended
 	watchdog *time.Timer
 	watching bool       // the watchdog is running
 	work     *sync.Cond // there is something to take, or the end has come
-	room     *sync.Cond // there may be room for more in flight
-	draining bool
+}
 
-	// Parking.
-	canPark         bool      // messages may be parked at the broker
-	canFetch        bool      // and are handled that are parked there
-	ended           uint64    // messages that were settled since the start
-	reliefFrom      time.Time // when relieve began to watch
-	reliefEnded     uint64    // ended at that time
-	toPark          []*task
-	parkOrder       uint64
-	parking         []*task    // that the driver parks in this moment
-	parks           *sync.Cond // there is something to park, or room for it, or the end has come
-	parksEnded      bool       // nothing more will be parked
-	overfull        bool       // too much is parked
-	parked          chan struct{}
-	stuck           []*stuckTasks
-	stuckByKey      map[string]*stuckTasks
-	stuckDue        time.Time // when they are tried again
-	stuckTimer      *time.Timer
-	stuckBackoff    backoff.Backoff
-	stuckTries      int            // since the drain began
-	unparkable      map[string]int // messages in flight that the broker never parks, by key
-	cancels         []*task
-	cancelling      *sync.Cond // there are cancellations, or the parker has ended a call, or draining
-	fetchedMessages int
-	fetchedBytes    int
-	fetching        chan struct{} // full while the driver fetches
-	fetches         *sync.Cond    // parked messages are due, or draining
+// parking is the parker's: tasks on their way to the broker.
+type parking struct {
+	queue      []*task
+	order      uint64         // of the task that came last
+	calling    []*task        // that the driver parks in this moment
+	wake       *sync.Cond     // there is something to park, or room for it, or the end has come
+	ended      bool           // nothing more will be parked
+	overfull   bool           // too much is parked
+	unparkable map[string]int // messages in flight that the broker never parks, by key
+	over       chan struct{}
+}
 
-	// Poisoning.
-	toPoison  list
-	poisoners int
-	trouble   poisonTrouble
+// stuck is the tasks that could not be parked.
+type stuck struct {
+	lines   []*stuckTasks
+	byKey   map[string]*stuckTasks
+	due     time.Time // when they are tried again
+	backoff backoff.Backoff
+	tries   int // since the drain began
+}
 
-	// Settling.
-	done      []*task
-	unsettled int // tasks that the settler has
-	spare     []*task
-	finished  bool       // no more tasks will be done
-	settling  *sync.Cond // done is not empty, or finished
-	settled   chan struct{}
+// relief is how fast messages are settled, by which relieve knows whether room must be made.
+type relief struct {
+	settled     uint64    // since the start
+	from        time.Time // when relieve began to watch
+	settledThen uint64    // settled at that time
+}
 
-	stopping sync.Once
-	patience context.Context // of the drain
-	hurry    context.CancelFunc
-	stopped  chan struct{}
-	skipped  uint64
+// fetching is the fetcher's.
+type fetching struct {
+	calling chan struct{} // full while the driver fetches
+	wake    *sync.Cond    // parked messages are due, or draining
+}
+
+// cancelling is the canceller's.
+type cancelling struct {
+	queue []*task
+	wake  *sync.Cond // there are cancellations, or the parker has ended a call, or draining
+}
+
+// poisoning is the poisoners': tasks on their way into the poison queue.
+type poisoning struct {
+	queue   list
+	running int // poisoners that have not ended
+	trouble poisonTrouble
+}
+
+// settling is the settler's: tasks that are done.
+type settling struct {
+	queue    []*task
+	underWay int // tasks that the settler has
+	spare    []*task
+	ended    bool       // no more tasks will be done
+	wake     *sync.Cond // the queue is not empty, or ended
+	over     chan struct{}
 }
 
 type consumerConfig struct {
@@ -132,15 +168,17 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 		core: c, sub: sub, cfg: cfg, table: table,
 		log: log, blame: ratelog.New(log),
 		lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
-		keys:       newKeyTable(cfg.inFlight.messages),
-		lot:        newParkingLot(cfg.unordered),
-		stuckByKey: map[string]*stuckTasks{}, unparkable: map[string]int{},
-		parked:  make(chan struct{}),
-		settled: make(chan struct{}),
-		stopped: make(chan struct{}), fetching: make(chan struct{}, 1),
+		keys:     newKeyTable(cfg.inFlight.messages),
+		lot:      newParkingLot(cfg.unordered),
+		parking:  parking{unparkable: map[string]int{}, over: make(chan struct{})},
+		stuck:    stuck{byKey: map[string]*stuckTasks{}},
+		fetching: fetching{calling: make(chan struct{}, 1)},
+		settling: settling{over: make(chan struct{})},
+		stopped:  make(chan struct{}),
 	}
-	k.work, k.room, k.settling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
-	k.parks, k.fetches, k.cancelling = sync.NewCond(&k.mu), sync.NewCond(&k.mu), sync.NewCond(&k.mu)
+	for _, cond := range []**sync.Cond{&k.flight.room, &k.crew.work, &k.parking.wake, &k.fetching.wake, &k.cancelling.wake, &k.settling.wake} {
+		*cond = sync.NewCond(&k.mu)
+	}
 	k.ctx, k.cancel = context.WithCancelCause(c.values)
 	k.intake, k.close = context.WithCancel(k.ctx)
 	k.patience, k.hurry = context.WithCancel(context.Background())
@@ -164,23 +202,23 @@ func (c *consumer) start() error {
 	defer c.mu.Unlock()
 	if err == nil && !c.draining {
 		c.source, c.state, c.err = source, StateRunning, nil
-		c.watchdog = time.AfterFunc(time.Hour, c.watch)
-		c.watchdog.Stop()
+		c.crew.watchdog = time.AfterFunc(time.Hour, c.watch)
+		c.crew.watchdog.Stop()
 		_, c.canFetch = source.(driver.ParkingSource)
 		c.canPark = c.canFetch && c.cfg.guarantee != AtMostOnce // a crash while one is being parked repeats it
 		go c.settler()
 		go c.pump()
 		if c.canFetch {
-			var parking sync.WaitGroup
-			parking.Go(c.parker)
-			parking.Go(c.canceller)
+			var parkers sync.WaitGroup
+			parkers.Go(c.parker)
+			parkers.Go(c.canceller)
 			go func() {
-				parking.Wait()
-				close(c.parked)
+				parkers.Wait()
+				close(c.parking.over)
 			}()
 			go c.fetcher()
 		} else {
-			close(c.parked)
+			close(c.parking.over)
 		}
 		return nil
 	}
@@ -247,132 +285,12 @@ func (c *consumer) setState(s State, err error) {
 	c.state, c.err = s, err
 }
 
-// errDrained is the cause with which handlers are cancelled that outlast the drain.
-var errDrained = errors.New("the drain timeout has passed")
-
-// stop drains: no new message, running handlers to their end, then all settlements, then the source is closed. The drain has the router's
-// drain timeout; the context of each caller shortens it. It is idempotent; each call waits for the end.
-func (c *consumer) stop(ctx context.Context) error {
-	c.stopping.Do(func() {
-		ctx, cancel := context.WithTimeout(c.patience, c.core.drainTimeout)
-		go func() {
-			defer cancel()
-			c.drain(ctx)
-		}()
-	})
-	defer context.AfterFunc(ctx, c.hurry)()
-	<-c.stopped
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
-}
-
-// lastMoment is the time that handlers have to heed the end of their contexts.
-const lastMoment = time.Second
-
-func (c *consumer) drain(ctx context.Context) {
-	c.close()
-	c.mu.Lock()
-	c.draining = true
-	if c.source == nil { // start has not come so far: it ends by the intake's context
-		c.mu.Unlock()
-		return
-	}
-	failed := c.state == StateFailed
-	if !failed {
-		c.state = StateDraining
-	}
-	c.work.Broadcast()
-	c.room.Broadcast()
-	c.fetches.Broadcast()
-	c.cancelling.Broadcast()
-	wake := func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.work.Broadcast()
-		c.parks.Broadcast()
-	}
-	defer context.AfterFunc(ctx, func() {
-		c.cancel(errDrained)
-		wake()
-		time.AfterFunc(lastMoment, wake)
-	})()
-	var err error
-	var over time.Time
-	for c.running > 0 {
-		if ctx.Err() != nil && over.IsZero() {
-			over = time.Now()
-			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.running)
-		}
-		if !over.IsZero() && time.Since(over) >= lastMoment { // those that do not heed their context are left behind
-			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.running, c.sub.Group, lastMoment)
-			break
-		}
-		c.work.Wait()
-	}
-	for _, w := range c.workers {
-		c.reap(w) // of those that are left behind
-	}
-	c.parkTried(func(t *task) bool { return !t.lane.gone })
-	c.parksEnded = true
-	c.parks.Broadcast()
-	c.mu.Unlock()
-	err = errors.Join(err, c.awaitEnd(ctx, c.parked))
-	c.mu.Lock()
-	c.finished = true
-	c.settling.Broadcast()
-	c.mu.Unlock()
-	err = errors.Join(err, c.awaitEnd(ctx, c.settled))
-	// Closing is worth a moment even if nothing is left of the drain's time.
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) > closeTimeout {
-		closing = ctx
-	}
-	if cerr := c.source.Close(closing); cerr != nil && !errors.Is(cerr, bus.ErrClosed) {
-		err = errors.Join(err, fmt.Errorf("close topic %q: %w", c.sub.Topic, cerr))
-	}
-	c.cancel(bus.ErrClosed)
-	c.blame.Flush()
-	c.mu.Lock()
-	c.watchdog.Stop()
-	for _, t := range []*time.Timer{c.timer, c.stuckTimer} {
-		if t != nil {
-			t.Stop()
-		}
-	}
-	if !failed {
-		c.state, c.err = StateStopped, err
-	}
-	c.mu.Unlock()
-	close(c.stopped)
-}
-
-// awaitEnd waits for the goroutines that make results durable.
-func (c *consumer) awaitEnd(ctx context.Context, ended <-chan struct{}) error {
-	select {
-	case <-ended:
-		return nil
-	case <-ctx.Done():
-	}
-	last := time.NewTimer(lastMoment) // it ends by the context, too
-	defer last.Stop()
-	select {
-	case <-ended:
-		return nil
-	case <-last.C:
-		return fmt.Errorf("topic %q: settling of group %q did not end in time: %w", c.sub.Topic, c.sub.Group, ctx.Err())
-	}
-}
-
-const closeTimeout = 5 * time.Second
-
 // pause and resume stop and continue the intake and the start of handlers.
 func (c *consumer) pause(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.paused = on
-	c.room.Broadcast()
-	c.fetches.Broadcast()
+	c.flight.room.Broadcast()
+	c.fetching.wake.Broadcast()
 	c.wakeWorkers()
 }

@@ -12,33 +12,38 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// rule decides the next step after a try that ended with err, and notes it in the task.
-func (c *consumer) rule(t *task, err error) {
-	r := t.route
-	if t.stale {
-		if t.stale = false; t.lane.ctx.Err() != nil {
-			t.outcome = abandon
-			return
-		}
-		t.tries--
-		c.retryAt(t, time.Now().Add(staleDelay), 0)
-		return
-	}
-	if t.joined {
+// decide decides the next step after a try that ended with err, and notes it in the task.
+func (c *consumer) decide(t *task, err error) {
+	switch {
+	case t.stale:
+		c.retryStale(t)
+	case t.joined:
 		if err != nil {
-			c.log.Error("a message is settled already, and its handler's error changes nothing any more", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
+			c.log.Error("a message is settled already, and its handler's error changes nothing any more", "handler", t.route.name, "id", t.h.Delivery.ID, "err", err)
 		}
 		c.succeed(t)
-		return
-	}
-	if err == nil {
+	case err == nil:
 		c.succeed(t)
-		return
-	}
-	if t.lane.ctx.Err() != nil {
+	case t.lane.ctx.Err() != nil:
 		t.outcome = abandon // the lane or the process is going; the failure may well come from that
+	default:
+		c.decideError(t, err)
+	}
+}
+
+// retryStale has a task tried again that could not be settled in its handler's transaction.
+func (c *consumer) retryStale(t *task) {
+	if t.stale = false; t.lane.ctx.Err() != nil {
+		t.outcome = abandon
 		return
 	}
+	t.tries--
+	c.retryAt(t, time.Now().Add(staleDelay), 0)
+}
+
+// decideError is decide for an error of the handler.
+func (c *consumer) decideError(t *task, err error) {
+	r := t.route
 	now := time.Now()
 	first := now
 	if t.failure != nil && !t.failure.First.IsZero() { // a replay begins anew
@@ -50,18 +55,7 @@ func (c *consumer) rule(t *task, err error) {
 		c.succeed(t)
 		return
 	}
-	if d, ok := bus.UnavailableFor(err); ok {
-		c.blame.Tell(slog.LevelWarn, "the handler says that what it needs is not available; consuming pauses", r.name,
-			"handler", r.name, "id", t.h.Delivery.ID, "for", d, "err", err)
-		t.tries--
-		t.unavailable = max(d, time.Millisecond)
-		c.retryAt(t, now, 0)
-		return
-	}
-	if d, ok := bus.PostponedFor(err); ok {
-		c.log.Debug("the message is postponed", "handler", r.name, "id", t.h.Delivery.ID, "for", d, "err", err)
-		t.tries--
-		c.retryLater(t, now, d, 0)
+	if c.wasNoTry(t, err, now) {
 		return
 	}
 	r.failed.Add(1)
@@ -79,18 +73,43 @@ func (c *consumer) rule(t *task, err error) {
 		return
 	}
 	t.failure.Class = ruling.class
+	c.giveUp(t, err, now)
+}
+
+// wasNoTry says whether a call does not count as a try, because the handler only put the message off.
+func (c *consumer) wasNoTry(t *task, err error, now time.Time) bool {
+	if d, ok := bus.UnavailableFor(err); ok {
+		c.blame.Tell(slog.LevelWarn, "the handler says that what it needs is not available; consuming pauses", t.route.name,
+			"handler", t.route.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+		t.tries--
+		t.unavailable = max(d, time.Millisecond)
+		c.retryAt(t, now, 0)
+		return true
+	}
+	if d, ok := bus.PostponedFor(err); ok {
+		c.log.Debug("the message is postponed", "handler", t.route.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+		t.tries--
+		c.retryLater(t, now, d, 0)
+		return true
+	}
+	return false
+}
+
+// giveUp decides by the policy what becomes of a message that is not tried any more.
+func (c *consumer) giveUp(t *task, err error, now time.Time) {
+	r, class := t.route, t.failure.Class
 	switch r.policy.Then {
 	case Drop:
-		c.blame.Tell(slog.LevelError, "handler failed; the message is dropped, as its policy says", failureOf{r.name, ruling.class},
-			"handler", r.name, "class", ruling.class, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "err", err)
+		c.blame.Tell(slog.LevelError, "handler failed; the message is dropped, as its policy says", failureOf{r.name, class},
+			"handler", r.name, "class", class, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "err", err)
 		t.outcome = settle
 	case Stop:
 		t.outcome = abandon
-		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.h.Delivery.ID, ruling.class, t.h.Delivery.Attempt, err))
+		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.h.Delivery.ID, class, t.h.Delivery.Attempt, err))
 	default:
 		t.entry = t.poisonEntry(now)
 		if r.policy.KeyWaits && c.canPark && t.keyed {
-			t.outcome, t.due, t.blocks = park, now.Add(blockedFor), true
+			t.outcome, t.due, t.keyWaits = park, now.Add(blockedFor), true
 			return
 		}
 		t.outcome = poison

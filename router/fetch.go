@@ -11,7 +11,7 @@ import (
 // wakeFetcher has due messages fetched, now or when the next is due.
 func (c *consumer) wakeFetcher() {
 	if c.wakeFetcherAt() {
-		c.fetches.Signal()
+		c.fetching.wake.Signal()
 	}
 }
 
@@ -61,8 +61,8 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 	defer c.mu.Unlock()
 	for !c.draining {
 		if !c.paused && !c.suspended() {
-			room := min(maxFetched, c.cfg.inFlight.messages) - c.fetchedMessages
-			if c.fetchedBytes >= c.cfg.inFlight.bytes {
+			room := min(maxFetched, c.cfg.inFlight.messages) - c.flight.fetchedMessages
+			if c.flight.fetchedBytes >= c.cfg.inFlight.bytes {
 				room = 0
 			}
 			due, kept := c.lot.due(time.Now(), room)
@@ -74,7 +74,7 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 			}
 		}
 		c.wakeFetcherAt()
-		c.fetches.Wait()
+		c.fetching.wake.Wait()
 	}
 	return nil
 }
@@ -89,15 +89,17 @@ func (c *consumer) goOnWith(e *parkedMessage) {
 		c.lot.remove(e)
 		t.place = nil
 	}
-	free := t.free
-	t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
+	delayed := t.delayed
+	t.delayed, t.keyed = false, t.key != "" && !c.cfg.unordered
 	switch {
-	case free:
+	case delayed:
 		c.enter(t)
 	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)
+	default:
+		c.move(t, taskBlocked)
 	}
-	c.parks.Signal()
+	c.parking.wake.Signal()
 	c.wakeWorkers()
 }
 
@@ -106,9 +108,7 @@ func (c *consumer) refetch(batch []*parkedMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range batch {
-		if e.away = false; !e.gone {
-			c.await(e)
-		}
+		c.comeBack(e)
 	}
 }
 
@@ -129,13 +129,10 @@ func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []
 		if l := e.lane; !now.Before(l.fetchFrom) { // all that waits in the lane is tried together
 			l.fetchFrom = now.Add(l.fetches.Next())
 		}
-		if e.away = false; e.gone {
-			continue
-		}
 		if e.Due.Before(e.lane.fetchFrom) {
 			e.Due = e.lane.fetchFrom
 		}
-		c.await(e)
+		c.comeBack(e)
 	}
 	return fetched
 }
@@ -156,10 +153,10 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			d, err = &fetched[0], unwrapped.at(0)
 			fetched, unwrapped = fetched[1:], unwrapped.from(1)
 		}
-		if e.gone || e.lane.gone { // or withdrawn
+		if e.state == parkedGone || e.lane.gone() { // or withdrawn
 			continue
 		}
-		if e.away = false; d == nil {
+		if d == nil {
 			c.unpark(e)
 			continue
 		}
@@ -171,10 +168,8 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			f := *d.Failure
 			t.failure = &f
 		}
-		c.fetchedMessages++
-		c.fetchedBytes += t.size
 		c.admitTask(t, err)
 	}
-	c.parks.Signal() // there may be room for more
+	c.parking.wake.Signal() // there may be room for more
 	c.wakeWorkers()
 }

@@ -77,8 +77,8 @@ func (r *Route) Health() RouteHealth {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h.State, h.Err, h.InFlight, h.Lanes, h.Skipped = c.state, c.err, c.inFlight, len(c.lanes), c.skipped
-	if err := c.trouble.all(); err != nil && h.State != StateStopped {
+	h.State, h.Err, h.InFlight, h.Lanes, h.Skipped = c.state, c.err, c.flight.messages, len(c.lanes), c.skipped
+	if err := c.poisoning.trouble.all(); err != nil && h.State != StateStopped {
 		h.Err = errors.Join(h.Err, err)
 	}
 	if h.State == StateRunning && c.paused {

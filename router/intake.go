@@ -1,7 +1,6 @@
 package router
 
 import (
-	"container/heap"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,25 +69,25 @@ func (c *consumer) waitForRoom() (messages, bytes int) {
 		if c.draining {
 			return 0, 0
 		}
-		c.full = true
+		c.flight.full = true
 		if c.relieve(); !c.hasRoom() {
-			c.room.Wait()
+			c.flight.room.Wait()
 		}
-		c.full = false
+		c.flight.full = false
 	}
 	if c.draining {
 		return 0, 0
 	}
-	return c.cfg.inFlight.messages - c.inFlight, max(c.cfg.inFlight.bytes-c.bytes, 1)
+	return c.cfg.inFlight.messages - c.flight.messages, max(c.cfg.inFlight.bytes-c.flight.bytes, 1)
 }
 
 // hasRoom waits for a quarter of the bounds to be free, so that batches stay large, unless the workers would run dry.
 func (c *consumer) hasRoom() bool {
-	messages, bytes := c.cfg.inFlight.messages-c.inFlight, c.cfg.inFlight.bytes-c.bytes
+	messages, bytes := c.cfg.inFlight.messages-c.flight.messages, c.cfg.inFlight.bytes-c.flight.bytes
 	if c.draining {
 		return true
 	}
-	if c.paused || c.suspended() || messages <= 0 || (bytes <= 0 && c.inFlight > 0) {
+	if c.paused || c.suspended() || messages <= 0 || (bytes <= 0 && c.flight.messages > 0) {
 		return false
 	}
 	return (messages >= c.cfg.inFlight.messages/4 && bytes >= c.cfg.inFlight.bytes/4) || c.ready.n < c.cfg.workers
@@ -125,14 +124,12 @@ func (c *consumer) admitRun(handlings []bus.Handling, unwrapped unwrapErrors) {
 		if l == nil || l.id.ID != h.Delivery.Lane {
 			l = c.lanes[h.Delivery.Lane]
 		}
-		if l == nil || l.id.Epoch != h.Delivery.Epoch || l.gone {
+		if l == nil || l.id.Epoch != h.Delivery.Epoch || l.gone() {
 			l = nil
 			continue // the lane went while the batch was under way; its next owner is given the message
 		}
 		h.Context = l.ctx
 		t := c.newTask(h, l)
-		c.inFlight++
-		c.bytes += t.size
 		c.admitTask(t, unwrapped.at(i))
 	}
 	c.wakeWorkers()
@@ -196,11 +193,10 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
 		c.skipped++
-		t.lane.busy++
 		if line := c.lot.lines[t.h.Delivery.Key]; t.fetched && line != nil {
 			c.await(line.messages[0]) // nothing of the key is in flight
 		}
-		c.settleTask(t)
+		c.settle(t)
 		return
 	default:
 		t.h.Delivery.Handler = t.route.name
@@ -217,11 +213,12 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 func (c *consumer) enter(t *task) {
 	switch {
 	case c.isParked(t) && (!t.fetched || t.place.Delayed):
-		t.lane.busy++
 		t.keyed = false
 		c.parkAt(t, -1, time.Time{})
 	case !t.keyed || c.keys.enter(t):
 		c.makeReady(t)
+	default:
+		c.move(t, taskBlocked)
 	}
 }
 
@@ -231,13 +228,11 @@ func (c *consumer) postpone(t *task) bool {
 	if err != nil || !due.After(time.Now()) {
 		return false
 	}
-	t.due, t.free, t.keyed = due, true, false
+	t.due, t.delayed, t.keyed = due, true, false
 	if c.canPark {
-		t.lane.busy++
 		c.parkAt(t, -1, due)
 	} else {
-		heap.Push(&c.held, t)
-		c.wakeAt(due)
+		c.hold(t)
 	}
 	return true
 }
@@ -256,11 +251,11 @@ func (t *task) refuse(class string, err error) {
 }
 
 func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
-	t := c.free
+	t := c.flight.free
 	if t == nil {
 		t = &task{}
 	}
-	c.free, t.next = t.next, nil
+	c.flight.free, t.next = t.next, nil
 	t.h, t.lane, t.size = h, l, h.Delivery.Message.Size()
 	return t
 }
@@ -268,50 +263,11 @@ func (c *consumer) newTask(h *bus.Handling, l *lane) *task {
 // countInFlight has a message that came back from the broker count as in flight, if there is room.
 // The message may stay for long, and others must come back meanwhile.
 func (c *consumer) countInFlight(t *task) {
-	if !t.beside || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes {
+	if !t.beside || c.flight.messages >= c.cfg.inFlight.messages || c.flight.bytes >= c.cfg.inFlight.bytes {
 		return
 	}
+	c.countTask(t, -1)
 	t.beside = false
-	c.fetchedMessages--
-	c.fetchedBytes -= t.size
-	c.inFlight++
-	c.bytes += t.size
-	c.fetches.Signal()
-}
-
-// recycle forgets a task whose message is out of flight.
-func (c *consumer) recycle(t *task) {
-	if t.beside {
-		c.fetchedMessages--
-		c.fetchedBytes -= t.size
-		c.fetches.Signal()
-	} else {
-		c.inFlight--
-		c.bytes -= t.size
-	}
-	if e := t.place; e != nil && e.inFlight {
-		c.lot.remove(e)
-	}
-	if t.bars {
-		c.unbar(t.key)
-	}
-	if t.putFails > 0 {
-		c.trouble.recycled()
-	}
-	*t = task{next: c.free}
-	c.free = t
-	if c.hasRoom() {
-		c.room.Signal()
-	}
-}
-
-// unbar notes that one message less of the key is in flight that cannot be parked.
-func (c *consumer) unbar(key string) {
-	if c.unparkable[key]--; c.unparkable[key] > 0 {
-		return
-	}
-	delete(c.unparkable, key)
-	if s := c.stuckByKey[key]; s != nil && !s.tasks[0].parking {
-		c.freeStuck(s)
-	}
+	c.countTask(t, 1)
+	c.fetching.wake.Signal()
 }

@@ -3,9 +3,53 @@ package router
 import (
 	"container/heap"
 	"context"
+	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
+
+// laneState is how far an ownership is in its life. It only goes on.
+type laneState int8
+
+const (
+	laneOwned   laneState = iota
+	laneLeaving           // being handed over: no handler starts any more
+	laneLost              // nothing is settled any more either
+)
+
+// lane is one ownership of a lane by this process. Its fields are guarded by the consumer's lock.
+type lane struct {
+	id     bus.Lane
+	ctx    context.Context // of the handlers of its messages
+	cancel context.CancelCauseFunc
+	// batches are the contexts of the batches in which its messages are handled.
+	batches map[context.Context]context.CancelCauseFunc
+	state   laneState
+	// abandoned are keys with a message that was let go unsettled while the lane was going. Later
+	// messages of the key must not be parked before it.
+	abandoned map[string]bool
+	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
+	fetchFrom time.Time       // when they are tried again
+	busy      int             // its tasks for which a handover waits
+	idle      chan struct{}   // made by a revocation, closed when busy is 0
+}
+
+// gone says whether no handler may start any more.
+func (l *lane) gone() bool { return l.state != laneOwned }
+
+// lost says whether nothing may be settled any more either.
+func (l *lane) lost() bool { return l.state == laneLost }
+
+// countBusy counts a task that is busy now, or is not any more.
+func (l *lane) countBusy(is bool) {
+	if is {
+		l.busy++
+	} else if l.busy--; l.busy == 0 && l.idle != nil {
+		close(l.idle)
+		l.idle = nil
+	}
+}
 
 // Assigned implements bus.LaneObserver.
 func (c *consumer) Assigned(lanes []bus.Lane) {
@@ -34,13 +78,13 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		if l == nil {
 			continue
 		}
-		l.gone = true
+		l.state = laneLeaving
 		delete(c.lanes, id.ID)
 		c.leaving[id] = l
 		leaving = append(leaving, l)
 	}
-	c.parkTried(func(t *task) bool { return t.lane.gone && !t.lane.lost })
-	c.dropHeld()
+	c.parkTried(func(t *task) bool { return t.lane.gone() && !t.lane.lost() })
+	c.abandonHeld()
 	c.forgetGone()
 	for _, l := range leaving {
 		if l.busy > 0 {
@@ -78,7 +122,7 @@ func (c *consumer) Lost(lanes []bus.Lane, cause error) {
 			c.lose(l, &laneLostError{cause})
 		}
 	}
-	c.dropHeld()
+	c.abandonHeld()
 	c.forgetGone()
 	c.log.Info("lanes lost", "lanes", len(lanes), "owned", len(c.lanes), "cause", cause)
 }
@@ -93,19 +137,19 @@ func (c *consumer) owned(id bus.Lane) *lane {
 
 // lose ends an ownership: handlers that still run are told, and their results do not count.
 func (c *consumer) lose(l *lane, cause error) {
-	l.gone, l.lost = true, true
+	l.state = laneLost
 	l.cancel(cause)
 	for _, cancel := range l.batches {
 		cancel(cause)
 	}
 }
 
-// dropHeld lets go of the tasks of lanes that are gone, so that they do not fill the in-flight bound until due.
-func (c *consumer) dropHeld() {
+// abandonHeld lets go of the tasks of lanes that are gone, so that they do not fill the in-flight bound until due.
+func (c *consumer) abandonHeld() {
 	var gone []*task
 	kept := c.held[:0]
 	for _, t := range c.held {
-		if t.lane.gone {
+		if t.lane.gone() {
 			gone = append(gone, t)
 		} else {
 			kept = append(kept, t)
@@ -118,7 +162,8 @@ func (c *consumer) dropHeld() {
 	c.held = kept
 	heap.Init(&c.held)
 	for _, t := range gone {
-		c.giveBack(t)
+		t.outcome = abandon
+		c.finish(t)
 	}
 	c.wakeWorkers()
 }

@@ -8,21 +8,21 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// conclude ends a call that succeeded: it publishes the emitted messages, now or with the
+// publishOutputs ends a call that succeeded: it publishes the emitted messages, now or with the
 // settlement.
-func (c *consumer) conclude(t *task, h *bus.Handling) error {
+func (c *consumer) publishOutputs(t *task, h *bus.Handling) error {
 	if !c.cfg.transactional || t.joined {
 		return engine.Flush(t.lane.ctx, h, nil)
 	}
-	told, err := engine.Take(t.lane.ctx, h, nil, func(topic, _ string, m *bus.Message) {
+	onSettled, err := engine.Take(t.lane.ctx, h, nil, func(topic, _ string, m *bus.Message) {
 		t.outputs = append(t.outputs, driver.Output{Topic: topic, Message: m})
 	})
-	t.told = told
+	t.onSettled = onSettled
 	return err
 }
 
-// concludeBatch is conclude for a batch in which some messages have failed.
-func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Handling, failed map[string]bool) error {
+// publishBatchOutputs is publishOutputs for a batch in which some messages have failed.
+func (c *consumer) publishBatchOutputs(ctx context.Context, tasks []*task, h *bus.Handling, failed map[string]bool) error {
 	isFailed := func(id string) bool { return failed[id] }
 	if !c.cfg.transactional || slices.ContainsFunc(tasks, func(t *task) bool { return t.joined }) {
 		return engine.Flush(ctx, h, isFailed)
@@ -35,7 +35,7 @@ func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Hand
 			byID[id] = t
 		}
 	}
-	told, err := engine.Take(ctx, h, isFailed, func(topic, cause string, m *bus.Message) {
+	onSettled, err := engine.Take(ctx, h, isFailed, func(topic, cause string, m *bus.Message) {
 		t := byID[cause]
 		switch {
 		case t != nil:
@@ -50,15 +50,15 @@ func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Hand
 		return err
 	}
 	if len(good) == 0 { // nothing is settled that could tell
-		if told != nil {
-			_ = told(ctx, nil) // an ending's error counts only where something has succeeded
+		if onSettled != nil {
+			_ = onSettled(ctx, nil) // an ending's error counts only where something has succeeded
 		}
 		return nil
 	}
-	if told != nil {
-		all := &together{left: len(good), told: told}
+	if onSettled != nil {
+		all := &together{left: len(good), onSettled: onSettled}
 		for _, t := range good {
-			t.told = all.tell
+			t.onSettled = all.settled
 		}
 	}
 	return nil
@@ -66,17 +66,17 @@ func (c *consumer) concludeBatch(ctx context.Context, tasks []*task, h *bus.Hand
 
 // together tells once, when all messages of a batch are settled. The settler alone calls it.
 type together struct {
-	left  int
-	first error
-	told  func(context.Context, error) error
+	left      int
+	first     error
+	onSettled func(context.Context, error) error
 }
 
-func (b *together) tell(ctx context.Context, err error) error {
+func (b *together) settled(ctx context.Context, err error) error {
 	if b.first == nil {
 		b.first = err
 	}
 	if b.left--; b.left > 0 {
 		return nil
 	}
-	return b.told(ctx, b.first)
+	return b.onSettled(ctx, b.first)
 }

@@ -89,13 +89,13 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 			batch = c.takeToPark()
 		}
 		if len(batch) > 0 {
-			c.parking = batch
+			c.parking.calling = batch
 			return batch, parkingsOf(batch)
 		}
-		if c.parksEnded && (len(c.stuck) == 0 || c.stuckTries >= stuckAtDrain || c.ctx.Err() != nil) {
+		if c.parking.ended && (len(c.stuck.lines) == 0 || c.stuck.tries >= stuckAtDrain || c.ctx.Err() != nil) {
 			return nil, nil
 		}
-		c.parks.Wait()
+		c.parking.wake.Wait()
 	}
 }
 
@@ -103,15 +103,16 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 func parkingsOf(batch []*task) []driver.Parking {
 	ps := make([]driver.Parking, len(batch))
 	for i, t := range batch {
-		t.queued, t.parking = false, true
+		t.setStoring(storeCalled)
 		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Delayed: t.place.Delayed}
 		ps[i].Token = t.token()
 		// until its poison entry is written, only this process knows: the next owner tries it again
 		// at once
-		if t.blocks {
+		if t.keyWaits {
 			ps[i].Due = time.Now()
+			ps[i].Attempt++
 		}
-		if !t.marking && t.failure != nil { // its worker may be at it
+		if !t.marked() && t.failure != nil { // its worker may be at it
 			f := *t.failure
 			ps[i].Failure = &f
 		}
@@ -120,27 +121,28 @@ func parkingsOf(batch []*task) []driver.Parking {
 }
 
 func (c *consumer) queueToPark(t *task) {
-	t.queued = true
-	if c.parkOrder++; !t.head {
-		t.parkOrder = c.parkOrder
+	t.setStoring(storeQueued)
+	if c.parking.order++; !t.head {
+		t.parkOrder = c.parking.order
 	}
-	c.toPark = append(c.toPark, t)
-	c.parks.Signal()
+	c.parking.queue = append(c.parking.queue, t)
+	c.parking.wake.Signal()
 }
 
 // unqueue takes a task back before it was parked. Called with the lock held, as all that follows.
 func (c *consumer) unqueue(t *task) {
-	if t.queued = false; t.stuck != nil {
+	t.setStoring(storeNone)
+	if t.stuck != nil {
 		c.unstick(t)
-	} else if i := slices.Index(c.toPark, t); i >= 0 {
-		c.toPark = slices.Delete(c.toPark, i, i+1)
+	} else if i := slices.Index(c.parking.queue, t); i >= 0 {
+		c.parking.queue = slices.Delete(c.parking.queue, i, i+1)
 	}
 }
 
 // takeToPark takes tasks that may be parked now.
 func (c *consumer) takeToPark() []*task {
-	queue := c.toPark
-	c.toPark = nil
+	queue := c.parking.queue
+	c.parking.queue = nil
 	full := c.lot.n > maxParked && !c.draining
 	var batch, rest []*task
 	waiting := false
@@ -149,14 +151,15 @@ func (c *consumer) takeToPark() []*task {
 		switch {
 		case len(batch) == maxReceive:
 			rest = append(rest, t)
-		case t.lane.lost && t.marking:
-			t.queued, t.marking, t.place = false, false, nil
-			c.goOnEnded(t)
-		case t.lane.lost, e.gone && !t.lane.gone && !t.marking, // or it was withdrawn
-			t.lane.dropped[t.key] && c.inLine(t) && !t.marking: // or it comes again behind one before it
-			t.queued = false
-			c.letGo(t)
-		case full && !t.lane.gone && !e.Token.Parked:
+		case t.lane.lost() && t.marked():
+			t.setStoring(storeNone)
+			t.place = nil
+			c.finishEnded(t)
+		case t.lane.lost(), e.state == parkedGone && !t.lane.gone(), // or it was withdrawn
+			t.lane.abandoned[t.key] && c.inLine(t) && !t.marked(): // or it comes again behind one before it
+			t.setStoring(storeNone)
+			c.abandon(t)
+		case full && !t.lane.gone() && !e.Token.Parked:
 			waiting = true
 			rest = append(rest, t)
 		case c.mustWait(t):
@@ -165,61 +168,55 @@ func (c *consumer) takeToPark() []*task {
 			batch = append(batch, t)
 		}
 	}
-	c.toPark = append(rest, c.toPark...)
-	if waiting && !c.overfull {
+	c.parking.queue = append(rest, c.parking.queue...)
+	if waiting && !c.parking.overfull {
 		c.log.Warn("as many messages are parked as may be; what is to be parked stays in flight until there is room", "parked", c.lot.n)
 	}
 	if waiting || !full {
-		c.overfull = waiting
+		c.parking.overfull = waiting
 	}
 	return batch
 }
 
 // inLine says whether the order of the task matters.
-func (c *consumer) inLine(t *task) bool { return t.key != "" && !c.cfg.unordered && !t.free }
+func (c *consumer) inLine(t *task) bool { return t.key != "" && !c.cfg.unordered && !t.delayed }
 
 // mustWait says whether another of the task's key must be parked, or done with, before it.
 func (c *consumer) mustWait(t *task) bool {
-	return c.inLine(t) && !t.head && (c.stuckByKey[t.key] != nil || c.unparkable[t.key] > 0 && !t.forced)
+	return c.inLine(t) && !t.head && (c.stuck.byKey[t.key] != nil || c.parking.unparkable[t.key] > 0 && !t.forced)
 }
 
 // takeStuck takes the first task of each line that is due for another try.
 func (c *consumer) takeStuck(now time.Time) []*task {
-	if len(c.stuck) == 0 || now.Before(c.stuckDue) {
+	if len(c.stuck.lines) == 0 || now.Before(c.stuck.due) {
 		return nil
 	}
 	var batch []*task
 	var tried, rest []*stuckTasks
-	for _, s := range c.stuck {
-		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.unparkable[t.key] == 0 || t.head || t.forced) {
-			if !t.marking {
-				t.lane.busy++
-			}
+	for _, s := range c.stuck.lines {
+		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.parking.unparkable[t.key] == 0 || t.head || t.forced) {
 			batch = append(batch, t)
 			tried = append(tried, s)
 		} else {
 			rest = append(rest, s)
 		}
 	}
-	c.stuck = append(rest, tried...)
+	c.stuck.lines = append(rest, tried...)
 	return batch
 }
 
-// stick has a task tried again later, in its turn within its key.
+// stick has a task tried again later, at its place within its key.
 func (c *consumer) stick(t *task) {
-	t.queued = true
-	if !t.marking {
-		t.lane.release()
-	}
+	t.setStoring(storeStuck)
 	if t.stuck != nil {
 		return // it is the first
 	}
-	s := c.stuckByKey[t.key]
+	s := c.stuck.byKey[t.key]
 	if s == nil || !c.inLine(t) {
 		s = &stuckTasks{}
-		c.stuck = append(c.stuck, s)
+		c.stuck.lines = append(c.stuck.lines, s)
 		if c.inLine(t) {
-			c.stuckByKey[t.key] = s
+			c.stuck.byKey[t.key] = s
 		}
 	}
 	i := len(s.tasks)
@@ -243,11 +240,11 @@ func (c *consumer) unstick(t *task) {
 }
 
 func (c *consumer) endStuck(s *stuckTasks, of *task) {
-	if i := slices.Index(c.stuck, s); i >= 0 {
-		c.stuck = slices.Delete(c.stuck, i, i+1)
+	if i := slices.Index(c.stuck.lines, s); i >= 0 {
+		c.stuck.lines = slices.Delete(c.stuck.lines, i, i+1)
 	}
-	if c.stuckByKey[of.key] == s {
-		delete(c.stuckByKey, of.key)
+	if c.stuck.byKey[of.key] == s {
+		delete(c.stuck.byKey, of.key)
 	}
 }
 
@@ -258,12 +255,11 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 	}
 	c.endStuck(s, s.tasks[0])
 	for _, t := range s.tasks {
-		if t.stuck = nil; !t.marking {
-			t.lane.busy++
-		}
+		t.stuck = nil
+		t.setStoring(storeQueued)
 	}
-	c.toPark = append(s.tasks, c.toPark...)
-	c.parks.Signal()
+	c.parking.queue = append(s.tasks, c.parking.queue...)
+	c.parking.wake.Signal()
 }
 
 // forceStuck makes room. Some tasks wait only so that they get no position before a message that
@@ -271,8 +267,8 @@ func (c *consumer) freeStuck(s *stuckTasks) {
 // them in the wrong order. forceStuck says whether there were any.
 func (c *consumer) forceStuck() bool {
 	var forced []*stuckTasks
-	for key := range c.unparkable {
-		if s := c.stuckByKey[key]; s != nil && !s.tasks[0].parking {
+	for key := range c.parking.unparkable {
+		if s := c.stuck.byKey[key]; s != nil && s.tasks[0].storing != storeCalled {
 			forced = append(forced, s)
 		}
 	}
@@ -285,65 +281,44 @@ func (c *consumer) forceStuck() bool {
 	return len(forced) > 0
 }
 
-// dropStuck lets go of stuck tasks, unsettled.
-func (c *consumer) dropStuck(of func(*task) bool) {
-	for _, s := range slices.Clone(c.stuck) {
+// abandonStuck lets go of stuck tasks, unsettled.
+func (c *consumer) abandonStuck(of func(*task) bool) {
+	for _, s := range slices.Clone(c.stuck.lines) {
 		for _, t := range slices.Clone(s.tasks) {
-			if !of(t) || t.parking {
+			if !of(t) || t.storing == storeCalled {
 				continue
 			}
 			c.unqueue(t)
-			if c.noteDropped(t); t.marking {
-				t.marking, t.place = false, nil // a worker has it, or had it
-				c.goOnEnded(t)
+			if c.noteAbandoned(t); t.state != taskParking { // it was marked
+				t.place = nil
+				c.finishEnded(t)
 				continue
 			}
-			t.lane.busy++
-			c.letGo(t)
+			c.abandon(t)
 		}
 	}
-}
-
-// noteDropped notes that a task of a lane that is going is let go unsettled.
-func (c *consumer) noteDropped(t *task) {
-	if !c.inLine(t) {
-		return
-	}
-	if t.lane.dropped == nil {
-		t.lane.dropped = map[string]bool{}
-	}
-	t.lane.dropped[t.key] = true
-}
-
-// letGo lets go of a task that was to be parked, unsettled.
-func (c *consumer) letGo(t *task) {
-	if !t.place.gone {
-		c.unpark(t.place)
-	}
-	t.lane.release()
-	c.recycle(t)
 }
 
 // afterParking notes the fates of tasks.
 func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate, failed error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.parking = nil
+	c.parking.calling = nil
 	retried, stuck := false, 0
 	for i, t := range batch {
-		t.parking = false
+		t.setStoring(storeNone)
 		retried = retried || t.stuck != nil
 		f := fates[i]
 		t.unknown = f == parkUnknown || f == parkAgain && t.unknown
 		switch {
 		case f != parkAgain && f != parkUnknown:
-		case t.lane.gone && !t.marking, t.lane.lost:
+		case t.lane.gone() && t.state == taskParking, t.lane.lost():
 			f = parkLost
-			c.noteDropped(t)
+			c.noteAbandoned(t)
 		default:
 			stuck++
 			c.stick(t)
-			c.goOnEnded(t)
+			c.finishEnded(t)
 			continue
 		}
 		if s := t.stuck; s != nil {
@@ -354,45 +329,37 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 		c.afterPark(t, f, ps[i].Token)
 	}
 	c.delayStuck(retried, stuck, failed)
-	c.cancelling.Signal()
+	c.cancelling.wake.Signal()
 	c.wakeFetcher()
 	c.wakeWorkers()
 }
 
-// goOnEnded goes on with a task whose handler ended while it was being parked.
-func (c *consumer) goOnEnded(t *task) {
-	if t.ended && !t.mustBeParked() {
-		t.ended = false
-		c.finish(t)
-	}
-}
-
 // delayStuck says when stuck tasks are tried again.
 func (c *consumer) delayStuck(retried bool, n int, err error) {
-	if len(c.stuck) == 0 {
-		c.stuckBackoff = backoff.Backoff{}
+	if len(c.stuck.lines) == 0 {
+		c.stuck.backoff = backoff.Backoff{}
 	}
 	now := time.Now()
-	if n == 0 || !retried && now.Before(c.stuckDue) { // a time is set
+	if n == 0 || !retried && now.Before(c.stuck.due) { // a time is set
 		return
 	}
 	c.log.Warn("parking failed; trying again", "messages", n, "err", err)
 	if c.draining {
-		c.stuckTries++
+		c.stuck.tries++
 	}
-	d := c.stuckBackoff.Next()
-	c.stuckDue = now.Add(d)
-	if c.stuckTimer == nil {
-		c.stuckTimer = time.AfterFunc(d, c.retryStuck)
-	} else {
-		c.stuckTimer.Reset(d)
-	}
+	c.stuck.due = now.Add(c.stuck.backoff.Next())
+	c.wakeAt(c.stuck.due)
 }
 
-func (c *consumer) retryStuck() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.parks.Signal()
+// wakeParker has stuck tasks tried again, now or when they are due.
+func (c *consumer) wakeParker(now time.Time) {
+	switch {
+	case len(c.stuck.lines) == 0:
+	case c.stuck.due.After(now):
+		c.wakeAt(c.stuck.due)
+	default:
+		c.parking.wake.Signal()
+	}
 }
 
 // afterPark goes on with a task that is parked, or is not and will not be.
@@ -402,56 +369,52 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	if f == parkRefused {
 		if t.unparkable = true; c.inLine(t) {
 			t.bars = true
-			c.unparkable[t.key]++
+			c.parking.unparkable[t.key]++
 		}
-		if s := c.stuckByKey[t.key]; s != nil && t.bars && !t.head {
+		if s := c.stuck.byKey[t.key]; s != nil && t.bars && !t.head {
 			for _, other := range s.tasks {
 				other.forced = other.forced || other.parkOrder < t.parkOrder
 			}
 		}
 	}
-	if t.marking {
-		if t.marking = false; isStored {
-			if e.Token = token; !t.lane.gone {
-				e.gone, e.inFlight = false, true
+	if t.state != taskParking { // it was marked
+		if isStored {
+			if e.Token = token; !t.lane.gone() {
+				e.state = parkedInFlight
 				c.lot.place(e)
 			}
 		} else {
 			t.place = nil
 		}
-		c.goOnEnded(t)
+		c.finishEnded(t)
 		return
 	}
 	switch {
-	case f == parkRefused && t.blocks: // as in park
-		t.blocks = false
+	case f == parkRefused && t.keyWaits: // as in park
+		t.keyWaits = false
 		c.unpark(e)
-		c.poisonLater(t)
+		c.poison(t)
 		return
-	case f == parkRefused && !t.lane.gone && !e.gone:
+	case f == parkRefused && !t.lane.gone() && e.inLot():
 		c.keep(t)
 		return
 	case isStored:
 		e.Token = token // also of a lane that is gone: the poison entry says where it is
 	}
-	withdrawn := e.gone && !t.lane.gone
+	withdrawn := e.state == parkedGone && !t.lane.gone()
 	switch {
-	case e.gone:
+	case !e.inLot():
 	case isStored:
 		c.lot.place(e)
 	default:
 		c.unpark(e)
 	}
-	if t.blocks && isStored && !withdrawn {
+	if t.keyWaits && isStored && !withdrawn {
 		t.entry.Lane, t.entry.Position, t.entry.Waits = token.Lane, token.Position, true
 		t.entry.ID = t.waitingID()
-		c.poisonLater(t) // beside the other tasks, which need not wait for the poison queue
+		c.poison(t) // beside the other tasks, which need not wait for the poison queue
 		return
 	}
-	e.away = false
-	if !e.gone {
-		c.await(e)
-	}
-	t.lane.release()
+	c.comeBack(e)
 	c.recycle(t)
 }

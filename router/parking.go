@@ -26,18 +26,14 @@ var maxParked = 200_000
 // park sends t to the broker until it is due, and with it the tasks waiting behind it. t is counted
 // in its lane's busy until it is stored. Called with the lock held, as all of this file.
 func (c *consumer) park(t *task) {
-	if t.blocks && t.unparkable { // its key cannot wait for its replay, because that needs its place
-		t.blocks = false
-		c.poisonLater(t)
+	if t.keyWaits && t.unparkable { // its key cannot wait for its replay, because that needs its place
+		t.keyWaits = false
+		c.poison(t)
 		return
 	}
-	if t.marking {
-		c.unmark(t)
-	}
 	e := t.place
-	if e != nil && e.inFlight && e.withdrawn { // nothing is left of it at the broker
-		t.lane.release()
-		c.drop(t)
+	if e != nil && e.state == parkedInFlight && e.withdrawn { // nothing is left of it at the broker
+		c.abandon(t)
 		return
 	}
 	var behind []*task
@@ -46,10 +42,8 @@ func (c *consumer) park(t *task) {
 		c.keys.leave(t)
 		t.keyed = false
 	}
-	if e != nil && e.inFlight && e.changed { // a replay has its place: it goes on from there
-		c.lot.insert(e, 0)
-		e.away = false
-		t.lane.release()
+	if e != nil && e.state == parkedInFlight && e.changed { // a replay has its place: it goes on from there
+		c.lot.insert(e, 0, parkedWaiting)
 		c.recycle(t)
 		c.await(e)
 	} else {
@@ -67,30 +61,8 @@ func (c *consumer) mark(t *task) {
 	if t.place != nil || t.unparkable {
 		return // it has come from there
 	}
-	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1, gone: true}
-	t.marking = true
+	t.place = &parkedMessage{Parked: driver.Parked{Key: t.key}, lane: t.lane, at: -1}
 	c.queueToPark(t)
-}
-
-// mustBeParked says whether a task whose handler has ended must be parked before it goes on. The
-// broker may have parked it, or it is about to be dropped, and the lane's next owner must not have
-// its followers first.
-func (t *task) mustBeParked() bool {
-	dropped := t.outcome == abandon || t.lane.gone && (t.outcome == hold || t.outcome == poison)
-	return t.parking || t.marking && (t.unknown || dropped)
-}
-
-// unmark gives up a message's parking because its handler ended before the parking began. If the
-// message must be parked all the same, it keeps its place before its followers.
-func (c *consumer) unmark(t *task) {
-	t.marking = false
-	switch {
-	case t.outcome != park:
-		c.unqueue(t)
-		t.place = nil
-	case t.stuck != nil:
-		t.lane.release() // stuck tasks are not counted
-	}
 }
 
 // parkFollowers parks tasks that have not begun, in order, from place i of their line on.
@@ -99,15 +71,13 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 		f.keyed = false
 		stored := f.place != nil && f.place.Token.Parked
 		switch {
-		case stored && (f.lane.gone || f.place.withdrawn): // the lane's next owner is told of it, or nothing is left of it
+		case stored && (f.lane.gone() || f.place.withdrawn): // the lane's next owner is told of it, or nothing is left of it
 			c.recycle(f)
 			continue
 		case stored && !f.place.Delayed: // it is still where it was
-			c.lot.insert(f.place, i)
-			f.place.away = false
+			c.lot.insert(f.place, i, parkedWaiting)
 			c.recycle(f)
 		default:
-			f.lane.busy++
 			c.parkAt(f, i, time.Time{})
 		}
 		i++
@@ -119,33 +89,35 @@ func (c *consumer) parkFollowers(tasks []*task, i int) {
 // told of all stored messages.
 func (c *consumer) parkAt(t *task, i int, due time.Time) {
 	if t.place == nil {
-		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, gone: true, came: t.h.Delivery.Position + 1}
+		t.place = &parkedMessage{Parked: driver.Parked{Key: t.h.Delivery.Key}, lane: t.lane, came: t.h.Delivery.Position + 1}
 	}
 	e := t.place
-	e.Due, e.Delayed, e.away = due, t.free, true
+	e.Due, e.Delayed = due, t.delayed
 	switch {
-	case t.lane.gone && t.unparkable:
-		t.lane.release()
+	case t.lane.gone() && t.unparkable:
 		c.recycle(t)
 		return
-	case t.lane.gone:
+	case t.lane.gone():
 		c.lot.remove(e)
 	default:
-		c.lot.insert(e, i)
+		c.lot.insert(e, i, parkedAway)
 	}
 	switch {
 	case t.unparkable:
 		c.keep(t)
-	case !t.queued: // else it was marked, and is on its way
-		c.queueToPark(t)
+	default:
+		c.move(t, taskParking)
+		if t.storing == storeNone { // else it was marked, and is on its way
+			c.queueToPark(t)
+		}
 	}
 }
 
 // keep has a message that the broker does not take wait in this process. It counts as in flight.
 func (c *consumer) keep(t *task) {
 	e := t.place
-	e.away, e.kept = false, t
-	t.lane.release()
+	c.move(t, taskKept)
+	e.state, e.kept = parkedWaiting, t
 	c.countInFlight(t)
 	c.await(e)
 	c.wakeFetcher()
@@ -164,14 +136,14 @@ func (c *consumer) unpark(e *parkedMessage) {
 		c.await(line.messages[0])
 	}
 	if c.lot.n <= maxParked {
-		c.parks.Signal()
+		c.parking.wake.Signal()
 	}
 }
 
 // forgetGone forgets messages that are parked, or wait to be parked, in lanes that are gone. The
 // lanes' next owners are told of them, or given them again.
 func (c *consumer) forgetGone() {
-	c.dropStuck(func(t *task) bool { return t.lane.gone })
+	c.abandonStuck(func(t *task) bool { return t.lane.gone() })
 	kept, first := c.lot.dropGone()
 	for _, t := range kept {
 		c.recycle(t)
@@ -179,8 +151,8 @@ func (c *consumer) forgetGone() {
 	for _, e := range first {
 		c.await(e)
 	}
-	c.parks.Signal()
-	c.cancelling.Signal()
+	c.parking.wake.Signal()
+	c.cancelling.wake.Signal()
 	c.wakeFetcher()
 }
 
@@ -193,17 +165,17 @@ const reliefWindow = 20 * time.Millisecond
 // will be room without it. As long as an eighth of the in-flight bound is finished within a window,
 // nobody waits long: with quick handlers, keys have followers at any time.
 func (c *consumer) relieve() {
-	if c.unsettled > 0 || len(c.done) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.idle == 0 && len(c.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
+	if c.settling.underWay > 0 || len(c.settling.queue) > 0 || !c.canPark || c.draining || c.paused || c.ready.n > 0 || c.crew.idle == 0 && len(c.crew.workers) == c.cfg.workers || c.lot.n+c.cfg.inFlight.messages > maxParked {
 		return
 	}
 	now := time.Now()
-	watched := now.Sub(c.reliefFrom)
+	watched := now.Sub(c.relief.from)
 	if watched < reliefWindow {
-		c.wakeAt(c.reliefFrom.Add(reliefWindow))
+		c.wakeAt(c.relief.from.Add(reliefWindow))
 		return
 	}
-	if watched > time.Second || c.ended-c.reliefEnded >= uint64(c.cfg.inFlight.messages/8+1) {
-		c.reliefFrom, c.reliefEnded = now, c.ended
+	if watched > time.Second || c.relief.settled-c.relief.settledThen >= uint64(c.cfg.inFlight.messages/8+1) {
+		c.relief.from, c.relief.settledThen = now, c.relief.settled
 		c.wakeAt(now.Add(reliefWindow))
 		return
 	}
@@ -213,8 +185,8 @@ func (c *consumer) relieve() {
 	}
 	for _, head := range c.keys.slots {
 		for ; head != nil; head = head.chain {
-			// earlier messages may have been dropped, and come again behind the parked ones
-			if head.lane.gone {
+			// earlier messages may have been abandoned, and come again behind the parked ones
+			if head.lane.gone() {
 				continue
 			}
 			if behind := c.keys.detach(head); len(behind) > 0 {
@@ -236,7 +208,7 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 	var parked []*task
 	kept := c.held[:0]
 	for _, t := range c.held {
-		if of(t) && t.entry == nil && !t.parking {
+		if of(t) && t.entry == nil && t.storing != storeCalled {
 			t.outcome = park
 			parked = append(parked, t)
 		} else {
@@ -247,7 +219,6 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 	c.held = kept
 	heap.Init(&c.held)
 	for _, t := range parked {
-		t.lane.busy++
 		c.park(t)
 	}
 }
@@ -257,14 +228,13 @@ func (c *consumer) parkHeld(of func(*task) bool) {
 // without a try that have not begun are given back.
 func (c *consumer) parkTried(of func(*task) bool) {
 	c.parkHeld(of)
-	tried := func(t *task) bool { return of(t) && c.hasHistory(t) && !t.parking }
+	tried := func(t *task) bool { return of(t) && c.hasHistory(t) && t.storing != storeCalled }
 	due := c.ready.takeOut(tried)
 	for _, q := range c.batches {
 		due = append(due, q.takeOut(tried)...)
 	}
 	for _, t := range due {
 		t.outcome = park
-		t.lane.busy++
 		c.park(t)
 	}
 }
@@ -284,13 +254,21 @@ func (c *consumer) await(e *parkedMessage) {
 	}
 }
 
+// comeBack has a message wait again that was away, unless it is gone meanwhile.
+func (c *consumer) comeBack(e *parkedMessage) {
+	if e.state == parkedAway {
+		e.state = parkedWaiting
+		c.await(e)
+	}
+}
+
 // Parked implements driver.ParkingObserver.
 func (c *consumer) Parked(ps []driver.Parked) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range ps {
 		l := c.lanes[p.Token.Lane]
-		if l == nil || l.id.Epoch != p.Token.Epoch || l.gone {
+		if l == nil || l.id.Epoch != p.Token.Epoch || l.gone() {
 			continue
 		}
 		old := c.lot.stored[placeOf(p.Token)]
@@ -304,7 +282,7 @@ func (c *consumer) Parked(ps []driver.Parked) {
 			e := &parkedMessage{Parked: p, lane: l}
 			c.lot.add(e)
 			c.await(e)
-		case old.inFlight: // the task that has it in flight goes on; see park
+		case old.state == parkedInFlight: // the task that has it in flight goes on; see park
 			if old.withdrawn = p.Withdrawn; !p.Withdrawn {
 				old.changed, old.Due, old.Delayed = true, p.Due, p.Delayed
 			}

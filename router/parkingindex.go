@@ -10,20 +10,24 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
+// parkedState says where a parked message is in its life.
+type parkedState int8
+
+const (
+	parkedNew      parkedState = iota // not in the lot: its task is marked, or came there when the lane was gone
+	parkedWaiting                     // in the lot
+	parkedAway                        // in the lot, and being stored, fetched or looked at, or its poison entry is being written
+	parkedInFlight                    // fetched: a task has it, and the lot knows its place only
+	parkedGone                        // withdrawn, done with, or its lane is gone
+)
+
 // parkedMessage is a consumer's record in memory of a message that is parked at the broker, or on
 // the way there.
-//
-// It is in the lot until it is fetched; then only its place is known, until the task that has it is recycled.
 type parkedMessage struct {
 	driver.Parked
-	lane *lane
-	line *parkedLine // of its key; nil: nobody waits for it
-	// away: on its way to the broker, being fetched, or its poison entry is being written.
-	away bool
-	// inFlight: it was fetched, and a task has it.
-	inFlight bool
-	// gone: neither in the lot nor in flight any more.
-	gone bool
+	state parkedState
+	lane  *lane
+	line  *parkedLine // of its key; nil: nobody waits for it
 	// changed and withdrawn say that an injector changed or withdrew the message since it was asked
 	// for.
 	changed, withdrawn bool
@@ -33,6 +37,9 @@ type parkedMessage struct {
 	at   int    // place among the waiting, or -1
 	id   string // of the message, if a cancellation had it looked at; the canceller's
 }
+
+// inLot says whether the message waits for its due time, or is away.
+func (e *parkedMessage) inLot() bool { return e.state == parkedWaiting || e.state == parkedAway }
 
 // parkedLine is the parked messages of one key, in order. While it exists, later messages of the key go behind it.
 type parkedLine struct {
@@ -75,12 +82,12 @@ func (p *parkingLot) add(e *parkedMessage) {
 			}
 		}
 	}
-	p.insert(e, i)
+	p.insert(e, i, parkedWaiting)
 }
 
 // insert puts a message at place i of its key's line, or behind it if i is -1. Delayed ones have no line.
-func (p *parkingLot) insert(e *parkedMessage, i int) {
-	e.at, e.gone, e.inFlight, e.changed, e.line = -1, false, false, false, nil
+func (p *parkingLot) insert(e *parkedMessage, i int, state parkedState) {
+	e.at, e.state, e.changed, e.line = -1, state, false, nil
 	p.n++
 	p.place(e)
 	if e.Key == "" || p.unordered && !e.Delayed {
@@ -112,22 +119,21 @@ func (p *parkingLot) place(e *parkedMessage) {
 // takeOut leaves of a message that was fetched only its place.
 func (p *parkingLot) takeOut(e *parkedMessage) {
 	p.unlink(e)
-	e.inFlight = true
+	e.state = parkedInFlight
 }
 
 // remove forgets a message.
 func (p *parkingLot) remove(e *parkedMessage) {
-	if e.gone {
+	if !e.inLot() && e.state != parkedInFlight {
 		return
 	}
-	if e.gone = true; e.Token.Parked && p.stored[placeOf(e.Token)] == e {
+	if e.Token.Parked && p.stored[placeOf(e.Token)] == e {
 		delete(p.stored, placeOf(e.Token))
 	}
-	if e.inFlight {
-		e.inFlight = false
-		return
+	if e.inLot() {
+		p.unlink(e)
 	}
-	p.unlink(e)
+	e.state = parkedGone
 }
 
 // unlink takes a message out of its line and from the waiting.
@@ -166,7 +172,7 @@ func (p *parkingLot) removeDelayed(e *parkedMessage) {
 
 // wait has a message handled when it is due, if it is the first of its line.
 func (p *parkingLot) wait(e *parkedMessage) {
-	if e.away || e.gone || e.inFlight || e.at >= 0 || (e.line != nil && e.line.messages[0] != e) {
+	if e.state != parkedWaiting || e.at >= 0 || (e.line != nil && e.line.messages[0] != e) {
 		return
 	}
 	heap.Push(&p.waiting, e)
@@ -177,13 +183,13 @@ func (p *parkingLot) wait(e *parkedMessage) {
 // the messages that are first in their line now.
 func (p *parkingLot) dropGone() (kept []*task, first []*parkedMessage) {
 	forget := func(e *parkedMessage) bool {
-		if !e.lane.gone {
+		if !e.lane.gone() {
 			return false
 		}
-		if !e.gone && !e.inFlight {
+		if e.inLot() {
 			p.n--
 		}
-		if e.gone, e.inFlight, e.line = true, false, nil; e.kept != nil {
+		if e.state, e.line = parkedGone, nil; e.kept != nil {
 			kept = append(kept, e.kept)
 			e.kept = nil
 		}
@@ -239,16 +245,16 @@ func (p *parkingLot) due(now time.Time, n int) (stored, kept []*parkedMessage) {
 			break
 		}
 		e := heap.Pop(&p.waiting).(*parkedMessage)
-		e.away, e.changed = true, false
+		e.state, e.changed = parkedAway, false
 		stored = append(stored, e)
 		if e.line == nil {
 			continue
 		}
 		for _, f := range e.line.messages[1:min(len(e.line.messages), followers)] {
-			if f.away || f.kept != nil || f.Due.After(now) || len(stored) >= n {
+			if f.state == parkedAway || f.kept != nil || f.Due.After(now) || len(stored) >= n {
 				break
 			}
-			f.away, f.changed = true, false
+			f.state, f.changed = parkedAway, false
 			stored = append(stored, f)
 		}
 	}

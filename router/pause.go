@@ -69,6 +69,6 @@ func (c *consumer) endPause(now time.Time) {
 // goOn ends the suspension, and tells all waiters.
 func (c *consumer) goOn() {
 	c.pausing = suspension{}
-	c.room.Broadcast()
-	c.fetches.Broadcast()
+	c.flight.room.Broadcast()
+	c.fetching.wake.Broadcast()
 }

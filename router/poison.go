@@ -43,13 +43,14 @@ const (
 	refusedText = 1 << 10
 )
 
-// poisonLater has a message put into the group's poison queue, beside the workers: a store that does not answer keeps none of them, and no
+// poison has a message put into the group's poison queue, beside the workers: a store that does not answer keeps none of them, and no
 // other message. Called with the lock held.
-func (c *consumer) poisonLater(t *task) {
-	c.toPoison.push(t)
-	if c.poisoners < c.cfg.workers {
-		c.poisoners++
-		c.running++ // the drain waits for it
+func (c *consumer) poison(t *task) {
+	c.move(t, taskPoisoning)
+	c.poisoning.queue.push(t)
+	if c.poisoning.running < c.cfg.workers {
+		c.poisoning.running++
+		c.crew.running++ // the drain waits for it
 		go c.poisoner()
 	}
 }
@@ -59,40 +60,37 @@ func (c *consumer) poisoner() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		t := c.toPoison.pop()
+		t := c.poisoning.queue.pop()
 		if t == nil {
 			break
 		}
 		var err error
-		if !(t.blocks && t.place.gone) { // else it was withdrawn, or its lane's next owner tries it
+		if !(t.keyWaits && !t.place.inLot()) { // else it was withdrawn, or its lane's next owner tries it
 			c.mu.Unlock()
-			err = c.poison(t)
+			err = c.putEntry(t)
 			c.mu.Lock()
 		}
 		c.afterPoison(t, err)
 		c.wakeWorkers()
 	}
-	c.poisoners--
-	c.running--
-	c.work.Broadcast()
-	c.settling.Signal()
+	c.poisoning.running--
+	c.crew.running--
+	c.crew.work.Broadcast()
+	c.settling.wake.Signal()
 }
 
 // afterPoison goes on with a message that is in the poison queue, or could not be put there.
 func (c *consumer) afterPoison(t *task, err error) {
-	c.trouble.note(t, err)
+	c.poisoning.trouble.note(t, err)
 	isRefused := err != nil && t.lane.ctx.Err() == nil && isRefusal(err)
 	switch {
-	case t.blocks && (err == nil || t.lane.gone || isRefused):
+	case t.keyWaits && (err == nil || t.lane.gone() || isRefused):
 		e := t.place
-		if e.away = false; isRefused && !e.changed {
+		if isRefused && !e.changed {
 			e.Due = time.Now().Add(refusedFor)
 		}
-		if !e.gone {
-			c.await(e)
-			c.wakeFetcher()
-		}
-		t.lane.release()
+		c.comeBack(e)
+		c.wakeFetcher()
 		c.recycle(t)
 		return
 	case err == nil:
@@ -103,7 +101,7 @@ func (c *consumer) afterPoison(t *task, err error) {
 		t.outcome, t.due, t.entry = park, time.Now().Add(refusedFor), nil
 	default:
 		if t.putFails++; t.putFails == 1 {
-			c.trouble.waiting++
+			c.poisoning.trouble.waiting++
 		}
 		t.outcome, t.due = hold, time.Now().Add(backoff.Pause(t.putFails))
 	}
@@ -113,9 +111,9 @@ func (c *consumer) afterPoison(t *task, err error) {
 // isRefusal says whether the poison store will never take an entry.
 func isRefusal(err error) bool { return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) }
 
-// poison puts the task's entry. The message of a refused entry is never lost. It stays at the
+// putEntry puts the task's entry. The message of a refused entry is never lost. It stays at the
 // broker, parked if possible, and is tried again in an hour; its key waits.
-func (c *consumer) poison(t *task) error {
+func (c *consumer) putEntry(t *task) error {
 	err := c.put(t.lane.ctx, t.entry)
 	if err != nil && isRefusal(err) { // the failure may make it too large
 		t.entry.Failure.Stack = ""

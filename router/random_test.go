@@ -248,6 +248,12 @@ func (w *world) run() {
 		wild.Go(w.publish)
 		wild.Go(func() { w.operate(q) })
 		wild.Go(w.move)
+		wild.Go(func() {
+			for range 50 {
+				time.Sleep(101 * time.Millisecond)
+				w.checkStates(members, false)
+			}
+		})
 		for _, m := range members {
 			wild.Go(m.comeAndGo)
 		}
@@ -258,6 +264,7 @@ func (w *world) run() {
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		w.checkRound()
+		w.checkStates(members, true)
 	}
 	for range 4 { // what failed for good does so once more, at its next try
 		w.mu.Lock()
@@ -310,6 +317,20 @@ func (w *world) checkRound() {
 				w.errorf("%s stands still: %+v", n.id, *n)
 				break
 			}
+		}
+	}
+}
+
+// checkStates checks that each task is where its state says.
+func (w *world) checkStates(members []*member, rest bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range members {
+		if m.router == nil {
+			continue
+		}
+		if err := router.CheckStates(m.router, rest && m.stop != nil); err != nil {
+			w.errorf("member %d: %v", m.name, err)
 		}
 	}
 }
@@ -429,8 +450,11 @@ type member struct {
 func (m *member) join() {
 	if m.stop == nil {
 		m.w.note("member %d joins", m.name)
-		m.router = m.w.router()
-		m.stop = run(m.w.t, m.router)
+		r := m.w.router()
+		stop := run(m.w.t, r)
+		m.w.mu.Lock()
+		defer m.w.mu.Unlock()
+		m.router, m.stop = r, stop
 	}
 }
 
@@ -442,6 +466,8 @@ func (m *member) leave() {
 	if err := m.stop(); err != nil && m.w.plan.calm {
 		m.w.t.Error(err)
 	}
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
 	m.stop = nil
 }
 

@@ -2,7 +2,6 @@ package router
 
 import (
 	"container/heap"
-	"math/bits"
 	"time"
 )
 
@@ -15,6 +14,7 @@ type batchQueue struct {
 
 // makeReady puts a task where workers take it from. Called with the lock held, as all of this file.
 func (c *consumer) makeReady(t *task) {
+	c.move(t, taskReady)
 	if t.route != nil && t.route.batch != nil && t.entry == nil {
 		q := t.route.queue
 		if q.n == 0 && q.fill.wait > 0 {
@@ -30,7 +30,7 @@ func (c *consumer) makeReady(t *task) {
 // due says whether to call a batch now: it is full, has waited long enough, or nothing more can
 // come.
 func (c *consumer) due(q *batchQueue) bool {
-	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.inFlight >= c.cfg.inFlight.messages || c.bytes >= c.cfg.inFlight.bytes ||
+	return q.n > 0 && (q.n >= q.fill.n || q.fill.wait == 0 || c.flight.messages >= c.cfg.inFlight.messages || c.flight.bytes >= c.cfg.inFlight.bytes ||
 		time.Since(q.since) >= q.fill.wait)
 }
 
@@ -63,12 +63,12 @@ func (c *consumer) wakeWorkers() {
 func (c *consumer) wakeWorker() {
 	switch {
 	case c.draining:
-	case c.idle > 0:
-		c.work.Signal()
-	case len(c.workers) < c.cfg.workers:
+	case c.crew.idle > 0:
+		c.crew.work.Signal()
+	case len(c.crew.workers) < c.cfg.workers:
 		w := &worker{c: c, at: -1, ids: map[string]bool{}}
-		c.workers = append(c.workers, w)
-		c.running++
+		c.crew.workers = append(c.crew.workers, w)
+		c.crew.running++
 		go w.run()
 	}
 }
@@ -91,9 +91,9 @@ func (c *consumer) shareWork(w *worker) {
 
 // guard starts the watchdog, unless it runs.
 func (c *consumer) guard() {
-	if !c.watching {
-		c.watching = true
-		c.watchdog.Reset(watchdogDelay)
+	if !c.crew.watching {
+		c.crew.watching = true
+		c.crew.watchdog.Reset(watchdogDelay)
 	}
 }
 
@@ -102,13 +102,13 @@ func (c *consumer) guard() {
 func (c *consumer) watch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.watching = false
+	c.crew.watching = false
 	if c.draining {
 		return
 	}
 	waiting := false
-	for _, w := range c.workers {
-		c.reap(w)
+	for _, w := range c.crew.workers {
+		c.finishHandled(w)
 		if next := w.next.Load(); next == w.watched && int(next) < w.n {
 			// its call lasts: others take the tasks it has not begun, in turn with the ready ones
 			c.reclaim(w)
@@ -135,22 +135,13 @@ func (c *consumer) reclaim(w *worker) {
 		if t == c.pausing.probe {
 			c.pausing.probe = nil
 		}
-		if t.lane.gone { // which waits for it until it is parked
+		if t.lane.gone() { // which waits for it until it is parked
 			t.outcome = c.notBegun(t)
 			c.finish(t)
 			continue
 		}
-		t.lane.release()
+		c.move(t, taskReady)
 		c.ready.pushFront(t)
-	}
-}
-
-// reap takes back the tasks that a worker has finished.
-func (c *consumer) reap(w *worker) {
-	for set := w.finished.Swap(0); set != 0; set &= set - 1 {
-		i := bits.TrailingZeros32(set)
-		c.finish(w.tasks[i])
-		w.tasks[i] = nil
 	}
 }
 
@@ -194,12 +185,13 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 	n := c.ready.n
 	for w.n < min(n, most) {
 		t := c.ready.pop()
-		if t.lane.gone {
-			c.giveBack(t)
+		if t.lane.gone() {
+			t.outcome = abandon
+			c.finish(t)
 			n = min(n, w.n+c.ready.n)
 			continue
 		}
-		t.lane.busy++
+		c.move(t, taskRunning)
 		w.tasks[w.n] = t
 		w.n++
 	}
@@ -207,20 +199,21 @@ func (c *consumer) takeUpTo(w *worker, most int) bool {
 }
 
 func (c *consumer) takeBatch(w *worker) bool {
-	c.batchTurn++
+	c.nextBatch++
 	for i := range c.batches {
-		q := c.batches[(c.batchTurn+i)%len(c.batches)] // in turns: none starves
+		q := c.batches[(c.nextBatch+i)%len(c.batches)] // in turns: none starves
 		if !c.due(q) {
 			continue
 		}
 		clear(w.ids)
 		for q.n > 0 && len(w.many) < q.fill.n && !w.ids[q.first.h.Delivery.ID] {
 			t := q.pop()
-			if t.lane.gone {
-				c.giveBack(t)
+			if t.lane.gone() {
+				t.outcome = abandon
+				c.finish(t)
 				continue
 			}
-			t.lane.busy++
+			c.move(t, taskRunning)
 			w.many = append(w.many, t)
 			w.ids[t.h.Delivery.ID] = true
 		}
@@ -237,7 +230,7 @@ func (c *consumer) takeBatch(w *worker) bool {
 
 // steal takes one task that another worker took but has not begun, because the one before it turned out to be slow.
 func (c *consumer) steal(w *worker) bool {
-	for _, v := range c.workers {
+	for _, v := range c.crew.workers {
 		if v == w || v.n < 2 {
 			continue
 		}
@@ -248,81 +241,6 @@ func (c *consumer) steal(w *worker) bool {
 		}
 	}
 	return false
-}
-
-// finish takes a task back from a worker.
-func (c *consumer) finish(t *task) {
-	if t.mustBeParked() {
-		t.ended = true // and goes on when it is parked
-		return
-	}
-	if t.again != nil {
-		t.h, t.again = t.again, nil
-	}
-	if t.lane.lost && t.outcome == settle && t.told == nil { // the settler tells that it is stale
-		t.outcome = abandon // its result does not count any more
-	}
-	if t.marking && t.outcome != hold && t.outcome != poison {
-		c.unmark(t)
-	}
-	c.judgeProbe(t)
-	switch t.outcome {
-	case settle:
-		c.leaveKey(t)
-		c.settleTask(t)
-	case park:
-		c.park(t)
-	case hold:
-		if t.lane.gone && !t.lane.lost && c.hasHistory(t) {
-			t.outcome = park
-			c.park(t)
-			return
-		}
-		t.lane.release()
-		if t.lane.gone {
-			c.drop(t)
-			return
-		}
-		if t.entry != nil {
-			c.countInFlight(t)
-		}
-		heap.Push(&c.held, t)
-		c.wakeAt(t.due)
-	case poison:
-		c.poisonLater(t)
-	default:
-		t.lane.release()
-		c.drop(t)
-	}
-}
-
-// giveBack drops a task that no worker has, because its lane is gone; if it is on its way to the broker, when it has come there.
-func (c *consumer) giveBack(t *task) {
-	t.lane.busy++
-	t.outcome = abandon
-	c.finish(t)
-}
-
-// drop lets go of a task unsettled; the broker gives the message to the lane's next owner.
-func (c *consumer) drop(t *task) {
-	if t.lane.gone {
-		c.noteDropped(t)
-	}
-	c.leaveKey(t)
-	c.recycle(t)
-}
-
-func (c *consumer) leaveKey(t *task) {
-	if !t.keyed {
-		return
-	}
-	t.keyed = false
-	if next := c.keys.leave(t); next != nil {
-		c.makeReady(next)
-	} else if line := c.lot.lines[t.key]; line != nil {
-		c.lot.wait(line.messages[0])
-		c.wakeFetcher()
-	}
 }
 
 // wakeAt sees to it that the timer goes off at t or earlier.
@@ -339,18 +257,31 @@ func (c *consumer) wakeAt(t time.Time) {
 	}
 }
 
-// onTimer makes due tasks ready, and lets workers look at batches that have waited long enough.
+// onTimer sees to everything that waits for a time. What is not due yet sets the timer again.
 func (c *consumer) onTimer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.timerAt = time.Time{}
+	now := time.Now()
+	c.wakeParker(now) // also in the drain, which waits for the parker
 	if c.draining {
 		return
 	}
-	c.timerAt = time.Time{}
-	now := time.Now()
+	c.endDelays(now)
+	c.wakeBatches()
+	c.wakeFetcher()
+	c.endPause(now)
+	if c.flight.full {
+		c.relieve()
+	}
+	c.wakeWorkers()
+}
+
+// endDelays makes held tasks ready that are due.
+func (c *consumer) endDelays(now time.Time) {
 	for len(c.held) > 0 && !c.held[0].due.After(now) {
-		if t := heap.Pop(&c.held).(*task); t.free {
-			t.free, t.keyed = false, t.key != "" && !c.cfg.unordered
+		if t := heap.Pop(&c.held).(*task); t.delayed {
+			t.delayed, t.keyed = false, t.key != "" && !c.cfg.unordered
 			c.enter(t)
 		} else {
 			c.makeReady(t)
@@ -359,15 +290,13 @@ func (c *consumer) onTimer() {
 	if len(c.held) > 0 {
 		c.wakeAt(c.held[0].due)
 	}
+}
+
+// wakeBatches sets the timer for batches that wait to be filled.
+func (c *consumer) wakeBatches() {
 	for _, q := range c.batches {
 		if q.n > 0 && q.fill.wait > 0 && !c.due(q) {
 			c.wakeAt(q.since.Add(q.fill.wait))
 		}
 	}
-	c.wakeFetcher()
-	c.endPause(now)
-	if c.full {
-		c.relieve()
-	}
-	c.wakeWorkers()
 }

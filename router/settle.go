@@ -8,18 +8,18 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// settleTask hands a task over to the settler. Called with the lock held.
-func (c *consumer) settleTask(t *task) {
-	c.ended++
-	c.trouble.over(t)
+// settle hands a task over to the settler. Called with the lock held.
+func (c *consumer) settle(t *task) {
+	c.relief.settled++
+	c.poisoning.trouble.over(t)
 	if t.settled || t.joined {
-		t.lane.release()
 		c.recycle(t)
 		return
 	}
-	c.done = append(c.done, t)
-	if len(c.done) == 1 {
-		c.settling.Signal()
+	c.move(t, taskSettling)
+	c.settling.queue = append(c.settling.queue, t)
+	if len(c.settling.queue) == 1 {
+		c.settling.wake.Signal()
 	}
 }
 
@@ -81,7 +81,7 @@ func (c *consumer) settleDurably(tokens []bus.Token) bool {
 // settler settles finished tasks in batches. While one batch is under way the next gathers, so a
 // slow broker makes larger batches and a quick one adds no delay.
 func (c *consumer) settler() {
-	defer close(c.settled)
+	defer close(c.settling.over)
 	var tokens []bus.Token
 	for {
 		batch := c.nextDone()
@@ -99,13 +99,12 @@ func (c *consumer) settler() {
 		}
 		c.mu.Lock()
 		for _, t := range batch {
-			t.lane.release()
 			c.recycle(t)
 		}
 		clear(batch)
-		c.spare = batch[:0]
-		c.unsettled = 0
-		if c.full {
+		c.settling.spare = batch[:0]
+		c.settling.underWay = 0
+		if c.flight.full {
 			c.relieve()
 		}
 		c.mu.Unlock()
@@ -116,15 +115,15 @@ func (c *consumer) settler() {
 func (c *consumer) nextDone() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for len(c.done) == 0 {
-		if c.finished && c.poisoners == 0 {
+	for len(c.settling.queue) == 0 {
+		if c.settling.ended && c.poisoning.running == 0 {
 			return nil
 		}
-		c.settling.Wait()
+		c.settling.wake.Wait()
 	}
-	batch := c.done
-	c.done, c.spare = c.spare, nil
-	c.unsettled = len(batch)
+	batch := c.settling.queue
+	c.settling.queue, c.settling.spare = c.settling.spare, nil
+	c.settling.underWay = len(batch)
 	return batch
 }
 

@@ -6,7 +6,6 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
-	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // task is a message in flight, from Receive to Settle. Tasks are recycled by their consumer.
@@ -17,45 +16,49 @@ type task struct {
 	route *Route // nil: no handler takes the message
 	lane  *lane
 
+	// Where it is.
+	state   taskState
+	storing storing
+	outcome outcome // its next step, when its call has ended
+
 	// Places in the scheduler; see keyTable and list.
+	keyed  bool // it is in the key table
 	key    string
 	hash   uint64
-	keyed  bool
 	next   *task
 	chain  *task
 	behind *task
 	last   *task
 
-	// The task's history, and its next step.
-	tries   int
-	settled bool           // before it was handled: at most once
-	joined  bool           // settled in its handler's transaction
-	stale   bool           // not settled there, for reasons that are not its handler's
-	free    bool           // delayed: its key does not wait for it
-	place   *parkedMessage // where it is parked, or will be
-	fetched bool           // it was parked, and has come back
-	beside  bool           // it counts beside the in-flight bound
-	marking bool           // it will be parked while its handler runs, ahead of its followers
-	queued  bool           // it waits to be parked
-	parking bool           // the driver parks it in this moment
-	ended   bool           // its handler has ended meanwhile
-	stuck   *stuckTasks    // with which it is tried again
-	unknown bool           // it may be parked: a call failed, and did not say
+	// Its handling.
+	settled   bool // before it was handled: at most once
+	joined    bool // settled in its handler's transaction
+	stale     bool // not settled there, for reasons that are not its handler's
+	tries     int
+	due       time.Time
+	failure   *bus.Failure                       // nil: no try has failed
+	outputs   []driver.Output                    // to be published with the settlement
+	onSettled func(context.Context, error) error // told of the settlement; nil: nobody waits for it
+	// unavailable is how long, by the handler's word, something that it needs is away.
+	unavailable time.Duration
+
+	// Its way into the poison queue.
+	entry    *driver.PoisonEntry // no handler is called any more
+	keyWaits bool                // it is parked, too, and its key waits until somebody replays or drops it
+	putFails int
+
+	// Its parking.
+	delayed bool // its key does not wait for it
+	fetched bool // it was parked, and has come back
+	beside  bool // it counts beside the in-flight bound
+	unknown bool // it may be parked: a call failed, and did not say
+	head    bool // no other of its key is before it
 	// unparkable: the broker never parks it, so it waits in memory. bars: the later ones of its key are not parked either, unless they
 	// are forced, to make room.
 	unparkable, bars, forced bool
-	head                     bool         // no other of its key is before it
-	parkOrder                uint64       // its turn within its key
-	failure                  *bus.Failure // nil: no try has failed
-	due                      time.Time
-	outputs                  []driver.Output                    // to be published with the settlement
-	told                     func(context.Context, error) error // of the settlement; nil: nobody waits for it
-	entry                    *driver.PoisonEntry                // to be put into the poison queue; no handler is called any more
-	blocks                   bool                               // it is parked, too, and its key waits until somebody replays or drops it
-	putFails                 int
-	// unavailable is how long, by the handler's word, something that it needs is away.
-	unavailable time.Duration
-	outcome     outcome
+	parkOrder                uint64         // its place among those of its key that are to be parked
+	place                    *parkedMessage // where it is parked, or will be
+	stuck                    *stuckTasks    // with which it is tried again
 }
 
 // token names the message at the broker: as it came, or as it was parked since.
@@ -64,42 +67,4 @@ func (t *task) token() bus.Token {
 		return t.place.Token
 	}
 	return t.h.Delivery.Token
-}
-
-// outcome is how a worker hands a task back.
-type outcome int8
-
-const (
-	settle  outcome = iota // done with: settle it
-	hold                   // run it again when it is due
-	park                   // the same, but at the broker
-	poison                 // put it into the poison queue
-	abandon                // give it back to the broker unsettled
-)
-
-// lane is one ownership of a lane by this process. Its fields are guarded by the consumer's lock, but for gone.
-type lane struct {
-	id     bus.Lane
-	ctx    context.Context // of the handlers of its messages
-	cancel context.CancelCauseFunc
-	// batches are the contexts of the batches in which its messages are handled.
-	batches map[context.Context]context.CancelCauseFunc
-	// gone: no handler may start any more. lost: nothing may be settled any more either.
-	gone, lost bool
-	// dropped are keys with a message that was let go unsettled while the lane was going. Later
-	// messages of the key must not be parked before it.
-	dropped   map[string]bool
-	fetches   backoff.Backoff // of its parked messages, while they cannot be fetched
-	fetchFrom time.Time       // when they are tried again
-	// busy counts tasks that a worker has, and those handled but not yet settled at the driver.
-	busy int
-	idle chan struct{} // made by a revocation, closed when busy is 0
-}
-
-func (l *lane) release() {
-	l.busy--
-	if l.busy == 0 && l.idle != nil {
-		close(l.idle)
-		l.idle = nil
-	}
 }

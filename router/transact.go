@@ -27,7 +27,7 @@ func (c *consumer) transact(todo []*task) []*task {
 		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
 			c.log.Warn("handled messages could not be settled, and what they led to is not published; they come again", "messages", len(todo), "err", err)
 			for _, t := range todo {
-				c.tell(t, err)
+				c.notifySettled(t, err)
 			}
 			return todo
 		default:
@@ -43,7 +43,7 @@ func (c *consumer) settledEach(tasks []*task, errs []error) (over []*task) {
 	over = tasks[:0]
 	for i, t := range tasks {
 		err := errs[i]
-		c.tell(t, err)
+		c.notifySettled(t, err)
 		if err == nil || errors.Is(err, bus.ErrStale) {
 			over = append(over, t)
 			continue
@@ -56,28 +56,28 @@ func (c *consumer) settledEach(tasks []*task, errs []error) (over []*task) {
 		t.failure.Class = "outputs refused"
 		t.entry = t.poisonEntry(now)
 		c.mu.Lock()
-		c.poisonLater(t)
+		c.poison(t)
 		c.mu.Unlock()
 	}
 	return over
 }
 
-// tell tells all waiters for the end of the task's call.
-func (c *consumer) tell(t *task, err error) {
-	if t.told == nil {
+// notifySettled tells those who wait for the settlement of a task how it went.
+func (c *consumer) notifySettled(t *task, err error) {
+	if t.onSettled == nil {
 		return
 	}
-	if terr := t.told(c.ctx, err); terr != nil && err == nil {
+	if terr := t.onSettled(c.ctx, err); terr != nil && err == nil {
 		c.log.Error("a message was settled, and a function that was to be called after it failed", "id", t.h.Delivery.ID, "err", terr)
 	}
-	t.told = nil
+	t.onSettled = nil
 }
 
 // moreDone takes the tasks that are done now.
 func (c *consumer) moreDone() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	more := c.done
-	c.done = nil
+	more := c.settling.queue
+	c.settling.queue = nil
 	return more
 }

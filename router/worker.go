@@ -96,7 +96,7 @@ func (w *worker) exchange() bool {
 	c := w.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reap(w)
+	c.finishHandled(w)
 	for _, t := range w.done {
 		c.finish(t)
 	}
@@ -105,17 +105,17 @@ func (w *worker) exchange() bool {
 	for !c.draining {
 		took := c.take(w)
 		if !took {
-			c.idle++
+			c.crew.idle++
 		}
-		if c.full {
+		if c.flight.full {
 			c.relieve()
 		}
 		if took {
 			c.shareWork(w)
 			return true
 		}
-		c.work.Wait()
-		c.idle--
+		c.crew.work.Wait()
+		c.crew.idle--
 	}
 	return false
 }
@@ -134,7 +134,7 @@ func (w *worker) ended() {
 			h := w.tasks[w.at].h
 			engine.Discard(h)
 			w.observed(h, h.Delivery, 1, time.Now(), goexit)
-			c.rule(w.tasks[w.at], goexit)
+			c.decide(w.tasks[w.at], goexit)
 			w.finished.Or(1 << w.at)
 			w.at = -1
 		}
@@ -143,7 +143,7 @@ func (w *worker) ended() {
 			w.observed(w.handling, w.handling.Delivery, len(w.now), time.Now(), goexit)
 		}
 		for _, t := range w.now {
-			c.rule(t, goexit)
+			c.decide(t, goexit)
 			w.done = append(w.done, t)
 		}
 		w.now, w.handling = nil, nil
@@ -152,11 +152,11 @@ func (w *worker) ended() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.running--
-	c.work.Broadcast() // drain waits for this
+	c.crew.running--
+	c.crew.work.Broadcast() // drain waits for this
 }
 
-// handle calls the handler of one message, and rules on the error it returned.
+// handle calls the handler of one message, and decides its next step.
 func (w *worker) handle(t *task) {
 	c := w.c
 	if c.cannotBegin(t) {
@@ -181,14 +181,14 @@ func (w *worker) handle(t *task) {
 		err = bus.Ignore(err)
 	}
 	if err == nil || bus.IsIgnored(err) {
-		if ferr := c.conclude(t, h); ferr != nil {
+		if ferr := c.publishOutputs(t, h); ferr != nil {
 			err = ferr
 		}
 	} else {
 		engine.Discard(h)
 	}
 	w.observed(h, t.h.Delivery, 1, start, err)
-	c.rule(t, err)
+	c.decide(t, err)
 }
 
 // cannotBegin says whether a task's handler is not called any more, and notes the next step.
@@ -216,30 +216,13 @@ func (c *consumer) notBegun(t *task) outcome {
 // handleBatch is handle for a batch.
 func (w *worker) handleBatch(batch []*task) {
 	c := w.c
-	tasks := batch[:0]
-	for _, t := range batch {
-		if c.cannotBegin(t) {
-			w.done = append(w.done, t)
-			continue
-		}
-		tasks = append(tasks, t)
-	}
-	if c.cfg.guarantee == AtMostOnce {
-		settled, not := c.settleFirstOf(tasks)
-		for _, t := range not {
-			t.outcome = abandon
-			w.done = append(w.done, t)
-		}
-		tasks = settled
-	}
+	tasks := w.beginBatch(batch)
 	if len(tasks) == 0 {
 		return
 	}
-	for _, t := range tasks {
-		t.tries++
-	}
 	msgs := make([]*bus.Message, len(tasks))
 	for i, t := range tasks {
+		t.tries++
 		msgs[i] = t.h.Delivery.Message
 	}
 	ctx, cancel := w.batchContext(tasks)
@@ -253,37 +236,67 @@ func (w *worker) handleBatch(batch []*task) {
 	w.now, w.handling = append(w.now[:0], tasks...), h
 	start := w.clock()
 	err := w.callBatch(h, tasks[0].route, msgs)
-	errs := bus.Outcomes(err, len(msgs))
-	failed := map[string]bool{}
-	for i := range errs {
-		errs[i] = spelled(errs[i])
-		e := errs[i]
-		switch {
-		case tasks[i].route.policy.ignores(e):
-			errs[i] = bus.Ignore(e)
-		case e != nil && !bus.IsIgnored(e):
-			failed[msgs[i].ID] = true
-		}
-	}
-	if ferr := c.concludeBatch(ctx, tasks, h, failed); ferr != nil {
-		for i, e := range errs {
-			if e != nil && !bus.IsIgnored(e) {
-				continue
-			}
-			if oerr := engine.OutputError(ferr, msgs[i]); oerr != nil {
-				errs[i] = oerr
-			}
-		}
-	}
+	errs := c.batchErrors(ctx, tasks, h, err)
 	w.observed(h, shared, len(msgs), start, err)
 	w.now, w.handling = w.now[:0], nil
 	for i, t := range tasks {
 		if errs[i] != nil && ctx.Err() != nil && !t.joined {
 			t.stale = true // by another's lane, if not by its own
 		}
-		c.rule(t, errs[i])
+		c.decide(t, errs[i])
 		w.done = append(w.done, t)
 	}
+}
+
+// beginBatch returns the tasks of a batch that may be handled; the others are done.
+func (w *worker) beginBatch(batch []*task) []*task {
+	c := w.c
+	tasks := batch[:0]
+	for _, t := range batch {
+		if c.cannotBegin(t) {
+			w.done = append(w.done, t)
+			continue
+		}
+		tasks = append(tasks, t)
+	}
+	if c.cfg.guarantee != AtMostOnce {
+		return tasks
+	}
+	settled, not := c.settleFirstOf(tasks)
+	for _, t := range not {
+		t.outcome = abandon
+		w.done = append(w.done, t)
+	}
+	return settled
+}
+
+// batchErrors returns the error of each message of a batch whose call ended with err, after it has
+// published the outputs of those that succeeded.
+func (c *consumer) batchErrors(ctx context.Context, tasks []*task, h *bus.Handling, err error) []error {
+	errs := bus.Outcomes(err, len(tasks))
+	failed := map[string]bool{}
+	for i, t := range tasks {
+		errs[i] = spelled(errs[i])
+		switch e := errs[i]; {
+		case t.route.policy.ignores(e):
+			errs[i] = bus.Ignore(e)
+		case e != nil && !bus.IsIgnored(e):
+			failed[t.h.Delivery.ID] = true
+		}
+	}
+	ferr := c.publishBatchOutputs(ctx, tasks, h, failed)
+	if ferr == nil {
+		return errs
+	}
+	for i, e := range errs {
+		if e != nil && !bus.IsIgnored(e) {
+			continue
+		}
+		if oerr := engine.OutputError(ferr, tasks[i].h.Delivery.Message); oerr != nil {
+			errs[i] = oerr
+		}
+	}
+	return errs
 }
 
 // batchContext ends when any of the batch's lanes is lost, before its next owner is known. Another
@@ -300,7 +313,7 @@ func (w *worker) batchContext(tasks []*task) (context.Context, context.CancelCau
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range lanes {
-		if l.lost {
+		if l.lost() {
 			cancel(context.Cause(l.ctx))
 			continue
 		}
