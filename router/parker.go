@@ -304,7 +304,7 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parking.calling = nil
-	retried, stuck := false, 0
+	retried, stuck, left := false, 0, 0
 	for i, t := range batch {
 		t.setStoring(storeNone)
 		retried = retried || t.stuck != nil
@@ -313,7 +313,9 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 		switch {
 		case f != parkAgain && f != parkUnknown:
 		case t.lane.gone() && t.state == taskParking, t.lane.lost():
-			f = parkLost
+			if f = parkLost; !t.lane.lost() {
+				left++
+			}
 			c.noteAbandoned(t)
 		default:
 			stuck++
@@ -327,6 +329,9 @@ func (c *consumer) afterParking(batch []*task, ps []driver.Parking, fates []fate
 			}
 		}
 		c.afterPark(t, f, ps[i].Token)
+	}
+	if left > 0 {
+		c.log.Warn("messages could not be parked before their lane was handed over; they come again, as after a crash", "messages", left, "err", failed)
 	}
 	c.delayStuck(retried, stuck, failed)
 	c.cancelling.wake.Signal()
