@@ -17,8 +17,8 @@ import (
 
 // consumer runs the handlers of one topic and group. It pulls deliveries from the driver
 // (intake.go), orders them by key and spreads them over workers (schedule.go). Workers call the
-// handlers (worker.go) and hand back the tasks to settle (settle.go). Lanes come and go meanwhile
-// (lanes.go).
+// handlers (worker.go) and hand the tasks back to their next step (finish.go), most of them to be
+// settled (settle.go). Lanes come and go meanwhile (lanes.go). state.go has the places of a task.
 //
 // One lock, mu, guards all of its state; it is taken once for a batch, and never held over a call of the driver or
 // of a handler.
