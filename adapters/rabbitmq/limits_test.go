@@ -139,20 +139,7 @@ func TestLimitTooLow(t *testing.T) {
 		s, o := parkingSource(t, d, topic)
 		o.waitLanes(t, ctx, 1)
 		l := s.lanes[0]
-		p := l.current.Load().parking()
-		for { // until the probe is over
-			p.mu.Lock()
-			over := l.probed.Load() && p.probing.sent.IsZero()
-			p.mu.Unlock()
-			if over {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				t.Fatal("the probe does not end")
-			case <-time.After(time.Millisecond):
-			}
-		}
+		probed(t, ctx, s)
 		if !c.low {
 			if l.limited.Load() != nil {
 				t.Errorf("limit %d: %v", c.limit, *l.limited.Load())

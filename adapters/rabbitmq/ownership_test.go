@@ -1,10 +1,14 @@
 package rabbitmq
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // A lane is taken up again after its deliveries have stopped without a word, whether it holds
@@ -184,5 +188,87 @@ func TestCommitOfParked(t *testing.T) {
 	defer p.mu.Unlock()
 	if p.answers > 0 {
 		t.Errorf("it was not asked %d times", p.answers)
+	}
+}
+
+// Commit waits for the record of a settled message that is on its way, and removes it. If the lane
+// ends first, Commit says that it does not know.
+func TestCommitOfParkedOnItsWay(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		t.Run(fmt.Sprintf("lost %v", lost), func(t *testing.T) {
+			ctx := testContext(t)
+			p, c := newProxy(t)
+			topic, c := oneLane(t, c)
+			d := openDriver(t, c)
+			s, o := parkingSource(t, d, topic)
+			at := parkOne(t, ctx, d, s, topic, messages(0, 1, 1)[0])
+			fetchIDs(t, ctx, s, []driver.Parked{{Token: at.Token}}) // it is here
+			probed(t, ctx, s)
+			if err := s.Commit(ctx); err != nil { // from here on the lane itself has nothing to ask
+				t.Fatal(err)
+			}
+			parking, queue := s.lanes[0].current.Load().parking(), parkedName(groupName(topic, "g"), 0)
+			p.hold(consumes)
+			before := p.deliveries(queue)
+			parking.refresh(time.Now().Add(parking.bounds.refresh))
+			p.wait(t, ctx, "the record", func() bool { return p.given[queue] == before+1 })
+			if err := s.Settle(ctx, []bus.Token{at.Token}); err != nil {
+				t.Fatal(err)
+			}
+			soon, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			defer cancel()
+			if err := s.Commit(soon); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("commit while the record is on its way: %v", err)
+			}
+			if lost {
+				p.Refuse(true)
+				o.waitLanes(t, ctx, 0)
+				if err := parking.commitNow(ctx); !errors.Is(err, bus.ErrStale) {
+					t.Errorf("commit after the lane's end: %v", err)
+				}
+				return
+			}
+			p.release(t, d)
+			if err := s.Commit(ctx); err != nil {
+				t.Error(err)
+			}
+			p.Refuse(true) // the record is removed, whatever happens
+			next, o := parkingSource(t, openDriver(t, brokerConfig(t)), topic)
+			o.waitLanes(t, ctx, 1)
+			fetchIDs(t, ctx, next, o.told(t, ctx, 0))
+		})
+	}
+}
+
+// A clean end loses no ack of parked messages, however many were sent one by one just before it. It
+// asks the queue behind the acks: the broker may otherwise forget them, and does so now and then.
+func TestManyParkedAcksThenClose(t *testing.T) {
+	for _, queue := range []string{Quorum, Classic} {
+		t.Run(queue, func(t *testing.T) {
+			ctx := testContext(t)
+			p, c := newProxy(t)
+			topic, c := oneLane(t, c)
+			c.Queue = queue
+			d := openDriver(t, c)
+			const total = 2000
+			s, o := parkingSource(t, d, topic)
+			o.waitLanes(t, ctx, 1)
+			injectAll(t, d, topic, messages(0, total, 10)...)
+			var ts []bus.Token
+			for _, p := range o.told(t, ctx, total) {
+				ts = append(ts, p.Token)
+			}
+			p.count()
+			if err := s.Settle(ctx, ts[1:]); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if n := p.count()[basicConsume]; n != 4 {
+				t.Errorf("the lane's queues were asked %d times, want twice each", n)
+			}
+			nextOwner(t, ctx, s, d, topic, wantIDs(0, 1))
+		})
 	}
 }

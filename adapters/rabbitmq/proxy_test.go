@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"sync"
 	"testing"
@@ -21,6 +22,17 @@ type proxy struct {
 	answers int             // that it is empty, so many of them
 	muted   string          // messages published to this exchange, or to this queue, are not confirmed
 	quiet   map[channel]bool
+	silent  int            // confirms that mute has swallowed
+	given   map[string]int // deliveries of the broker, by queue
+	held    held
+	passed  *sync.Cond // something has passed
+}
+
+// held is what hold keeps back.
+type held struct {
+	conn int
+	on   bool
+	data []byte
 }
 
 // half is one direction of a connection.
@@ -40,9 +52,18 @@ type method [2]uint16
 
 var (
 	queueDeclareOK = method{50, 11}
+	basicConsume   = method{60, 20}
 	basicCancel    = method{60, 30}
 	basicPublish   = method{60, 40}
+	basicDeliver   = method{60, 60}
 	basicAck       = method{60, 80}
+	basicNack      = method{60, 120}
+)
+
+// The connections of a driver that is its proxy's first.
+const (
+	publishes = 1
+	consumes  = 2
 )
 
 // newProxy returns the configuration that goes through it.
@@ -52,7 +73,11 @@ func newProxy(t testing.TB) (*proxy, Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{Proxy: faults.NewProxy(t, c.Hosts[0]), streams: map[half][]byte{}, sent: map[method]int{}, told: map[method]int{}}
+	p := &proxy{
+		Proxy: faults.NewProxy(t, c.Hosts[0]), streams: map[half][]byte{}, sent: map[method]int{}, told: map[method]int{},
+		given: map[string]int{},
+	}
+	p.passed = sync.NewCond(&p.mu)
 	p.Filter(p.filter)
 	c.Hosts = []string{p.Address()}
 	return p, c
@@ -77,7 +102,21 @@ func (p *proxy) filter(conn int, d faults.Direction, data []byte) (out []byte) {
 		stream = stream[n:]
 	}
 	p.streams[half{conn, d}] = bytes.Clone(stream)
-	return out
+	p.passed.Broadcast()
+	return p.keep(conn, d, out)
+}
+
+// keep keeps data back while it is held, and passes it on with the next data after that.
+func (p *proxy) keep(conn int, d faults.Direction, data []byte) []byte {
+	switch {
+	case d != faults.ToClient || conn != p.held.conn:
+		return data
+	case p.held.on:
+		p.held.data = append(p.held.data, data...)
+		return nil
+	}
+	data, p.held.data = append(p.held.data, data...), nil
+	return data
 }
 
 // passes says whether a frame is passed on, and may change it.
@@ -100,7 +139,57 @@ func (p *proxy) passes(conn int, d faults.Direction, frame []byte) bool {
 		clear(args[len(name) : len(name)+8])
 		p.answers--
 	}
-	return m != basicAck || !p.quiet[ch]
+	if m == basicDeliver { // the driver's consumers have the names of their queues
+		p.given[string(args[1:1+args[0]])]++
+	}
+	if m == basicAck && p.quiet[ch] {
+		p.silent++
+		return false
+	}
+	return true
+}
+
+// wait waits until cond is true; it is called with mu held.
+func (p *proxy) wait(t testing.TB, ctx context.Context, what string, cond func() bool) {
+	t.Helper()
+	defer context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.passed.Broadcast()
+	})()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !cond() {
+		if ctx.Err() != nil {
+			t.Fatalf("waiting for %s: %v", what, ctx.Err())
+		}
+		p.passed.Wait()
+	}
+}
+
+// hold keeps back what the broker sends on a connection.
+func (p *proxy) hold(conn int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = held{conn: conn, on: true}
+}
+
+// release ends hold. What was kept back goes with the answer to a question of the driver.
+func (p *proxy) release(t testing.TB, d *busDriver) {
+	t.Helper()
+	p.mu.Lock()
+	p.held.on = false
+	p.mu.Unlock()
+	if err := d.Ping(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deliveries returns how many deliveries from a queue the broker has sent.
+func (p *proxy) deliveries(queue string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.given[queue]
 }
 
 func shortString(s string) []byte { return append([]byte{byte(len(s))}, s...) }
