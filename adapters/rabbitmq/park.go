@@ -91,6 +91,7 @@ func (s *source) places(ps []driver.Parking, failed func(i int, err error, defin
 
 // parked settles the stored messages at their origin. errs has the other messages' failures.
 func (s *source) parked(ps []driver.Parking, places []place, errs []error) error {
+	done := make([]bool, len(ps))
 	parked := 0
 	for _, at := range places {
 		t := &ps[at.of].Token
@@ -98,6 +99,7 @@ func (s *source) parked(ps []driver.Parking, places []place, errs []error) error
 			continue // it comes from there again, or from here, to the lane's next owner
 		}
 		t.Parked, t.Position = true, at.position
+		done[at.of] = true
 		parked++
 	}
 	for _, at := range places {
@@ -109,10 +111,6 @@ func (s *source) parked(ps []driver.Parking, places []place, errs []error) error
 		return nil
 	case errs == nil:
 		return stale
-	}
-	done := make([]bool, len(ps))
-	for _, at := range places {
-		done[at.of] = at.position == ps[at.of].Position && ps[at.of].Token.Parked
 	}
 	for i := range ps {
 		if errs[i] == nil && !done[i] {
