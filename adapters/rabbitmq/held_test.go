@@ -150,6 +150,68 @@ func TestCommandOfManyOwners(t *testing.T) {
 	nextOwner(t, ctx, s, d, topic, wantIDs(0, 3))
 }
 
+// A former owner's record of a command comes late: this owner is about to store its own. The message
+// is parked once.
+func TestLateRecordOfAWaitingCommand(t *testing.T) {
+	ctx := testContext(t)
+	p, c := newProxy(t)
+	topic, c := oneLane(t, c)
+	d, direct := openDriver(t, c), openDriver(t, brokerConfig(t))
+	s, o := parkingSource(t, d, topic)
+	o.waitLanes(t, ctx, 1)
+	probed(t, ctx, s)
+	session := d.pub.link.current()
+	p.block(t, session, "low on memory")
+	ms := messages(0, 2, 1)
+	put(t, direct, topic, command(t, ms[0], "c"))
+	parking := s.lanes[0].current.Load().parking()
+	for begun := false; !begun; {
+		parking.mu.Lock()
+		begun = len(parking.entries) > 0
+		parking.mu.Unlock()
+	}
+	put(t, direct, topic, record(t, ms[0], 10, 1, "c"), record(t, ms[1], 11, 1, ""))
+	o.told(t, ctx, 1) // of the last
+	p.unblock(session)
+	if got := fetchIDs(t, ctx, s, o.told(t, ctx, 2)); !slices.Equal(got, wantIDs(0, 2)) {
+		t.Errorf("fetched %v", got)
+	}
+	nextOwner(t, ctx, s, direct, topic, wantIDs(0, 2))
+}
+
+// A command that its owner can never carry out stays, however often the owner gives it back. Another
+// owner carries it out.
+func TestCommandThatCannotBeCarriedOut(t *testing.T) {
+	ctx := testContext(t)
+	topic, c := oneLane(t, brokerConfig(t))
+	direct := openDriver(t, c)
+	c.MaxMessage = 64 << 10
+	s, o := parkingSource(t, openDriver(t, c), topic)
+	o.waitLanes(t, ctx, 1)
+	m := messages(0, 1, 1)[0]
+	m.Payload = make([]byte, c.MaxMessage+storedRoom+1)
+	put(t, direct, topic, command(t, m, "c"))
+	parking := s.lanes[0].current.Load().parking()
+	since := time.Now()
+	for range 2 {
+		for held := false; !held; {
+			parking.mu.Lock()
+			for _, stays := range parking.strangers {
+				held = held || stays.since.After(since)
+			}
+			parking.mu.Unlock()
+			select {
+			case <-ctx.Done():
+				t.Fatal("the command is not held")
+			case <-time.After(time.Millisecond):
+			}
+		}
+		since = time.Now()
+		parking.refresh(since.Add(parking.bounds.refresh))
+	}
+	nextOwner(t, ctx, s, direct, topic, wantIDs(0, 1))
+}
+
 // A former owner has written a record of a message a moment too late: the message is settled. It
 // does not come again.
 func TestLateRecordOfASettledMessage(t *testing.T) {

@@ -104,15 +104,6 @@ func inject(p *driver.Parking, group string, lanes int, x *parcel) (err error) {
 	return nil
 }
 
-// command has a command carried out, unless that was done. Called with the lock held.
-func (p *parking) command(d *amqp.Delivery) {
-	if name := text(d.Headers[commandHeader]); name != "" && p.carried[name] {
-		p.ackLocked(d.DeliveryTag)
-		return
-	}
-	p.commands = append(p.commands, *d)
-}
-
 // order is a command that is being carried out.
 type order struct {
 	command            *amqp.Delivery
@@ -125,8 +116,8 @@ type order struct {
 // ends: the next owner is given the commands again. A command that can never be carried out stays
 // in the queue.
 //
-// A command is removed when its result is stored. After a crash in between, the next owner sees
-// that it was carried out.
+// A command is removed when its result is stored. The result has the command's name: after a crash
+// in between, the next owner sees that the command was carried out.
 func (p *parking) carryOut(commands []amqp.Delivery) {
 	orders, told := p.understand(commands)
 	p.tell(told)
@@ -143,13 +134,19 @@ func (p *parking) carryOut(commands []amqp.Delivery) {
 	}
 }
 
-// understand removes the withdrawn messages, and returns the orders to store.
+// understand removes the withdrawn messages, and returns the orders to store. From here on, the
+// name of a command is known: a result of an owner before may still come, and is not parked as well.
 func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []driver.Parked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range commands {
 		c := &commands[i]
 		kind, position := lot.Kind(text(c.Headers[parkHeader])), number(c, positionHeader)
+		name := text(c.Headers[commandHeader])
+		if name != "" && p.carried[name] { // by an owner before
+			p.ackLocked(c.DeliveryTag)
+			continue
+		}
 		if kind == lot.New {
 			position = p.clock.Next()
 		} else if e := p.entries[position]; e == nil || c.MessageId != "" && e.revision > 0 && e.id != maphash.String(idSeed, c.MessageId) {
@@ -161,6 +158,9 @@ func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []d
 			p.ackLocked(c.DeliveryTag)
 			told = append(told, lot.Withdrawn(p.lane, position))
 			continue
+		}
+		if name != "" {
+			p.carried[name] = true
 		}
 		o := order{command: c, record: republish(c), position: position, revision: p.revise(position)}
 		o.record.Headers[parkHeader], o.record.Headers[positionHeader], o.record.Headers[revisionHeader] = parkMessage, position, o.revision
@@ -186,6 +186,7 @@ func (p *parking) carriedOut(orders []order, errs []error) (left []order) {
 		case retryable(errs[i]):
 			left = append(left, *o)
 		default: // it can never be stored
+			delete(p.carried, text(o.command.Headers[commandHeader]))
 			p.strangers[o.command.DeliveryTag] = stranger{since: time.Now()}
 			if e != nil {
 				e.coming = max(0, e.coming-1)

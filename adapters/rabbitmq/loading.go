@@ -186,11 +186,6 @@ func (p *parking) finishLoad(ctx context.Context, l *loading) []driver.Parked {
 	if len(told) > 0 {
 		p.clock.Seen(told[len(told)-1].Position)
 	}
-	waiting := p.commands
-	p.commands = nil
-	for i := range waiting {
-		p.command(&waiting[i])
-	}
 	p.loaded = time.Now()
 	p.wake()
 	return told

@@ -78,7 +78,7 @@ type parking struct {
 	clock     lot.Clock              // gives out positions
 	open      int                    // deliveries that are not settled
 	strangers map[uint64]stranger    // held, and not understood: see hold
-	carried   map[string]bool        // the names of commands that were carried out
+	carried   map[string]bool        // the names of commands that were carried out, or are being so
 	commands  []amqp.Delivery        // to be carried out
 	copies    []parkedCopy           // to be written
 	copyBytes int
@@ -229,7 +229,7 @@ func (p *parking) arrive(d *amqp.Delivery) {
 	case isCommand(kind):
 		p.mu.Lock()
 		p.open++
-		p.command(d)
+		p.commands = append(p.commands, *d)
 		p.mu.Unlock()
 		p.wake()
 	case kind == parkProbe:
