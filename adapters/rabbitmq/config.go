@@ -32,9 +32,8 @@ const (
 
 // Queue types of [Config].
 const (
-	// Quorum queues are replicated in a cluster, and the faster queues here. On one node they took
-	// 1.5 to 2 times and gave 2 to 2.5 times the messages a second of classic queues. Their latency
-	// is about 1 ms higher.
+	// Quorum queues are replicated in a cluster. They are also the faster queues for many
+	// publishers and for consumers.
 	Quorum = "quorum"
 	// Classic queues live on one node: while the node is down they are out of reach, and if its
 	// disk is lost, so are they.
