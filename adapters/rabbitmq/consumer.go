@@ -27,13 +27,16 @@ type consumer struct {
 	gone     chan struct{} // closed when the channel has ended
 	cause    error         // why, set before
 	cancels  chan string
-	// early delivers the messages that the topic kept before the group came. deliveries is the
-	// lane's own queue. Only one of them is set: the lane proper is consumed behind the early
-	// queue's end marker.
-	early, deliveries <-chan amqp.Delivery
-	end               int64 // the end marker's position
-	dropped           bool  // the early queue was deleted from here
-	parking           *parking
+	// deliveries come from the early queue first, if there is one: it has the messages that the
+	// topic kept before the group came. Behind its end marker they come from the lane's own queue.
+	deliveries <-chan amqp.Delivery
+	early      bool               // they come from the early queue
+	end        int64              // the end marker's position
+	settled    <-chan struct{}    // closed when all of the early queue is settled; nil when that was seen
+	dropping   *attempt[struct{}] // the early queue's deletion
+	dropEnded  <-chan struct{}    // closed when it has ended; nil when that was seen
+	dropped    bool               // the early queue was deleted from here
+	parking    *parking
 }
 
 func newConsumer(l *lane, session *session) (*consumer, error) {
@@ -45,6 +48,7 @@ func newConsumer(l *lane, session *session) (*consumer, error) {
 		lane: l, session: session, ch: ch, own: newOwnership(l.id, ch, l.source.prefetch), gone: make(chan struct{}),
 		cancels: ch.NotifyCancel(make(chan string, 4)),
 	}
+	c.settled = c.own.early
 	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
 		c.cause = errors.New("channel closed")
@@ -58,11 +62,11 @@ func newConsumer(l *lane, session *session) (*consumer, error) {
 
 // begin registers with the broker.
 func (c *consumer) begin(ctx context.Context, early bool) (err error) {
-	if early {
-		c.early, err = c.consume(ctx, c.lane.earlyName())
-	} else {
-		c.deliveries, err = c.consume(ctx, c.lane.name())
+	queue := c.lane.name()
+	if c.early = early; early {
+		queue = c.lane.earlyName()
 	}
+	c.deliveries, err = c.consume(ctx, queue)
 	return err
 }
 
@@ -132,66 +136,73 @@ func (c *consumer) confirmed(ctx context.Context, marker *attempt[struct{}]) err
 
 // follow reads until the lane is given up or lost, or ctx ends.
 func (c *consumer) follow(ctx context.Context) error {
-	settled := c.own.early
-	var dropping *attempt[struct{}]
-	var dropped <-chan struct{}
 	defer func() {
-		if dropping != nil {
-			<-dropping.done // the lane's end must know whether its early queue is there
+		if c.dropping != nil {
+			<-c.dropping.done // the lane's end must know whether its early queue is there
 		}
 	}()
 	calm := time.NewTimer(calmAfter)
 	defer calm.Stop()
 	for {
-		var unparked <-chan struct{}
-		if c.parking != nil {
-			unparked = c.parking.closed
-		}
-		select {
-		case <-unparked:
-			return c.parking.cause
-		case m, ok := <-c.early:
-			if !ok {
-				return c.failure()
-			}
-			if err := c.arrive(ctx, &m); err != nil {
-				return err
-			}
-		case m, ok := <-c.deliveries:
-			if !ok {
-				return c.failure()
-			}
-			if err := c.arrive(ctx, &m); err != nil {
-				return err
-			}
-		case <-settled:
-			settled = nil
-			// Meanwhile the lane goes on: to delete a quorum queue takes some ten milliseconds.
-			dropping = start(func() (struct{}, error) { return struct{}{}, c.dropEarly(ctx) })
-			dropped = dropping.done
-		case <-dropped:
-			if dropped = nil; dropping.err != nil {
-				return dropping.err
-			}
-		case queue, ok := <-c.cancels:
-			switch {
-			case !ok:
-				c.cancels = nil
-			case queue == c.lane.name() || c.early != nil:
-				return errCancelled
-			}
-		case <-c.lane.revoke:
-			if c.assigned {
-				return c.giveUp(ctx)
-			}
-		case <-c.own.stuck:
-			return errStuck
-		case <-calm.C:
-			c.lane.source.healed(spot(c.lane.id))
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := c.next(ctx, calm.C); err != nil {
+			return err
 		}
 	}
+}
+
+// next waits for one thing to happen, and takes it. An error is why the lane ends here.
+func (c *consumer) next(ctx context.Context, calm <-chan time.Time) error {
+	select {
+	case <-c.parkingClosed():
+		return c.parking.cause
+	case m, ok := <-c.deliveries:
+		if !ok {
+			return c.failure()
+		}
+		return c.arrive(ctx, &m)
+	case <-c.settled:
+		c.settled = nil
+		// Meanwhile the lane goes on: to delete a quorum queue takes some ten milliseconds.
+		c.dropping = start(func() (struct{}, error) { return struct{}{}, c.dropEarly(ctx) })
+		c.dropEnded = c.dropping.done
+	case <-c.dropEnded:
+		c.dropEnded = nil
+		return c.dropping.err
+	case queue, ok := <-c.cancels:
+		return c.cancelled(queue, ok)
+	case <-c.lane.revoke:
+		if c.assigned {
+			return c.giveUp(ctx)
+		}
+	case <-c.own.stuck:
+		return errStuck
+	case <-calm:
+		c.lane.source.healed(spot(c.lane.id))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// parkingClosed is closed when the parking queue's channel has ended. It is nil without one.
+func (c *consumer) parkingClosed() <-chan struct{} {
+	if c.parking == nil {
+		return nil
+	}
+	return c.parking.closed
+}
+
+// cancelled takes the broker's word that it has ended a consumer of this channel. more is false when
+// the channel has ended, and no more comes.
+func (c *consumer) cancelled(queue string, more bool) error {
+	if !more {
+		c.cancels = nil
+		return nil
+	}
+	if queue == c.lane.name() || c.early {
+		return errCancelled
+	}
+	return nil // the early queue's, which was read to its end
 }
 
 // arrive takes a delivery.
@@ -245,7 +256,7 @@ func (c *consumer) assign(ctx context.Context) error {
 // mark takes a marker.
 func (c *consumer) mark(ctx context.Context, kind any, id string, tag int64) (err error) {
 	last := false
-	if kind == markEnd && c.early != nil {
+	if kind == markEnd && c.early {
 		t := &topology{session: c.session}
 		defer t.close()
 		if last, err = t.lastEnd(c.lane.source.group, id); err != nil {
@@ -255,7 +266,7 @@ func (c *consumer) mark(ctx context.Context, kind any, id string, tag int64) (er
 	if last {
 		// The marker stays unsettled until all before it is settled: without it, the lane's next
 		// owner would wait for it for ever.
-		c.early, c.end = nil, tag
+		c.early, c.end = false, tag
 		c.own.expectEnd(tag)
 		c.deliveries, err = c.consume(ctx, c.lane.name())
 		return err
