@@ -22,8 +22,9 @@ type busDriver struct {
 
 	mu      sync.Mutex
 	sources map[*source]struct{}
-	calls   sync.WaitGroup           // publishes under way
-	turns   map[string]chan struct{} // by topic: see lockTopic
+	calls   sync.WaitGroup // publishes under way
+	// topicLocks are locks of topics, and of poison stores: see lockFor.
+	topicLocks map[string]chan struct{}
 }
 
 func open(ctx context.Context, c Config) (*busDriver, error) {
@@ -37,7 +38,7 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 	}
 	d := &busDriver{
 		cfg: c, parking: defaultParkingBounds, pub: newPublisher(c, l), consume: newLink(c, "consume"), closed: make(chan struct{}),
-		sources: map[*source]struct{}{}, turns: map[string]chan struct{}{},
+		sources: map[*source]struct{}{}, topicLocks: map[string]chan struct{}{},
 	}
 	d.closing, d.shut = context.WithCancel(context.Background())
 	return d, nil

@@ -102,24 +102,24 @@ func (t *topology) state(group string, lanes int) (groupState, error) {
 // kept messages, a second group that attached would end the keeping too early for the first.
 func (d *busDriver) lockFor(ctx context.Context, t *topology, name string) (unlock func(), err error) {
 	d.mu.Lock()
-	turn := d.turns[name]
-	if turn == nil {
-		turn = make(chan struct{}, 1)
-		d.turns[name] = turn
+	here := d.topicLocks[name] // excludes other callers in this process
+	if here == nil {
+		here = make(chan struct{}, 1)
+		d.topicLocks[name] = here
 	}
 	d.mu.Unlock()
 	select {
-	case turn <- struct{}{}:
+	case here <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 	if err := t.lock(ctx, name); err != nil {
-		<-turn
+		<-here
 		return nil, err
 	}
 	return func() {
 		t.unlock(name)
-		<-turn
+		<-here
 	}, nil
 }
 

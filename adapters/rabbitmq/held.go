@@ -68,10 +68,10 @@ func (p *parking) take(d *amqp.Delivery) (counts, known bool) {
 	e.tag, e.revision, e.copied, e.since, e.size = d.DeliveryTag, revision, copied, time.Now(), len(d.Body)
 	e.stored, e.given = max(e.stored, revision), max(e.given, revision)
 	e.id = maphash.String(idSeed, d.MessageId)
-	if (returns(d) >= maxReturns || e.turned) && !e.copying {
+	if (returns(d) >= maxReturns || e.rotated) && !e.copying {
 		e.copying = p.copyRecord(d, position)
 	}
-	e.turned = false
+	e.rotated = false
 	if w := e.wanted; w != nil && e.revision >= e.stored {
 		e.wanted = nil
 		w.found(d)
@@ -163,11 +163,11 @@ func (p *parking) stopRenewing(e *parkedEntry) {
 	}
 }
 
-// turn gives back a part of the held records if the broker delivers no more before, and more is
+// rotate gives back a part of the held records if the broker delivers no more before, and more is
 // waited for. A returned record comes behind the rest. In a queue with a delivery limit it comes
 // before the rest; then a copy of it comes behind the rest. always is set if more is there in any
-// case. turn returns how many records it gave back.
-func (p *parking) turn(always bool) int {
+// case. rotate returns how many records it gave back.
+func (p *parking) rotate(always bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.open < p.bounds.window || !always && !p.waiting() {
@@ -183,12 +183,12 @@ func (p *parking) turn(always bool) int {
 	held = held[:min(len(held), max(1, p.bounds.window/4))]
 	for _, e := range held {
 		p.giveBackEntry(e)
-		e.turned = true
+		e.rotated = true
 	}
 	return len(held)
 }
 
-// lookBehind turns the queue if the broker delivers no more, and more is there: commands, perhaps.
+// lookBehind rotates the queue if the broker delivers no more, and more is there: commands, perhaps.
 func (p *parking) lookBehind() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -201,7 +201,7 @@ func (p *parking) lookBehind() {
 		q, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil)
 		p.rpc.Unlock()
 		if err == nil && q.Messages > 0 {
-			p.turn(true)
+			p.rotate(true)
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()

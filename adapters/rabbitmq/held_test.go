@@ -359,7 +359,7 @@ func TestPositionsOfAClockAhead(t *testing.T) {
 
 // A record that was given back to look behind it comes again at once if the queue has a delivery
 // limit. Then a copy goes behind the others, once.
-func TestTurnedRecordsAreCopied(t *testing.T) {
+func TestRotatedRecordsAreCopied(t *testing.T) {
 	ctx := testContext(t)
 	p, c := newProxy(t)
 	topic, c := oneLane(t, c)
@@ -397,17 +397,17 @@ func TestTurnedRecordsAreCopied(t *testing.T) {
 	}
 	held()
 	p.count()
-	turned := parking.turn(true)
-	if turned == 0 {
+	rotated := parking.rotate(true)
+	if rotated == 0 {
 		t.Fatal("nothing was given back")
 	}
-	p.wait(t, ctx, "the copies", func() bool { return p.sent[basicPublish] == turned })
+	p.wait(t, ctx, "the copies", func() bool { return p.sent[basicPublish] == rotated })
 	held()
 	if got := fetchIDs(t, ctx, s, told); !slices.Equal(got, wantIDs(0, window)) {
 		t.Errorf("fetched %v", got)
 	}
 	held()
-	if n := p.count()[basicPublish]; n != turned {
-		t.Errorf("%d records were written for %d that were given back", n, turned)
+	if n := p.count()[basicPublish]; n != rotated {
+		t.Errorf("%d records were written for %d that were given back", n, rotated)
 	}
 }

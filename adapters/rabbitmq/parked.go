@@ -20,7 +20,7 @@ const (
 	revisionHeader = "millrace-revision" // message: a higher one takes the place of a lower one with the same position
 	copyHeader     = "millrace-copy"     // message: among the copies of one revision, the highest counts
 	dueHeader      = "millrace-due"      // microseconds since 1970, rounded up, 0 for any time
-	freeHeader     = "millrace-free"     // its key does not wait for it
+	delayedHeader  = "millrace-free"     // its key does not wait for it
 	commandHeader  = "millrace-command"  // commands, and messages that were parked by one: the command's name
 )
 
@@ -46,7 +46,7 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 	pub.Headers[parkHeader] = kind
 	pub.Headers[dueHeader] = stored.Micros(p.Due)
 	if p.Delayed {
-		pub.Headers[freeHeader] = true
+		pub.Headers[delayedHeader] = true
 	}
 	return pub, nil
 }
@@ -54,7 +54,7 @@ func encodeParked(p *driver.Parking, kind string) (amqp.Publishing, error) {
 // parkedOf returns the facts that a router needs about a record at this position.
 func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
 	p := driver.Parked{Token: lot.Token(lane, position), Key: storedKey(d)}
-	p.Delayed, _ = d.Headers[freeHeader].(bool)
+	p.Delayed, _ = d.Headers[delayedHeader].(bool)
 	p.Due = stored.Due(number(d, dueHeader))
 	return p
 }
@@ -63,7 +63,7 @@ func parkedOf(d *amqp.Delivery, lane bus.Lane, position int64) driver.Parked {
 // is.
 func decodeParked(d *amqp.Delivery, into *bus.Delivery) {
 	var f stored.Facts
-	m, err := decodeStored(d, &f, parkHeader, positionHeader, revisionHeader, copyHeader, dueHeader, freeHeader, commandHeader)
+	m, err := decodeStored(d, &f, parkHeader, positionHeader, revisionHeader, copyHeader, dueHeader, delayedHeader, commandHeader)
 	if err != nil {
 		id := d.MessageId
 		if id == "" {

@@ -3,15 +3,12 @@ package rabbitmq
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/bus/driver"
-	"github.com/millrace-go/millrace/internal/backoff"
 	lot "github.com/millrace-go/millrace/internal/parking"
 )
 
@@ -113,54 +110,9 @@ type parkedEntry struct {
 	unknown  bool   // nobody knows whether it is parked
 	copying  bool   // a copy is being written
 	renewing bool   // given back by refresh
-	turned   bool   // given back by turn
+	rotated  bool   // given back by rotate
 	wanted   *wanted
 	since    time.Time // when it was delivered
-}
-
-// openParking registers with the lane's parking queue, and reads it. It returns the parked messages
-// to tell the router. After that, start goes on.
-func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
-	ch, err := c.session.conn.Channel()
-	if err != nil {
-		return nil, err
-	}
-	p := newParking(c.lane, c.own.lane, c.lane.source.d.parking)
-	p.ch = ch
-	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
-	go func() {
-		p.cause = errEnded
-		if err := <-closes; err != nil {
-			p.cause = err
-		}
-		close(p.closed)
-	}()
-	c.parking = p
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	first := start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, parkMarker, p.id+"/first") })
-	if err := ch.Qos(p.bounds.window, 0, false); err != nil {
-		return nil, err
-	}
-	if err := c.confirmed(ctx, first); err != nil {
-		return nil, fmt.Errorf("queue %q: %w", p.queue, err)
-	}
-	if p.deliveries, err = ch.Consume(p.queue, p.queue, false, false, false, false, nil); err != nil {
-		return nil, err
-	}
-	go func() {
-		select {
-		case <-c.gone:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	told, err := p.load(ctx, first)
-	if err != nil {
-		return nil, fmt.Errorf("read what is parked: %w", err)
-	}
-	c.own.park(p)
-	return told, nil
 }
 
 func newParking(l *lane, own bus.Lane, bounds parkingBounds) *parking {
@@ -175,237 +127,9 @@ func newParking(l *lane, own bus.Lane, bounds parkingBounds) *parking {
 
 var errEnded = errors.New("the broker ended the consumer of the parking queue")
 
-// start begins to read on, and to carry out commands. The router knows the lane and its parked
-// messages by now.
-func (p *parking) start() {
-	p.workers.Go(p.read)
-	p.workers.Go(p.write)
-}
-
-// mark sends a marker or a probe.
-func (p *parking) mark(ctx context.Context, kind, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, p.bounds.marker)
-	defer cancel()
-	return p.source.d.pub.send(ctx, 1, func(_ int, x *parcel) error {
-		x.key = p.queue
-		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, MessageId: name, DeliveryMode: amqp.Persistent}
-		return nil
-	})
-}
-
-// read follows the deliveries until the channel ends.
-func (p *parking) read() {
-	tick := time.NewTicker(p.bounds.tick)
-	defer tick.Stop()
-	silent := false
-	for {
-		select {
-		case d, ok := <-p.deliveries:
-			if !ok {
-				p.end()
-				_ = p.ch.Close() // the queue may be gone, and the channel not
-				return
-			}
-			silent = false
-			p.arrive(&d)
-		case now := <-tick.C:
-			p.refresh(now)
-			if silent && p.turn(false) == 0 {
-				p.lookBehind()
-			}
-			silent = true
-			p.checkProbe(now)
-		}
-	}
-}
-
-// arrive takes a record that came after the first reading.
-func (p *parking) arrive(d *amqp.Delivery) {
-	switch kind := text(d.Headers[parkHeader]); {
-	case kind == parkMessage && number(d, positionHeader) > 0:
-		if counts, known := p.take(d); counts && !known {
-			p.tell([]driver.Parked{parkedOf(d, p.lane, number(d, positionHeader))})
-		}
-	case isCommand(kind):
-		p.mu.Lock()
-		p.open++
-		p.commands = append(p.commands, *d)
-		p.mu.Unlock()
-		p.wake()
-	case kind == parkProbe:
-		p.probed(d)
-	default:
-		p.hold(d)
-	}
-}
-
-func (p *parking) tell(told []driver.Parked) {
-	if o, ok := p.source.observer.(driver.ParkingObserver); ok && len(told) > 0 {
-		p.telling.Lock()
-		defer p.telling.Unlock()
-		o.Parked(told)
-	}
-}
-
 func (p *parking) wake() {
 	select {
 	case p.work <- struct{}{}:
 	default:
 	}
-}
-
-// hold notes a record that stays unsettled though nothing is known about it. It may be the marker
-// of a member that waits to be the owner and gets it when this channel is closed. Or it is a record
-// that somebody else has put here.
-func (p *parking) hold(d *amqp.Delivery) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.open++
-	if p.ownMarker(d) {
-		p.ackLocked(d.DeliveryTag)
-		return
-	}
-	marker := text(d.Headers[parkHeader]) == parkMarker
-	copying := returns(d) >= maxReturns && !marker && p.copyRecord(d, 0)
-	p.strangers[d.DeliveryTag] = stranger{time.Now(), marker, copying}
-}
-
-// ownMarker says whether d is a marker that this owner has sent, beyond the one that it waited for.
-func (p *parking) ownMarker(d *amqp.Delivery) bool {
-	return text(d.Headers[parkHeader]) == parkMarker && len(d.MessageId) > len(p.id) && d.MessageId[:len(p.id)+1] == p.id+"/"
-}
-
-func (p *parking) ackLocked(tag uint64) {
-	if !p.ended {
-		_ = p.ch.Ack(tag, false) // an error says that the channel has ended, which its reader sees
-		p.acks++
-		p.open--
-	}
-}
-
-// giveBackLocked has a record delivered again.
-func (p *parking) giveBackLocked(tag uint64) {
-	if !p.ended {
-		_ = p.ch.Nack(tag, false, true) // as above
-		p.open--
-	}
-}
-
-// finish returns when the broker has delivered all settled records, and been told of them, if it
-// does so in time.
-func (p *parking) finish() {
-	late := time.NewTimer(p.bounds.marker)
-	defer late.Stop()
-	for {
-		p.mu.Lock()
-		owed := p.owed
-		p.mu.Unlock()
-		if owed == 0 {
-			return
-		}
-		select {
-		case <-p.quiet:
-		case <-p.closed:
-			return
-		case <-late.C:
-			return
-		}
-	}
-}
-
-// commitNow returns when the queue has the acks of all settled messages. A message that was settled
-// while its record was on the way is acked when the record comes; commitNow waits for the record as
-// long as finish.
-func (p *parking) commitNow(ctx context.Context) error {
-	late := time.Now().Add(p.bounds.marker)
-	for n := 0; ; n++ {
-		p.mu.Lock()
-		coming, unsure, ended := p.owed > 0, p.acks > p.applied, p.ended
-		p.mu.Unlock()
-		switch {
-		case ended && (coming || unsure):
-			return bus.ErrStale
-		case coming && time.Now().Before(late):
-			if !backoff.Sleep(ctx, commitInterval) {
-				return context.Cause(ctx)
-			}
-		case unsure:
-			if err := p.askWithin(ctx); !errors.Is(err, errNoAnswer) {
-				return err
-			}
-			if !backoff.Sleep(ctx, backoff.Pause(n+1)) {
-				return fmt.Errorf("%w: %w", context.Cause(ctx), errNoAnswer)
-			}
-		default:
-			return nil
-		}
-	}
-}
-
-// askWithin is ask, which itself heeds no context.
-func (p *parking) askWithin(ctx context.Context) error {
-	answered := make(chan error, 1)
-	go func() { answered <- p.ask() }()
-	select {
-	case err := <-answered:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// ask has the queue answer a question, which it does after the acks that were sent before.
-func (p *parking) ask() error {
-	p.rpc.Lock()
-	defer p.rpc.Unlock()
-	p.mu.Lock()
-	sent, has, ended := p.acks, p.applied, p.ended
-	p.mu.Unlock()
-	switch {
-	case ended:
-		return bus.ErrStale
-	case has == sent:
-		return nil
-	}
-	q, err := p.ch.QueueDeclarePassive(p.queue, true, false, false, false, nil)
-	switch {
-	case err != nil:
-		return err
-	case q.Consumers == 0: // this one is
-		return errNoAnswer
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.applied = max(p.applied, sent)
-	return nil
-}
-
-// end makes all tokens stale. Nothing is sent afterwards.
-func (p *parking) end() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ended = true
-	p.cancel()
-	if !p.probing.sent.IsZero() {
-		p.of.probed.Store(false) // the next ownership asks again
-	}
-	for _, e := range p.entries {
-		if e.wanted != nil {
-			e.wanted.missing()
-			e.wanted = nil
-		}
-	}
-}
-
-// close gives back all that is held.
-func (p *parking) close() {
-	p.finish()
-	p.end()
-	p.rpc.Lock()
-	if p.acks > 0 {
-		settleDown(p.ch, p.queue)
-	}
-	p.rpc.Unlock()
-	_ = p.ch.Close() // if it fails, the session has ended
-	p.workers.Wait()
 }

@@ -19,7 +19,7 @@ import (
 type publisher struct {
 	cfg  Config
 	link *link
-	turn atomic.Uint32 // for messages without a key
+	last atomic.Uint32 // the slot of the last message without a key
 	size sizeLimit
 
 	mu  sync.Mutex
@@ -213,10 +213,11 @@ func (p *publisher) publish(ctx context.Context, topic string, msgs []*bus.Messa
 	return p.explain(ctx, topic, errs)
 }
 
-// slotFor is the slot of a message. Those without a key take turns.
+// slotFor is the slot of a message. Messages without a key go to one slot after
+// the other.
 func (p *publisher) slotFor(m *bus.Message) int {
 	if m.Key == "" {
-		return int(p.turn.Add(1) % slots)
+		return int(p.last.Add(1) % slots)
 	}
 	return slot(m.Key)
 }

@@ -14,7 +14,7 @@ type sharedLock struct {
 }
 
 // take waits for the lock until ctx ends. acquire takes it, if nobody has it yet.
-func (l *sharedLock) take(ctx context.Context, acquire func() (release func(), err error)) (leave func(), err error) {
+func (l *sharedLock) take(ctx context.Context, acquire func() (release func(), err error)) (unlock func(), err error) {
 	l.mu.Lock()
 	if l.users++; l.users == 1 {
 		l.held = start(acquire)
@@ -22,13 +22,13 @@ func (l *sharedLock) take(ctx context.Context, acquire func() (release func(), e
 	held := l.held
 	l.mu.Unlock()
 	if _, err := held.wait(ctx); err != nil {
-		l.leave()
+		l.release()
 		return nil, err
 	}
-	return l.leave, nil
+	return l.release, nil
 }
 
-func (l *sharedLock) leave() {
+func (l *sharedLock) release() {
 	l.mu.Lock()
 	l.users--
 	last, held := l.users == 0, l.held
@@ -36,14 +36,17 @@ func (l *sharedLock) leave() {
 	if !last {
 		return
 	}
-	release := func() {
-		if <-held.done; held.err == nil {
-			held.v()
-		}
-	}
 	if held.ended() {
-		release()
+		giveBack(held)
 	} else { // nobody waits for it any more
-		go release()
+		go giveBack(held)
+	}
+}
+
+// giveBack gives the lock back, if it is ever taken.
+func giveBack(held *attempt[func()]) {
+	<-held.done
+	if held.err == nil {
+		held.v()
 	}
 }

@@ -25,11 +25,11 @@ func TestSharedLock(t *testing.T) {
 			return func() { free = true }, nil
 		}
 		take := func() func() {
-			leave, err := l.take(t.Context(), acquire)
+			unlock, err := l.take(t.Context(), acquire)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return leave
+			return unlock
 		}
 		got <- nil
 		first := take()

@@ -26,9 +26,65 @@ var errNotLoaded = errors.New("the broker does not deliver it")
 type loading struct {
 	told    map[int64]driver.Parked
 	markers []uint64 // of other members
-	turned  int      // records that were given back to make room
+	rotated int      // records that were given back to make room
 	again   int      // records that came again since
 	failed  bool     // copies could not be written
+}
+
+// openParking registers with the lane's parking queue, and reads it. It returns the parked messages
+// to tell the router. After that, start goes on.
+func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
+	ch, err := c.session.conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	p := newParking(c.lane, c.own.lane, c.lane.source.d.parking)
+	p.ch = ch
+	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
+	go func() {
+		p.cause = errEnded
+		if err := <-closes; err != nil {
+			p.cause = err
+		}
+		close(p.closed)
+	}()
+	c.parking = p
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	first := start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, parkMarker, p.id+"/first") })
+	if err := ch.Qos(p.bounds.window, 0, false); err != nil {
+		return nil, err
+	}
+	if err := c.confirmed(ctx, first); err != nil {
+		return nil, fmt.Errorf("queue %q: %w", p.queue, err)
+	}
+	if p.deliveries, err = ch.Consume(p.queue, p.queue, false, false, false, false, nil); err != nil {
+		return nil, err
+	}
+	go func() {
+		select {
+		case <-c.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	told, err := p.load(ctx, first)
+	if err != nil {
+		return nil, fmt.Errorf("read what is parked: %w", err)
+	}
+	c.own.park(p)
+	return told, nil
+}
+
+// mark sends a marker or a probe.
+func (p *parking) mark(ctx context.Context, kind, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, p.bounds.marker)
+	defer cancel()
+	return p.source.d.pub.send(ctx, 1, func(_ int, x *parcel) error {
+		x.key = p.queue
+		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, MessageId: name, DeliveryMode: amqp.Persistent}
+		return nil
+	})
 }
 
 // load reads up to a marker that was sent when this consumer was the active one. first sends the
@@ -105,7 +161,7 @@ func (p *parking) loadRecord(d *amqp.Delivery, l *loading) {
 		if known && d.Redelivered {
 			l.again++
 		} else {
-			l.turned, l.again = 0, 0
+			l.rotated, l.again = 0, 0
 		}
 	case isCommand(kind):
 		p.mu.Lock()
@@ -133,13 +189,13 @@ func (p *parking) makeRoom(ctx context.Context, l *loading) bool {
 	if !p.full() {
 		return true
 	}
-	if l.turned > 0 && l.again >= l.turned {
+	if l.rotated > 0 && l.again >= l.rotated {
 		p.copyNow(ctx, l, true)
-		l.turned, l.again = 0, 0
+		l.rotated, l.again = 0, 0
 		return !p.full()
 	}
-	n := p.turn(true)
-	l.turned += n
+	n := p.rotate(true)
+	l.rotated += n
 	return n > 0
 }
 
