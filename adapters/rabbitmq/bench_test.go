@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -103,7 +104,7 @@ func BenchmarkPublish(b *testing.B) {
 				}
 				for _, c := range confirms {
 					if !c.Wait() {
-						return errNack
+						return amqplink.ErrNack
 					}
 				}
 				return nil

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -243,6 +244,13 @@ func (c Config) complete() (Config, error) {
 		return Config{}, fmt.Errorf("rabbitmq: config: %w: %w", bus.ErrInvalid, errors.Join(errs...))
 	}
 	return c, nil
+}
+
+// link is the part of a complete configuration that connections need.
+func (c Config) link() amqplink.Config {
+	return amqplink.Config{
+		Hosts: c.Hosts, User: c.User, Password: c.Password, VHost: c.VHost, TLS: c.TLS, Name: c.Name, Heartbeat: c.Heartbeat,
+	}
 }
 
 // address adds the default port to a host that has none.

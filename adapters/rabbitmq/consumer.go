@@ -7,6 +7,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -18,7 +19,7 @@ const answerPatience = 2 * time.Second
 // consumer reads the deliveries of one registration at a lane.
 type consumer struct {
 	lane     *lane
-	session  *session
+	session  *amqplink.Session
 	ch       *amqp.Channel
 	own      *ownership
 	assigned bool
@@ -30,17 +31,17 @@ type consumer struct {
 	// deliveries come from the early queue first, if there is one: it has the messages that the
 	// topic kept before the group came. Behind its end marker they come from the lane's own queue.
 	deliveries <-chan amqp.Delivery
-	early      bool               // they come from the early queue
-	end        int64              // the end marker's position
-	settled    <-chan struct{}    // closed when all of the early queue is settled; nil when that was seen
-	dropping   *attempt[struct{}] // the early queue's deletion
-	dropEnded  <-chan struct{}    // closed when it has ended; nil when that was seen
-	dropped    bool               // the early queue was deleted from here
+	early      bool                        // they come from the early queue
+	end        int64                       // the end marker's position
+	settled    <-chan struct{}             // closed when all of the early queue is settled; nil when that was seen
+	dropping   *amqplink.Attempt[struct{}] // the early queue's deletion
+	dropEnded  <-chan struct{}             // closed when it has ended; nil when that was seen
+	dropped    bool                        // the early queue was deleted from here
 	parking    *parking
 }
 
-func newConsumer(l *lane, session *session) (*consumer, error) {
-	ch, err := session.conn.Channel()
+func newConsumer(l *lane, session *amqplink.Session) (*consumer, error) {
+	ch, err := session.Conn.Channel()
 	if err != nil {
 		return nil, err
 	}
@@ -100,11 +101,11 @@ func (c *consumer) consume(ctx context.Context, queue string) (<-chan amqp.Deliv
 // have come to an earlier registration, and is followed by another.
 func (c *consumer) wake(ctx context.Context) error {
 	for l := c.lane; ; {
-		fresh := l.waking == nil || l.waking.ended()
+		fresh := l.waking == nil || l.waking.Ended()
 		if fresh {
 			l.waking = l.wake()
 		}
-		if err := c.confirmed(ctx, l.waking); err != nil || fresh || !l.waking.ended() {
+		if err := c.confirmed(ctx, l.waking); err != nil || fresh || !l.waking.Ended() {
 			return err
 		}
 	}
@@ -115,20 +116,20 @@ func (c *consumer) wake(ctx context.Context) error {
 // ends the whole connection, and all lanes with it. While the broker blocks publishers, or there is
 // no connection to publish on, nothing is known. A marker that failed is an answer, too: the broker
 // knows why.
-func (c *consumer) confirmed(ctx context.Context, marker *attempt[struct{}]) error {
+func (c *consumer) confirmed(ctx context.Context, marker *amqplink.Attempt[struct{}]) error {
 	link := c.lane.source.d.pub.link
 	waiting, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	if !link.blocked() {
+	if !link.Blocked() {
 		select {
-		case <-marker.done:
+		case <-marker.Done():
 		case <-waiting.Done():
 		}
 	}
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case marker.ended() || link.current() == nil || link.blocked():
+	case marker.Ended() || link.Current() == nil || link.Blocked():
 		return nil
 	}
 	return errSilent
@@ -138,7 +139,7 @@ func (c *consumer) confirmed(ctx context.Context, marker *attempt[struct{}]) err
 func (c *consumer) follow(ctx context.Context) error {
 	defer func() {
 		if c.dropping != nil {
-			<-c.dropping.done // the lane's end must know whether its early queue is there
+			<-c.dropping.Done() // the lane's end must know whether its early queue is there
 		}
 	}()
 	calm := time.NewTimer(calmAfter)
@@ -163,11 +164,12 @@ func (c *consumer) next(ctx context.Context, calm <-chan time.Time) error {
 	case <-c.settled:
 		c.settled = nil
 		// Meanwhile the lane goes on: to delete a quorum queue takes some ten milliseconds.
-		c.dropping = start(func() (struct{}, error) { return struct{}{}, c.dropEarly(ctx) })
-		c.dropEnded = c.dropping.done
+		c.dropping = amqplink.Start(func() (struct{}, error) { return struct{}{}, c.dropEarly(ctx) })
+		c.dropEnded = c.dropping.Done()
 	case <-c.dropEnded:
 		c.dropEnded = nil
-		return c.dropping.err
+		_, err := c.dropping.Result()
+		return err
 	case queue, ok := <-c.cancels:
 		return c.cancelled(queue, ok)
 	case <-c.lane.revoke:

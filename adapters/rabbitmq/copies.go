@@ -6,6 +6,8 @@ import (
 	"maps"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 )
 
 // A queue drops a message that it has taken back more often than its delivery limit says. RabbitMQ
@@ -94,8 +96,8 @@ func (p *parking) writeCopies(ctx context.Context, copies []parkedCopy) bool {
 	}
 	copies = copies[:n]
 	p.mu.Unlock()
-	errs := p.source.d.pub.sendEach(ctx, n, func(i int, x *parcel) error {
-		x.key, x.Publishing = p.queue, copies[i].Publishing
+	errs := p.source.d.pub.sendEach(ctx, n, func(i int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = p.queue, copies[i].Publishing
 		x.Headers = clone(x.Headers) // which the pipeline recycles
 		return nil
 	})
@@ -126,7 +128,7 @@ func (p *parking) writeCopies(ctx context.Context, copies []parkedCopy) bool {
 }
 
 func clone(t amqp.Table) amqp.Table {
-	c := tables.Get().(amqp.Table)
+	c := amqplink.NewTable()
 	maps.Copy(c, t)
 	return c
 }
@@ -149,7 +151,7 @@ func (p *parking) write() {
 			if len(copies)+len(commands) == 0 {
 				break
 			}
-			if p.source.d.pub.link.blocked() {
+			if p.source.d.pub.link.Blocked() {
 				p.dropCopies(copies)
 			} else if len(copies) > 0 {
 				p.writeCopies(p.ctx, copies)

@@ -1,12 +1,14 @@
 package rabbitmq
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/cloudevents"
@@ -145,4 +147,23 @@ func identify(m *bus.Message, topic string, t bus.Token) {
 	if m.ID == "" {
 		m.ID = driver.TransientID(topic, t)
 	}
+}
+
+// undecodable returns the message of a delivery with an unreadable header table, or nil if the
+// table can be read. The payload is the table with its length, and behind it the body. The content
+// type says falsely that the message is an event in structured mode. So the router poisons it as
+// undecodable, whatever the body is.
+func undecodable(d *amqp.Delivery) *bus.Message {
+	table, ok := d.Headers[amqplink.UnreadableHeader].([]byte)
+	if !ok {
+		return nil
+	}
+	m := &bus.Message{ContentType: "application/cloudevents+json"}
+	m.Payload = binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(table)+len(d.Body)), uint32(len(table)))
+	m.Payload = append(append(m.Payload, table...), d.Body...)
+	for _, h := range fromProperties(m, d, nil) {
+		m.Headers.Add(h.name, text(h.value))
+	}
+	m.Headers.Add(amqplink.UnreadableHeader, "the client library does not take the table of headers")
+	return m
 }

@@ -6,6 +6,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -15,7 +16,7 @@ type busDriver struct {
 	cfg     Config
 	parking parkingBounds
 	pub     *publisher
-	consume *link           // made at the first Subscribe
+	consume *amqplink.Link  // made at the first Subscribe
 	closing context.Context // ends when Close begins
 	shut    context.CancelFunc
 	closed  chan struct{} // closed when Close has ended
@@ -23,6 +24,8 @@ type busDriver struct {
 	mu      sync.Mutex
 	sources map[*source]struct{}
 	calls   sync.WaitGroup // publishes under way
+	// lanes is how many lanes groups had when that was last asked: where to look first.
+	lanes sync.Map
 	// topicLocks are locks of topics, and of poison stores: see lockFor.
 	topicLocks map[string]chan struct{}
 }
@@ -32,12 +35,12 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := newLink(c, "publish")
-	if err := l.connect(ctx); err != nil {
+	l := amqplink.New(c.link(), "publish")
+	if err := l.Connect(ctx); err != nil {
 		return nil, fail("open", "", err)
 	}
 	d := &busDriver{
-		cfg: c, parking: defaultParkingBounds, pub: newPublisher(c, l), consume: newLink(c, "consume"), closed: make(chan struct{}),
+		cfg: c, parking: defaultParkingBounds, pub: newPublisher(c, l), consume: amqplink.New(c.link(), "consume"), closed: make(chan struct{}),
 		sources: map[*source]struct{}{}, topicLocks: map[string]chan struct{}{},
 	}
 	d.closing, d.shut = context.WithCancel(context.Background())
@@ -55,7 +58,7 @@ func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Messa
 	}
 	if err != nil {
 		return driver.FailAll(len(msgs), &bus.Error{
-			Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: retryable(err),
+			Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true, Retryable: amqplink.Retryable(err),
 		})
 	}
 	defer d.calls.Done()
@@ -96,12 +99,12 @@ func (d *busDriver) Capabilities() bus.Capabilities {
 
 // Ping implements driver.Pinger: it asks the broker on each connection that is in use.
 func (d *busDriver) Ping(ctx context.Context) error {
-	links := []*link{d.pub.link}
-	if d.consume.used() {
+	links := []*amqplink.Link{d.pub.link}
+	if d.consume.Used() {
 		links = append(links, d.consume)
 	}
 	for _, l := range links {
-		s, err := l.get(ctx)
+		s, err := l.Get(ctx)
 		if err == nil {
 			_, err = call(ctx, s, func(_ context.Context, t *topology) (*amqp.Channel, error) { return t.channel() })
 		}
@@ -121,12 +124,12 @@ func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error)
 		return 0, fail("lag", topic, err)
 	}
 	name := groupName(topic, group)
-	s, err := d.consume.get(ctx)
+	s, err := d.consume.Get(ctx)
 	if err != nil {
 		return 0, fail("lag", topic, err)
 	}
 	waiting, err := call(ctx, s, func(_ context.Context, t *topology) (int, error) {
-		lanes, err := t.existingLanes(name)
+		lanes, err := d.existingLanes(t, name)
 		sum := 0
 		for i := range lanes {
 			for _, queue := range [...]string{laneName(name, i), earlyName(name, i)} {
@@ -159,11 +162,11 @@ func (d *busDriver) As(target any) bool {
 	if !ok {
 		return false
 	}
-	s := d.pub.link.current()
+	s := d.pub.link.Current()
 	if s == nil {
 		return false
 	}
-	*t = s.conn
+	*t = s.Conn
 	return true
 }
 
@@ -194,7 +197,7 @@ func (d *busDriver) Close(ctx context.Context) error {
 
 // end closes everything within ctx. Work that is still under way when ctx ends is abandoned.
 func (d *busDriver) end(ctx context.Context, sources []*source) {
-	d.pub.link.stop()
+	d.pub.link.Stop()
 	var closing sync.WaitGroup
 	for _, s := range sources {
 		closing.Go(func() { _ = s.Close(ctx) }) // work that is not done in time ends with the connection
@@ -209,7 +212,7 @@ func (d *busDriver) end(ctx context.Context, sources []*source) {
 	case <-called:
 	case <-ctx.Done():
 	}
-	closing.Go(func() { d.consume.close(ctx) })
-	closing.Go(func() { d.pub.link.close(ctx) })
+	closing.Go(func() { d.consume.Close(ctx) })
+	closing.Go(func() { d.pub.link.Close(ctx) })
 	closing.Wait()
 }

@@ -6,6 +6,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -64,7 +65,7 @@ func TestRetryableRefusals(t *testing.T) {
 		"NOT_ALLOWED - access to vhost '/' refused for user 'u': node connection limit (5) is reached":                   true,
 		"NOT_ALLOWED - number of channels opened (5) has reached the negotiated channel_max (5), or the limit of a user": true,
 	} {
-		if got := retryable(&amqp.Error{Code: amqp.NotAllowed, Reason: reason}); got != want {
+		if got := amqplink.Retryable(&amqp.Error{Code: amqp.NotAllowed, Reason: reason}); got != want {
 			t.Errorf("%s: %v", reason, got)
 		}
 	}

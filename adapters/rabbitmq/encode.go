@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/cloudevents"
 )
@@ -35,21 +35,11 @@ const (
 // itself.
 var brokersOwn = []string{"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"}
 
-// tables are recycled: the client library has written a table when its publish returns.
-var tables = sync.Pool{New: func() any { return make(amqp.Table, 16) }}
-
-func recycle(t amqp.Table) {
-	if t != nil {
-		clear(t)
-		tables.Put(t)
-	}
-}
-
 // encode makes the publishing of a message. Its headers must fit into one frame of at most frame
 // bytes (0 is any): a larger frame ends the connection. The caller recycles the publishing's
 // Headers.
 func encode(m *bus.Message, frame int) (amqp.Publishing, error) {
-	t := tables.Get().(amqp.Table)
+	t := amqplink.NewTable()
 	size := 64 // fixed fields and frame
 	set := func(name string, value any, n int) {
 		t[name] = value
@@ -84,7 +74,7 @@ func encode(m *bus.Message, frame int) (amqp.Publishing, error) {
 		err = fmt.Errorf("%w: %d bytes of headers: one frame of this broker takes %d", bus.ErrTooLarge, size, frame)
 	}
 	if err != nil {
-		recycle(t)
+		amqplink.Recycle(t)
 		return amqp.Publishing{}, err
 	}
 	return p, nil

@@ -124,9 +124,9 @@ func TestPublishWhileDown(t *testing.T) {
 	p, c := newProxy(t)
 	d := openDriver(t, c)
 	publish(t, d, topic, message("m1", ""))
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.Refuse(true)
-	<-session.done
+	<-session.Done
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	err := d.Publish(ctx, topic, []*bus.Message{message("m2", "")})
@@ -198,7 +198,7 @@ func TestBlockedByBroker(t *testing.T) {
 	p, c := newProxy(t)
 	d := openDriver(t, c)
 	publish(t, d, topic, message("1", ""))
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.block(t, session, "low on memory")
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
@@ -232,7 +232,7 @@ func TestChannelClosedByBroker(t *testing.T) {
 	o := newObserver()
 	src := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o)
 	o.waitLanes(t, ctx, DefaultLanes)
-	session := d.consume.current()
+	session := d.consume.Current()
 	publish(t, d, topic, messages(0, 10, 1)...)
 	got := receive(t, ctx, src, 10)
 	settle(t, src, got[:3])
@@ -248,7 +248,7 @@ func TestChannelClosedByBroker(t *testing.T) {
 	again := receive(t, ctx, src, 7)
 	checkOrder(t, again, 3, 10)
 	settle(t, src, again)
-	if again[0].Epoch == got[0].Epoch || d.consume.current() != session {
+	if again[0].Epoch == got[0].Epoch || d.consume.Current() != session {
 		t.Error("the epoch is the same, or the connection is another")
 	}
 }

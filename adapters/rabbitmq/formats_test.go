@@ -7,6 +7,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -33,7 +34,7 @@ func TestStoredFormats(t *testing.T) {
 		t.Fatal(err)
 	}
 	command := func(p driver.Parking) amqp.Publishing {
-		var x parcel
+		var x amqplink.Parcel
 		if err := inject(&p, "g", 4, &x); err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -141,7 +142,7 @@ func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes
 	}
 	declare := func() error {
 		for i := lanes - 1; i >= 0; i-- {
-			if err := m.t.declareQueue(earlyName(group, i), laneArgs(cfg.Queue, m.t.session.conn.Properties)); err != nil {
+			if err := m.t.declareQueue(earlyName(group, i), laneArgs(cfg.Queue, m.t.session.Conn.Properties)); err != nil {
 				return err
 			}
 		}
@@ -158,8 +159,8 @@ func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes
 		return "", err
 	}
 	attempt = movedName(group) + ":" + bus.NewID()[24:] // the random part: AMQP names have at most 255 bytes
-	return attempt, m.send(ctx, lanes, func(i int, x *parcel) error {
-		x.key, x.Publishing = earlyName(group, i), marker(markEnd)
+	return attempt, m.send(ctx, lanes, func(i int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = earlyName(group, i), marker(markEnd)
 		x.MessageId = attempt
 		return nil
 	})
@@ -169,7 +170,7 @@ func (m *mover) moveToGroup(ctx context.Context, cfg Config, group string, lanes
 // that records the attempt cannot be declared with another attempt.
 func (t *topology) lastEnd(group, attempt string) (bool, error) {
 	err := t.declareExchange(movedName(group), amqp.ExchangeFanout, attempt)
-	if hasCode(err, amqp.PreconditionFailed) {
+	if amqplink.HasCode(err, amqp.PreconditionFailed) {
 		return false, nil
 	}
 	return err == nil, err

@@ -1,17 +1,13 @@
 package rabbitmq
 
 import (
-	"bytes"
-	"io"
-	"net"
-	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -29,11 +25,11 @@ func TestEncodeBudget(t *testing.T) {
 	const budget = 7 + 1
 	m := guardMessage()
 	if n := testing.AllocsPerRun(1000, func() {
-		p, err := encode(m, frameSize)
+		p, err := encode(m, amqplink.FrameSize)
 		if err != nil {
 			t.Fatal(err)
 		}
-		recycle(p.Headers)
+		amqplink.Recycle(p.Headers)
 	}); n > budget {
 		t.Errorf("encode allocates %v times a message, want %d", n, budget)
 	}
@@ -51,7 +47,7 @@ func TestDecodeBudget(t *testing.T) {
 	} {
 		m := guardMessage()
 		m.Headers = tc.headers
-		p, err := encode(m, frameSize)
+		p, err := encode(m, amqplink.FrameSize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,57 +56,6 @@ func TestDecodeBudget(t *testing.T) {
 			t.Errorf("%s: decode allocates %v times a message, want %v", tc.name, n, tc.budget)
 		}
 	}
-}
-
-// slowConn is a connection with a Write that waits for permission to go on.
-type slowConn struct {
-	net.Conn // nil
-	writes   chan []byte
-}
-
-func (c *slowConn) Write(b []byte) (int, error) {
-	c.writes <- bytes.Clone(b)
-	return len(b), nil
-}
-
-func (c *slowConn) Read([]byte) (int, error)         { return 0, io.EOF }
-func (c *slowConn) SetWriteDeadline(time.Time) error { return nil }
-func (c *slowConn) Close() error                     { return nil }
-
-// Bytes written while the system is busy with the write before go with one system call.
-func TestWritesShareSystemCalls(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := &slowConn{writes: make(chan []byte)}
-		p := newPipe(c)
-		write := func(s string) {
-			if n, err := p.Write([]byte(s)); n != len(s) || err != nil {
-				t.Errorf("%d, %v", n, err)
-			}
-		}
-		write("0 ")
-		synctest.Wait()
-		var want strings.Builder
-		for i := range 1000 {
-			s := strconv.Itoa(i) + " "
-			want.WriteString(s)
-			write(s)
-		}
-		if got := string(<-c.writes); got != "0 " {
-			t.Errorf("%q first", got)
-		}
-		if got := string(<-c.writes); got != want.String() {
-			t.Errorf("%q behind it", got)
-		}
-		synctest.Wait()
-		select {
-		case got := <-c.writes:
-			t.Errorf("%q as well", got)
-		default:
-		}
-		if err := p.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // A call costs one publish a message, and nothing else: no question, no channel.
@@ -165,7 +110,7 @@ func TestDurability(t *testing.T) {
 			}
 			d := openDriver(t, c)
 			s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, newObserver())
-			session, err := d.pub.link.get(ctx)
+			session, err := d.pub.link.Get(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -179,9 +124,9 @@ func TestDurability(t *testing.T) {
 			for _, name := range []string{unroutedName(topic), laneName(group, 0), laneName(group, 1), parkedName(group, 0), parkedName(group, 1)} {
 				args := func(queue string) amqp.Table {
 					if name == unroutedName(topic) {
-						return unroutedArgs(Config{Queue: queue, Unrouted: DefaultUnrouted}, session.conn.Properties)
+						return unroutedArgs(Config{Queue: queue, Unrouted: DefaultUnrouted}, session.Conn.Properties)
 					}
-					return laneArgs(queue, session.conn.Properties)
+					return laneArgs(queue, session.Conn.Properties)
 				}
 				if is := refused(t, tp, name, false, args(queue)); !strings.Contains(is, "'durable'") || !strings.Contains(is, "current is 'true'") {
 					t.Errorf("%s: %s", name, is)
@@ -219,7 +164,7 @@ func refused(t *testing.T, tp *topology, name string, durable bool, args amqp.Ta
 		t.Fatal(err)
 	}
 	_, err = ch.QueueDeclare(name, durable, false, false, false, args)
-	if !hasCode(err, amqp.PreconditionFailed) {
+	if !amqplink.HasCode(err, amqp.PreconditionFailed) {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return err.Error()

@@ -113,7 +113,7 @@ func (p *parking) giveBackEntry(e *parkedEntry) {
 // publishers it waits for longer, because each return counts, and nothing can be copied.
 func (p *parking) refresh(now time.Time) {
 	age := p.bounds.refresh
-	if p.source.d.pub.link.blocked() {
+	if p.source.d.pub.link.Blocked() {
 		age *= 2
 	}
 	p.mu.Lock()

@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	lot "github.com/millrace-go/millrace/internal/parking"
@@ -42,8 +43,8 @@ func command(t testing.TB, m *bus.Message, name string) amqp.Publishing {
 // put puts records into the parking queue of lane 0, as another process does.
 func put(t testing.TB, d *busDriver, topic string, records ...amqp.Publishing) {
 	t.Helper()
-	err := d.pub.send(testContext(t), len(records), func(i int, x *parcel) error {
-		x.key, x.Publishing = parkedName(groupName(topic, "g"), 0), records[i]
+	err := d.pub.send(testContext(t), len(records), func(i int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = parkedName(groupName(topic, "g"), 0), records[i]
 		return nil
 	})
 	if err != nil {
@@ -160,7 +161,7 @@ func TestLateRecordOfAWaitingCommand(t *testing.T) {
 	s, o := parkingSource(t, d, topic)
 	o.waitLanes(t, ctx, 1)
 	probed(t, ctx, s)
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.block(t, session, "low on memory")
 	ms := messages(0, 2, 1)
 	put(t, direct, topic, command(t, ms[0], "c"))

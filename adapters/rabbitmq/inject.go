@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
@@ -37,7 +38,7 @@ func (d *busDriver) Inject(ctx context.Context, topic, group string, ps []driver
 	if err != nil {
 		return fail("inject", topic, err)
 	}
-	lanes, err := call(ctx, q.session, func(_ context.Context, t *topology) (int, error) { return t.existingLanes(name) })
+	lanes, err := call(ctx, q.session, func(_ context.Context, t *topology) (int, error) { return d.existingLanes(t, name) })
 	if err != nil {
 		return fail("inject", topic, err)
 	}
@@ -53,7 +54,7 @@ func (d *busDriver) Inject(ctx context.Context, topic, group string, ps []driver
 		return struct{}{}, t.haveRoom(queues, maxWaiting)
 	})
 	if err == nil {
-		err = d.pub.send(ctx, len(commands), func(i int, x *parcel) error { return inject(commands[i], name, lanes, x) })
+		err = d.pub.send(ctx, len(commands), func(i int, x *amqplink.Parcel) error { return inject(commands[i], name, lanes, x) })
 	}
 	if err != nil {
 		return fail("inject", topic, err)
@@ -88,7 +89,7 @@ func (t *topology) haveRoom(queues map[string]bool, most int) error {
 }
 
 // inject makes the record of a command.
-func inject(p *driver.Parking, group string, lanes int, x *parcel) (err error) {
+func inject(p *driver.Parking, group string, lanes int, x *amqplink.Parcel) (err error) {
 	kind := string(lot.CommandOf(p).Kind)
 	if p.Withdraw {
 		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, DeliveryMode: amqp.Persistent}
@@ -98,7 +99,7 @@ func inject(p *driver.Parking, group string, lanes int, x *parcel) (err error) {
 	} else if x.Publishing, err = encodeParked(p, kind); err != nil {
 		return err
 	}
-	x.key = parkedName(group, laneFor(p, lanes))
+	x.Key = parkedName(group, laneFor(p, lanes))
 	x.Headers[commandHeader] = bus.NewID()
 	x.Headers[positionHeader] = p.Token.Position
 	return nil
@@ -125,8 +126,8 @@ func (p *parking) carryOut(commands []amqp.Delivery) {
 		if n > 0 && !backoff.Sleep(p.ctx, backoff.Pause(n)) {
 			return
 		}
-		errs := p.source.d.pub.sendEach(p.ctx, len(orders), func(i int, x *parcel) error {
-			x.key, x.Publishing = p.queue, orders[i].record
+		errs := p.source.d.pub.sendEach(p.ctx, len(orders), func(i int, x *amqplink.Parcel) error {
+			x.Key, x.Publishing = p.queue, orders[i].record
 			x.Headers = clone(x.Headers) // which the pipeline recycles
 			return nil
 		})
@@ -183,7 +184,7 @@ func (p *parking) carriedOut(orders []order, errs []error) (left []order) {
 				told = append(told, parkedOf(o.command, p.lane, o.position))
 			}
 			p.ackLocked(o.command.DeliveryTag)
-		case retryable(errs[i]):
+		case amqplink.Retryable(errs[i]):
 			left = append(left, *o)
 		default: // it can never be stored
 			delete(p.carried, text(o.command.Headers[commandHeader]))

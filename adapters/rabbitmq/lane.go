@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
@@ -27,11 +28,11 @@ type lane struct {
 	id      int32
 	revoke  chan struct{} // has a token when the member must give up the lane
 	current atomic.Pointer[ownership]
-	owned   atomic.Bool           // the present ownership is assigned, and not being given up
-	waking  *attempt[struct{}]    // the last marker of its consumers; used by run
-	passed  int                   // how often it was let go in a row; guarded by the source's mu
-	probed  atomic.Bool           // the delivery limit of its parking queue is known, or being asked for
-	limited atomic.Pointer[error] // why that limit is too low, if it is
+	owned   atomic.Bool                 // the present ownership is assigned, and not being given up
+	waking  *amqplink.Attempt[struct{}] // the last marker of its consumers; used by run
+	passed  int                         // how often it was let go in a row; guarded by the source's mu
+	probed  atomic.Bool                 // the delivery limit of its parking queue is known, or being asked for
+	limited atomic.Pointer[error]       // why that limit is too low, if it is
 }
 
 var (
@@ -43,7 +44,7 @@ var (
 )
 
 // run registers again and again until ctx ends.
-func (l *lane) run(ctx context.Context, session *session) {
+func (l *lane) run(ctx context.Context, session *amqplink.Session) {
 	passed := false
 	for n := 0; ctx.Err() == nil; n++ {
 		since := time.Now()
@@ -53,9 +54,9 @@ func (l *lane) run(ctx context.Context, session *session) {
 		case errors.Is(err, errGivenUp), errors.Is(err, errPassed):
 			n = -1 // get in line again at once
 			continue
-		case ctx.Err() != nil || session.conn.IsClosed():
+		case ctx.Err() != nil || session.Conn.IsClosed():
 			return
-		case hasCode(err, amqp.NotFound), errors.Is(err, errCancelled), errors.Is(err, errEnded):
+		case amqplink.HasCode(err, amqp.NotFound), errors.Is(err, errCancelled), errors.Is(err, errEnded):
 			if failed := l.restore(session); failed != nil {
 				err = failed // the reason of the reason
 			}
@@ -73,7 +74,7 @@ func (l *lane) run(ctx context.Context, session *session) {
 // register waits in line for the lane, and owns it until it is given up or lost, or ctx ends. It
 // always returns an error that says which of these happened. passed says that the lane was let go
 // just before.
-func (l *lane) register(ctx context.Context, session *session, passed bool) error {
+func (l *lane) register(ctx context.Context, session *amqplink.Session, passed bool) error {
 	c, err := newConsumer(l, session)
 	if err != nil {
 		return err
@@ -108,9 +109,9 @@ func (l *lane) register(ctx context.Context, session *session, passed bool) erro
 	}
 	_ = c.ch.Close() // if it fails, the session has ended, and all is given back as well
 	if l.source.ctx.Err() == nil && c.assigned && !errors.Is(err, errGivenUp) {
-		if session.conn.IsClosed() {
-			<-session.done
-			err = session.failure()
+		if session.Conn.IsClosed() {
+			<-session.Done
+			err = session.Failure()
 		}
 		l.source.observer.Lost([]bus.Lane{c.own.lane}, fmt.Errorf("lane %d of group %q on %q: %w", l.id, l.source.sub.Group, l.source.sub.Topic, err))
 	}
@@ -151,10 +152,10 @@ func (l *lane) begin(ctx context.Context, c *consumer) (early bool, err error) {
 // It declares this queue only. A queue may be declared before its consumers are told that the old
 // queue is gone. The server then moves them to the new queue, and they may never get anything (seen
 // on 3.10.8).
-func (l *lane) restore(session *session) error {
+func (l *lane) restore(session *amqplink.Session) error {
 	s := l.source
 	_, err := call(s.ctx, session, func(_ context.Context, t *topology) (struct{}, error) {
-		lanes, err := t.existingLanes(s.group)
+		lanes, err := s.d.existingLanes(t, s.group)
 		if err == nil {
 			err = s.checkLanes(lanes)
 		}
@@ -163,7 +164,7 @@ func (l *lane) restore(session *session) error {
 		}
 		return struct{}{}, err
 	})
-	if hasCode(err, amqp.NotFound) || errors.Is(err, bus.ErrNotFound) { // more is gone
+	if amqplink.HasCode(err, amqp.NotFound) || errors.Is(err, bus.ErrNotFound) { // more is gone
 		return s.prepare(session)
 	}
 	return err
@@ -186,19 +187,19 @@ func (l *lane) commit() {
 
 // wake lets the active consumer of the lane's queue know that it is active. It is a hint: nothing
 // is lost with it.
-func (l *lane) wake() *attempt[struct{}] {
+func (l *lane) wake() *amqplink.Attempt[struct{}] {
 	s := l.source
-	done := &attempt[struct{}]{done: make(chan struct{})}
-	s.workers.Go(func() {
-		defer close(done.done)
-		done.err = s.d.pub.wake(s.ctx, l.name())
-		if done.err == nil {
+	marker := amqplink.Start(func() (struct{}, error) {
+		err := s.d.pub.wake(s.ctx, l.name())
+		if err == nil {
 			s.healed(ownTraffic)
-		} else if !retryable(done.err) && s.ctx.Err() == nil {
-			s.troubled(ownTraffic, done.err)
+		} else if !amqplink.Retryable(err) && s.ctx.Err() == nil {
+			s.troubled(ownTraffic, err)
 		}
+		return struct{}{}, err
 	})
-	return done
+	s.workers.Go(func() { <-marker.Done() })
+	return marker
 }
 
 // unsettled is how many messages of the lane this member was delivered and has not settled.

@@ -17,7 +17,7 @@ import (
 // message that it takes back more than limit times.
 func limitQueue(t testing.TB, d *busDriver, name string, limit int64) {
 	t.Helper()
-	_, err := call(testContext(t), d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+	_, err := call(testContext(t), d.pub.link.Current(), func(_ context.Context, tp *topology) (struct{}, error) {
 		return struct{}{}, tp.declareQueue(name, amqp.Table{amqp.QueueTypeArg: Quorum, amqp.SingleActiveConsumerArg: true, "x-delivery-limit": limit})
 	})
 	if err != nil {

@@ -240,7 +240,7 @@ func TestPassingMember(t *testing.T) {
 	s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o).(*source)
 	o.waitLanes(t, ctx, DefaultLanes)
 	for range 10 {
-		passing := &membership{source: s, session: d.consume.current()}
+		passing := &membership{source: s, session: d.consume.Current()}
 		if err := passing.join(); err != nil {
 			t.Fatal(err)
 		}

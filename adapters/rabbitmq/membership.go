@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
@@ -24,7 +25,7 @@ const balanceInterval = 3 * time.Second
 // each keeps the lanes that it has or gets.
 type membership struct {
 	source  *source
-	session *session
+	session *amqplink.Session
 	ch      *amqp.Channel // nil while this member does not count
 	members int           // at the last look
 	surplus time.Time     // since when this member has had more than its share; zero if it has not
@@ -36,7 +37,7 @@ type membership struct {
 const shareDelay = 250 * time.Millisecond
 
 func (m *membership) join() error {
-	ch, err := m.session.conn.Channel()
+	ch, err := m.session.Conn.Channel()
 	if err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func (m *membership) keep(ctx context.Context) {
 		if err := m.look(); err != nil {
 			m.leave()
 			m.source.shares(0, 0)
-			if ctx.Err() == nil && !m.session.conn.IsClosed() {
+			if ctx.Err() == nil && !m.session.Conn.IsClosed() {
 				m.source.troubled(counting, err)
 			}
 			again = time.After(backoff.Pause(n + 1))
@@ -79,7 +80,7 @@ func (m *membership) keep(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.session.done:
+		case <-m.session.Done:
 			return
 		case <-m.source.balance:
 		case <-again:
@@ -109,7 +110,7 @@ func (m *membership) repair(ctx context.Context) {
 	_, err := call(ctx, m.session, func(ctx context.Context, t *topology) (struct{}, error) {
 		return struct{}{}, t.attach(s.sub.Topic, s.group)
 	})
-	if hasCode(err, amqp.NotFound) {
+	if amqplink.HasCode(err, amqp.NotFound) {
 		s.troubled(setup, err)
 		err = s.prepare(m.session)
 	}

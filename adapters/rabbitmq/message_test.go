@@ -109,7 +109,7 @@ func TestForeignMessages(t *testing.T) {
 	d := openDriver(t, brokerConfig(t))
 	s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, newObserver())
 	other := subscribe(t, d, bus.Subscription{Topic: topic, Group: "h"}, newObserver())
-	ch, err := d.pub.link.current().conn.Channel()
+	ch, err := d.pub.link.Current().Conn.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}

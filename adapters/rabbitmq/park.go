@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -42,12 +43,12 @@ func (s *source) Park(ctx context.Context, ps []driver.Parking) error {
 		if errs == nil {
 			errs = make([]error, len(ps))
 		}
-		errs[i] = &bus.Error{Op: "park", Broker: broker, Topic: s.sub.Topic, Err: err, Definite: definite, Retryable: retryable(err)}
+		errs[i] = &bus.Error{Op: "park", Broker: broker, Topic: s.sub.Topic, Err: err, Definite: definite, Retryable: amqplink.Retryable(err)}
 	}
 	places := s.places(ps, failed)
-	outcomes := s.d.pub.sendEach(ctx, len(places), func(i int, x *parcel) (err error) {
+	outcomes := s.d.pub.sendEach(ctx, len(places), func(i int, x *amqplink.Parcel) (err error) {
 		at := &places[i]
-		x.key = at.parking.queue
+		x.Key = at.parking.queue
 		if x.Publishing, err = encodeParked(&ps[at.of], parkMessage); err == nil {
 			x.Headers[positionHeader], x.Headers[revisionHeader] = at.position, at.revision
 		}
@@ -61,8 +62,8 @@ func (s *source) Park(ctx context.Context, ps []driver.Parking) error {
 			continue
 		}
 		definite := true
-		if r, ok := errors.AsType[*refusal](outcomes[k]); ok {
-			definite = r.definite
+		if r, ok := errors.AsType[*amqplink.RefusedError](outcomes[k]); ok {
+			definite = r.Definite
 		}
 		at.parking.notStored(at.token, at.position, definite)
 		failed(at.of, outcomes[k], definite)

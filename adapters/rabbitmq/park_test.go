@@ -122,7 +122,7 @@ func TestParkFailsAfterAnUnknownFate(t *testing.T) {
 	before := p.deliveries(parkedName(groupName(topic, "g"), 0))
 	p.Stall(faults.ToServer, false)
 	p.wait(t, ctx, "the record", func() bool { return p.given[parkedName(groupName(topic, "g"), 0)] == before+1 })
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.block(t, session, "low on memory")
 	try(true)
 	p.unblock(session)

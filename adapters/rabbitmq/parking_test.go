@@ -271,7 +271,7 @@ func TestOwnerWhileBlocked(t *testing.T) {
 	publish(t, direct, topic, ends("")...) // so that each lane delivers something by itself
 	p, c := newProxy(t)
 	d := openDriver(t, c)
-	p.block(t, d.pub.link.current(), "low on memory")
+	p.block(t, d.pub.link.Current(), "low on memory")
 	next, o := parkingSource(t, d, topic)
 	receive(t, ctx, next, slots)
 	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 20)); !slices.Equal(got, wantIDs(0, 20)) {

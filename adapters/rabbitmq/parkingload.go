@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
@@ -34,7 +35,7 @@ type loading struct {
 // openParking registers with the lane's parking queue, and reads it. It returns the parked messages
 // to tell the router. After that, start goes on.
 func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
-	ch, err := c.session.conn.Channel()
+	ch, err := c.session.Conn.Channel()
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +52,7 @@ func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
 	c.parking = p
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	first := start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, parkMarker, p.id+"/first") })
+	first := amqplink.Start(func() (struct{}, error) { return struct{}{}, p.mark(ctx, parkMarker, p.id+"/first") })
 	if err := ch.Qos(p.bounds.window, 0, false); err != nil {
 		return nil, err
 	}
@@ -80,8 +81,8 @@ func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
 func (p *parking) mark(ctx context.Context, kind, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, p.bounds.marker)
 	defer cancel()
-	return p.source.d.pub.send(ctx, 1, func(_ int, x *parcel) error {
-		x.key = p.queue
+	return p.source.d.pub.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+		x.Key = p.queue
 		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: kind}, MessageId: name, DeliveryMode: amqp.Persistent}
 		return nil
 	})
@@ -94,7 +95,7 @@ func (p *parking) mark(ctx context.Context, kind, name string) error {
 // handling messages must be able to begin. Then load reads until nothing more comes, or as much as
 // the broker delivers. Later records are adopted: at worst their messages are handled out of their
 // key's order, or twice.
-func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.Parked, error) {
+func (p *parking) load(ctx context.Context, first *amqplink.Attempt[struct{}]) ([]driver.Parked, error) {
 	marker := p.id + "/first"
 	active := false // the first delivery says so
 	l := loading{told: map[int64]driver.Parked{}}
@@ -125,7 +126,7 @@ func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.
 				late.Reset(0)
 			}
 		case <-late.C:
-			if p.source.d.pub.link.blocked() {
+			if p.source.d.pub.link.Blocked() {
 				if quiet {
 					return p.finishLoad(ctx, &l), nil
 				}
@@ -139,7 +140,7 @@ func (p *parking) load(ctx context.Context, first *attempt[struct{}]) ([]driver.
 				return nil, errNotLoaded
 			}
 			if sent == 1 && !active { // if it fails, another is sent
-				_, unsent = first.wait(ctx)
+				_, unsent = first.Wait(ctx)
 			} else {
 				unsent = p.mark(ctx, parkMarker, marker)
 			}
@@ -216,7 +217,7 @@ func (p *parking) copyNow(ctx context.Context, l *loading, last bool) {
 	}
 	copies := p.takeCopies()
 	p.mu.Unlock()
-	if l.failed = l.failed || p.source.d.pub.link.blocked(); l.failed {
+	if l.failed = l.failed || p.source.d.pub.link.Blocked(); l.failed {
 		p.dropCopies(copies)
 		return
 	}

@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -110,11 +111,11 @@ func TestLoadWithoutMarker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLink(c, "publish")
-	l.stop()
+	l := amqplink.New(c.link(), "publish")
+	l.Stop()
 	src := &source{d: &busDriver{pub: newPublisher(c, l)}}
 	p := newParking(&lane{source: src}, bus.Lane{}, parkingBounds{marker: time.Millisecond})
-	first := start(func() (struct{}, error) { return struct{}{}, nil })
+	first := amqplink.Start(func() (struct{}, error) { return struct{}{}, nil })
 	if _, err := p.load(testContext(t), first); !errors.Is(err, errNotLoaded) || !errors.Is(err, bus.ErrClosed) {
 		t.Error(err)
 	}
@@ -135,7 +136,7 @@ func TestCommandsWhileBlocked(t *testing.T) {
 	publish(t, direct, topic, ends("")...)
 	p, c := newProxy(t)
 	d := openDriver(t, c)
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.block(t, session, "low on memory")
 	next, o := parkingSource(t, d, topic)
 	receive(t, ctx, next, slots)
@@ -159,17 +160,17 @@ func TestInjectIntoAFullQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := parkedName(groupName(topic, "g"), 0)
-	if err := d.pub.send(testContext(t), 3, func(_ int, x *parcel) error {
-		x.key, x.Publishing = name, amqp.Publishing{Headers: amqp.Table{parkHeader: "x"}}
+	if err := d.pub.send(testContext(t), 3, func(_ int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = name, amqp.Publishing{Headers: amqp.Table{parkHeader: "x"}}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 	for most, want := range map[int]bool{3: false, 4: true} {
-		_, err := call(testContext(t), d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+		_, err := call(testContext(t), d.pub.link.Current(), func(_ context.Context, tp *topology) (struct{}, error) {
 			return struct{}{}, tp.haveRoom(map[string]bool{name: true, parkedName(groupName(topic, "g"), 1): true}, most)
 		})
-		if got := err == nil; got != want || err != nil && !retryable(err) {
+		if got := err == nil; got != want || err != nil && !amqplink.Retryable(err) {
 			t.Errorf("at most %d: %v", most, err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
@@ -55,7 +56,7 @@ func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStor
 // another process is just declaring a stream, the broker says that it is there. It ends the
 // connection of a publisher that publishes to the stream too early (seen on 3.10.8).
 func (p *poisonStore) declare(ctx context.Context) error {
-	s, err := p.d.pub.link.getUnblocked(ctx)
+	s, err := p.d.pub.link.GetUnblocked(ctx)
 	if err != nil {
 		return err
 	}
@@ -72,8 +73,8 @@ func (p *poisonStore) declare(ctx context.Context) error {
 
 // Put implements driver.PoisonStore.
 func (p *poisonStore) Put(ctx context.Context, entries ...driver.PoisonEntry) error {
-	return p.append(ctx, "poison put", len(entries), func(i int, x *parcel) (err error) {
-		x.key = p.stream
+	return p.append(ctx, "poison put", len(entries), func(i int, x *amqplink.Parcel) (err error) {
+		x.Key = p.stream
 		x.Publishing, err = encodeEntry(&entries[i])
 		return err
 	})
@@ -92,7 +93,7 @@ func (p *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	if err != nil {
 		return fail("poison remove", "", err)
 	}
-	return p.append(ctx, "poison remove", 1, func(_ int, x *parcel) error {
+	return p.append(ctx, "poison remove", 1, func(_ int, x *amqplink.Parcel) error {
 		*x = p.record(poisonRemove, "", body)
 		return nil
 	})
@@ -100,14 +101,14 @@ func (p *poisonStore) Remove(ctx context.Context, ids ...string) error {
 
 // record makes a record without an entry. Streams keep no lists in headers (seen on 3.10.8), so
 // lists go to the body.
-func (p *poisonStore) record(kind, name string, body []byte) parcel {
-	return parcel{key: p.stream, Publishing: amqp.Publishing{
+func (p *poisonStore) record(kind, name string, body []byte) amqplink.Parcel {
+	return amqplink.Parcel{Key: p.stream, Publishing: amqp.Publishing{
 		Headers: amqp.Table{poisonHeader: kind, entryHeader: name}, DeliveryMode: amqp.Persistent, Body: body,
 	}}
 }
 
 // append publishes records. If the stream is gone, it makes it and tries again.
-func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i int, x *parcel) error) error {
+func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i int, x *amqplink.Parcel) error) error {
 	if n == 0 {
 		return nil
 	}
@@ -116,7 +117,7 @@ func (p *poisonStore) append(ctx context.Context, op string, n int, fill func(i 
 	}
 	defer p.d.calls.Done()
 	err := p.d.pub.send(ctx, n, fill)
-	if errors.Is(err, errReturned) {
+	if errors.Is(err, amqplink.ErrReturned) {
 		if err = p.declare(ctx); err == nil {
 			err = p.d.pub.send(ctx, n, fill)
 		}
@@ -159,7 +160,7 @@ func (p *poisonStore) List(ctx context.Context) iter.Seq2[driver.PoisonEntry, er
 	return func(yield func(driver.PoisonEntry, error) bool) {
 		there, err := p.scan(ctx)
 		// A stream that was just declared cannot always be read yet: "Stream not found".
-		for n := 0; n < newStreamTries && hasCode(err, amqp.ResourceError) && backoff.Sleep(ctx, backoff.Pause(n+1)); n++ {
+		for n := 0; n < newStreamTries && amqplink.HasCode(err, amqp.ResourceError) && backoff.Sleep(ctx, backoff.Pause(n+1)); n++ {
 			there, err = p.scan(ctx)
 		}
 		if err == nil && len(there.entries) > 0 {
@@ -206,7 +207,7 @@ type extent struct {
 // scan reads the stream once.
 func (p *poisonStore) scan(ctx context.Context) (extent, error) {
 	fence := bus.NewID()
-	err := p.append(ctx, "poison list", 1, func(_ int, x *parcel) error {
+	err := p.append(ctx, "poison list", 1, func(_ int, x *amqplink.Parcel) error {
 		*x = p.record(poisonFence, fence, nil)
 		return nil
 	})
@@ -241,17 +242,16 @@ func (p *poisonStore) scan(ctx context.Context) (extent, error) {
 
 // read visits the records from an offset on, until visit returns false or an error.
 func (p *poisonStore) read(ctx context.Context, from int64, visit func(offset int64, d *amqp.Delivery) (more bool, err error)) error {
-	s, err := p.d.consume.get(ctx)
+	s, err := p.d.consume.Get(ctx)
 	if err != nil {
 		return err
 	}
-	opening := start(func() (*streamReader, error) { return newStreamReader(ctx, s, p.stream, from) })
-	r, err := opening.wait(ctx)
+	opening := amqplink.Start(func() (*streamReader, error) { return newStreamReader(ctx, s, p.stream, from) })
+	r, err := opening.Wait(ctx)
 	defer func() {
 		go func() { // closing is a request that knows no context either
-			<-opening.done
-			if opening.v != nil {
-				_ = opening.v.ch.Close() // it has only read
+			if r, err := opening.Result(); err == nil {
+				_ = r.ch.Close() // it has only read
 			}
 		}()
 	}()
@@ -283,7 +283,7 @@ type streamReader struct {
 	deliveries <-chan amqp.Delivery
 }
 
-func newStreamReader(ctx context.Context, s *session, stream string, from int64) (*streamReader, error) {
+func newStreamReader(ctx context.Context, s *amqplink.Session, stream string, from int64) (*streamReader, error) {
 	var offset any = from
 	if from == noOffset {
 		offset = "first"
@@ -292,14 +292,14 @@ func newStreamReader(ctx context.Context, s *session, stream string, from int64)
 		r, err := consumeStream(s, stream, offset)
 		// A stream takes records a moment before it can be read: "stream not found" (seen on
 		// 3.10.8, just declared).
-		if !hasCode(err, amqp.ResourceError) || n == 10 || !backoff.Sleep(ctx, backoff.Pause(min(n, 2)+1)) {
+		if !amqplink.HasCode(err, amqp.ResourceError) || n == 10 || !backoff.Sleep(ctx, backoff.Pause(min(n, 2)+1)) {
 			return r, err
 		}
 	}
 }
 
-func consumeStream(s *session, stream string, offset any) (*streamReader, error) {
-	ch, err := s.conn.Channel()
+func consumeStream(s *amqplink.Session, stream string, offset any) (*streamReader, error) {
+	ch, err := s.Conn.Channel()
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ func newPoison(t testing.TB) (driver.PoisonStore, *busDriver) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_, err := call(context.Background(), d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+		_, err := call(context.Background(), d.pub.link.Current(), func(_ context.Context, tp *topology) (struct{}, error) {
 			return struct{}{}, tp.deleteQueue(poisonName(group))
 		})
 		if err != nil {
@@ -80,7 +80,7 @@ func TestPoisonAtOnce(t *testing.T) {
 		if ids := listIDs(t, p); len(ids) != processes*each {
 			t.Errorf("entries %v", ids)
 		}
-		if _, err := call(ctx, ds[0].pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+		if _, err := call(ctx, ds[0].pub.link.Current(), func(_ context.Context, tp *topology) (struct{}, error) {
 			return struct{}{}, tp.deleteQueue(poisonName(group))
 		}); err != nil {
 			t.Error(err)
@@ -214,7 +214,7 @@ func TestPoisonConcurrent(t *testing.T) {
 func TestPoisonStreamIsMadeAgain(t *testing.T) {
 	ctx := testContext(t)
 	p, d := newPoison(t)
-	_, err := call(ctx, d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+	_, err := call(ctx, d.pub.link.Current(), func(_ context.Context, tp *topology) (struct{}, error) {
 		return struct{}{}, tp.deleteQueue(p.(*poisonStore).stream)
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/internal/faults"
 )
 
@@ -46,6 +47,10 @@ type channel struct {
 	conn   int
 	number uint16
 }
+
+// frameHead is the size of a frame's head: type, channel, size of the payload. Behind the payload
+// is one byte more.
+const frameHead = 1 + 2 + 4
 
 // method is the class and number of an AMQP method.
 type method [2]uint16
@@ -91,7 +96,7 @@ func (p *proxy) filter(conn int, d faults.Direction, data []byte) (out []byte) {
 	for len(stream) >= 8 {
 		n := 8
 		if stream[0] != 'A' { // else it is the greeting
-			n = frameLength(stream)
+			n = frameHead + int(binary.BigEndian.Uint32(stream[3:])) + 1
 		}
 		if len(stream) < n {
 			break
@@ -212,12 +217,12 @@ func (p *proxy) cancelled() int {
 
 // block has the broker say that it blocks publishers, and waits until the session knows. The
 // connections must be idle.
-func (p *proxy) block(t testing.TB, s *session, reason string) {
+func (p *proxy) block(t testing.TB, s *amqplink.Session, reason string) {
 	t.Helper()
 	p.inject(60, shortString(reason)...)
-	for s.blockedBy() == "" {
+	for s.BlockedBy() == "" {
 		select {
-		case <-s.done:
+		case <-s.Done:
 			t.Fatal("the connection ended")
 		default:
 		}
@@ -225,13 +230,14 @@ func (p *proxy) block(t testing.TB, s *session, reason string) {
 }
 
 // unblock ends the blocking that block began.
-func (p *proxy) unblock(s *session) {
+func (p *proxy) unblock(s *amqplink.Session) {
 	p.inject(61)
-	s.mu.Lock()
-	flowing := s.flowing
-	s.mu.Unlock()
-	if flowing != nil {
-		<-flowing
+	for s.BlockedBy() != "" {
+		select {
+		case <-s.Done:
+			return
+		default:
+		}
 	}
 }
 

@@ -10,13 +10,14 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 )
 
 // admin runs f with a channel beside the driver's own.
 func admin(t testing.TB, d *busDriver, f func(tp *topology) error) {
 	t.Helper()
-	tp := &topology{session: d.pub.link.current()}
+	tp := &topology{session: d.pub.link.Current()}
 	defer tp.close()
 	if err := f(tp); err != nil {
 		t.Fatal(err)
@@ -77,7 +78,7 @@ func TestReturned(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, e := range pe.Errs {
-		if !errors.Is(e, errReturned) || !bus.IsDefinite(e) || !bus.IsRetryable(e) {
+		if !errors.Is(e, amqplink.ErrReturned) || !bus.IsDefinite(e) || !bus.IsRetryable(e) {
 			t.Fatalf("%d: %v", i, e)
 		}
 	}
@@ -102,7 +103,7 @@ func TestExchangeIsMadeAgain(t *testing.T) {
 		if err == nil {
 			break
 		}
-		if bus.IsDefinite(err) && errors.Is(err, errReturned) || !bus.IsRetryable(err) || n > 1 {
+		if bus.IsDefinite(err) && errors.Is(err, amqplink.ErrReturned) || !bus.IsRetryable(err) || n > 1 {
 			t.Fatal(n, err)
 		}
 	}
@@ -185,7 +186,7 @@ func TestOneQueueDoesNotConfirm(t *testing.T) {
 		return d.Publish(ctx, topic, messages(0, n, 10))
 	}
 	for range 3 {
-		if err := publishFor(sick, strands*pipelineMessages); !errors.Is(err, context.DeadlineExceeded) {
+		if err := publishFor(sick, strands*amqplink.PipelineMessages); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 	}
@@ -194,10 +195,10 @@ func TestOneQueueDoesNotConfirm(t *testing.T) {
 		t.Errorf("beyond the bound: %v", err)
 	}
 	for range 3 {
-		publish(t, d, well, messages(0, 4*pipelineMessages, 10)...)
+		publish(t, d, well, messages(0, 4*amqplink.PipelineMessages, 10)...)
 	}
-	errs := d.pub.sendEach(testContext(t), 4, func(i int, x *parcel) error {
-		x.key, x.Publishing = unroutedName(well), marker(markWake)
+	errs := d.pub.sendEach(testContext(t), 4, func(i int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = unroutedName(well), marker(markWake)
 		if i == 2 {
 			return bus.ErrInvalid
 		}
@@ -205,29 +206,5 @@ func TestOneQueueDoesNotConfirm(t *testing.T) {
 	})
 	if len(errs) != 4 || errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], bus.ErrInvalid) || errs[3] != nil {
 		t.Error(errs)
-	}
-}
-
-// Pipelines of topics that nobody publishes to any more are closed.
-func TestManyTopics(t *testing.T) {
-	ctx := testContext(t)
-	d := openDriver(t, brokerConfig(t))
-	q, err := d.pub.open(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range maxPipelines + 20 {
-		p, done, err := q.pipeline(ctx, fmt.Sprint(i%(maxPipelines+10)))
-		if err != nil || p.ch.IsClosed() {
-			t.Fatal(i, err)
-		}
-		if i > 0 { // the first is in use
-			done()
-		}
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if n := len(q.pipelines); n != maxPipelines || q.pipelines["0"].users == 0 {
-		t.Errorf("%d pipelines", n)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
@@ -18,7 +19,7 @@ import (
 // own pipeline only.
 type publisher struct {
 	cfg  Config
-	link *link
+	link *amqplink.Link
 	last atomic.Uint32 // the slot of the last message without a key
 	size sizeLimit
 
@@ -26,137 +27,40 @@ type publisher struct {
 	now *publishing
 }
 
-func newPublisher(c Config, l *link) *publisher {
+func newPublisher(c Config, l *amqplink.Link) *publisher {
 	return &publisher{cfg: c, link: l, size: sizeLimit{own: c.MaxMessage + storedRoom}}
 }
 
 // publishing holds the things that a publisher has set up in one session.
 type publishing struct {
-	session *session
+	session   *amqplink.Session
+	pipelines *amqplink.Pipelines // by topic or queue
 
-	mu        sync.Mutex
-	topics    map[string]*attempt[struct{}]
-	pipelines map[string]*opened // by topic or queue
-	uses      int                // of pipelines, so far
-}
-
-// opened is a pipeline that is open, or being opened.
-type opened struct {
-	*attempt[*pipeline]
-	users int // publish with it now
-	last  int // the number of its last use
-}
-
-// maxPipelines is how many pipelines are kept open. Beyond it, the least recently used pipeline is
-// closed.
-const maxPipelines = 128
-
-// attempt is something that several callers wait for, each within its own context.
-type attempt[T any] struct {
-	done chan struct{}
-	v    T
-	err  error
-}
-
-func start[T any](f func() (T, error)) *attempt[T] {
-	a := &attempt[T]{done: make(chan struct{})}
-	go func() {
-		defer close(a.done)
-		a.v, a.err = f()
-	}()
-	return a
-}
-
-func (a *attempt[T]) ended() bool {
-	select {
-	case <-a.done:
-		return true
-	default:
-		return false
-	}
-}
-
-func (a *attempt[T]) wait(ctx context.Context) (T, error) {
-	if a.ended() {
-		return a.v, a.err
-	}
-	select {
-	case <-a.done:
-		return a.v, a.err
-	case <-ctx.Done():
-		var zero T
-		return zero, context.Cause(ctx)
-	}
+	mu     sync.Mutex
+	topics map[string]*amqplink.Attempt[struct{}]
 }
 
 // open returns the present session's state. It waits for a connection, and while the broker blocks
 // publishers.
 func (p *publisher) open(ctx context.Context) (*publishing, error) {
-	s, err := p.link.getUnblocked(ctx)
+	s, err := p.link.GetUnblocked(ctx)
 	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.now == nil || p.now.session != s {
-		p.now = &publishing{session: s, topics: map[string]*attempt[struct{}]{}, pipelines: map[string]*opened{}}
+		p.now = &publishing{session: s, pipelines: amqplink.NewPipelines(s), topics: map[string]*amqplink.Attempt[struct{}]{}}
 	}
 	return p.now, nil
-}
-
-// pipeline returns the pipeline of a topic or queue, until done is called. A pipeline that has
-// ended is replaced.
-func (q *publishing) pipeline(ctx context.Context, name string) (p *pipeline, done func(), err error) {
-	q.mu.Lock()
-	o := q.pipelines[name]
-	if o == nil || o.ended() && (o.err != nil || o.v.ch.IsClosed()) {
-		if o == nil {
-			q.tidy()
-		}
-		o = &opened{attempt: start(func() (*pipeline, error) { return newPipeline(q.session.conn) })}
-		q.pipelines[name] = o
-	}
-	o.users++
-	q.uses++
-	o.last = q.uses
-	q.mu.Unlock()
-	done = func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		o.users--
-	}
-	if p, err = o.wait(ctx); err != nil {
-		done()
-		return nil, nil, err
-	}
-	return p, done, nil
-}
-
-// tidy closes a pipeline if there are many. The caller has mu.
-func (q *publishing) tidy() {
-	if len(q.pipelines) < maxPipelines {
-		return
-	}
-	oldest := ""
-	for name, o := range q.pipelines {
-		if o.users == 0 && o.ended() && (oldest == "" || o.last < q.pipelines[oldest].last) && (o.err != nil || o.v.budget.Idle()) {
-			oldest = name
-		}
-	}
-	if o := q.pipelines[oldest]; o != nil {
-		delete(q.pipelines, oldest)
-		if o.err == nil {
-			go o.v.ch.Close()
-		}
-	}
 }
 
 // declare declares the topic, once in a session.
 func (q *publishing) declare(ctx context.Context, cfg Config, topic string) error {
 	q.mu.Lock()
 	a := q.topics[topic]
-	if a == nil || a.ended() && a.err != nil {
-		a = start(func() (struct{}, error) {
+	if a == nil || a.Failed() {
+		a = amqplink.Start(func() (struct{}, error) {
 			t := &topology{session: q.session}
 			defer t.close()
 			return struct{}{}, t.declareTopic(cfg, topic)
@@ -164,13 +68,13 @@ func (q *publishing) declare(ctx context.Context, cfg Config, topic string) erro
 		q.topics[topic] = a
 	}
 	q.mu.Unlock()
-	_, err := a.wait(ctx)
+	_, err := a.Wait(ctx)
 	return err
 }
 
 // strands is how many pipelines a topic has. Messages of equal keys go through the same pipeline.
 // Together they have room enough for large batches, and each has little enough under way: see
-// pipelineMessages.
+// amqplink.PipelineMessages.
 const strands = 4
 
 // strandNames are the suffixes of a topic's name that make the names of its pipelines.
@@ -223,15 +127,15 @@ func (p *publisher) slotFor(m *bus.Message) int {
 }
 
 // strand publishes n messages through one of the topic's pipelines. The result is as in
-// pipeline.publish.
+// Pipeline.Publish.
 func (p *publisher) strand(ctx context.Context, topic string, strand, n int, message func(k int) (*bus.Message, int)) []error {
 	q, pipe, done, err := p.ready(ctx, topic, strand)
 	if err != nil {
-		return slices.Repeat([]error{&refusal{err: err, definite: true, final: !retryable(err)}}, n)
+		return slices.Repeat([]error{&amqplink.RefusedError{Err: err, Definite: true, Final: !amqplink.Retryable(err)}}, n)
 	}
 	defer done()
-	frame := max(0, q.session.conn.Config.FrameSize-8)
-	errs := pipe.publish(ctx, n, func(k int, x *parcel) error {
+	frame := max(0, q.session.Conn.Config.FrameSize-8)
+	errs := pipe.Publish(ctx, n, func(k int, x *amqplink.Parcel) error {
 		m, slot := message(k)
 		if m.Size() > p.cfg.MaxMessage {
 			return bus.ErrTooLarge
@@ -241,12 +145,12 @@ func (p *publisher) strand(ctx context.Context, topic string, strand, n int, mes
 		}
 		pub, err := encode(m, frame)
 		if err == nil {
-			*x = parcel{topic, routingKeys[slot], pub}
+			*x = amqplink.Parcel{Exchange: topic, Key: routingKeys[slot], Publishing: pub}
 		}
 		return err
 	})
 	p.size.learn(errs)
-	if slices.ContainsFunc(errs, func(err error) bool { return hasCode(err, amqp.NotFound) }) {
+	if slices.ContainsFunc(errs, func(err error) bool { return amqplink.HasCode(err, amqp.NotFound) }) {
 		q.forget(topic)
 	}
 	return errs
@@ -261,62 +165,62 @@ func (q *publishing) forget(topic string) {
 
 // ready prepares a session for publishing to topic. While nothing has been sent, a session that
 // breaks is no reason to fail: ready waits for the next session.
-func (p *publisher) ready(ctx context.Context, topic string, strand int) (*publishing, *pipeline, func(), error) {
+func (p *publisher) ready(ctx context.Context, topic string, strand int) (*publishing, *amqplink.Pipeline, func(), error) {
 	for n := 0; ; n++ {
 		q, err := p.open(ctx)
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		pipe, done, err := q.pipeline(ctx, topic+strandNames[strand])
+		pipe, done, err := q.pipelines.Get(ctx, topic+strandNames[strand])
 		if err == nil {
 			if err = q.declare(ctx, p.cfg, topic); err == nil {
 				return q, pipe, done, nil
 			}
 			done()
 		}
-		if !q.session.conn.IsClosed() || ctx.Err() != nil || !backoff.Sleep(ctx, backoff.Pause(n+1)) {
+		if !q.session.Conn.IsClosed() || ctx.Err() != nil || !backoff.Sleep(ctx, backoff.Pause(n+1)) {
 			return nil, nil, nil, err
 		}
 	}
 }
 
 // send publishes n parcels of this driver's own, and returns their errors.
-func (p *publisher) send(ctx context.Context, n int, fill func(i int, x *parcel) error) error {
+func (p *publisher) send(ctx context.Context, n int, fill func(i int, x *amqplink.Parcel) error) error {
 	return errors.Join(slices.Compact(p.sendEach(ctx, n, fill))...) // without a connection, all have one reason
 }
 
 // sendEach is a send that tells each parcel's fate: the result is nil if all are stored, and else
 // index-aligned. Parcels for one queue are stored in their order.
-func (p *publisher) sendEach(ctx context.Context, n int, fill func(i int, x *parcel) error) []error {
+func (p *publisher) sendEach(ctx context.Context, n int, fill func(i int, x *amqplink.Parcel) error) []error {
 	q, err := p.open(ctx)
 	if err != nil {
-		return slices.Repeat([]error{&refusal{err: err, definite: true}}, n)
+		return slices.Repeat([]error{&amqplink.RefusedError{Err: err, Definite: true}}, n)
 	}
-	parcels, errs := make([]parcel, n), make([]error, n)
+	parcels, errs := make([]amqplink.Parcel, n), make([]error, n)
 	queues := map[string][]int{}
 	for i := range n {
 		if errs[i] = fill(i, &parcels[i]); errs[i] != nil {
 			continue
 		}
 		if errs[i] = p.size.check(len(parcels[i].Body)); errs[i] != nil {
-			recycle(parcels[i].Headers)
+			amqplink.Recycle(parcels[i].Headers)
 		} else {
-			name := parcels[i].exchange + parcels[i].key // one of them is empty
+			name := parcels[i].Exchange + parcels[i].Key // one of them is empty
 			queues[name] = append(queues[name], i)
 		}
 	}
 	var all sync.WaitGroup
 	for name, index := range queues {
 		all.Go(func() {
-			pipe, done, err := q.pipeline(ctx, name)
+			pipe, done, err := q.pipelines.Get(ctx, name)
 			if err != nil {
 				for _, i := range index {
-					errs[i] = &refusal{err: err, definite: true}
+					errs[i] = &amqplink.RefusedError{Err: err, Definite: true}
 				}
 				return
 			}
 			defer done()
-			for k, err := range pipe.publish(ctx, len(index), func(k int, x *parcel) error {
+			for k, err := range pipe.Publish(ctx, len(index), func(k int, x *amqplink.Parcel) error {
 				*x = parcels[index[k]]
 				return nil
 			}) {
@@ -334,8 +238,8 @@ func (p *publisher) sendEach(ctx context.Context, n int, fill func(i int, x *par
 
 // wake publishes a wake marker to a lane's queue.
 func (p *publisher) wake(ctx context.Context, queue string) error {
-	return p.send(ctx, 1, func(_ int, x *parcel) error {
-		x.key, x.Publishing = queue, marker(markWake)
+	return p.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = queue, marker(markWake)
 		return nil
 	})
 }
@@ -344,7 +248,7 @@ func (p *publisher) wake(ctx context.Context, queue string) error {
 func (p *publisher) explain(ctx context.Context, topic string, errs []error) error {
 	full := false
 	for _, err := range errs {
-		if r, ok := errors.AsType[*refusal](err); ok && r.nack {
+		if r, ok := errors.AsType[*amqplink.RefusedError](err); ok && r.Nack {
 			full = p.unroutedFull(ctx, topic)
 			break
 		}
@@ -356,13 +260,13 @@ func (p *publisher) explain(ctx context.Context, topic string, errs []error) err
 		}
 		failed = true
 		e := &bus.Error{Op: "publish", Broker: broker, Topic: topic, Err: err, Definite: true}
-		if r, ok := errors.AsType[*refusal](err); ok {
+		if r, ok := errors.AsType[*amqplink.RefusedError](err); ok {
 			// Whatever ended a channel or connection, it is opened again, and the topic declared.
-			e.Err, e.Definite, e.Retryable = r.err, r.definite, !r.final
-			if r.nack && full {
+			e.Err, e.Definite, e.Retryable = r.Err, r.Definite, !r.Final
+			if r.Nack && full {
 				e.Err, e.Definite = errUnroutedFull, true
 			}
-			if errors.Is(r.err, errReturned) {
+			if errors.Is(r.Err, amqplink.ErrReturned) {
 				p.forget(topic)
 			}
 		}
@@ -390,7 +294,7 @@ var errUnroutedFull = errors.New("the topic has no group yet, and the queue that
 // a topic without groups. (When a group's queue refuses a message, another group's may have taken
 // it: its fate is unknown.)
 func (p *publisher) unroutedFull(ctx context.Context, topic string) bool {
-	s, err := p.link.get(ctx)
+	s, err := p.link.Get(ctx)
 	if err != nil {
 		return false
 	}

@@ -3,6 +3,8 @@ package rabbitmq
 import (
 	"context"
 	"sync"
+
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 )
 
 // sharedLock is a lock that is slow to take. Several callers share it: the first takes it, the last
@@ -10,18 +12,18 @@ import (
 type sharedLock struct {
 	mu    sync.Mutex
 	users int
-	held  *attempt[func()] // the function that gives it back
+	held  *amqplink.Attempt[func()] // the function that gives it back
 }
 
 // take waits for the lock until ctx ends. acquire takes it, if nobody has it yet.
 func (l *sharedLock) take(ctx context.Context, acquire func() (release func(), err error)) (unlock func(), err error) {
 	l.mu.Lock()
 	if l.users++; l.users == 1 {
-		l.held = start(acquire)
+		l.held = amqplink.Start(acquire)
 	}
 	held := l.held
 	l.mu.Unlock()
-	if _, err := held.wait(ctx); err != nil {
+	if _, err := held.Wait(ctx); err != nil {
 		l.release()
 		return nil, err
 	}
@@ -36,7 +38,7 @@ func (l *sharedLock) release() {
 	if !last {
 		return
 	}
-	if held.ended() {
+	if held.Ended() {
 		giveBack(held)
 	} else { // nobody waits for it any more
 		go giveBack(held)
@@ -44,9 +46,8 @@ func (l *sharedLock) release() {
 }
 
 // giveBack gives the lock back, if it is ever taken.
-func giveBack(held *attempt[func()]) {
-	<-held.done
-	if held.err == nil {
-		held.v()
+func giveBack(held *amqplink.Attempt[func()]) {
+	if unlock, err := held.Result(); err == nil {
+		unlock()
 	}
 }

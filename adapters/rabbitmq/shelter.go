@@ -17,7 +17,7 @@ const maxLaneReturns = 10
 // false if parking is not possible now; then the message is delivered as it is.
 func (c *consumer) shelter(ctx context.Context, m *bus.Message, tag int64) bool {
 	s, p := c.lane.source, c.parking
-	if p == nil || s.d.pub.link.blocked() {
+	if p == nil || s.d.pub.link.Blocked() {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.bounds.marker)

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/readahead"
@@ -82,7 +83,7 @@ func (d *busDriver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.L
 	if d.closing.Err() != nil {
 		return nil, fail("subscribe", sub.Topic, bus.ErrClosed)
 	}
-	session, err := d.consume.get(ctx)
+	session, err := d.consume.Get(ctx)
 	if err != nil {
 		return nil, fail("subscribe", sub.Topic, err)
 	}
@@ -113,7 +114,7 @@ func (d *busDriver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.L
 }
 
 // supervise serves one session after the other.
-func (s *source) supervise(session *session) {
+func (s *source) supervise(session *amqplink.Session) {
 	prepared := true
 	for n := 0; s.ctx.Err() == nil; n++ {
 		if !prepared {
@@ -121,7 +122,7 @@ func (s *source) supervise(session *session) {
 				return
 			}
 			var err error
-			if session, err = s.d.consume.get(s.ctx); err != nil {
+			if session, err = s.d.consume.Get(s.ctx); err != nil {
 				return
 			}
 			err = s.prepare(session)
@@ -136,8 +137,8 @@ func (s *source) supervise(session *session) {
 		s.serve(session)
 		prepared = false
 		if s.ctx.Err() == nil {
-			<-session.done // all that ends serving
-			s.troubled(connection, session.failure())
+			<-session.Done // all that ends serving
+			s.troubled(connection, session.Failure())
 		}
 		if time.Since(since) > time.Second {
 			n = 0
@@ -146,7 +147,7 @@ func (s *source) supervise(session *session) {
 }
 
 // prepare declares everything again.
-func (s *source) prepare(session *session) error {
+func (s *source) prepare(session *amqplink.Session) error {
 	state, err := call(s.ctx, session, func(ctx context.Context, t *topology) (groupState, error) { return s.d.prepare(ctx, t, s.sub) })
 	if err == nil {
 		err = s.checkLanes(state.lanes)
@@ -172,7 +173,7 @@ func (s *source) note(state groupState) {
 
 // serve runs the lanes until the session or the source ends. They do not depend on the members'
 // count.
-func (s *source) serve(session *session) {
+func (s *source) serve(session *amqplink.Session) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	var lanes sync.WaitGroup

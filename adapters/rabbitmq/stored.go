@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -95,7 +96,7 @@ func encodeStored(m *bus.Message, facts any) (amqp.Publishing, error) {
 	if err != nil {
 		return amqp.Publishing{}, err
 	}
-	pub, err := encode(&bare, frameSize-1024)
+	pub, err := encode(&bare, amqplink.FrameSize-1024)
 	if err != nil {
 		return pub, err
 	}

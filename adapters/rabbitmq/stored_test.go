@@ -11,6 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 )
@@ -116,7 +117,7 @@ func TestTooLargeToStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		_, _ = call(ctx, d.pub.link.current(), func(_ context.Context, tp *topology) (struct{}, error) {
+		_, _ = call(ctx, d.pub.link.Current(), func(_ context.Context, tp *topology) (struct{}, error) {
 			return struct{}{}, tp.deleteQueue(p.(*poisonStore).stream)
 		})
 	}()
@@ -140,7 +141,7 @@ func TestSizeLimit(t *testing.T) {
 		if err := l.check(1000); err != nil {
 			t.Error(err)
 		}
-		l.learn([]error{nil, &refusal{err: errNack}, &refusal{err: &amqp.Error{Code: amqp.PreconditionFailed, Reason: reason}}})
+		l.learn([]error{nil, &amqplink.RefusedError{Err: amqplink.ErrNack}, &amqplink.RefusedError{Err: &amqp.Error{Code: amqp.PreconditionFailed, Reason: reason}}})
 	}
 	if err := l.check(500); err != nil {
 		t.Error(err)
@@ -164,8 +165,8 @@ func TestUnreadableParked(t *testing.T) {
 		t.Fatal(err)
 	}
 	queue := parkedName(groupName(topic, "g"), 0)
-	if err := d.pub.send(ctx, 1, func(_ int, x *parcel) error {
-		x.key = queue
+	if err := d.pub.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+		x.Key = queue
 		x.Publishing = amqp.Publishing{
 			Headers: amqp.Table{parkHeader: parkMessage, positionHeader: int64(7), revisionHeader: int64(1), keyHeader: "k"}, Body: []byte("damaged"),
 		}
@@ -207,8 +208,8 @@ func TestUnreadablePoison(t *testing.T) {
 	if err := p.Put(ctx, entry("1")); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.pub.send(ctx, len(bad), func(i int, x *parcel) error {
-		x.key, x.Publishing = p.(*poisonStore).stream, bad[i]
+	if err := d.pub.send(ctx, len(bad), func(i int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = p.(*poisonStore).stream, bad[i]
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -264,8 +265,8 @@ func TestCommandsNameTheirMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.wait(t, ctx, "a change and a withdrawal", func() bool { return len(o.parked) >= 2 })
-	if err := d.pub.send(ctx, 1, func(_ int, x *parcel) error {
-		x.key = parkedName(groupName(topic, "g"), 0)
+	if err := d.pub.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+		x.Key = parkedName(groupName(topic, "g"), 0)
 		x.Publishing = amqp.Publishing{Headers: amqp.Table{parkHeader: "withdraw", positionHeader: ps[1].Position, commandHeader: "c"}}
 		return nil
 	}); err != nil {

@@ -71,7 +71,7 @@ func deleteTopic(t testing.TB, c Config, topic string, groups []string) {
 		return
 	}
 	defer d.Close(context.Background())
-	s, err := d.pub.link.get(context.Background())
+	s, err := d.pub.link.Get(context.Background())
 	if err != nil {
 		t.Error(err)
 		return
@@ -81,7 +81,7 @@ func deleteTopic(t testing.TB, c Config, topic string, groups []string) {
 	exchanges, queues := []string{topic, unroutedName(topic), groupsName(topic)}, []string{unroutedName(topic)}
 	for _, g := range groups {
 		name := groupName(topic, g)
-		lanes, err := tp.existingLanes(name)
+		lanes, err := d.existingLanes(tp, name)
 		if err != nil {
 			continue
 		}

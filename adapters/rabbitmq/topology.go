@@ -8,19 +8,20 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // topology declares and inspects. A refusal closes the channel; the next request opens another.
 type topology struct {
-	session *session
+	session *amqplink.Session
 	ch      *amqp.Channel
 }
 
 func (t *topology) channel() (*amqp.Channel, error) {
 	if t.ch == nil || t.ch.IsClosed() {
-		ch, err := t.session.conn.Channel()
+		ch, err := t.session.Conn.Channel()
 		if err != nil {
 			return nil, err
 		}
@@ -35,6 +36,24 @@ func (t *topology) close() {
 	}
 }
 
+// call runs f with a channel of its own, in a goroutine of its own, and waits for it within ctx: no
+// request of the client library heeds a context. When ctx ends first, f ends with the broker's
+// answer or with the session.
+func call[T any](ctx context.Context, s *amqplink.Session, f func(ctx context.Context, t *topology) (T, error)) (T, error) {
+	answer := amqplink.Start(func() (T, error) {
+		t := &topology{session: s}
+		defer t.close()
+		return f(ctx, t)
+	})
+	select {
+	case <-answer.Done():
+		return answer.Result()
+	case <-ctx.Done():
+		var zero T
+		return zero, fmt.Errorf("waiting for the broker's answer: %w", context.Cause(ctx))
+	}
+}
+
 // queue inspects a queue; ok is false if there is none.
 func (t *topology) queue(name string) (q amqp.Queue, ok bool, err error) {
 	ch, err := t.channel()
@@ -42,7 +61,7 @@ func (t *topology) queue(name string) (q amqp.Queue, ok bool, err error) {
 		return q, false, err
 	}
 	q, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
-	if hasCode(err, amqp.NotFound) {
+	if amqplink.HasCode(err, amqp.NotFound) {
 		return q, false, nil
 	}
 	return q, err == nil, err
@@ -56,7 +75,7 @@ func (t *topology) declareQueue(name string, args amqp.Table) error {
 		return err
 	}
 	_, err = ch.QueueDeclare(name, true, false, false, false, args)
-	if hasCode(err, amqp.PreconditionFailed) {
+	if amqplink.HasCode(err, amqp.PreconditionFailed) {
 		if _, ok, err := t.queue(name); ok || err != nil {
 			return err
 		}
@@ -79,7 +98,7 @@ func (t *topology) exchangeExists(name string) (bool, error) {
 		return false, err
 	}
 	err = ch.ExchangeDeclarePassive(name, amqp.ExchangeFanout, true, false, false, false, nil)
-	if hasCode(err, amqp.NotFound) {
+	if amqplink.HasCode(err, amqp.NotFound) {
 		return false, nil
 	}
 	return err == nil, err
@@ -101,7 +120,7 @@ func (t *topology) declareExchange(name, kind, alternate string) error {
 // unrouted queue.
 func (t *topology) declareTopic(cfg Config, topic string) error {
 	unrouted := unroutedName(topic)
-	err := t.declareQueue(unrouted, unroutedArgs(cfg, t.session.conn.Properties))
+	err := t.declareQueue(unrouted, unroutedArgs(cfg, t.session.Conn.Properties))
 	if err == nil {
 		err = t.declareExchange(unrouted, amqp.ExchangeFanout, "")
 	}
@@ -114,7 +133,7 @@ func (t *topology) declareTopic(cfg Config, topic string) error {
 	if err == nil {
 		// Should somebody have deleted the topic's exchange, its groups are on it again before
 		// anything is published.
-		if err = t.ch.ExchangeBind(groupsName(topic), "", topic, false, nil); hasCode(err, amqp.NotFound) {
+		if err = t.ch.ExchangeBind(groupsName(topic), "", topic, false, nil); amqplink.HasCode(err, amqp.NotFound) {
 			err = nil // it has had no group yet
 		}
 	}
@@ -161,10 +180,10 @@ func (t *topology) declareGroup(cfg Config, group string) (lanes int, err error)
 // declareLane makes the queues of a lane, and binds its slots.
 func (t *topology) declareLane(cfg Config, group string, lanes, lane int) error {
 	name := laneName(group, lane)
-	if err := t.declareQueue(name, laneArgs(cfg.Queue, t.session.conn.Properties)); err != nil {
+	if err := t.declareQueue(name, laneArgs(cfg.Queue, t.session.Conn.Properties)); err != nil {
 		return fmt.Errorf("declare lane %d: %w", lane, err)
 	}
-	if err := t.declareQueue(parkedName(group, lane), laneArgs(cfg.Queue, t.session.conn.Properties)); err != nil {
+	if err := t.declareQueue(parkedName(group, lane), laneArgs(cfg.Queue, t.session.Conn.Properties)); err != nil {
 		return fmt.Errorf("declare what lane %d parks in: %w", lane, err)
 	}
 	ch, err := t.channel()
@@ -219,7 +238,7 @@ func (t *topology) groupLanes(group string, want int) (int, error) {
 	if refused == nil {
 		return want, nil
 	}
-	if !hasCode(refused, amqp.PreconditionFailed) {
+	if !amqplink.HasCode(refused, amqp.PreconditionFailed) {
 		return 0, refused
 	}
 	for n := 1; n <= slots; n++ {
@@ -229,7 +248,7 @@ func (t *topology) groupLanes(group string, want int) (int, error) {
 				return n, nil
 			}
 		}
-		if err != nil && !hasCode(err, amqp.PreconditionFailed) {
+		if err != nil && !amqplink.HasCode(err, amqp.PreconditionFailed) {
 			return 0, err
 		}
 	}
@@ -237,7 +256,7 @@ func (t *topology) groupLanes(group string, want int) (int, error) {
 }
 
 // existingLanes is groupLanes for a group that must exist.
-func (t *topology) existingLanes(group string) (int, error) {
+func (d *busDriver) existingLanes(t *topology, group string) (int, error) {
 	ok, err := t.exchangeExists(group)
 	if err != nil {
 		return 0, err
@@ -245,13 +264,13 @@ func (t *topology) existingLanes(group string) (int, error) {
 	if !ok {
 		return 0, bus.ErrNotFound
 	}
-	lanes, ok := t.session.lanes.Load(group)
+	lanes, ok := d.lanes.Load(group)
 	if !ok {
 		lanes = DefaultLanes
 	}
 	n, err := t.groupLanes(group, lanes.(int))
 	if err == nil {
-		t.session.lanes.Store(group, n)
+		d.lanes.Store(group, n)
 	}
 	return n, err
 }
@@ -280,7 +299,7 @@ func (t *topology) lock(ctx context.Context, name string) error {
 			return err
 		}
 		_, err = ch.QueueDeclare(lockName(name), false, false, true, false, nil)
-		if !hasCode(err, amqp.ResourceLocked) {
+		if !amqplink.HasCode(err, amqp.ResourceLocked) {
 			return err
 		}
 		if !backoff.Sleep(ctx, backoff.Pause(min(n, 1)+1)) {

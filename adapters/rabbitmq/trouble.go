@@ -107,7 +107,7 @@ func (s *source) news() (err error, changed bool) { //nolint:revive // the error
 	s.told, s.toldOf = true, min(worst, 0)
 	err = s.troubles[worst].err
 	if worst == connection {
-		if why := s.d.consume.failure(); why != nil {
+		if why := s.d.consume.Failure(); why != nil {
 			err = why
 		}
 	}

@@ -116,9 +116,9 @@ func TestLaneThatDoesNotConfirm(t *testing.T) {
 		}
 		return err
 	})
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.mute("nothing at all")
-	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // gives up unconfirmed messages
+	_ = session.Conn.CloseDeadline(time.Now().Add(time.Second)) // gives up unconfirmed messages
 	o.waitLanes(t, ctx, 3)
 }
 
@@ -144,9 +144,9 @@ func TestParkingQueueThatDoesNotConfirm(t *testing.T) {
 		}
 		return err
 	})
-	session := d.pub.link.current()
+	session := d.pub.link.Current()
 	p.mute("nothing at all")
-	_ = session.conn.CloseDeadline(time.Now().Add(time.Second)) // gives up unconfirmed messages
+	_ = session.Conn.CloseDeadline(time.Now().Add(time.Second)) // gives up unconfirmed messages
 	o.waitLanes(t, ctx, 3)
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -312,7 +312,7 @@ func TestArrivalsOfLostLanesAreDropped(t *testing.T) {
 		if n := waiting(); n != 100 {
 			t.Fatalf("round %d: %d wait", round, n)
 		}
-		_ = d.consume.current().conn.CloseDeadline(time.Now().Add(time.Second))
+		_ = d.consume.Current().Conn.CloseDeadline(time.Now().Add(time.Second))
 		o.waitLanes(t, ctx, 0)
 		o.waitLanes(t, ctx, 2)
 	}

@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
@@ -20,37 +21,36 @@ const moveBatch = 256
 // had under way comes behind the next mover's messages.
 type mover struct {
 	t    *topology
-	pipe *pipeline
+	pipe *amqplink.Pipeline
 	// queue is the topic's unrouted queue.
 	queue string
 }
 
 // withMover takes the topic's lock and runs f.
 func (d *busDriver) withMover(ctx context.Context, topic string, f func(ctx context.Context, m *mover) error) error {
-	conn, err := newLink(d.cfg, "setup").dial(ctx)
+	s, err := amqplink.Dial(ctx, d.cfg.link(), "setup")
 	if err != nil {
 		return err
 	}
-	s := newSession(conn)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(d.closing, func() { cancel(bus.ErrClosed) })()
 	// No request of the client library heeds a context. Here the connection can end with it.
-	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })() // it is closed in any case, here and below
+	defer context.AfterFunc(ctx, func() { _ = s.Conn.CloseDeadline(time.Now()) })() // it is closed in any case, here and below
 	defer func() {
-		_ = conn.CloseDeadline(time.Now().Add(time.Second))
-		<-s.done
+		_ = s.Conn.CloseDeadline(time.Now().Add(time.Second))
+		<-s.Done
 	}()
 	t := &topology{session: s}
 	unlock, err := d.lockFor(ctx, t, topic)
 	if err == nil {
 		defer unlock()
-		var pipe *pipeline
-		if pipe, err = newPipeline(conn); err == nil {
+		var pipe *amqplink.Pipeline
+		if pipe, err = s.NewPipeline(); err == nil {
 			err = f(ctx, &mover{t: t, pipe: pipe, queue: unroutedName(topic)})
 		}
 	}
-	switch reason := s.blockedBy(); {
+	switch reason := s.BlockedBy(); {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil && reason != "":
@@ -62,8 +62,8 @@ func (d *busDriver) withMover(ctx context.Context, topic string, f func(ctx cont
 }
 
 // send publishes n parcels.
-func (m *mover) send(ctx context.Context, n int, fill func(i int, x *parcel) error) error {
-	return errors.Join(m.pipe.publish(ctx, n, fill)...)
+func (m *mover) send(ctx context.Context, n int, fill func(i int, x *amqplink.Parcel) error) error {
+	return errors.Join(m.pipe.Publish(ctx, n, fill)...)
 }
 
 // moveKept moves the messages of the unrouted queue, in order. Each message is confirmed at its new
@@ -98,8 +98,8 @@ func (m *mover) moveKept(ctx context.Context, before func() error, route func(*a
 			}
 			moved = true
 		}
-		if err := m.send(ctx, len(batch), func(i int, x *parcel) error {
-			x.exchange, x.key = route(&batch[i])
+		if err := m.send(ctx, len(batch), func(i int, x *amqplink.Parcel) error {
+			x.Exchange, x.Key = route(&batch[i])
 			x.Publishing = republish(&batch[i])
 			return nil
 		}); err != nil {
@@ -116,7 +116,7 @@ func (m *mover) consume(ctx context.Context) (*amqp.Channel, <-chan amqp.Deliver
 	if err := m.alone(ctx); err != nil {
 		return nil, nil, err
 	}
-	ch, err := m.t.session.conn.Channel()
+	ch, err := m.t.session.Conn.Channel()
 	if err == nil {
 		err = ch.Qos(moveBatch, 0, false)
 	}
@@ -158,12 +158,12 @@ func (m *mover) alone(ctx context.Context) error {
 
 // fence puts a fence into the unrouted queue. stored is false if there is no room.
 func (m *mover) fence(ctx context.Context, id string) (stored bool, err error) {
-	err = m.send(ctx, 1, func(_ int, x *parcel) error {
-		x.key, x.Publishing = m.queue, marker(markFence)
+	err = m.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = m.queue, marker(markFence)
 		x.MessageId = id
 		return nil
 	})
-	if r, ok := errors.AsType[*refusal](err); ok && r.nack {
+	if r, ok := errors.AsType[*amqplink.RefusedError](err); ok && r.Nack {
 		return false, nil
 	}
 	return err == nil, err

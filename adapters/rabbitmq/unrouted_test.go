@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 )
 
@@ -34,7 +35,7 @@ func TestKeptWithAnotherMover(t *testing.T) {
 	c.Lanes = 2
 	direct, other, d := openDriver(t, c), openDriver(t, c), openDriver(t, c)
 	publish(t, direct, topic, messages(0, 20, 4)...)
-	ch, err := other.pub.link.current().conn.Channel()
+	ch, err := other.pub.link.Current().Conn.Channel()
 	if err == nil {
 		err = ch.Qos(10, 0, false)
 	}
@@ -94,9 +95,9 @@ func TestKeptIsMovedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range messages(10, 20, 4) { // which the broker was just routing
-		if err := d.pub.send(ctx, 1, func(_ int, x *parcel) (err error) {
-			x.exchange, x.key = unroutedName(topic), routingKeys[slot(m.Key)]
-			x.Publishing, err = encode(m, frameSize)
+		if err := d.pub.send(ctx, 1, func(_ int, x *amqplink.Parcel) (err error) {
+			x.Exchange, x.Key = unroutedName(topic), routingKeys[slot(m.Key)]
+			x.Publishing, err = encode(m, amqplink.FrameSize)
 			return err
 		}); err != nil {
 			t.Fatal(err)
@@ -118,8 +119,8 @@ func TestKeptBehindFences(t *testing.T) {
 	d := openDriver(t, c)
 	fence := func() {
 		t.Helper()
-		if err := d.pub.send(ctx, 1, func(_ int, x *parcel) error {
-			x.key, x.Publishing = unroutedName(topic), marker(markFence)
+		if err := d.pub.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+			x.Key, x.Publishing = unroutedName(topic), marker(markFence)
 			x.MessageId = bus.NewID()
 			return nil
 		}); err != nil {

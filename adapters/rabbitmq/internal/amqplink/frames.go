@@ -1,13 +1,9 @@
-package rabbitmq
+package amqplink
 
 import (
 	"bufio"
 	"encoding/binary"
 	"io"
-
-	amqp "github.com/rabbitmq/amqp091-go"
-
-	"github.com/millrace-go/millrace/bus"
 )
 
 // frames reads a connection frame by frame, below the client library. The library ends the
@@ -39,10 +35,10 @@ const (
 	minFrameMax = 4096
 )
 
-// unreadableHeader has the bytes of a header table that cannot be read.
-const unreadableHeader = "millrace-unreadable"
+// UnreadableHeader holds the bytes of a header table that cannot be read.
+const UnreadableHeader = "millrace-unreadable"
 
-func newFrames(r io.Reader) *frames { return &frames{r: bufio.NewReaderSize(r, frameSize)} }
+func newFrames(r io.Reader) *frames { return &frames{r: bufio.NewReaderSize(r, FrameSize)} }
 
 // Read passes on as many frames as are there.
 func (f *frames) Read(b []byte) (n int, err error) {
@@ -211,38 +207,19 @@ func readValue(b []byte, depth int) (rest []byte, ok bool) {
 // bytes are left out.
 func replaceTable(frame []byte, table span) []byte {
 	content := frame[table.from:table.to]
-	const more = 1 + len(unreadableHeader) + 1 + 4
+	const more = 1 + len(UnreadableHeader) + 1 + 4
 	if room := max(minFrameMax, len(frame)) - len(frame); room < more {
 		content = content[:max(0, len(content)-more)]
 	}
 	out := make([]byte, 0, len(frame)+more)
 	out = append(out, frame[:table.from-4]...)
 	out = binary.BigEndian.AppendUint32(out, uint32(more+len(content)))
-	out = append(out, byte(len(unreadableHeader)))
-	out = append(out, unreadableHeader...)
+	out = append(out, byte(len(UnreadableHeader)))
+	out = append(out, UnreadableHeader...)
 	out = append(out, 'x')
 	out = binary.BigEndian.AppendUint32(out, uint32(len(content)))
 	out = append(out, content...)
 	out = append(out, frame[table.to:]...)
 	binary.BigEndian.PutUint32(out[3:], uint32(len(out)-frameHead-frameEnd))
 	return out
-}
-
-// undecodable returns the message of a delivery with an unreadable header table, or nil if the
-// table can be read. The payload is the table with its length, and behind it the body. The content
-// type says falsely that the message is an event in structured mode. So the router poisons it as
-// undecodable, whatever the body is.
-func undecodable(d *amqp.Delivery) *bus.Message {
-	table, ok := d.Headers[unreadableHeader].([]byte)
-	if !ok {
-		return nil
-	}
-	m := &bus.Message{ContentType: "application/cloudevents+json"}
-	m.Payload = binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(table)+len(d.Body)), uint32(len(table)))
-	m.Payload = append(append(m.Payload, table...), d.Body...)
-	for _, h := range fromProperties(m, d, nil) {
-		m.Headers.Add(h.name, text(h.value))
-	}
-	m.Headers.Add(unreadableHeader, "the client library does not take the table of headers")
-	return m
 }
