@@ -21,3 +21,5 @@ func openMemory(t testing.TB, c memory.Config) *bus.Bus {
 	t.Cleanup(func() { _ = b.Close() })
 	return b
 }
+
+func BenchmarkMemory(b *testing.B) { storetest.Bench(b, openMemory(b, memory.Config{})) }

@@ -218,3 +218,7 @@ func TestPostgresNative(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkSQLite(b *testing.B) {
+	storetest.Bench(b, openURL(b, "sqlite://"+filepath.Join(b.TempDir(), "events.db")))
+}
