@@ -29,17 +29,18 @@ func Bench(b *testing.B, over *bus.Bus) {
 		})
 	}
 	b.Run("Read100", func(b *testing.B) {
-		mustAppend(b, s, "read", eventstore.Any, events(1, 100)...)
+		stream := topic()
+		mustAppend(b, s, stream, eventstore.New, events(1, 100)...)
 		b.ReportAllocs()
 		for b.Loop() {
 			n := 0
-			for e, err := range s.Read(b.Context(), "read", 0) {
-				if err != nil || e.Stream != "read" {
+			for e, err := range s.Read(b.Context(), stream, 0) {
+				if n++; err != nil || e.Stream != stream {
 					b.Fatal(e, err)
 				}
-				if n++; n == 100 {
-					break
-				}
+			}
+			if n != 100 {
+				b.Fatalf("%d events", n)
 			}
 		}
 	})
