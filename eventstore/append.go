@@ -70,7 +70,7 @@ type Appended struct {
 //   - [*Conflict]: the stream is not as expected. Nothing was appended.
 //   - [ErrClosed]: the stream was closed. Nothing was appended.
 //   - bus.ErrInvalid, bus.ErrTooLarge: the arguments are wrong. Nothing was appended.
-//   - any other, with bus.IsDefinite false: the events may be there. Append the same messages, with
+//   - any other: if bus.IsDefinite is false, the events may be there. Append the same messages, with
 //     the same ids, at the same version again: see [Appended.Repeated]. Bus.Encode makes messages
 //     with ids. With [At] and [New] Append asks again by itself as long as ctx lasts.
 //
@@ -112,23 +112,26 @@ func (s *Store) AppendAll(ctx context.Context, writes ...Write) ([]Appended, err
 	return done, nil
 }
 
-// parts encodes and checks writes.
+// parts checks and encodes writes.
 func (s *Store) parts(ctx context.Context, writes []Write) ([]Part, error) {
-	total, parts := 0, make([]Part, len(writes))
+	total := 0
+	seen := make(map[string]bool, len(writes))
+	for _, w := range writes {
+		if seen[w.stream] {
+			return nil, s.fail("append to", w.stream, fmt.Errorf("%w: the stream is written twice in one call", bus.ErrInvalid))
+		}
+		seen[w.stream] = true
+		total += len(w.events)
+	}
+	if total == 0 || total > s.maxEvents {
+		return nil, s.fail("append", "", fmt.Errorf("%w: %d events: want 1 to %d in one call", bus.ErrInvalid, total, s.maxEvents))
+	}
+	parts := make([]Part, len(writes))
 	for i, w := range writes {
 		var err error
 		if parts[i], err = s.part(ctx, w); err != nil {
 			return nil, s.fail("append to", w.stream, err)
 		}
-		for _, p := range parts[:i] {
-			if p.Stream == w.stream {
-				return nil, s.fail("append to", w.stream, fmt.Errorf("%w: the stream is written twice in one call", bus.ErrInvalid))
-			}
-		}
-		total += len(w.events)
-	}
-	if total == 0 || total > s.maxEvents {
-		return nil, s.fail("append", "", fmt.Errorf("%w: %d events: want 1 to %d in one call", bus.ErrInvalid, total, s.maxEvents))
 	}
 	return parts, nil
 }
