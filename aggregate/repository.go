@@ -212,7 +212,7 @@ func (r *Repository[S, E]) save(id string, s *state[S]) {
 			Schema: r.kind.schema, Version: s.version, EventID: s.eventID, ContentType: msgs[0].ContentType, State: msgs[0].Payload,
 		})
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, bus.ErrClosed) { // a bus may be closed right after the last answer
 		r.store.Bus().Logger().Warn("a snapshot was not stored", "kind", r.kind.name, "error", err)
 	}
 }

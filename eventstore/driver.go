@@ -74,7 +74,8 @@ type Backend interface {
 	// returns the first version that is left.
 	Truncate(ctx context.Context, stream string, before int64) (first int64, err error)
 
-	// Snapshot returns the stream's snapshot, or a zero one; SaveSnapshot replaces it.
+	// Snapshot returns the stream's snapshot, or a zero one. SaveSnapshot replaces it, unless it has
+	// the same schema and a later version.
 	Snapshot(ctx context.Context, stream string) (Snapshot, error)
 	SaveSnapshot(ctx context.Context, stream string, snap Snapshot) error
 }

@@ -107,7 +107,9 @@ func (s *Store) Snapshot(ctx context.Context, stream string) (Snapshot, error) {
 	return snap, nil
 }
 
-// SaveSnapshot stores the snapshot of a stream in place of the one before, whatever their versions.
+// SaveSnapshot stores the snapshot of a stream in place of the one before. It does nothing if that one
+// has the same schema and a later version: the caller was slow, and the beginning of the stream may
+// have been removed since.
 func (s *Store) SaveSnapshot(ctx context.Context, stream string, snap Snapshot) error {
 	err := checkStream(stream)
 	if err == nil {

@@ -412,6 +412,9 @@ func (e *events) SaveSnapshot(ctx context.Context, stream string, s eventstore.S
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if old := e.snapshots[stream]; old.Schema == s.Schema && old.Version > s.Version {
+		return nil
+	}
 	s.State = slices.Clone(s.State)
 	e.snapshots[stream] = s
 	return nil

@@ -21,6 +21,7 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 	"github.com/millrace-go/millrace/internal/faults"
 	"github.com/millrace-go/millrace/internal/storetest"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/outbox/pgxoutbox"
 )
 
@@ -91,7 +92,7 @@ func TestMySQLTorture(t *testing.T)    { storetest.Torture(t, mysqlPlace(t), tor
 
 func TestMain(m *testing.M) {
 	storetest.Writer()
-	os.Exit(m.Run())
+	os.Exit(testlog.Strict(m).Run())
 }
 
 func TestSQLiteKilled(t *testing.T) {

@@ -47,6 +47,7 @@ func Run(t *testing.T, p Place) {
 		"TruncateGroup": truncateGroup,
 		"Times":         times,
 		"Snapshots":     snapshots,
+		"LateSnapshot":  lateSnapshot,
 		"Group":         group,
 		"Publish":       publish,
 		"Opens":         opens,
@@ -422,6 +423,20 @@ func snapshots(t *testing.T, p Place) {
 		}
 		if got, err = s.Snapshot(ctx, "a"); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("snapshot %+v, %v, want %+v", got, err, want)
+		}
+	}
+}
+
+// lateSnapshot: a snapshot that comes late does not replace a newer one.
+func lateSnapshot(t *testing.T, p Place) {
+	s, ctx := open(t, p), bounded(t)
+	for _, tc := range []struct{ schema, version, want int }{{1, 5, 5}, {1, 4, 5}, {1, 6, 6}, {2, 3, 3}, {1, 2, 2}} {
+		if err := s.SaveSnapshot(ctx, "a", eventstore.Snapshot{Schema: tc.schema, Version: int64(tc.version), State: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Snapshot(ctx, "a")
+		if err != nil || got.Version != int64(tc.want) {
+			t.Errorf("after %+v the snapshot has version %d, %v", tc, got.Version, err)
 		}
 	}
 }

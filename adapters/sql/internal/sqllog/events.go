@@ -321,7 +321,8 @@ func (e *events) Snapshot(ctx context.Context, stream string) (s eventstore.Snap
 func (e *events) SaveSnapshot(ctx context.Context, stream string, s eventstore.Snapshot) error {
 	return e.call(ctx, "save the snapshot", func(ctx context.Context) error {
 		set := []any{s.Schema, s.Version, s.EventID, s.ContentType, s.State, e.topic.id, []byte(stream)}
-		n, err := affected(ctx, e.driver.store.DB(), e.driver.dialect.SQL("UPDATE {snapshot} SET number = ?, version = ?, event = ?, content_type = ?, payload = ? WHERE topic = ? AND msg_key = ?"), set...)
+		n, err := affected(ctx, e.driver.store.DB(), e.driver.dialect.SQL("UPDATE {snapshot} SET number = ?, version = ?, event = ?, content_type = ?, payload = ? WHERE topic = ? AND msg_key = ?"+
+			" AND (number <> ? OR version <= ?)"), append(set, s.Schema, s.Version)...)
 		if err != nil || n > 0 {
 			return err
 		}
