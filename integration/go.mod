@@ -20,7 +20,9 @@ require (
 	github.com/millrace-go/millrace v0.0.0
 	github.com/millrace-go/millrace/adapters/all v0.0.0
 	github.com/millrace-go/millrace/adapters/kafka v0.0.0
+	github.com/millrace-go/millrace/adapters/sql/mysql v0.0.0
 	github.com/millrace-go/millrace/adapters/sql/postgres v0.0.0
+	github.com/millrace-go/millrace/adapters/sql/sqlite v0.0.0
 	github.com/millrace-go/millrace/middleware/breaker v0.0.0
 	github.com/millrace-go/millrace/outbox/pgxoutbox v0.0.0
 	github.com/rabbitmq/amqp091-go v1.16.0
@@ -40,8 +42,6 @@ require (
 	github.com/klauspost/compress v1.20.3 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/millrace-go/millrace/adapters/rabbitmq v0.0.0 // indirect
-	github.com/millrace-go/millrace/adapters/sql/mysql v0.0.0 // indirect
-	github.com/millrace-go/millrace/adapters/sql/sqlite v0.0.0 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/pierrec/lz4/v4 v4.1.33 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect

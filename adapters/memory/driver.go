@@ -30,7 +30,11 @@ func fail(op, topic string, err error) error {
 
 // Publish implements driver.Driver.
 func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
-	n, err := d.store.topic(topic).append(ctx, d.closed, msgs)
+	t := d.store.topic(topic)
+	if t.events != nil {
+		return d.publishEvents(ctx, t.events, msgs)
+	}
+	n, err := t.append(ctx, d.closed, msgs)
 	if err == nil {
 		return nil
 	}

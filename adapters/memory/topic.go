@@ -19,6 +19,7 @@ type topic struct {
 	config Config
 	seed   maphash.Seed
 	intake intake
+	events *eventLog // nil: the topic is no event store
 
 	mu      sync.Mutex
 	logs    [lanes]log

@@ -42,6 +42,8 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 		"bus":                   nil,
 		"router":                nil,
 		"outbox":                nil,
+		"eventstore":            nil,
+		"aggregate":             nil,
 		"outbox/pgxoutbox":      {"github.com/jackc/", "golang.org/x/"},
 		"middleware":            nil,
 		"middleware/dedupsql":   nil,

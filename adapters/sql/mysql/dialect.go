@@ -14,15 +14,17 @@ func dialect(prefix string) *sqllog.Dialect {
 	// The server's locks are not of a database, and their names are short.
 	lock := "SHA2(CONCAT('millrace ', DATABASE(), ' " + prefix + "'), 256)"
 	return &sqllog.Dialect{
-		Templates:   sqltext.New(sqltext.MySQL, prefix, "{upsert}", "ON DUPLICATE KEY UPDATE entry = VALUES(entry)"),
-		Name:        "mysql",
-		Prefix:      prefix,
-		Integer:     "SIGNED",
-		Draw:        "INSERT INTO {parked} (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON DUPLICATE KEY UPDATE chg = chg + VALUES(chg)",
-		ForUpdate:   " FOR UPDATE",
-		SkipLocked:  " FOR UPDATE SKIP LOCKED",
-		Isolation:   sql.LevelReadCommitted,
-		Log:         func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
+		Templates:  sqltext.New(sqltext.MySQL, prefix, "{upsert}", "ON DUPLICATE KEY UPDATE entry = VALUES(entry)"),
+		Name:       "mysql",
+		Prefix:     prefix,
+		Integer:    "SIGNED",
+		Draw:       "INSERT INTO {parked} (grp, shard, pos, chg, due, free, msg_key, doc) VALUES (?, ?, 0, ?, 0, 0, ?, NULL) ON DUPLICATE KEY UPDATE chg = chg + VALUES(chg)",
+		ForUpdate:  " FOR UPDATE",
+		SkipLocked: " FOR UPDATE SKIP LOCKED",
+		Isolation:  sql.LevelReadCommitted,
+		Log: func(topic int64) (string, string) {
+			return prefix + logOf(topic), "topic = " + strconv.FormatInt(topic, 10)
+		},
 		TableExists: "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '" + prefix + "meta'",
 		Lock:        "SELECT GET_LOCK(" + lock + ", 60)",
 		Unlock:      "DO RELEASE_LOCK(" + lock + ")",
@@ -134,4 +136,5 @@ var migrations = [][]string{
 	PRIMARY KEY (grp, shard, pos)
 )` + options,
 	},
+	eventMigration,
 }

@@ -10,7 +10,7 @@ import (
 // settleText has the epoch come back as the last id: it is told whether or not the row has changed, and by connections
 // that count changed rows only.
 const settleText = `UPDATE {lane} l SET win = ?, pos = ?, epoch = LAST_INSERT_ID(epoch) WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
-AND (? = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = ?) = ?)
+AND (? = 0 OR (SELECT m.id FROM {of} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = ?) = ?)
 AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= ?)`
 
 // Settle implements sqllog.Store.
@@ -20,7 +20,7 @@ func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member
 	if len(p.Window) > 0 {
 		win = p.Window
 	}
-	r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), win, p.Position, group, p.Shard, member, p.Epoch, p.Position, b.Stored,
+	r, err := x.ExecContext(ctx, s.of(b.Topic).settle, win, p.Position, group, p.Shard, member, p.Epoch, p.Position, b.Stored,
 		b.Top, b.Topic, b.Top, b.ID, b.Changes, b.Changes)
 	if err != nil {
 		return false, err

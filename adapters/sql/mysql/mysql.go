@@ -54,6 +54,9 @@
 // their definitions. Messages are numbered by the table's AUTO_INCREMENT, so it must not be
 // truncated: groups would take the new messages for finished ones.
 //
+// The first event store (package eventstore) adds the tables store, event and snapshot, and brings
+// the tables from version 2 to 3. Programs that know no event stores cannot open version 3.
+//
 // # Native client
 //
 // bus.As[*sql.DB].

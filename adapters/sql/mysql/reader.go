@@ -26,7 +26,7 @@ func (s *store) Reader(topic int64) sqllog.Reader { return &reader{store: s, top
 // taken. One statement reads all lanes; numbers are all that differs in it, so it is sent as a text, in one round trip.
 func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error) {
 	lane := max((q.Limit+r.active)/max(r.active, 1), 1)
-	if r.active == 0 {
+	if r.active == 0 || q.Even {
 		lane = max(q.Limit/len(q.Cursors), 1)
 	}
 	rows, err := r.store.db.QueryContext(ctx, r.text(q, lane))
@@ -46,8 +46,11 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 			break
 		}
 		var record sqllog.Record
-		err := rows.Scan(&record.Shard, &record.Seq, &columns.Nanos, &texts[0], &texts[1], &texts[2], &texts[3], &texts[4], &texts[5], &texts[6], &payload)
-		if err != nil {
+		fields := append(make([]any, 0, 12), &record.Shard, &record.Seq, &columns.Nanos, &texts[0], &texts[1], &texts[2], &texts[3], &texts[4], &texts[5], &texts[6], &payload)
+		if r.topic < 0 {
+			fields = append(fields, &record.Version)
+		}
+		if err := rows.Scan(fields...); err != nil {
 			return 0, err
 		}
 		if missing && record.Shard == q.Witness.Shard && record.Seq == q.Witness.Seq && string(texts[0]) == q.Witness.ID {
@@ -96,11 +99,16 @@ func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 
 // text makes the statement.
 func (r *reader) text(q *sqllog.Query, lane int) string {
-	b := r.query[:0]
+	b, version := r.query[:0], ""
+	if r.topic < 0 {
+		version = ", version"
+	}
 	if w := &q.Witness; w.ID != "" { // it comes first
-		b = append(b, "(SELECT shard, seq, time, id, msg_key, type, source, subject, content_type, '' AS headers, NULL AS payload FROM "...)
-		b = append(b, r.store.dialect.Prefix...)
-		b = append(b, "log WHERE topic = "...)
+		b = append(b, "(SELECT shard, seq, time, id, msg_key, type, source, subject, content_type, '' AS headers, NULL AS payload"...)
+		b = append(b, version...)
+		b = append(b, " FROM "...)
+		b = append(b, r.store.of(r.topic).name...)
+		b = append(b, " WHERE topic = "...)
 		b = strconv.AppendInt(b, r.topic, 10)
 		b = append(b, " AND shard = "...)
 		b = strconv.AppendInt(b, int64(w.Shard), 10)
@@ -112,9 +120,11 @@ func (r *reader) text(q *sqllog.Query, lane int) string {
 		if i > 0 {
 			b = append(b, " UNION ALL "...)
 		}
-		b = append(b, "(SELECT shard, seq, time, id, msg_key, type, source, subject, content_type, headers, payload FROM "...)
-		b = append(b, r.store.dialect.Prefix...)
-		b = append(b, "log WHERE topic = "...)
+		b = append(b, "(SELECT shard, seq, time, id, msg_key, type, source, subject, content_type, headers, payload"...)
+		b = append(b, version...)
+		b = append(b, " FROM "...)
+		b = append(b, r.store.of(r.topic).name...)
+		b = append(b, " WHERE topic = "...)
 		b = strconv.AppendInt(b, r.topic, 10)
 		b = append(b, " AND shard = "...)
 		b = strconv.AppendInt(b, int64(c.Shard), 10)

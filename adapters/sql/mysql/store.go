@@ -26,16 +26,37 @@ type store struct {
 	opened  atomic.Bool
 	dialect *sqllog.Dialect
 
-	head, commit string
-	inserts      inserts
+	log, event tables // of topics and of event stores
+	inserts    inserts
+}
+
+// tables are the statements on a topic's messages.
+type tables struct{ name, head, commit, settle string }
+
+// of returns the statements on a topic's messages.
+func (s *store) of(topic int64) *tables {
+	if topic < 0 {
+		return &s.event
+	}
+	return &s.log
+}
+
+// onTable makes the statements on the messages in a table.
+func onTable(d *sqllog.Dialect, table string) tables {
+	of := func(text string) string { return d.SQL(strings.ReplaceAll(text, "{of}", table)) }
+	return tables{
+		name: d.SQL(table),
+		head: of("SELECT COALESCE(MAX(last), 0) FROM (SELECT MAX(seq) AS last FROM {of} WHERE topic = ? GROUP BY shard) lasts"),
+		commit: of(`{lane} l ON l.grp = ? AND l.shard = c.shard SET l.win = c.win, l.pos = c.pos
+WHERE l.owner = ? AND l.epoch = c.epoch AND l.pos <= c.pos AND l.pos >= c.base
+AND (c.top = 0 OR (SELECT m.id FROM {of} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = c.top) = c.id)
+AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= c.chg)`),
+		settle: of(settleText),
+	}
 }
 
 func (s *store) init() {
-	s.head = s.dialect.SQL("SELECT COALESCE(MAX(last), 0) FROM (SELECT MAX(seq) AS last FROM {log} WHERE topic = ? GROUP BY shard) lasts")
-	s.commit = s.dialect.SQL(`{lane} l ON l.grp = ? AND l.shard = c.shard SET l.win = c.win, l.pos = c.pos
-WHERE l.owner = ? AND l.epoch = c.epoch AND l.pos <= c.pos AND l.pos >= c.base
-AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = c.top) = c.id)
-AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= c.chg)`)
+	s.log, s.event = onTable(s.dialect, "{log}"), onTable(s.dialect, "{event}")
 	s.inserts.init(s.db, s.dialect)
 }
 
@@ -62,13 +83,13 @@ func (s *store) Close() error {
 // Head implements sqllog.Store. Messages with smaller numbers than a visible message are visible,
 // because the topic's row was locked until then.
 func (s *store) Head(ctx context.Context, topic int64) (head int64, err error) {
-	err = s.db.QueryRowContext(ctx, s.head, topic).Scan(&head)
+	err = s.db.QueryRowContext(ctx, s.of(topic).head, topic).Scan(&head)
 	return head, err
 }
 
 // Last implements sqllog.Store.
 func (s *store) Last(ctx context.Context, db *sql.DB, topic int64) (last int64, err error) {
-	err = db.QueryRowContext(ctx, s.head, topic).Scan(&last)
+	err = db.QueryRowContext(ctx, s.of(topic).head, topic).Scan(&last)
 	return last, err
 }
 
@@ -211,7 +232,7 @@ func (s *store) Commit(ctx context.Context, group int64, member string, lanes []
 		b := &l.Basis
 		args = append(args, l.Shard, l.Epoch, l.Position, win, b.Stored, b.Top, b.ID, b.Changes)
 	}
-	query := "UPDATE (" + row + strings.Repeat(" UNION ALL "+row, len(lanes)-1) + ") c STRAIGHT_JOIN " + s.commit
+	query := "UPDATE (" + row + strings.Repeat(" UNION ALL "+row, len(lanes)-1) + ") c STRAIGHT_JOIN " + s.of(lanes[0].Basis.Topic).commit
 	r, err := s.db.ExecContext(ctx, query, append(args, group, member, lanes[0].Basis.Topic)...)
 	if err != nil {
 		return 0, err

@@ -28,7 +28,9 @@ func dialect(schema string) *sqllog.Dialect {
 		// With another level, each settlement in a lane would refuse those that began before it.
 		JoinCondition: "current_setting('transaction_isolation') = 'read committed'",
 		JoinHint:      "its isolation level must be read committed",
-		Log:           func(topic int64) (string, string) { return prefix + "log", "topic = " + strconv.FormatInt(topic, 10) },
+		Log: func(topic int64) (string, string) {
+			return prefix + logOf(topic), "topic = " + strconv.FormatInt(topic, 10)
+		},
 		// Not to_regclass: its answer may come from a cache that is older than the lock of the migrations.
 		TableExists: "SELECT COUNT(*) FROM pg_catalog.pg_tables WHERE schemaname = '" + schema + "' AND tablename = 'meta'",
 		Lock:        fmt.Sprintf("SELECT pg_advisory_xact_lock(%d, 0)", lockClass(schema)),
@@ -130,5 +132,6 @@ func migrations(schema string) [][]string {
 	PRIMARY KEY (grp, shard, pos)
 )`,
 		},
+		eventMigration,
 	}
 }

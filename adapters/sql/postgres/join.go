@@ -24,7 +24,7 @@ const settleText = settleStart + settleEnd
 const settlePlacedText = settleStart + " AND ctid = CAST(? AS tid)" + settleEnd
 
 const settleStart = `WITH settled AS (UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
-AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
+AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {of} m WHERE m.topic = ? AND m.shard = ? AND m.seq = ?) = ?)
 AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)`
 
 const settleEnd = ` RETURNING ctid)
@@ -39,10 +39,11 @@ func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member
 		p.Position, p.Window, group, p.Shard, member, int64(p.Epoch), p.Position, b.Stored,
 		b.Top, b.Topic, p.Shard, b.Top, b.ID, b.Changes, group, p.Shard, b.Changes,
 	}
+	of := s.of(b.Topic)
 	place, scan := p.Place, rowScanner(x)
 	p.Place = ""
 	if scan == nil {
-		r, err := x.ExecContext(ctx, s.dialect.SQL(settleText), args...)
+		r, err := x.ExecContext(ctx, of.settle, args...)
 		if err != nil {
 			return false, err
 		}
@@ -52,10 +53,10 @@ func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member
 	var timeout string
 	err := sql.ErrNoRows
 	if isFar(place) {
-		err = scan(ctx, s.dialect.SQL(settlePlacedText), append(args, place), &p.Place, &timeout)
+		err = scan(ctx, of.settlePlaced, append(args, place), &p.Place, &timeout)
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		err = scan(ctx, s.dialect.SQL(settleText), args, &p.Place, &timeout)
+		err = scan(ctx, of.settle, args, &p.Place, &timeout)
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil

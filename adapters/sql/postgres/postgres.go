@@ -48,9 +48,12 @@
 //
 // # Topology
 //
-// Tables in the schema: topic, log, grp, lane, member, poison, meta, and the sequence log_seq.
+// Tables in the schema: topic, log, grp, lane, member, poison, parked, meta, and the sequence log_seq.
 // [Migrations] prints their definitions. Advisory locks are taken with two keys; the first is a
 // hash of the schema's name.
+//
+// The first event store (package eventstore) adds the tables store, event and snapshot, and brings
+// the tables from version 2 to 3. Programs that know no event stores cannot open version 3.
 //
 // # Native client
 //

@@ -108,7 +108,7 @@ func (r *reader) read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 	}
 	defer conn.Release()
 	lane := max((q.Limit+r.active)/max(r.active, 1), 1)
-	if r.active == 0 {
+	if r.active == 0 || q.Even {
 		lane = max(q.Limit/len(q.Cursors), 1)
 	}
 	p := conn.Conn.Conn().PgConn().StartPipeline(ctx)
@@ -117,9 +117,9 @@ func (r *reader) read(ctx context.Context, q *sqllog.Query) (sqllog.More, error)
 	if look {
 		conn.send(p, &s.holders, raw8(int64(s.class)), raw8(r.topic))
 	}
-	conn.send(p, &s.read, raw4(int32(r.topic)), r.shards(q.Cursors), r.positions(q.Cursors), raw8(int64(lane)), raw8(int64(q.Limit)))
+	conn.send(p, &s.of(r.topic).read, raw4(int32(r.topic)), r.shards(q.Cursors), r.positions(q.Cursors), raw8(int64(lane)), raw8(int64(q.Limit)))
 	if w := &q.Witness; w.ID != "" { // by a server that was asked for the rows before
-		conn.send(p, &s.witness, raw4(int32(r.topic)), raw2(int16(w.Shard)), raw8(w.Seq), []byte(w.ID))
+		conn.send(p, &s.of(r.topic).witness, raw4(int32(r.topic)), raw2(int16(w.Shard)), raw8(w.Seq), []byte(w.ID))
 	}
 	if err := p.Flush(); err != nil {
 		return 0, errors.Join(err, p.Close())
@@ -233,7 +233,11 @@ func (r *reader) rows(rows *pgconn.ResultReader, q *sqllog.Query, lane int) (sql
 			continue // the rest is on its way here already; it is not kept
 		}
 		m := r.decoder.Message(&sqllog.Columns{Nanos: int64(binary.BigEndian.Uint64(v[2])), Texts: [7][]byte(v[3:10]), Payload: v[10]})
-		q.Records = append(q.Records, sqllog.Record{Shard: shard, Seq: seq, Message: m})
+		record := sqllog.Record{Shard: shard, Seq: seq, Message: m}
+		if len(v) > 11 {
+			record.Version = int64(binary.BigEndian.Uint64(v[11]))
+		}
+		q.Records = append(q.Records, record)
 		cursor.From = seq + 1
 		bytes += m.Size()
 	}

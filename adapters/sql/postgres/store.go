@@ -29,8 +29,16 @@ type store struct {
 	lost    atomic.Bool // prepared statements have gone
 	opened  atomic.Bool
 
-	insert, head, holders, witness, read statement
-	commit, notify                       string
+	insert, head, holders statement
+	notify                string
+	log, event            tables // of topics and of event stores
+	appendEvents          string
+}
+
+// tables are the statements on a topic's messages.
+type tables struct {
+	witness, read                statement
+	commit, settle, settlePlaced string
 }
 
 // statement is sent in the protocol's own form, without the library's conversions. A statement
@@ -79,31 +87,51 @@ FROM (SELECT COUNT(*), {now} AS created FROM locks) begun) m`),
 		},
 		holders: statement{
 			name: "millrace_holders",
-			text: `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND classid = ($1::int8 & 4294967295)::oid AND objid = $2::int8::oid AND objsubid = 2
+			text: `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND classid = ($1::int8 & 4294967295)::oid AND objid = ($2::int8 & 4294967295)::oid AND objsubid = 2
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
 			params: []uint32{oidInt8, oidInt8},
 		},
+		log: onTable(d, "{log}", ""), event: onTable(d, "{event}", ", l.version"),
+		notify: "SELECT pg_notify($1, t) FROM unnest($2::text[]) t",
+	}
+	s.appendEvents = appendEvents(d)
+	s.db = s.openDB()
+	s.prepare.Store(pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement)
+	return s
+}
+
+// onTable makes the statements on the messages in a table, which may have one more column.
+func onTable(d *sqllog.Dialect, table, column string) tables {
+	of := func(text string) string {
+		return d.SQL(strings.NewReplacer("{of}", table, "{column}", column).Replace(text))
+	}
+	return tables{
 		witness: statement{
-			text:   d.SQL("SELECT 1 FROM {log} WHERE topic = $1 AND shard = $2 AND seq = $3 AND id = $4"),
+			text:   of("SELECT 1 FROM {of} WHERE topic = $1 AND shard = $2 AND seq = $3 AND id = $4"),
 			params: []uint32{oidInt4, oidInt2, oidInt8, oidText},
 		},
 		read: statement{
 			// Planned each time, a tenth of a millisecond: a plan that was made when the table was tiny scans all of it.
-			text: d.SQL(`SELECT l.shard, l.seq, l.time, l.id, l.msg_key, l.type, l.source, l.subject, l.content_type, l.headers, l.payload
-FROM unnest($2::int2[], $3::int8[]) c (shard, pos), LATERAL (SELECT * FROM {log} l WHERE l.topic = $1 AND l.shard = c.shard AND l.seq >= c.pos ORDER BY l.seq LIMIT $4) l LIMIT $5`),
+			text: of(`SELECT l.shard, l.seq, l.time, l.id, l.msg_key, l.type, l.source, l.subject, l.content_type, l.headers, l.payload{column}
+FROM unnest($2::int2[], $3::int8[]) c (shard, pos), LATERAL (SELECT * FROM {of} l WHERE l.topic = $1 AND l.shard = c.shard AND l.seq >= c.pos ORDER BY l.seq LIMIT $4) l LIMIT $5`),
 			params: []uint32{oidInt4, oidInt2Array, oidInt8Array, oidInt8, oidInt8},
 		},
 		// Scalar subqueries: of EXISTS, the planner may make a hash of the whole table.
-		commit: d.SQL(`UPDATE {lane} l SET pos = c.pos, win = c.win
+		commit: of(`UPDATE {lane} l SET pos = c.pos, win = c.win
 FROM unnest($4::int2[], $5::int8[], $6::int8[], $7::bytea[], $8::int8[], $9::int8[], $10::text[], $11::int8[]) c (shard, epoch, pos, win, stored, top, id, chg)
 WHERE l.grp = $1 AND l.owner = $2 AND l.shard = c.shard AND l.epoch = c.epoch AND l.pos <= c.pos AND l.pos >= c.stored
-AND (c.top = 0 OR (SELECT m.id FROM {log} m WHERE m.topic = $3 AND m.shard = c.shard AND m.seq = c.top) = c.id)
+AND (c.top = 0 OR (SELECT m.id FROM {of} m WHERE m.topic = $3 AND m.shard = c.shard AND m.seq = c.top) = c.id)
 AND (c.chg = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = $1 AND p.shard = c.shard AND p.pos = 0) >= c.chg)`),
-		notify: "SELECT pg_notify($1, t) FROM unnest($2::text[]) t",
+		settle: of(settleText), settlePlaced: of(settlePlacedText),
 	}
-	s.db = s.openDB()
-	s.prepare.Store(pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement)
-	return s
+}
+
+// of returns the statements on a topic's messages.
+func (s *store) of(topic int64) *tables {
+	if topic < 0 {
+		return &s.event
+	}
+	return &s.log
 }
 
 func (s *store) Dialect() *sqllog.Dialect { return s.dialect }
@@ -243,7 +271,7 @@ func (s *store) Commit(ctx context.Context, group int64, member string, lanes []
 		}
 	}
 	// Planned each time, as read is.
-	tag, err := s.pool.Exec(ctx, s.commit, pgx.QueryExecModeExec, group, member, lanes[0].Basis.Topic, shards, epochs, positions, windows, stored, tops, ids, changes)
+	tag, err := s.pool.Exec(ctx, s.of(lanes[0].Basis.Topic).commit, pgx.QueryExecModeExec, group, member, lanes[0].Basis.Topic, shards, epochs, positions, windows, stored, tops, ids, changes)
 	return int(tag.RowsAffected()), err
 }
 

@@ -12,7 +12,12 @@ import (
 const writeLock = "UPDATE {meta} SET swept = swept WHERE FALSE"
 
 func dialect(prefix string) *sqllog.Dialect {
-	log := func(topic int64) string { return prefix + "log_" + strconv.FormatInt(topic, 10) }
+	log := func(topic int64) string {
+		if topic < 0 {
+			return prefix + "event_" + strconv.FormatInt(-topic, 10)
+		}
+		return prefix + "log_" + strconv.FormatInt(topic, 10)
+	}
 	return &sqllog.Dialect{
 		Templates:   sqltext.New(sqltext.SQLite, prefix, "{upsert}", "ON CONFLICT (grp, id) DO UPDATE SET entry = excluded.entry"),
 		Name:        "sqlite",
@@ -24,6 +29,9 @@ func dialect(prefix string) *sqllog.Dialect {
 		Log:         func(topic int64) (string, string) { return log(topic), "TRUE" },
 		TableExists: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '" + prefix + "meta'",
 		CreateTopic: func(ctx context.Context, tx *sql.Tx, topic int64) error {
+			if topic < 0 {
+				return createEvents(ctx, tx, log(topic))
+			}
 			_, err := tx.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS "+log(topic)+" "+logColumns)
 			return err
 		},
@@ -108,4 +116,5 @@ var migrations = [][]string{
 	PRIMARY KEY (grp, shard, pos)
 )`,
 	},
+	eventMigration,
 }

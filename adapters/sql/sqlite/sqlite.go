@@ -38,8 +38,13 @@
 //
 // # Topology
 //
-// Tables with the prefix: topic, grp, lane, member, poison, meta, and one for the messages of each topic, log_1 and so
-// on. [Migrations] prints their definitions. Only one connection writes; four read.
+// Tables with the prefix: topic, grp, lane, member, poison, parked, meta, and one for the messages of
+// each topic, log_1 and so on. [Migrations] prints their definitions. Only one connection writes;
+// four read.
+//
+// The first event store (package eventstore) adds the tables store and snapshot, and brings the
+// tables from version 2 to 3; each store has a table for its events, such as event_7. Programs that
+// know no event stores cannot open version 3.
 //
 // # Native client
 //

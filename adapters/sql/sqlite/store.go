@@ -31,6 +31,8 @@ type statements struct {
 	insert, insertMany prepared // of one message, of insertRows
 	head, read         prepared
 	commit, witness    prepared
+	lastEvent, event   prepared // of a store
+	isStore            bool
 }
 
 // prepared is a statement that is prepared when it is first needed.
@@ -76,6 +78,10 @@ func (s *store) topic(id int64) *statements {
 		log, _ := s.dialect.Log(id)
 		insert := "INSERT INTO " + log + " (shard, created, id, msg_key, type, source, subject, time, content_type, headers, payload) VALUES "
 		row := "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+		version := ""
+		if id < 0 {
+			version = ", version"
+		}
 		t = &statements{
 			insert:     prepared{db: s.write, text: insert + row},
 			insertMany: prepared{db: s.write, text: insert + strings.Repeat(row+", ", insertRows-1) + row},
@@ -84,9 +90,10 @@ func (s *store) topic(id int64) *statements {
 				" AND (? = 0 OR (SELECT id FROM " + log + " WHERE seq = ?) = ?) AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)")},
 			witness: prepared{db: s.read, text: "SELECT COUNT(*) FROM " + log + " WHERE seq = ? AND id = ?"},
 			// The shards wanted are four masks of 64 bits, so that one statement does for any set of them.
-			read: prepared{db: s.read, text: "SELECT seq, shard, id, msg_key, type, source, subject, time, content_type, headers, payload FROM " + log +
+			read: prepared{db: s.read, text: "SELECT seq, shard, id, msg_key, type, source, subject, time, content_type, headers, payload" + version + " FROM " + log +
 				" WHERE seq >= ? AND seq <= ? AND ((CASE shard >> 6 WHEN 0 THEN ? WHEN 1 THEN ? WHEN 2 THEN ? ELSE ? END) >> (shard & 63)) & 1 ORDER BY seq"},
 		}
+		t.initEvents(s, id, log)
 		s.topics[id] = t
 	}
 	return t
@@ -106,7 +113,7 @@ func (s *store) As(target any) bool {
 
 func (s *store) Close() error {
 	for _, t := range s.topics {
-		for _, p := range []*prepared{&t.insert, &t.insertMany, &t.head, &t.read, &t.commit, &t.witness} {
+		for _, p := range []*prepared{&t.insert, &t.insertMany, &t.head, &t.read, &t.commit, &t.witness, &t.lastEvent, &t.event} {
 			p.close()
 		}
 	}
@@ -372,8 +379,11 @@ func (r *reader) scan(rows *sql.Rows) (sqllog.Record, error) {
 	var nanos int64
 	var headers sql.NullString
 	var payload any // a []byte would be nil for an empty blob too
-	err := rows.Scan(&record.Seq, &record.Shard, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &nanos, &m.ContentType, &headers, &payload)
-	if err != nil {
+	columns := append(make([]any, 0, 12), &record.Seq, &record.Shard, &m.ID, &key, &m.Type, &m.Source, &m.Subject, &nanos, &m.ContentType, &headers, &payload)
+	if r.of.isStore {
+		columns = append(columns, &record.Version)
+	}
+	if err := rows.Scan(columns...); err != nil {
 		return record, err
 	}
 	m.Key = string(key)

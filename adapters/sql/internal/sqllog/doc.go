@@ -11,6 +11,14 @@
 //	poison  what groups could not handle
 //	meta    one row: version of the tables, identity of the installation, when old messages were last deleted
 //
+// Event stores have tables of their own, which are made with the first store:
+//
+//	store     which topics are event stores
+//	event     their events: the log's columns, and version (in the stream, which is the key)
+//	snapshot  a state for each stream
+//
+// A topic that is an event store has the negative of its number everywhere but in topic and store.
+//
 // # Ownership
 //
 // A source is a member with an id of its own that never comes back. Its lease is its member row,
@@ -31,7 +39,7 @@
 //
 // # Goroutines
 //
-// Of a driver: one for each batch of messages under way to the database; one that tells other processes; one that
+// Of a driver: one for each batch of messages or events under way to the database; one that tells other processes; one that
 // listens to them; one that deletes old messages. Of a source: a reader, a committer, a keeper of its membership, and
 // one while lanes are surrendered. All end with Close.
 //
@@ -43,6 +51,6 @@
 //
 // Source.commitMu comes before Source.observerMu, and Source.observerMu before Source.mu. The
 // database is called under commitMu or no lock. An observer is called under commitMu and observerMu
-// for calls that do not block, under no lock for Revoking. Driver.mu comes before hub.mu. hub.mu
-// and publisher.mu are leaves.
+// for calls that do not block, under no lock for Revoking. Driver.mu comes before hub.mu.
+// appender.mu comes before hub.mu and announcer.mu. hub.mu and publisher.mu are leaves.
 package sqllog

@@ -22,6 +22,7 @@ type Driver struct {
 
 	topics    topics
 	publisher publisher
+	appender  appender
 	announcer announcer
 
 	closing chan struct{} // closed when Close begins
@@ -57,6 +58,7 @@ func New(ctx context.Context, s Store, c Config) (*Driver, error) {
 	d.io, d.stopIO = context.WithCancel(context.Background())
 	d.topics.init(d)
 	d.publisher.init(d)
+	d.appender.init(d)
 	d.announcer.init(d)
 	if c.Retention > 0 {
 		d.work.Go(d.sweep)
@@ -104,11 +106,11 @@ func (d *Driver) fail(op, topic string, err error) error {
 }
 
 // persist repeats do, which must be harmless to repeat, until it succeeds, fails for good, or ctx
-// or the driver ends.
+// or the driver ends. [bus.ErrUnsupported] is for good.
 func (d *Driver) persist(ctx context.Context, do func(context.Context) error) error {
 	for b := (backoff.Backoff{}); ; {
 		err := do(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, bus.ErrUnsupported) {
 			return err
 		}
 		if fault := d.store.Fault(err); !fault.Retryable || fault.Denied {
@@ -151,6 +153,7 @@ func (d *Driver) Close(ctx context.Context) error {
 	sources.Wait()
 	d.calls.Wait()
 	d.publisher.wait()
+	d.appender.wait()
 	d.announcer.wait()
 	d.stopIO() // the listener waits for ever
 	d.work.Wait()

@@ -9,6 +9,7 @@ type hub struct {
 
 	mu      sync.RWMutex
 	sources map[*Source]struct{}
+	scans   map[*scan]struct{}
 }
 
 // hubs are the hubs in use, by the identity of the installation.
@@ -22,7 +23,7 @@ func openHub(id string) *hub {
 	defer hubs.mu.Unlock()
 	h := hubs.byID[id]
 	if h == nil {
-		h = &hub{sources: map[*Source]struct{}{}}
+		h = &hub{sources: map[*Source]struct{}{}, scans: map[*scan]struct{}{}}
 		hubs.byID[id] = h
 	}
 	h.users++
@@ -50,10 +51,15 @@ func (h *hub) remove(s *Source) {
 	delete(h.sources, s)
 }
 
-// published wakes the sources of a topic.
+// published wakes the sources and scans of a topic.
 func (h *hub) published(topic int64) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
+	for s := range h.scans {
+		if s.topic.id == topic {
+			signal(s.wake)
+		}
+	}
 	for s := range h.sources {
 		if s.topic.id == topic {
 			signal(s.wake)
@@ -79,6 +85,9 @@ func (h *hub) all() {
 	for s := range h.sources {
 		signal(s.wake)
 		signal(s.moved)
+	}
+	for s := range h.scans {
+		signal(s.wake)
 	}
 }
 

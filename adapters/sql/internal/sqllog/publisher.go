@@ -63,6 +63,9 @@ func (d *Driver) Publish(ctx context.Context, name string, msgs []*bus.Message) 
 	if err != nil {
 		return driver.FailAll(len(msgs), d.fail("publish", name, err))
 	}
+	if t.isStore() {
+		return d.publishEvents(ctx, t, msgs)
+	}
 	r := &request{topic: name, records: make([]Record, len(msgs)), done: make(chan struct{})}
 	copies := make([]bus.Message, len(msgs)) // they are still being sent when the caller's context ends early
 	for i, m := range msgs {

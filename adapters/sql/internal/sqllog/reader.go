@@ -144,6 +144,9 @@ func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 		size := r.Message.Size()
 		bytes += size
 		if l := mine[r.Shard]; l != nil {
+			if r.Version > 0 {
+				markEvent(&r)
+			}
 			l.top, l.topID = r.Seq, r.Message.ID
 			if r.Message.ID == "" { // a foreign program has put it there
 				r.Message.ID = fmt.Sprintf("%s/%d/%d", s.topic.name, r.Shard, r.Seq)

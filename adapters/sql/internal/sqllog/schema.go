@@ -10,11 +10,24 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
+// Versions of the tables. The driver makes those of topics and groups when it opens, and those of
+// event stores when the first store is opened. Until then a program that knows no stores can use the
+// tables, too. Afterwards it must not open them: it would write what it publishes to a store's topic
+// where nobody reads it.
+const (
+	versionOfTopics = 2
+	versionOfStores = 3
+)
+
 // Script returns all migrations as one text, for users that apply them by other means.
 func (d *Dialect) Script() string {
 	var b strings.Builder
 	for i, statements := range d.Migrations {
-		fmt.Fprintf(&b, "-- Millrace on %s: version %d\n", d.Name, i+1)
+		fmt.Fprintf(&b, "-- Millrace on %s: version %d", d.Name, i+1)
+		if i+1 == versionOfStores {
+			b.WriteString(", for event stores only; without it the tables can be used by programs that know no stores")
+		}
+		b.WriteByte('\n')
 		for _, s := range append(statements[:len(statements):len(statements)], setVersion(i+1)) {
 			b.WriteString(d.SQL(s))
 			b.WriteString(";\n")
@@ -26,35 +39,33 @@ func (d *Dialect) Script() string {
 
 func setVersion(n int) string { return fmt.Sprintf("UPDATE {meta} SET version = %d", n) }
 
-// prepare brings the tables to the newest version, or checks that they have it, and returns the identity of the
-// installation.
+// prepare brings the tables to the version that topics and groups need, or checks that they have it,
+// and returns the identity of the installation.
 func prepare(ctx context.Context, s Store, migrate bool) (install string, err error) {
-	d := s.Dialect()
-	newest := len(d.Migrations)
-	version, install, err := readMeta(ctx, d, s.DB())
+	version, install, err := upgrade(ctx, s, versionOfTopics, migrate)
 	if err != nil {
 		return "", err
 	}
-	if version < newest && migrate {
-		if err := runMigrations(ctx, s); err != nil {
-			return "", err
-		}
-		if version, install, err = readMeta(ctx, d, s.DB()); err != nil {
-			return "", err
-		}
+	if d, newest := s.Dialect(), len(s.Dialect().Migrations); version > newest {
+		return "", fmt.Errorf("%w: the tables %s* have version %d, and this program knows versions up to %d: update the program", bus.ErrUnsupported, d.Prefix, version, newest)
 	}
-	return install, checkVersion(d, version)
+	return install, nil
 }
 
-func checkVersion(d *Dialect, version int) error {
-	newest := len(d.Migrations)
-	switch {
-	case version > newest:
-		return fmt.Errorf("%w: the tables %s* have version %d, and this program knows versions up to %d: update the program", bus.ErrUnsupported, d.Prefix, version, newest)
-	case version < newest:
-		return fmt.Errorf("%w: the tables %s* have version %d (0: there are none), and this program needs %d: apply what Migrations returns, or let the driver do it (migrate=true)", bus.ErrUnsupported, d.Prefix, version, newest)
+// upgrade brings the tables to a version, unless they have it or a later one. It fails with
+// [bus.ErrUnsupported] if it must not migrate.
+func upgrade(ctx context.Context, s Store, to int, migrate bool) (version int, install string, err error) {
+	d := s.Dialect()
+	if version, install, err = readMeta(ctx, d, s.DB()); err != nil || version >= to {
+		return version, install, err
 	}
-	return nil
+	if !migrate {
+		return 0, "", fmt.Errorf("%w: the tables %s* have version %d (0: there are none), and this program needs %d: apply what Migrations returns, or let the driver do it (migrate=true)", bus.ErrUnsupported, d.Prefix, version, to)
+	}
+	if err := runMigrations(ctx, s, to); err != nil {
+		return 0, "", err
+	}
+	return readMeta(ctx, d, s.DB())
 }
 
 func readMeta(ctx context.Context, d *Dialect, q querier) (version int, install string, err error) {
@@ -87,8 +98,8 @@ func lockMigrations(ctx context.Context, d *Dialect, tx *sql.Tx) error {
 	return nil
 }
 
-// runMigrations applies the missing migrations, one process at a time.
-func runMigrations(ctx context.Context, s Store) (err error) {
+// runMigrations applies the missing migrations up to a version, one process at a time.
+func runMigrations(ctx context.Context, s Store, to int) (err error) {
 	d := s.Dialect()
 	conn, err := s.DB().Conn(ctx)
 	if err != nil {
@@ -115,7 +126,7 @@ func runMigrations(ctx context.Context, s Store) (err error) {
 	if err != nil {
 		return err
 	}
-	for ; version < len(d.Migrations); version++ {
+	for ; version < to; version++ {
 		statements := d.Migrations[version]
 		for _, text := range append(statements[:len(statements):len(statements)], setVersion(version+1)) {
 			if _, err := tx.ExecContext(ctx, d.SQL(text)); err != nil {

@@ -82,7 +82,7 @@ func (s *Source) settleAll(ctx context.Context, ss []driver.Settlement, places [
 			continue
 		case errors.Is(err, bus.ErrStale): // the next try shows which settlement is stale
 			continue
-		case len(records) == 0 || !s.driver.store.Fault(err).OfMessage:
+		case len(records) == 0 || !s.driver.store.Fault(err).OfMessage && !errors.Is(err, errRefused):
 			return err
 		case len(places) == 1:
 			errs[places[0]] = s.refusal(err)
@@ -153,7 +153,7 @@ func (s *Source) append(ctx context.Context, x driver.Execer, records []Record) 
 			}
 			n++
 		}
-		if err := s.driver.store.AppendIn(ctx, x, records[:n]); err != nil {
+		if err := s.driver.appendIn(ctx, x, records[:n]); err != nil {
 			return err
 		}
 		records = records[n:]

@@ -12,6 +12,7 @@ import (
 
 // Store is a dialect: the operations that have to be fast or differ from one database to another.
 type Store interface {
+	EventStore
 	// Dialect returns the texts of the statements that the engine runs itself.
 	Dialect() *Dialect
 	// DB runs the engine's own statements, all of them rare.
@@ -67,6 +68,7 @@ type Record struct {
 	Topic   int64
 	Shard   int32
 	Seq     int64 // given by the database
+	Version int64 // of an event in its stream; 0: it is none
 	Message *bus.Message
 }
 
@@ -83,6 +85,9 @@ type Query struct {
 	Cursors []Cursor
 	// Witness must be there if the records are. ID "" is nobody.
 	Witness Witness
+	// Even gives each cursor the same share of Limit, so that More is Ready unless all cursors were
+	// read to their end.
+	Even bool
 	// Limit bounds the records, Bytes their [bus.Message.Size]: reading stops with the record that reaches it.
 	Limit, Bytes int
 	Records      []Record

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -27,15 +28,7 @@ func (d *Driver) sweep() {
 // Sweep deletes messages older than the retention and below the position of every group, in small
 // transactions.
 func (d *Driver) Sweep(ctx context.Context) error {
-	var all []topic
-	err := collect(ctx, d.store.DB(), func(rows *sql.Rows) error {
-		var t topic
-		if err := rows.Scan(&t.id, &t.shards); err != nil {
-			return err
-		}
-		all = append(all, t)
-		return nil
-	}, d.dialect.SQL("SELECT id, shards FROM {topic}"))
+	all, err := d.sweepable(ctx)
 	if err != nil {
 		return err
 	}
@@ -45,6 +38,34 @@ func (d *Driver) Sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// sweepable returns all topics but event stores. It reads the topics before the version, because a
+// store's row is made after the tables have the version of stores.
+func (d *Driver) sweepable(ctx context.Context) (all []topic, err error) {
+	err = collect(ctx, d.store.DB(), func(rows *sql.Rows) error {
+		var t topic
+		if err := rows.Scan(&t.id, &t.shards); err != nil {
+			return err
+		}
+		all = append(all, t)
+		return nil
+	}, d.dialect.SQL("SELECT id, shards FROM {topic}"))
+	if err != nil {
+		return nil, err
+	}
+	version, _, err := readMeta(ctx, d.dialect, d.store.DB())
+	if err != nil || version < versionOfStores {
+		return all, err
+	}
+	stores := map[int64]bool{}
+	err = collect(ctx, d.store.DB(), func(rows *sql.Rows) error {
+		var id int64
+		err := rows.Scan(&id)
+		stores[id] = true
+		return err
+	}, d.dialect.SQL("SELECT topic FROM {store}"))
+	return slices.DeleteFunc(all, func(t topic) bool { return stores[t.id] }), err
 }
 
 func (d *Driver) sweepTopic(ctx context.Context, t topic) error {

@@ -11,6 +11,8 @@ import (
 
 // topic is a topic's row, which never changes.
 type topic struct {
+	// id is the row's number, and minus the number if the topic is an event store. So whoever has the
+	// id knows the table.
 	id     int64
 	name   string
 	shards int
@@ -60,11 +62,23 @@ func (t *topics) find(ctx context.Context, name string) (topic, error) {
 	return t.row(ctx, t.driver.store.DB(), name)
 }
 
+// row reads a topic's row. A store's row is made after the tables have the version of stores, so a
+// statement that sees the row sees the version.
 func (t *topics) row(ctx context.Context, q querier, name string) (topic, error) {
+	d := t.driver.dialect
 	found := topic{name: name}
-	err := q.QueryRowContext(ctx, t.driver.dialect.SQL("SELECT id, shards FROM {topic} WHERE name = ?"), name).Scan(&found.id, &found.shards)
+	var version int
+	err := q.QueryRowContext(ctx, d.SQL("SELECT t.id, t.shards, m.version FROM {topic} t, {meta} m WHERE t.name = ?"), name).
+		Scan(&found.id, &found.shards, &version)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = errNoTopic
+	}
+	if err != nil || version < versionOfStores {
+		return found, err
+	}
+	isStore, err := exists(ctx, q, d.SQL("SELECT 1 FROM {store} WHERE topic = ?"), found.id)
+	if isStore {
+		found.id = -found.id
 	}
 	return found, err
 }
