@@ -72,7 +72,7 @@ const (
 	eventCols  = "INSERT INTO {event} (topic, shard, created, time, id, msg_key, version, type, source, subject, content_type, headers, payload) "
 	eventRow   = "?, ?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
 	eventFrom  = "?, ?, {now}, ?, ?, ?, h.version + ?, ?, ?, ?, ?, ?, ?" // h has the stream's version
-	eventRows  = 256 // in one statement
+	eventRows  = 256                                                     // in one statement
 	streamHead = "(SELECT msg_key, version, type FROM {event} WHERE topic = ? AND msg_key = ? ORDER BY version DESC LIMIT 1)"
 )
 
@@ -200,4 +200,3 @@ func (s *store) AppendEventsIn(ctx context.Context, x driver.Execer, topic int64
 	}
 	return true, nil
 }
-

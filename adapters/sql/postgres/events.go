@@ -225,4 +225,3 @@ func (s *store) AppendEventsIn(ctx context.Context, x driver.Execer, topic int64
 	n, err := r.RowsAffected()
 	return n > 0, err
 }
-

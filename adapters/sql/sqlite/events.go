@@ -149,4 +149,3 @@ func (s *store) AppendEventsIn(ctx context.Context, x driver.Execer, topic int64
 	}
 	return true, nil
 }
-

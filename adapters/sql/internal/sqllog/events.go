@@ -249,6 +249,7 @@ func (e *events) Before(ctx context.Context, t time.Time) (before eventstore.Pos
 // Streams implements eventstore.Backend.
 func (e *events) Streams(ctx context.Context, prefix, after string, limit int) (infos []eventstore.StreamInfo, err error) {
 	err = e.call(ctx, "list streams", func(ctx context.Context) error {
+		infos = nil // of a try that was cut short
 		return collect(ctx, e.driver.store.ReadDB(), func(rows *sql.Rows) error {
 			var name sql.RawBytes
 			var kind string
