@@ -61,7 +61,9 @@ func TestLeaseLost(t *testing.T) { sqltest.LeaseLost(t, database(t)) }
 
 func TestStandsStill(t *testing.T) { sqltest.StandsStill(t, database(t)) }
 func TestParksOnce(t *testing.T)   { sqltest.ParksOnce(t, database(t)) }
-func TestDenied(t *testing.T)      { sqltest.Denied(t, database(t)) }
+
+func TestParksAsItsLaneGoes(t *testing.T) { sqltest.ParksAsItsLaneGoes(t, database(t)) }
+func TestDenied(t *testing.T)             { sqltest.Denied(t, database(t)) }
 
 func TestRoundTrips(t *testing.T)  { sqltest.RoundTrips(t, database(t)) }
 func TestAllocations(t *testing.T) { sqltest.Allocations(t, database(t), 8, 40, 20) }

@@ -139,7 +139,8 @@ func (p *parkings) transact(ctx context.Context, places []int) error {
 }
 
 // exactly parks in the transaction that settles the messages at their origin, so that a crash in between cannot make two of
-// one. Those that cannot be settled there are stale.
+// one. Those that cannot be settled there are stale. A transaction that has settled a message and
+// cannot store it is not committed: the message would be lost.
 func (p *parkings) exactly(ctx context.Context, places []int) error {
 	s := p.source
 	for {
@@ -159,7 +160,13 @@ func (p *parkings) exactly(ctx context.Context, places []int) error {
 			if err := st.write(ctx, tx, origins); err != nil {
 				return st, err
 			}
-			return st, p.park(ctx, tx, places)
+			if err := p.park(ctx, tx, places); err != nil {
+				return st, err
+			}
+			if slices.ContainsFunc(from, func(i int) bool { return p.errs[i] != nil }) {
+				return st, errNotStored
+			}
+			return st, nil
 		})
 		each, byToken := errors.AsType[*bus.BatchError](err)
 		if !byToken && !errors.Is(err, bus.ErrStale) { // the next try shows which one is stale
@@ -172,6 +179,9 @@ func (p *parkings) exactly(ctx context.Context, places []int) error {
 		}
 	}
 }
+
+// errNotStored ends a transaction whose lane went while it was under way.
+var errNotStored = fmt.Errorf("%w: the lane went while its messages were being parked", bus.ErrStale)
 
 // park stores the messages of all lanes that are held. The lanes' rows are locked in the order of their shards, as by
 // everybody.

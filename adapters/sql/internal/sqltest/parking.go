@@ -96,6 +96,40 @@ func ParksOnce(t *testing.T, db Database) {
 	}
 }
 
+// ParksAsItsLaneGoes has a member lose its lane while a transaction settles messages at their origin and parks
+// them. They must not be settled there without being parked.
+func ParksAsItsLaneGoes(t *testing.T, db Database) {
+	b, topic, o := db.Open(t, "shards=1", "lease=500ms"), Topic(), newParkingObserver()
+	s := transactional(t, b, topic, o)
+	o.Await(t, 1)
+	Publish(t, b, topic, Texts("a", "b")...)
+	var ps []driver.Parking
+	for _, d := range Receive(t, s, 2) {
+		ps = append(ps, driver.Parking{Delivery: d})
+	}
+	group := db.groupID(t, topic)
+	lane := db.lock(t, fmt.Sprintf("lane WHERE grp = %d", group)) // nobody else can take it, and the transaction waits for it
+	member := db.lock(t, fmt.Sprintf("member WHERE grp = %d", group))
+	over := make(chan error, 1)
+	go func() { over <- s.(driver.ParkingSource).Park(bounded(t), ps) }()
+	for timeout := time.After(patience); o.Count() > 0; {
+		select {
+		case <-o.Events:
+		case <-timeout:
+			t.Fatal("the lease is not lost")
+		}
+	}
+	lane()
+	if err := <-over; !errors.Is(err, bus.ErrStale) {
+		t.Errorf("parking in a lane that went: %v", err)
+	}
+	member()
+	if n := len(Receive(t, s, 2)); n != 2 {
+		t.Errorf("%d messages came again", n)
+	}
+	Close(t, s)
+}
+
 // parksEach: a message that is too large is refused by itself.
 func parksEach(t *testing.T, db Database) {
 	p := db.parker(t, "a", "b", "c")
