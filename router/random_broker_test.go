@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/router"
 )
 
 // shaky is a broker with one topic and one group. Its lanes are few and move at random, its calls take time and fail now and then. It stores what
@@ -53,7 +54,7 @@ func newShaky(w *world, lanes int) *shaky {
 }
 
 func (b *shaky) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Broker: "shaky", Parking: true}
+	return bus.Capabilities{Broker: "shaky", Parking: true, Transactions: b.w.plan.guarantee == router.ExactlyOnce}
 }
 
 func (b *shaky) Close(context.Context) error { return nil }
@@ -322,6 +323,41 @@ func (s *shakySource) Settle(_ context.Context, tokens []bus.Token) error {
 		return errShaky
 	}
 	return err
+}
+
+// SettleWith implements driver.TransactionalSource.
+func (s *shakySource) SettleWith(_ context.Context, ss []driver.Settlement) error {
+	if before, _ := s.b.w.faults(); before {
+		return errShaky
+	}
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if s.closed {
+		return bus.ErrClosed
+	}
+	errs := make([]error, len(ss))
+	for i, one := range ss {
+		l := s.lane(one.Token)
+		if l == nil || !l.has(one.Token) {
+			errs[i] = bus.ErrStale
+			continue
+		}
+		l.settle(one.Token, false)
+		for _, o := range one.Outputs {
+			s.b.w.output(o.Message)
+		}
+	}
+	s.b.w.note("settle %+v: %v", ss, errs)
+	return bus.PerMessage(errs)
+}
+
+// has says whether a message is not settled.
+func (l *shakyLane) has(t bus.Token) bool {
+	if t.Parked {
+		_, ok := l.parked[t.Position]
+		return ok
+	}
+	return !l.settled[t.Position]
 }
 
 // settle settles a message, durably or not.
