@@ -12,12 +12,11 @@ import (
 	_ "github.com/millrace-go/millrace/adapters/all"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/brokertest"
-	"github.com/millrace-go/millrace/internal/testlog"
 )
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // Watermill's suite tells much
-	goleak.VerifyTestMain(testlog.Strict(m),
+	goleak.VerifyTestMain(m,
 		goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick")) // sarama's; it never ends
 }
 
