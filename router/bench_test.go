@@ -21,7 +21,7 @@ func BenchmarkMemory(b *testing.B) {
 	payload := make([]byte, 256)
 	for _, workers := range []int{1, 4, 16, 64} {
 		b.Run("workers="+strconv.Itoa(workers), func(b *testing.B) {
-			m, err := memory.Open(memory.Config{})
+			m, err := memory.Open(memory.Config{}, bus.WithLogger(nil))
 			if err != nil {
 				b.Fatal(err)
 			}
