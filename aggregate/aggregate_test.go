@@ -86,7 +86,7 @@ func define(opts ...aggregate.Option) *aggregate.Kind[account, accountEvent] {
 
 type repository = aggregate.Repository[account, accountEvent]
 
-// want checks what is stored of account 7.
+// want checks the stored events of account 7.
 func want(t testing.TB, r *repository, cents, version int64) {
 	t.Helper()
 	a, v, err := r.Load(t.Context(), "7")
@@ -327,7 +327,7 @@ func TestUnstored(t *testing.T) {
 	})
 }
 
-// TestTruncatedBehind: a state that is kept and behind what was removed is loaded anew.
+// TestTruncatedBehind: a kept state that is behind the removed events is loaded anew.
 func TestTruncatedBehind(t *testing.T) {
 	s, ctx := open(t), t.Context()
 	k := define(aggregate.Cached(1), aggregate.Snapshots(1, 1))

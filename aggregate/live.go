@@ -49,7 +49,7 @@ type command[S, E any] struct {
 
 const anyVersion = -1
 
-// callTimeout bounds what is done for several callers together.
+// callTimeout bounds calls of the store for several callers together.
 const callTimeout = 30 * time.Second
 
 // panicked is the refusal of a decision that panicked.
@@ -206,7 +206,7 @@ func (r *Repository[S, E]) refresh(ctx context.Context, a *aggregate[S, E], firs
 	return true, err
 }
 
-// proposal has the decisions on one state, and what they would append.
+// proposal has the decisions on one state, and the events that they would append.
 type proposal[S, E any] struct {
 	decided []*command[S, E]
 	events  []any
@@ -333,7 +333,7 @@ func (r *Repository[S, E]) commit(ctx context.Context, a *aggregate[S, E], p *pr
 	}
 }
 
-// failed deals with a proposal that was not appended: what can be decided again is.
+// failed deals with a proposal that was not appended. Its commands are decided again if they can be.
 func (r *Repository[S, E]) failed(a *aggregate[S, E], p *proposal[S, E], err error) {
 	conflict, isConflict := errors.AsType[*eventstore.Conflict](err)
 	if a.behind = true; p.applied || !isConflict {

@@ -100,7 +100,7 @@ type storeTrial struct {
 	topic, group string
 	msgs         []*bus.Message
 	due          time.Time    // of message 1
-	first        bus.Delivery // what is parked of message 1's tries
+	first        bus.Delivery // message 1's tries, as they are parked
 }
 
 // park has the first owner park all messages but message 0, which stays unsettled.
@@ -160,7 +160,7 @@ func (t *storeTrial) nextOwner(b *bus.Bus) (again driver.Parking) {
 	return again
 }
 
-// checkTries compares what is known of message 1's tries with how it was parked.
+// checkTries compares message 1's tries with how they were parked.
 func (t *storeTrial) checkTries(d bus.Delivery) {
 	want := t.first.Failure
 	if d.Attempt != t.first.Attempt || d.Handler != t.first.Handler || !d.FirstSeen.Equal(t.first.FirstSeen) || d.Failure == nil ||
@@ -170,7 +170,7 @@ func (t *storeTrial) checkTries(d bus.Delivery) {
 	}
 }
 
-// lastOwner finds what the owner before left parked.
+// lastOwner finds the messages that the owner before left parked.
 func (t *storeTrial) lastOwner(b *bus.Bus, again driver.Parking) {
 	s, o := t.parkingSource(b, t.topic, t.group)
 	t.receive(s, 1)

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Expected is what a stream must be like for an append: [New], [Any], [Exists] or [At]. Its zero
+// Expected is the state that a stream must be in for an append: [New], [Any], [Exists] or [At]. Its zero
 // value is New.
 type Expected struct{ version int64 }
 
@@ -34,7 +34,7 @@ func (e Expected) Met(version int64) bool {
 	return e.version == version || e == Any || e == Exists && version > 0
 }
 
-// String says what is expected, for error texts: "version 7".
+// String spells the expectation, for error texts: "version 7".
 func (e Expected) String() string {
 	switch {
 	case e == New:
@@ -158,7 +158,7 @@ func (s *Store) part(ctx context.Context, w Write) (Part, error) {
 	return Part{Stream: w.stream, Expected: w.expected, Events: msgs}, nil
 }
 
-// checkEvent refuses what a store does not take.
+// checkEvent refuses messages that a store does not take.
 func checkEvent(m *bus.Message) error {
 	if m.Type == TypeClosed {
 		return fmt.Errorf("%w: it has the type %s: use CloseStream", bus.ErrInvalid, TypeClosed)

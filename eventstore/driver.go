@@ -20,7 +20,7 @@ type Host interface {
 	OpenStore(ctx context.Context, topic string, shards int) (Backend, error)
 }
 
-// Part is what is appended to one stream. The messages are complete, and have the stream as their
+// Part is the part of an append that goes to one stream. The messages are complete, and have the stream as their
 // key. A driver may keep them beyond the call, and must not change them.
 type Part struct {
 	Stream   string

@@ -11,7 +11,7 @@ import (
 type Conflict struct { //nolint:errname // as users say it: errors.As to a *eventstore.Conflict
 	// Stream is the stream's name.
 	Stream string
-	// Expected is what the append asked for.
+	// Expected is the state that the append asked for.
 	Expected Expected
 	// Actual is the version that the stream has, 0 if it has no events. It is -1 in a transaction
 	// of the caller, where it cannot be read.

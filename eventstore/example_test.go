@@ -100,7 +100,7 @@ func ExampleStore_Append_repeated() {
 	// version 1 repeated true
 }
 
-// All streams have one order. Follow goes on with what comes.
+// All streams have one order. Follow goes on with the events that come.
 func ExampleStore_Follow() {
 	ctx := context.Background()
 	b, store := openStore()

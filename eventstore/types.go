@@ -13,7 +13,7 @@ import (
 // that they implement. Make a family at the start of a program; afterwards it is safe for
 // concurrent use.
 type Types[E any] struct {
-	byName  map[string]reflect.Type // what is decoded; nil: ignored
+	byName  map[string]reflect.Type // the type to decode into; nil: ignored
 	members map[reflect.Type]bool
 	rules   map[reflect.Type]rule
 	errs    []error

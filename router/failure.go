@@ -95,7 +95,7 @@ func (c *consumer) wasNoTry(t *task, err error, now time.Time) bool {
 	return false
 }
 
-// giveUp decides by the policy what becomes of a message that is not tried any more.
+// giveUp decides by the policy about a message that is not tried any more.
 func (c *consumer) giveUp(t *task, err error, now time.Time) {
 	r, class := t.route, t.failure.Class
 	switch r.policy.Then {
@@ -116,7 +116,7 @@ func (c *consumer) giveUp(t *task, err error, now time.Time) {
 	}
 }
 
-// failureOf is what the log tells apart.
+// failureOf is a kind of failure that the log tells apart.
 type failureOf struct{ handler, class string }
 
 func (c *consumer) succeed(t *task) {

@@ -659,7 +659,7 @@ func (w *world) verdict(ctx context.Context, m *bus.Message) error {
 	return nil
 }
 
-// output notes what a handler's call has published with its settlement. A message may have two entries in the poison queue, if its lane was lost
+// output notes an output that was published with a settlement. A message may have two entries in the poison queue, if its lane was lost
 // before it was settled, and each can be replayed.
 func (w *world) output(m *bus.Message) {
 	w.mu.Lock()

@@ -257,7 +257,7 @@ func (c *consumer) wakeAt(t time.Time) {
 	}
 }
 
-// onTimer sees to everything that waits for a time. What is not due yet sets the timer again.
+// onTimer sees to everything that waits for a time, and sets the timer again for the next.
 func (c *consumer) onTimer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

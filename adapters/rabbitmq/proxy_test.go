@@ -172,14 +172,14 @@ func (p *proxy) wait(t testing.TB, ctx context.Context, what string, cond func()
 	}
 }
 
-// hold keeps back what the broker sends on a connection.
+// hold keeps back the frames that the broker sends on a connection.
 func (p *proxy) hold(conn int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.held = held{conn: conn, on: true}
 }
 
-// release ends hold. What was kept back goes with the answer to a question of the driver.
+// release ends hold. The frames that were kept back go with the answer to a question of the driver.
 func (p *proxy) release(t testing.TB, d *busDriver) {
 	t.Helper()
 	p.mu.Lock()

@@ -60,7 +60,7 @@ func define(opts ...aggregate.Option) *aggregate.Kind[account, accountEvent] {
 
 type repository = aggregate.Repository[account, accountEvent]
 
-// want checks what is stored of account 7.
+// want checks the stored events of account 7.
 func want(t testing.TB, r *repository, cents, version int64) {
 	t.Helper()
 	a, v, err := r.Load(t.Context(), "7")

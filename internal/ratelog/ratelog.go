@@ -19,13 +19,13 @@ type Log struct {
 	silent map[kind]*silence
 }
 
-// kind tells records apart: their text, and what else the caller tells apart.
+// kind tells records apart: by their text, and by a value of the caller's.
 type kind struct {
 	text string
 	of   any
 }
 
-// silence is what was left out since the last record of a kind.
+// silence counts the records that were left out since the last one of a kind.
 type silence struct {
 	left  int
 	level slog.Level
@@ -81,7 +81,7 @@ func (l *Log) catchUp(k kind, s *silence) {
 	l.write(k, s)
 }
 
-// Flush writes at once what was left out, and ends all silences. Call it when no more records will
+// Flush writes at once for the records that were left out, and ends all silences. Call it when no more records will
 // come.
 func (l *Log) Flush() {
 	l.mu.Lock()

@@ -61,7 +61,7 @@ func Writer() {
 	os.Exit(1)
 }
 
-// write appends for ever, and says what was acknowledged.
+// write appends for ever, and prints the acknowledged appends.
 func write(url, name string) error {
 	ctx := context.Background()
 	b, err := bus.Open(ctx, url)

@@ -154,7 +154,7 @@ func publish(t *testing.T, p Place) {
 	}
 }
 
-// truncateGroup: what a group has not handled is not removed.
+// truncateGroup: events that a group has not handled are not removed.
 func truncateGroup(t *testing.T, p Place) {
 	s, ctx := open(t, p), bounded(t)
 	mustAppend(t, s, "a", eventstore.New, events(1, 5)...)

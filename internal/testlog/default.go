@@ -36,7 +36,7 @@ func (s strict) Run() int {
 	return code
 }
 
-// expected is what the default log may say.
+// expected has the texts that the default log may have.
 var expected struct {
 	mu        sync.Mutex
 	texts     map[string]int // how many running tests expect each

@@ -63,7 +63,7 @@ func logOf(topic int64) string {
 // appendText appends to many streams: those of one group, or none of the group. The lock comes
 // before the first number is drawn, because all rows come from it. Streams are in one order, so
 // that two statements cannot wait for each other. Versions are compared in the statement's
-// snapshot; what is committed after that, the index refuses.
+// snapshot; the index refuses to collide with events that are committed after that.
 //
 // A transaction of the caller that stands still after it, without a limit of its own, is ended by
 // the server after a minute: until then it holds up readers of the store.

@@ -19,7 +19,7 @@ import (
 
 // appender writes what concurrent calls append to streams in common statements, as the publisher
 // does with messages. A stream is in one statement at a time, and once in it: so calls of this
-// process never collide, and what comes first is first.
+// process never collide, and an earlier call is first.
 type appender struct {
 	driver *Driver
 
@@ -180,7 +180,7 @@ func (p *appender) start() {
 	}
 }
 
-// outcome waits for what becomes of a. If the context ends before, what was not sent never will be.
+// outcome waits for the outcome of a. If the context ends before a was sent, a never will be.
 func (p *appender) outcome(ctx context.Context, a *appending) error {
 	select {
 	case <-a.done:

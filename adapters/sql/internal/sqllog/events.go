@@ -19,8 +19,8 @@ import (
 type EventStore interface {
 	// ReadDB reads streams. It must not wait for writers.
 	ReadDB() *sql.DB
-	// AppendEvents writes what can be written of appends, in one transaction, and notes in each
-	// what has become of it. No stream occurs twice. An error is of all: ErrRaced, ErrHeld after
+	// AppendEvents writes those of appends that can be written, in one transaction, and notes in
+	// each its outcome. No stream occurs twice. An error is of all: ErrRaced, ErrHeld after
 	// waiting for about so long, or as of Append.
 	AppendEvents(ctx context.Context, topic int64, appends []*Append, wait time.Duration) error
 	// AppendEventsIn appends to one stream within the transaction x. It returns false if the stream
@@ -43,7 +43,7 @@ type Append struct {
 	Done bool
 }
 
-// StreamWrite is what is appended to one stream.
+// StreamWrite is the part of an append that goes to one stream.
 type StreamWrite struct {
 	Stream   string
 	Shard    int32
@@ -266,7 +266,7 @@ func (e *events) Streams(ctx context.Context, prefix, after string, limit int) (
 	return infos, err
 }
 
-// beyond returns what is greater than all keys that begin with the prefix.
+// beyond returns a key that is greater than all keys that begin with the prefix.
 func beyond(prefix string) []byte {
 	end := []byte(prefix)
 	for len(end) > 0 && end[len(end)-1] == 0xff {
@@ -279,7 +279,7 @@ func beyond(prefix string) []byte {
 	return end
 }
 
-// Truncate implements eventstore.Backend. What a group has not finished stays: it would pass over
+// Truncate implements eventstore.Backend. Events that a group has not finished stay: it would pass over
 // it, and its members would take the database for an older state of itself.
 func (e *events) Truncate(ctx context.Context, stream string, before int64) (first int64, err error) {
 	err = e.call(ctx, "truncate", func(ctx context.Context) error {
@@ -332,7 +332,7 @@ func (e *events) SaveSnapshot(ctx context.Context, stream string, s eventstore.S
 	})
 }
 
-// markEvent adds to an event that a group is to receive what the store knows of it.
+// markEvent adds the version and the position to an event that a group is to receive.
 func markEvent(r *Record) {
 	r.Message.Headers = append(r.Message.Headers,
 		bus.Header{Name: eventstore.HeaderVersion, Value: strconv.FormatInt(r.Version, 10)},

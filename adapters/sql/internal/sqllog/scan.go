@@ -11,7 +11,7 @@ import (
 
 // scan implements eventstore.Scan: it merges the lanes by position. A position is emitted when each
 // lane has a later event in hand, or has none up to the look that was the last for all lanes that
-// had run empty. Those are read again together, in one look: what was read of the others before is
+// had run empty. Those are read again together, in one look: the events of the others were read before,
 // below its fence.
 type scan struct {
 	*events
@@ -76,7 +76,7 @@ func (s *scan) Next(ctx context.Context) (found []eventstore.Recorded, err error
 	return found, err
 }
 
-// merge takes what can be emitted.
+// merge takes the events that can be emitted.
 func (s *scan) merge() (found []eventstore.Recorded) {
 	for len(found) < scanPage {
 		var first *scanLane
