@@ -61,11 +61,26 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 	d.client = client
 	d.adm = kadm.NewClient(client)
 	d.topics.client, d.topics.adm = client, d.adm
-	if err := persist(ctx, func() error { return client.Ping(ctx) }); err != nil {
+	if err := connect(ctx, client); err != nil {
 		client.Close()
 		return nil, fail("open", "", err)
 	}
 	return d, nil
+}
+
+// connect waits for a broker's answer. A broker that wants TLS or SASL hangs up at the first request, and so does a network in trouble.
+// Three times in a row is the former, as long as nothing else was ever answered.
+func connect(ctx context.Context, client *kgo.Client) error {
+	hungUp := 0
+	return persist(ctx, func() error {
+		err := client.Ping(ctx)
+		if _, ok := errors.AsType[*kgo.ErrFirstReadEOF](err); !ok {
+			hungUp = 0
+		} else if hungUp++; hungUp == 3 {
+			return fmt.Errorf("%w: %w", bus.ErrInvalid, err)
+		}
+		return err
+	})
 }
 
 // producerOptions returns the options of clients that write.
@@ -93,6 +108,8 @@ func (d *busDriver) options(more ...kgo.Opt) []kgo.Opt {
 		kgo.ClientID("millrace"),
 		// After a leader has moved, the default of 5 s would be how long its partitions stand still.
 		kgo.MetadataMinAge(500 * time.Millisecond),
+		// A connection that ends at its first read is an outage, once the bus is open: connect has seen that TLS and SASL are right.
+		kgo.AlwaysRetryEOF(),
 	}
 	if d.config.TLS != nil {
 		opts = append(opts, kgo.DialTLSConfig(d.config.TLS))

@@ -101,12 +101,9 @@ func retryable(err error) bool {
 	return !isMisconnected(err)
 }
 
-// isMisconnected says whether a connection is of the wrong kind: TLS or SASL on one side only, or a certificate that
-// is not trusted.
+// isMisconnected says whether a connection is of the wrong kind: TLS on one side only, or a certificate that is not trusted. A
+// connection that ends at its first read may be one, or may have been cut: open decides that.
 func isMisconnected(err error) bool {
-	if _, ok := errors.AsType[*kgo.ErrFirstReadEOF](err); ok {
-		return true
-	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true
 	}

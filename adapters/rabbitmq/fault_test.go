@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -473,4 +474,56 @@ func TestGroupsExchangeIsMadeAgain(t *testing.T) {
 	got = receive(t, ctx, s, 20)
 	checkOrder(t, got, 40, 60)
 	settle(t, s, got)
+}
+
+// TestCutInTheHandshake: a server that hangs up when it is told a password looks like one that refuses it. Once a connection has worked,
+// it is an outage: what fails meanwhile may be tried again.
+func TestCutInTheHandshake(t *testing.T) {
+	c := brokerConfig(t)
+	p := faults.NewProxy(t, c.Hosts[0])
+	c.Hosts = []string{p.Address()}
+	d := openDriver(t, c)
+	topic := newTopic(t)
+	publish(t, d, topic, message("before", "k"))
+
+	hungUp := hangUp(p)
+	p.Cut()
+	<-hungUp
+	<-hungUp
+	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
+	defer cancel()
+	err := d.Publish(ctx, topic, []*bus.Message{message("meanwhile", "k")})
+	if !bus.IsRetryable(err) || !strings.Contains(err.Error(), "password") {
+		t.Errorf("publish in the outage: %v, retryable %v, want to try again and the cause", err, bus.IsRetryable(err))
+	}
+	p.Filter(func(_ int, _ faults.Direction, data []byte) []byte { return data })
+	publish(t, d, topic, message("after", "k"))
+}
+
+// TestNodeHangsUp: one node that hangs up in the handshake does not keep a client from the others.
+func TestNodeHangsUp(t *testing.T) {
+	c := brokerConfig(t)
+	p := faults.NewProxy(t, c.Hosts[0])
+	c.Hosts = []string{p.Address(), c.Hosts[0]}
+	hungUp := hangUp(p)
+	d := openDriver(t, c)
+	<-hungUp
+	publish(t, d, newTopic(t), message("m", "k"))
+}
+
+// hangUp has the proxy cut connections that tell a password, and say so.
+func hangUp(p *faults.Proxy) <-chan struct{} {
+	startOK := []byte{0, 10, 0, 11}
+	hungUp := make(chan struct{}, 100)
+	p.Filter(func(_ int, d faults.Direction, data []byte) []byte {
+		if d != faults.ToServer || !bytes.Contains(data, startOK) {
+			return data
+		}
+		go func() { // a filter may not call the proxy
+			p.Cut()
+			hungUp <- struct{}{}
+		}()
+		return nil
+	})
+	return hungUp
 }

@@ -23,8 +23,8 @@ func Dial(ctx context.Context, cfg Config, purpose string) (*Session, error) {
 			return newSession(conn), nil
 		}
 		errs = append(errs, fmt.Errorf("connect to %s: %w", host, err))
-		if !Retryable(err) {
-			return nil, errs[len(errs)-1] // a wrong password is wrong on the other nodes of the cluster too
+		if !Retryable(err) && !isGuess(err) {
+			return nil, errs[len(errs)-1] // what one node refuses, the other nodes of the cluster refuse, too
 		}
 	}
 	return nil, errors.Join(errs...)

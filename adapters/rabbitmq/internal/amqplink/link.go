@@ -135,7 +135,8 @@ func (l *Link) Get(ctx context.Context) (*Session, error) {
 			return nil, bus.ErrClosed
 		case <-ctx.Done():
 			if cause != nil {
-				return nil, fmt.Errorf("no connection: %w (the last try: %w)", context.Cause(ctx), cause)
+				// The cause does not decide whether the call may be tried again: a link that has been connected goes on trying.
+				return nil, fmt.Errorf("no connection: %w (the last try: %s)", context.Cause(ctx), cause.Error())
 			}
 			return nil, fmt.Errorf("no connection: %w", context.Cause(ctx))
 		}
