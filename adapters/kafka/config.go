@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ type Config struct {
 	// TLS is the configuration of encrypted connections. nil is no encryption.
 	TLS *tls.Config
 	// SASL authenticates this process. nil means no authentication. The packages plain and scram of
-	// franz-go make a mechanism.
+	// franz-go make a mechanism, also of a function that is called for each connection.
 	SASL sasl.Mechanism
 
 	// Linger is how long a message waits for others of its partition, to share a batch with them.
@@ -145,22 +146,32 @@ func fromParams(p *driver.Params) (Config, error) {
 		c.Brokers = append(c.Brokers, address)
 	}
 	if p.Bool("tls", false) {
-		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		c.TLS = p.TLS()
+	} else {
+		p.NoTLS("tls=true")
 	}
 	mechanism := p.Enum("sasl", "none", "plain", "scram-sha-256", "scram-sha-512")
 	name := u.User.Username()
-	password, _ := u.User.Password()
+	password := p.Password()
+	secret, _ := password()
 	switch {
 	case mechanism == "none" && u.User != nil:
 		p.Fail("user and password are given: say with parameter \"sasl\" how they are sent: plain, scram-sha-256 or scram-sha-512")
-	case mechanism != "none" && (name == "" || password == ""):
-		p.Fail("parameter \"sasl\" is %q: want kafka://USER:PASSWORD@HOST", mechanism)
+	case mechanism != "none" && (name == "" || secret == ""):
+		p.Fail("parameter \"sasl\" is %q: want kafka://USER:PASSWORD@HOST, or the user and parameter \"passwordfile\"", mechanism)
 	case mechanism == "plain":
-		c.SASL = plain.Auth{User: name, Pass: password}.AsMechanism()
-	case mechanism == "scram-sha-256":
-		c.SASL = scram.Auth{User: name, Pass: password}.AsSha256Mechanism()
-	case mechanism == "scram-sha-512":
-		c.SASL = scram.Auth{User: name, Pass: password}.AsSha512Mechanism()
+		c.SASL = plain.Plain(func(context.Context) (plain.Auth, error) {
+			secret, err := password()
+			return plain.Auth{User: name, Pass: secret}, err
+		})
+	case mechanism != "none":
+		auth := func(context.Context) (scram.Auth, error) {
+			secret, err := password()
+			return scram.Auth{User: name, Pass: secret}, err
+		}
+		if c.SASL = scram.Sha256(auth); mechanism == "scram-sha-512" {
+			c.SASL = scram.Sha512(auth)
+		}
 	}
 	if err := p.Err(); err != nil {
 		return Config{}, err

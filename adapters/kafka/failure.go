@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -12,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // fail makes the error of an operation that publishes nothing.
@@ -98,15 +98,5 @@ func retryable(err error) bool {
 	if v, said := judge(err); said {
 		return v.passes
 	}
-	return !isMisconnected(err)
-}
-
-// isMisconnected says whether a connection is of the wrong kind: TLS on one side only, or a certificate that is not trusted. A
-// connection that ends at its first read may be one, or may have been cut: open decides that.
-func isMisconnected(err error) bool {
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
-	}
-	_, ok := errors.AsType[tls.RecordHeaderError](err)
-	return ok
+	return !driver.IsTLSRefusal(err)
 }

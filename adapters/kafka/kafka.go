@@ -19,7 +19,9 @@
 //	session=15s        after how long a silent member counts as dead (100ms to 30m; brokers allow 6s to 30m)
 //	instance=          a name, unique in the group, makes memberships static
 //	rack=              the rack this process is in, to read from replicas nearby
-//	tls=false          true encrypts, trusting the system's certificate authorities
+//	tls=false          true encrypts
+//	ca=, cert=, key=   with TLS: PEM files of the authorities, in place of the system's, and of the client's certificate and key
+//	passwordfile=      a file with the password, in place of the URL's; it is read for each connection
 //	sasl=none          plain, scram-sha-256 or scram-sha-512, with the user and password of the URL
 //
 // # Delivery semantics

@@ -3,7 +3,6 @@ package rabbitmq
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -49,6 +48,9 @@ type Config struct {
 	// User and Password default to guest and guest, which RabbitMQ accepts on its own machine only.
 	User     string
 	Password string `json:"-"`
+	// Credentials returns the user and password for each connection, in place of User and Password, so that they can change without a
+	// restart. An error is a failed try to connect, which is repeated. It is called by several goroutines.
+	Credentials func() (user, password string, err error) `json:"-"`
 	// VHost defaults to "/".
 	VHost string
 	// TLS turns TLS on. ServerName defaults to the host that is dialled.
@@ -77,7 +79,7 @@ type Config struct {
 
 // String shows the configuration without the password.
 func (c Config) String() string {
-	c.Password = "xxxxx"
+	c.Password, c.Credentials = "xxxxx", nil
 	type plain Config // without this method
 	return fmt.Sprintf("%+v", plain(c))
 }
@@ -127,7 +129,6 @@ func fromParams(p *driver.Params) (Config, error) {
 		Unrouted:   p.Int("unrouted", DefaultUnrouted, 1, maxUnrouted),
 		MaxMessage: p.Int("maxmessage", DefaultMaxMessage, minMaxMessage, maxMaxMessage),
 	}
-	ca, cert, key := p.Text("ca", ""), p.Text("cert", ""), p.Text("key", "")
 	if u.Opaque != "" || u.Host == "" {
 		p.Fail("want amqp://user:password@host:5672/vhost: the host is missing")
 	} else {
@@ -137,16 +138,18 @@ func fromParams(p *driver.Params) (Config, error) {
 		c.User = u.User.Username()
 		c.Password, _ = u.User.Password()
 	}
+	if password := p.Password(); c.Password == "" && c.User != "" {
+		c.Credentials = func() (string, string, error) {
+			secret, err := password()
+			return c.User, secret, err
+		}
+	}
 	// As RabbitMQ's own libraries read it: no path, a bare / and %2F are the default vhost.
 	c.VHost = strings.TrimPrefix(u.Path, "/")
-	switch {
-	case u.Scheme == "amqps":
-		var err error
-		if c.TLS, err = tlsConfig(ca, cert, key); err != nil {
-			p.Fail("%w", err)
-		}
-	case ca != "" || cert != "" || key != "":
-		p.Fail("parameters ca, cert and key need the scheme amqps")
+	if u.Scheme == "amqps" {
+		c.TLS = p.TLS()
+	} else {
+		p.NoTLS("the scheme amqps")
 	}
 	if err := p.Err(); err != nil {
 		return Config{}, err
@@ -154,32 +157,6 @@ func fromParams(p *driver.Params) (Config, error) {
 	if _, err := c.complete(); err != nil {
 		p.Fail("%w", err)
 		return Config{}, p.Err()
-	}
-	return c, nil
-}
-
-// tlsConfig reads the PEM files that are named.
-func tlsConfig(ca, cert, key string) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
-		if err != nil {
-			return nil, fmt.Errorf("parameter \"ca\": %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("parameter \"ca\": %s holds no PEM certificate", ca)
-		}
-	}
-	if (cert == "") != (key == "") {
-		return nil, errors.New("parameters cert and key go together")
-	}
-	if cert != "" {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		if err != nil {
-			return nil, fmt.Errorf("parameters cert and key: %w", err)
-		}
-		c.Certificates = []tls.Certificate{pair}
 	}
 	return c, nil
 }
@@ -209,6 +186,10 @@ func (c Config) complete() (Config, error) {
 	c.Hosts = hosts
 	if c.User == "" && c.Password == "" {
 		c.User, c.Password = "guest", "guest"
+	}
+	if c.Credentials == nil {
+		user, password := c.User, c.Password
+		c.Credentials = func() (string, string, error) { return user, password, nil }
 	}
 	if c.VHost == "" {
 		c.VHost = "/"
@@ -249,7 +230,7 @@ func (c Config) complete() (Config, error) {
 // link is the part of a complete configuration that connections need.
 func (c Config) link() amqplink.Config {
 	return amqplink.Config{
-		Hosts: c.Hosts, User: c.User, Password: c.Password, VHost: c.VHost, TLS: c.TLS, Name: c.Name, Heartbeat: c.Heartbeat,
+		Hosts: c.Hosts, Credentials: c.Credentials, VHost: c.VHost, TLS: c.TLS, Name: c.Name, Heartbeat: c.Heartbeat,
 	}
 }
 

@@ -24,6 +24,7 @@
 //	                    server's max_message_size must be 256 KiB higher (it is 128 MiB before
 //	                    RabbitMQ 4, 16 MiB since)
 //	name=               the connections' name in RabbitMQ's tools; the program's name by default
+//	passwordfile=       a file with the password, in place of the URL's; it is read for each connection
 //	ca=, cert=, key=    with amqps: PEM files of the authority, the client's certificate and its
 //	                    key; without ca, the system's authorities
 //

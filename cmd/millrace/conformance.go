@@ -16,7 +16,7 @@ import (
 
 func conformanceCommand(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("conformance", flag.ContinueOnError)
-	url := fs.String("url", "", "the `URL` of the broker to check; required")
+	broker := addressFlag(fs, "url", "the broker to check", "kafka://localhost:9092?partitions=8")
 	run := fs.String("run", "", "run only the checks that match this `regexp`")
 	timeout := fs.Duration("timeout", time.Minute, "bound for each check")
 	asJSON := fs.Bool("json", false, "print one object a line: test, status, detail, seconds")
@@ -35,20 +35,21 @@ func conformanceCommand(ctx context.Context, args []string, stdout, stderr io.Wr
 		fmt.Fprintln(stderr, "millrace conformance: --run:", err)
 		return exitUsage
 	}
-	switch *url {
-	case "":
-		fmt.Fprintln(stderr, "millrace conformance: --url is missing, such as --url kafka://localhost:9092?partitions=8")
+	url, err := broker.get()
+	if err != nil {
+		fmt.Fprintln(stderr, "millrace conformance:", err)
 		return exitUsage
-	case "memory:":
-		*url = "memory:conformance" // the suite opens several buses, which must share their messages
 	}
-	b, err := bus.Open(ctx, *url) // a wrong URL is one error, not one for each check
+	if url == "memory:" {
+		url = "memory:conformance" // the suite opens several buses, which must share their messages
+	}
+	b, err := bus.Open(ctx, url) // a wrong URL is one error, not one for each check
 	if err != nil {
 		fmt.Fprintln(stderr, "millrace conformance:", err)
 		return exitUsage
 	}
 	defer b.Close()
-	return report(conformance.Verify(ctx, conformance.URL(*url), conformance.Options{Run: re, Timeout: *timeout}), *asJSON, stdout, stderr)
+	return report(conformance.Verify(ctx, conformance.URL(url), conformance.Options{Run: re, Timeout: *timeout}), *asJSON, stdout, stderr)
 }
 
 // report prints results as they come, and a summary.

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
@@ -17,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
+	mysqlbus "github.com/millrace-go/millrace/adapters/sql/mysql"
+	"github.com/millrace-go/millrace/adapters/sql/postgres"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/outbox"
@@ -54,7 +54,7 @@ func openDatabase(ctx context.Context, rawURL string, t tables) (d *database, er
 	switch scheme := p.URL().Scheme; scheme {
 	case "postgres", "postgresql":
 		dialect = outbox.Postgres
-		err = d.openPostgres(ctx, p.URL())
+		err = d.openPostgres(ctx, p)
 	case "mysql", "mariadb":
 		dialect = outbox.MySQL
 		err = d.openMySQL(p)
@@ -119,20 +119,10 @@ func codeOf(err error) int {
 	return exitFail
 }
 
-// openPostgres parses without the password, which errors of the library could show.
-func (d *database) openPostgres(ctx context.Context, u *url.URL) error {
-	bare := *u
-	password, has := "", false
-	if u.User != nil {
-		password, has = u.User.Password()
-		bare.User = url.User(u.User.Username())
-	}
-	c, err := pgxpool.ParseConfig(bare.String())
-	if err != nil {
+func (d *database) openPostgres(ctx context.Context, p *driver.Params) error {
+	c := postgres.Connection(p)
+	if err := p.Err(); err != nil {
 		return err
-	}
-	if has {
-		c.ConnConfig.Password = password
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
@@ -143,21 +133,7 @@ func (d *database) openPostgres(ctx context.Context, u *url.URL) error {
 }
 
 func (d *database) openMySQL(p *driver.Params) error {
-	u := p.URL()
-	c := mysql.NewConfig()
-	c.TLSConfig = p.Enum("tls", "false", "true", "skip-verify", "preferred")
-	c.Net, c.Addr = "tcp", u.Host
-	if u.Port() == "" {
-		c.Addr = net.JoinHostPort(u.Hostname(), "3306")
-	}
-	c.DBName = strings.TrimPrefix(u.Path, "/")
-	if u.Host == "" || c.DBName == "" {
-		p.Fail("want mysql://user:password@host:3306/database")
-	}
-	if u.User != nil {
-		c.User = u.User.Username()
-		c.Passwd, _ = u.User.Password()
-	}
+	c := mysqlbus.Connection(p)
 	if err := p.Err(); err != nil {
 		return err
 	}

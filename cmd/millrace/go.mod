@@ -7,6 +7,8 @@ require (
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/millrace-go/millrace v0.0.0
 	github.com/millrace-go/millrace/adapters/all v0.0.0
+	github.com/millrace-go/millrace/adapters/sql/mysql v0.0.0
+	github.com/millrace-go/millrace/adapters/sql/postgres v0.0.0
 	github.com/millrace-go/millrace/outbox/pgxoutbox v0.0.0
 )
 
@@ -21,8 +23,6 @@ require (
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/millrace-go/millrace/adapters/kafka v0.0.0 // indirect
 	github.com/millrace-go/millrace/adapters/rabbitmq v0.0.0 // indirect
-	github.com/millrace-go/millrace/adapters/sql/mysql v0.0.0 // indirect
-	github.com/millrace-go/millrace/adapters/sql/postgres v0.0.0 // indirect
 	github.com/millrace-go/millrace/adapters/sql/sqlite v0.0.0 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/pierrec/lz4/v4 v4.1.33 // indirect

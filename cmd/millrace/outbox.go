@@ -38,11 +38,11 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	}
 	action, args := args[0], args[1:]
 	fs := flag.NewFlagSet("outbox "+action, flag.ContinueOnError)
-	url := fs.String("url", "", "the `URL` of the outbox's database; required")
+	at := addressFlag(fs, "url", "the outbox's database", "postgres://localhost/shop")
 	var t tables
 	t.flags(fs)
 	var asJSON bool
-	var broker string
+	var broker *address
 	var retention time.Duration
 	var run func(context.Context, *database) error
 	switch action {
@@ -50,8 +50,17 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		fs.BoolVar(&asJSON, "json", false, "print one object")
 		run = func(ctx context.Context, d *database) error { return printStatus(ctx, d, asJSON, stdout) }
 	case "retry":
-		fs.StringVar(&broker, "broker", "", "also take the messages in the poison store of the broker at this `URL`; by default only parked ones")
-		run = func(ctx context.Context, d *database) error { return retry(ctx, d, broker, stdout) }
+		broker = addressFlag(fs, "broker", "a broker whose poison store's messages are taken, too", "kafka://localhost:9092")
+		run = func(ctx context.Context, d *database) error {
+			if !broker.isGiven() { // only parked ones
+				return retry(ctx, d, "", stdout)
+			}
+			url, err := broker.get()
+			if err != nil {
+				return err
+			}
+			return retry(ctx, d, url, stdout)
+		}
 	case "prune":
 		fs.DurationVar(&retention, "retention", 0, "forget handled ids older than this; 0 is the default of 8 days")
 		run = func(ctx context.Context, d *database) error {
@@ -69,12 +78,13 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if code, done := parse(fs, args, stderr); done {
 		return code
 	}
-	if *url == "" {
-		fmt.Fprintf(stderr, "millrace outbox %s: --url is missing, such as --url postgres://localhost/shop\n", action)
+	url, err := at.get()
+	if err != nil {
+		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", action, err)
 		return exitUsage
 	}
 	t.retention = retention
-	d, err := openDatabase(ctx, *url, t)
+	d, err := openDatabase(ctx, url, t)
 	if err != nil {
 		fmt.Fprintf(stderr, "millrace outbox %s: %v\n", action, err)
 		return exitUsage

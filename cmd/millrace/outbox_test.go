@@ -281,7 +281,7 @@ func TestOutboxUsage(t *testing.T) {
 		{"outbox status --url kafka://x", `the scheme is "kafka": want postgres, mysql, mariadb or sqlite`},
 		{"outbox status --url mysql://u:secret@/", "want mysql://user:password@host:3306/database"},
 		{"outbox status --url postgres://u:secret@127.0.0.1:1/d", "u:xxxxx@127.0.0.1:1"},
-		{"relay --to memory:", "--from or --to is missing"},
+		{"relay --to memory:", "--from is missing"},
 	} {
 		var stdout, stderr strings.Builder
 		code := run(t.Context(), strings.Fields(tc.args), &stdout, &stderr)

@@ -85,7 +85,7 @@ func poisonHelp(w io.Writer) {
 func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poisonCall, code int, done bool) {
 	c = &poisonCall{stdout: stdout, stderr: stderr}
 	fs := flag.NewFlagSet("poison "+action, flag.ContinueOnError)
-	fs.StringVar(&c.url, "url", "", "the `URL` of the bus; required")
+	at := addressFlag(fs, "url", "the bus", "kafka://localhost:9092")
 	fs.StringVar(&c.group, "group", "", "the `group` of the poison queue; required")
 	ids := fs.String("id", "", "`ids` of entries or messages, separated by commas")
 	f := &c.filter
@@ -113,8 +113,12 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 		fmt.Fprintf(stderr, "millrace poison "+action+": "+format+"\n", args...)
 		return nil, exitUsage, true
 	}
-	if c.url == "" || c.group == "" {
-		return fail("--url and --group are required")
+	var err error
+	if c.url, err = at.get(); err != nil {
+		return fail("%v", err)
+	}
+	if c.group == "" {
+		return fail("--group is missing")
 	}
 	given, empty := map[string]bool{}, "" // an empty value, of a shell's variable say, must not mean all
 	fs.Visit(func(f *flag.Flag) {
@@ -128,7 +132,6 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	if *ids != "" {
 		f.IDs = strings.Split(*ids, ",")
 	}
-	var err error
 	if f.Since, err = parseTime(*since); err != nil {
 		return fail("--since: %v", err)
 	}

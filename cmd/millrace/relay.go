@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -13,8 +14,8 @@ import (
 
 func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
 	fs := flag.NewFlagSet("relay", flag.ContinueOnError)
-	from := fs.String("from", "", "the `URL` of the outbox's database; required")
-	to := fs.String("to", "", "the `URL` of the broker; required")
+	from := addressFlag(fs, "from", "the outbox's database", "postgres://localhost/shop")
+	to := addressFlag(fs, "to", "the broker", "kafka://localhost:9092")
 	poll := fs.Duration("poll", outbox.DefaultPoll, "the longest pause between two looks")
 	lease := fs.Duration("lease", outbox.DefaultLease, "how long the messages of a dead relay wait for another relay")
 	batch := fs.Int("batch", outbox.DefaultBatch, "the largest number of messages in one publish call")
@@ -23,18 +24,20 @@ func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
 	if code, done := parse(fs, args, stderr); done {
 		return code
 	}
-	if *from == "" || *to == "" {
-		fmt.Fprintln(stderr, "millrace relay: --from or --to is missing, such as --from postgres://localhost/shop --to kafka://localhost:9092")
+	source, err := from.get()
+	target, err2 := to.get()
+	if err = errors.Join(err, err2); err != nil {
+		fmt.Fprintln(stderr, "millrace relay:", err)
 		return exitUsage
 	}
-	d, err := openDatabase(ctx, *from, t)
+	d, err := openDatabase(ctx, source, t)
 	if err != nil {
 		fmt.Fprintln(stderr, "millrace relay:", err)
 		return exitUsage
 	}
 	defer d.close()
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	b, err := bus.Open(ctx, *to, bus.WithLogger(log))
+	b, err := bus.Open(ctx, target, bus.WithLogger(log))
 	if err != nil {
 		fmt.Fprintln(stderr, "millrace relay:", err)
 		return codeOf(err)

@@ -40,3 +40,13 @@ func With(url string, params ...string) string {
 	}
 	return url
 }
+
+// Setting returns a variable that scripts/brokers sets beside the URLs.
+func Setting(tb testing.TB, name string) string {
+	tb.Helper()
+	value := os.Getenv(name)
+	if value == "" {
+		tb.Fatalf("%s is not set: scripts/brokers sets it", name)
+	}
+	return value
+}

@@ -10,12 +10,15 @@ kafka_packages() {
   [[ -d $(kafka_libs) ]] || command -v mvn >/dev/null || echo maven
 }
 kafka_command() { echo java; }
-kafka_ports() { echo $((PORT_BASE + 92)) $((PORT_BASE + 93)); }
+kafka_ports() { echo $((PORT_BASE + 92)) $((PORT_BASE + 93)) $((PORT_BASE + 94)); }
 kafka_url() { echo "kafka://127.0.0.1:$((PORT_BASE + 92))?partitions=8"; }
+# Users are made by tests. Who comes by the other port may do everything.
+kafka_tls_url() { echo "kafka://127.0.0.1:$((PORT_BASE + 94))?partitions=8&tls=true&sasl=scram-sha-512"; }
 kafka_libs() { echo "$STATE/dist/kafka-$KAFKA_VERSION"; }
 
 kafka_prepare() {
-  local home=$STATE/kafka port=$((PORT_BASE + 92)) controller=$((PORT_BASE + 93))
+  local home=$STATE/kafka port=$((PORT_BASE + 92)) controller=$((PORT_BASE + 93)) secure=$((PORT_BASE + 94))
+  server_tls kafka
   [[ -d $(kafka_libs) ]] || kafka_download
   cat >"$home/log4j2.properties" <<EOF
 rootLogger.level = info
@@ -29,10 +32,20 @@ EOF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller,SASL_SSL://127.0.0.1:$secure
+advertised.listeners=PLAINTEXT://127.0.0.1:$port,SASL_SSL://127.0.0.1:$secure
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
+sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.keystore.type=PEM
+ssl.keystore.location=$home/tls/server-all.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$home/tls/ca.pem
+listener.name.sasl_ssl.ssl.client.auth=required
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
 log.dirs=$home/data
 # One node holds the only copy. Few partitions, because each is files to open at start.
 offsets.topic.replication.factor=1

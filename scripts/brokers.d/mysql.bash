@@ -16,11 +16,12 @@ mysql_user() { echo mysql; } # it refuses to run as root
 mysql_prepare() {
   local home as=()
   home=$(home_of mysql)
+  server_tls mysql
   # Carried out at every start, before clients are served.
   cat >"$home/init.sql" <<'EOF'
 CREATE DATABASE IF NOT EXISTS millrace;
 CREATE USER IF NOT EXISTS 'millrace'@'127.0.0.1' IDENTIFIED BY 'millrace';
-GRANT ALL PRIVILEGES ON *.* TO 'millrace'@'127.0.0.1';
+GRANT ALL PRIVILEGES ON *.* TO 'millrace'@'127.0.0.1' WITH GRANT OPTION;
 EOF
   chmod 644 "$home/init.sql"
   [[ ! -f $home/data/millrace.done ]] || return 0
@@ -35,6 +36,7 @@ mysql_spawn() {
   # The socket is inside the data folder, by a relative name: a path is limited to 107 bytes.
   PATH=$PATH:/usr/sbin spawn mysql mariadbd --no-defaults --datadir="$(home_of mysql)/data" \
     --port=$((PORT_BASE + 306)) --bind-address=127.0.0.1 --socket=mysql.sock \
+    --ssl-ca="$(home_of mysql)/tls/ca.pem" --ssl-cert="$(home_of mysql)/tls/server.pem" --ssl-key="$(home_of mysql)/tls/server.key" \
     --skip-name-resolve --character-set-server=utf8mb4 --max-connections=300 \
     --innodb-flush-log-at-trx-commit=1 --init-file="$(home_of mysql)/init.sql"
 }

@@ -20,6 +20,13 @@ postgres_prepare() {
   local home bin old as=()
   home=$(home_of postgres)
   bin=$(postgres_bin)
+  server_tls postgres
+  # Whoever is named as in the test client's certificate needs no password, and others need no certificate.
+  cat >"$home/tls/hba.conf" <<'EOF'
+hostssl all millrace-client 127.0.0.1/32 cert
+host    all all             127.0.0.1/32 scram-sha-256
+EOF
+  chmod 644 "$home/tls/hba.conf"
   if [[ -f $home/data/millrace.done ]]; then
     # After a crash the server refuses to start if its old id exists in any form: as a
     # process of somebody else, or as a zombie that its parent is slow to collect.
@@ -40,6 +47,8 @@ postgres_prepare() {
 postgres_spawn() {
   # No socket file: its path is limited to 107 bytes, and the URL does not need it.
   spawn postgres "$(postgres_bin)/postgres" -D "$(home_of postgres)/data" -p $((PORT_BASE + 432)) \
+    -c ssl=on -c ssl_ca_file="$(home_of postgres)/tls/ca.pem" -c ssl_cert_file="$(home_of postgres)/tls/server.pem" \
+    -c ssl_key_file="$(home_of postgres)/tls/server.key" -c hba_file="$(home_of postgres)/tls/hba.conf" \
     -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 -c max_prepared_transactions=10
 }
 

@@ -11,9 +11,11 @@ rabbitmq_bin() {
 
 rabbitmq_packages() { rabbitmq_bin >/dev/null || echo rabbitmq-server; }
 rabbitmq_command() { echo beam.smp; }
-# For AMQP, for Erlang nodes, for the daemon that tells their ports.
-rabbitmq_ports() { echo $((PORT_BASE + 672)) $((PORT_BASE + 673)) $((PORT_BASE + 674)); }
+# For AMQP, for AMQP with TLS, for Erlang nodes, for the daemon that tells their ports.
+rabbitmq_ports() { echo $((PORT_BASE + 672)) $((PORT_BASE + 671)) $((PORT_BASE + 673)) $((PORT_BASE + 674)); }
 rabbitmq_url() { echo "amqp://millrace:millrace@127.0.0.1:$((PORT_BASE + 672))/"; }
+
+rabbitmq_tls_url() { echo "amqps://millrace:millrace@127.0.0.1:$((PORT_BASE + 671))/"; }
 
 # rabbitmq_env: prints the settings, so that nothing of the system's own RabbitMQ is used.
 rabbitmq_env() {
@@ -38,8 +40,15 @@ EOF
 rabbitmq_prepare() {
   local home=$STATE/rabbitmq
   mkdir -p "$home/conf.d" "$STATE/epmd"
+  server_tls rabbitmq
   cat >"$home/rabbitmq.conf" <<EOF
 listeners.tcp.local = 127.0.0.1:$((PORT_BASE + 672))
+listeners.ssl.local = 127.0.0.1:$((PORT_BASE + 671))
+ssl_options.cacertfile = $home/tls/ca.pem
+ssl_options.certfile = $home/tls/server.pem
+ssl_options.keyfile = $home/tls/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
 default_user = millrace
 default_pass = millrace
 default_user_tags.administrator = true

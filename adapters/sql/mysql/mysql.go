@@ -17,6 +17,9 @@
 //	retention=0s                delete messages that are older and that every group has finished; 0s keeps all (to 100 years)
 //	migrate=true                create and update the tables; false: only check their version
 //	tls=false                   false, true, skip-verify or preferred
+//	ca=, cert=, key=            with tls=true: PEM files of the authorities, in place of the system's, and of the client's
+//	                            certificate and key
+//	passwordfile=               a file with the password, in place of the URL's; it is read for each connection
 //	socket=                     path of a Unix socket, instead of the host
 //	connect_timeout=10s         for one connection (100ms to 5m)
 //	max_conns=16                connections at the same time (2 to 1000); two more keep leases
@@ -113,16 +116,27 @@ const (
 )
 
 func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
-	u := p.URL()
 	c := Config{Prefix: p.Text("prefix", DefaultPrefix)}
 	if err := sqllog.CheckIdentifier("parameter \"prefix\"", c.Prefix); err != nil {
 		p.Fail("%w", err)
 	}
 	common := sqllog.FromParams(p)
-	mc := mysql.NewConfig()
-	mc.TLSConfig = p.Enum("tls", "false", "true", "skip-verify", "preferred")
-	mc.Timeout = p.Duration("connect_timeout", DefaultConnectTimeout, 100*time.Millisecond, 5*time.Minute)
 	size := p.Int("max_conns", DefaultMaxConns, 2, 1000)
+	mc := Connection(p)
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	return open(ctx, mc, size, c, common)
+}
+
+// Connection reads what a URL says of its connections, for programs that reach the same database beside the bus: user, password,
+// host and database, and the parameters passwordfile, socket, connect_timeout, tls, ca, cert and key. [driver.Params.Err] has the
+// mistakes.
+func Connection(p *driver.Params) *mysql.Config {
+	u := p.URL()
+	mc := mysql.NewConfig()
+	secure(mc, p)
+	mc.Timeout = p.Duration("connect_timeout", DefaultConnectTimeout, 100*time.Millisecond, 5*time.Minute)
 	mc.Net, mc.Addr = "unix", p.Text("socket", "")
 	if mc.Addr == "" {
 		mc.Net, mc.Addr = "tcp", u.Host
@@ -134,14 +148,26 @@ func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	if mc.DBName == "" || u.Opaque != "" || u.Host == "" && mc.Net == "tcp" {
 		p.Fail("want mysql://user:password@host:3306/database")
 	}
-	if u.User != nil {
-		mc.User = u.User.Username()
-		mc.Passwd, _ = u.User.Password()
+	mc.User = u.User.Username()
+	password := p.Password()
+	// It returns no error: an option fails only if it is nil.
+	_ = mc.Apply(mysql.BeforeConnect(func(_ context.Context, mc *mysql.Config) (err error) {
+		mc.Passwd, err = password()
+		return err
+	}))
+	return mc
+}
+
+// secure reads the parameters tls, ca, cert and key.
+func secure(mc *mysql.Config, p *driver.Params) {
+	mode := p.Enum("tls", "false", "true", "skip-verify", "preferred")
+	if mode == "false" || mode == "preferred" { // preferred encrypts if the server can, and checks nothing
+		mc.TLSConfig = mode
+		p.NoTLS("tls=true")
+		return
 	}
-	if err := p.Err(); err != nil {
-		return nil, err
-	}
-	return open(ctx, mc, size, c, common)
+	mc.TLS = p.TLS()
+	mc.TLS.InsecureSkipVerify = mode == "skip-verify"
 }
 
 // Open opens a bus over a pool of its own, made of mc, for which mysql.ParseDSN is the usual source. ctx bounds the

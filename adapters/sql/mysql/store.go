@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"database/sql/driver"
+	sqldriver "database/sql/driver"
 	"errors"
 	"net"
 	"slices"
@@ -15,6 +15,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
@@ -206,7 +207,7 @@ func appendRow(args []any, r *sqllog.Record) []any {
 // the error happened during the commit. A statement that was not sent at all has not been committed
 // either.
 func finish(err error) error {
-	if err == nil || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrPktTooLarge) {
+	if err == nil || errors.Is(err, sqldriver.ErrBadConn) || errors.Is(err, mysql.ErrPktTooLarge) {
 		return err
 	}
 	if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "dial" {
@@ -277,6 +278,9 @@ func (s *store) Fault(err error) sqllog.Fault {
 		return sqllog.Fault{OfMessage: true, TooLarge: true}
 	}
 	e, ok := errors.AsType[*mysql.MySQLError](err)
+	if driver.IsTLSRefusal(err) || errors.Is(err, mysql.ErrNoTLS) {
+		return sqllog.Fault{Retryable: s.opened.Load(), Denied: true}
+	}
 	if !ok {
 		return sqllog.Fault{Retryable: !strings.Contains(err.Error(), "sql: database is closed")} // the network, or a context
 	}

@@ -16,6 +16,9 @@
 //	listen=true                 hear of other processes' messages by LISTEN, on a connection of its own; false: by looking
 //	migrate=true                create and update the tables; false: only check their version
 //
+// passwordfile= names a file with the password, in place of the URL's; it is read for each connection. Without sslmode, a server on
+// another machine must prove who it is (verify-full).
+//
 // Parameters of the connections, as pgx and libpq define them: sslmode, sslrootcert, sslcert, sslkey, sslpassword, sslsni,
 // sslnegotiation, channel_binding, connect_timeout, application_name, target_session_attrs, passfile, search_path,
 // statement_timeout, default_query_exec_mode, pool_max_conns (16 if it is not given), pool_min_conns,
@@ -64,7 +67,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -109,60 +111,24 @@ const (
 	DefaultPoolSize = 16
 )
 
-// connection are the URL's parameters that pgx understands.
-var connection = []string{
-	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslsni", "sslnegotiation", "channel_binding",
-	"connect_timeout", "application_name", "target_session_attrs", "passfile", "search_path", "statement_timeout",
-	"default_query_exec_mode", "pool_max_conns", "pool_min_conns", "pool_max_conn_lifetime", "pool_max_conn_idle_time",
-	"pool_health_check_period",
-}
-
 func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	c := Config{Schema: p.Text("schema", DefaultSchema), NoListen: !p.Bool("listen", true)}
 	if err := sqllog.CheckIdentifier("parameter \"schema\"", c.Schema); err != nil {
 		p.Fail("%w", err)
 	}
 	common := sqllog.FromParams(p)
-	q := url.Values{}
-	for _, name := range connection {
-		if v := p.Text(name, ""); v != "" {
-			q.Set(name, v)
-		}
-	}
-	u := *p.URL()
-	if u.Opaque != "" {
-		p.Fail("want postgres://user:password@host/database")
-	}
-	u.RawQuery = q.Encode()
-	pc, err := parse(&u)
-	if err != nil {
-		p.Fail("%w", err)
-	}
+	pc := Connection(p)
 	if err := p.Err(); err != nil {
 		return nil, err
 	}
-	if !q.Has("pool_max_conns") {
-		pc.MaxConns = DefaultPoolSize
+	d, err := open(ctx, pc, c, common)
+	if err != nil && p.Text("sslmode", "") == "" {
+		err = unproven(err)
 	}
-	return open(ctx, pc, c, common)
-}
-
-// parse parses without the password, which errors of the library could show.
-func parse(u *url.URL) (*pgxpool.Config, error) {
-	bare := *u
-	password, has := "", false
-	if u.User != nil {
-		password, has = u.User.Password()
-		bare.User = url.User(u.User.Username())
-	}
-	pc, err := pgxpool.ParseConfig(bare.String())
 	if err != nil {
 		return nil, err
 	}
-	if has {
-		pc.ConnConfig.Password = password
-	}
-	return pc, nil
+	return d, nil
 }
 
 // Open opens a bus over a pool of its own, made of pc, for which pgxpool.ParseConfig is the usual source. ctx bounds

@@ -279,6 +279,9 @@ func (s *store) Commit(ctx context.Context, group int64, member string, lanes []
 func (s *store) Fault(err error) sqllog.Fault {
 	e, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
+		if isTLSRefusal(err) {
+			return sqllog.Fault{Retryable: s.opened.Load(), Denied: true}
+		}
 		// Not the server's word: the network, or a context.
 		return sqllog.Fault{Retryable: !errors.Is(err, sql.ErrConnDone) && !isClosedPool(err)}
 	}

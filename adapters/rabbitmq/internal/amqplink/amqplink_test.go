@@ -23,7 +23,8 @@ func dialBroker(t *testing.T) *Session {
 	}
 	password, _ := u.User.Password()
 	s, err := Dial(t.Context(), Config{
-		Hosts: []string{u.Host}, User: u.User.Username(), Password: password, VHost: "/", Name: "test", Heartbeat: 10 * time.Second,
+		Credentials: func() (string, string, error) { return u.User.Username(), password, nil },
+		Hosts:       []string{u.Host}, VHost: "/", Name: "test", Heartbeat: 10 * time.Second,
 	}, "test")
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // FrameSize is the frame size that the client asks for, and RabbitMQ's own default.
@@ -34,6 +36,10 @@ func Dial(ctx context.Context, cfg Config, purpose string) (*Session, error) {
 func dialHost(ctx context.Context, cfg Config, purpose, host string) (*amqp.Connection, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	user, password, err := cfg.Credentials()
+	if err != nil {
+		return nil, err
+	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, err
@@ -56,7 +62,7 @@ func dialHost(ctx context.Context, cfg Config, purpose, host string) (*amqp.Conn
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(cfg.Name + " " + purpose)
 	c, err := amqp.Open(p, amqp.Config{
-		SASL:       []amqp.Authentication{&amqp.PlainAuth{Username: cfg.User, Password: cfg.Password}},
+		SASL:       []amqp.Authentication{&amqp.PlainAuth{Username: user, Password: password}},
 		Vhost:      cfg.VHost,
 		FrameSize:  FrameSize,
 		Heartbeat:  cfg.Heartbeat,
@@ -70,6 +76,9 @@ func dialHost(ctx context.Context, cfg Config, purpose, host string) (*amqp.Conn
 		p.Close()
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+		if last := p.lastWords(); driver.IsTLSRefusal(last) {
+			return nil, last
 		}
 		return nil, err
 	}

@@ -1,13 +1,13 @@
 package amqplink
 
 import (
-	"crypto/tls"
 	"errors"
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // Retryable reports whether a call that failed with err may succeed later. A mistake in the
@@ -19,10 +19,7 @@ func Retryable(err error) bool {
 			return false
 		}
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return false
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+	if driver.IsTLSRefusal(err) {
 		return false
 	}
 	e, ok := errors.AsType[*amqp.Error](err)

@@ -15,8 +15,10 @@ import (
 type Config struct {
 	// Hosts are the nodes of one cluster, as host:port, tried in this order.
 	Hosts []string
-	// User, Password and VHost are those of the broker.
-	User, Password, VHost string
+	// Credentials is called for each connection.
+	Credentials func() (user, password string, err error)
+	// VHost is the virtual host of the broker.
+	VHost string
 	// TLS turns TLS on. ServerName defaults to the host that is dialled.
 	TLS *tls.Config
 	// Name names the connections in RabbitMQ's own tools, with the purpose of each.

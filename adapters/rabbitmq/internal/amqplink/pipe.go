@@ -22,7 +22,8 @@ type pipe struct {
 	mu      sync.Mutex
 	buf     []byte
 	closed  bool
-	err     error
+	err     error // of writing
+	readErr error
 	written chan struct{} // has a token when buf is not empty, or closed was set
 	ended   chan struct{}
 }
@@ -36,7 +37,24 @@ func newPipe(c net.Conn) *pipe {
 	return p
 }
 
-func (p *pipe) Read(b []byte) (int, error) { return p.r.Read(b) }
+func (p *pipe) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.readErr == nil {
+			p.readErr = err
+		}
+	}
+	return n, err
+}
+
+// lastWords returns the error that ended reading. The client library keeps no more of it than its text.
+func (p *pipe) lastWords() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.readErr
+}
 
 func (p *pipe) Write(b []byte) (int, error) {
 	p.mu.Lock()
@@ -76,7 +94,8 @@ func (p *pipe) send() {
 				p.mu.Lock()
 				p.err = err
 				p.mu.Unlock()
-				p.Conn.Close() // the reader sees it, and ends the session
+				// The reader sees it, and ends the session. Before, it may read why the server hung up.
+				time.AfterFunc(100*time.Millisecond, func() { p.Conn.Close() })
 				return
 			}
 		}
