@@ -17,16 +17,22 @@ func Variable(broker string) string { return "MILLRACE_" + strings.ToUpper(broke
 // URL fails the test.
 func URL(tb testing.TB, broker string) string {
 	tb.Helper()
-	url := os.Getenv(Variable(broker))
+	return Setting(tb, Variable(broker))
+}
+
+// Setting returns a variable that scripts/brokers sets, by the same rules as [URL].
+func Setting(tb testing.TB, name string) string {
+	tb.Helper()
+	value := os.Getenv(name)
 	switch {
 	case testing.Short():
 		tb.Skip("needs a broker")
-	case url == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
-		tb.Fatalf("%s is not set", Variable(broker))
-	case url == "":
-		tb.Skipf("%s is not set: run `make brokers` and `. .brokers/env`", Variable(broker))
+	case value == "" && os.Getenv("MILLRACE_REQUIRE_BROKERS") == "1":
+		tb.Fatalf("%s is not set", name)
+	case value == "":
+		tb.Skipf("%s is not set: run `make brokers` and `. .brokers/env`", name)
 	}
-	return url
+	return value
 }
 
 // With adds parameters, such as "lease=1s", to a URL.
@@ -39,14 +45,4 @@ func With(url string, params ...string) string {
 		url += sep + p
 	}
 	return url
-}
-
-// Setting returns a variable that scripts/brokers sets beside the URLs.
-func Setting(tb testing.TB, name string) string {
-	tb.Helper()
-	value := os.Getenv(name)
-	if value == "" {
-		tb.Fatalf("%s is not set: scripts/brokers sets it", name)
-	}
-	return value
 }
