@@ -11,6 +11,7 @@ BENCHFLAGS ?=
 MUTATE ?= ./internal/window
 SEED ?= 1
 SEEDS ?= 20000
+FUZZTIME ?= 60s
 TORTURE ?= TestTorture|TestCleanStops|TestKilledInbox|TestLongTransaction|TestWritersDoNotNotice|TestPreparedOutlivesTheServer
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)
@@ -36,7 +37,7 @@ ALLOCATIONS := $(GO) test -run "Allocations|Budget" $(MODULE)/router $(MODULE)/a
 WITH_BROKERS := scripts/brokers run
 
 .DEFAULT_GOAL := help
-.PHONY: help test modules-check compat release tidy test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
+.PHONY: help test fuzz modules-check compat release tidy test-watermill test-modules test-short torture random lint fmt brokers brokers-stop brokers-status bench bench-go bench-scaling bench-compare cover conformance conformance-versions mutations clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +79,9 @@ torture: ## outbox and inbox at the whole size, about an hour; kills the brokers
 
 random: ## the engine by random programs in virtual time, SEEDS=20000 of them from SEED=1 on
 	MILLRACE_SEED=$(SEED) MILLRACE_SEEDS=$(SEEDS) $(GO) test -count 1 -timeout 60m -run 'TestRandom$$' ./router
+
+fuzz: ## each fuzz test for FUZZTIME=60s; what it finds stays in testdata, and fails the tests
+	scripts/fuzz '$(FUZZTIME)'
 
 lint: $(GOLANGCI) ## check format, vet and lint rules, go.mod, and the shell scripts if shellcheck is there
 	folders=$$($(GO) list -m -f '{{.Dir}}/...' | sed 's#^$(CURDIR)#.#') && $(GOLANGCI) run $$folders
