@@ -26,6 +26,9 @@ const (
 	// names in "millrace-" to itself.
 	exactMetadata     = "_millrace_exact"
 	tombstoneMetadata = "_millrace_tombstone"
+	// redeliveredMetadata is watermill-amqp's mark of a message that comes again. It is a fact of the
+	// delivery: the message is the same, and another router or a replay must not publish the mark.
+	redeliveredMetadata = "_watermill_amqp_redelivered"
 )
 
 // exact is the part of a message that metadata (names that do not repeat, without order, in text) cannot say. Watermill
@@ -156,6 +159,7 @@ func absorb(m *bus.Message) {
 			m.Key = cmp.Or(m.Key, h.Value)
 		case contentTypeMetadata:
 			m.ContentType = cmp.Or(m.ContentType, h.Value)
+		case redeliveredMetadata:
 		case tombstoneMetadata:
 			if len(m.Payload) == 0 {
 				m.Payload = nil

@@ -53,3 +53,14 @@ func TestHeadersAddedOnTheWay(t *testing.T) {
 		}
 	}
 }
+
+// TestRedelivered: a message that comes again over watermill-amqp is the same message.
+func TestRedelivered(t *testing.T) {
+	for _, m := range messages() {
+		w := watermill.ToWatermill(m)
+		w.Metadata.Set("_watermill_amqp_redelivered", "true")
+		if got := watermill.FromWatermill(w); !reflect.DeepEqual(got, m) {
+			t.Errorf("%s:\n got %#v\nwant %#v", m.ID, got, m)
+		}
+	}
+}
