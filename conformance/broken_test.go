@@ -406,6 +406,16 @@ var defects = []defect{
 			return &poisonHooks{PoisonStore: s, put: func(driver.PoisonStore, context.Context, []driver.PoisonEntry) error { return nil }}
 		}}
 	}, noticed: []string{"poison/store", "poison/concurrent", "poison/away", "failure/permanent", "failure/exhausted", "types/strict"}},
+	{name: "poison: no entry is replaced", make: func() *broken {
+		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
+			return &poisonHooks{PoisonStore: s, put: func(s driver.PoisonStore, ctx context.Context, entries []driver.PoisonEntry) error {
+				for i := range entries {
+					entries[i].ID = bus.NewID()
+				}
+				return s.Put(ctx, entries...)
+			}}
+		}}
+	}, noticed: []string{"poison/store", "poison/lane-lost"}},
 	{name: "poison: looking removes", make: func() *broken {
 		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
 			return &poisonHooks{PoisonStore: s, list: func(s driver.PoisonStore, ctx context.Context) iter.Seq2[driver.PoisonEntry, error] {

@@ -15,6 +15,7 @@ var poisonChecks = []check{
 	{"poison/store", poisonStore},
 	{"poison/concurrent", poisonConcurrent},
 	{"poison/away", poisonAway},
+	{"poison/lane-lost", poisonLaneLost},
 	{"poison/replay", poisonReplay},
 	{"poison/replay-interrupted", poisonReplayInterrupted},
 	{"poison/replay-at-most-once", poisonReplayAtMostOnce},

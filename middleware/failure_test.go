@@ -268,6 +268,41 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// TestPoisonedAgain: a message whose lane is lost before it is settled fails once more, and replaces its entry. A failure after a replay, another
+// message with that id and a message of a batch have entries of their own.
+func TestPoisonedAgain(t *testing.T) {
+	b := bustest.New(t)
+	store, err := driver.Of(b).Poison(t.Context(), "review")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mw := middleware.Poison(store, nil)
+	refuse := func(context.Context, *bus.Message) error { return bus.Permanent(errBoom) }
+	fail := func(m *bus.Message, replays int) {
+		d := bus.Delivery{Message: m, Topic: "t", Group: "g", Attempt: 1, Failure: &bus.Failure{Replays: replays}}
+		if err := mw(bus.HandlerFunc(refuse)).Handle(engine.New(t.Context(), b, d), m); !bus.IsIgnored(err) {
+			t.Error(err)
+		}
+	}
+	one, other := &bus.Message{ID: "1", Payload: []byte("a")}, &bus.Message{ID: "1", Payload: []byte("b")}
+	for range 2 {
+		fail(one, 0)
+		fail(other, 0)
+		fail(one, 1)
+		endedBatch(t.Context(), b, mw, batchFunc(func(context.Context, []*bus.Message) error { return bus.Permanent(errBoom) }), one)
+	}
+	var got []string
+	for e, err := range store.List(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprintf("%s%d", e.Message.Payload, e.Failure.Replays))
+	}
+	if slices.Sort(got); !slices.Equal(got, []string{"a0", "a0", "a0", "a1", "b0"}) { // two of the batches
+		t.Errorf("the entries are %v", got)
+	}
+}
+
 // What was poisoned can be replayed although its handler has Deduplicate, in either order.
 func TestPoisonedIsNotRemembered(t *testing.T) {
 	b := bustest.New(t)

@@ -61,13 +61,19 @@ func poisonEntry(ctx context.Context, m *bus.Message, err error) driver.PoisonEn
 	d := bus.DeliveryFrom(ctx)
 	now := time.Now()
 	e := driver.PoisonEntry{
-		ID: bus.NewID(), Message: m.Clone(),
-		Topic: d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
+		Message: m.Clone(),
+		Topic:   d.Topic, Group: d.Group, Handler: d.Handler, Lane: d.Lane, Position: d.Position,
 		Failure: bus.Failure{Class: "permanent", Text: err.Error(), Attempts: d.Attempt, First: now, Last: now},
 		Time:    now,
 	}
-	if d.Failure != nil && !d.Failure.First.IsZero() {
-		e.Failure.First = d.Failure.First
+	if d.Failure != nil {
+		e.Failure.Replays = d.Failure.Replays
+		if !d.Failure.First.IsZero() {
+			e.Failure.First = d.Failure.First
+		}
+	}
+	if e.ID = e.NaturalID(); d.ID != m.ID { // in a batch: a replay that is not known may be about to remove that entry
+		e.ID = bus.NewID()
 	}
 	if host, err := os.Hostname(); err == nil {
 		e.Host = host

@@ -14,14 +14,16 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
+// poisonEntry returns the entry of a message that its handler has refused.
 func (t *task) poisonEntry(now time.Time) *driver.PoisonEntry {
-	return &driver.PoisonEntry{
-		ID:      bus.NewID(),
+	e := &driver.PoisonEntry{
 		Message: t.h.Delivery.Message,
 		Topic:   t.h.Delivery.Topic, Group: t.h.Delivery.Group, Handler: t.h.Delivery.Handler,
 		Lane: t.h.Delivery.Lane, Position: t.h.Delivery.Position,
 		Failure: *t.failure, Host: hostname(), Time: now,
 	}
+	e.ID = e.NaturalID() // the lane may be lost before the message is settled, and its next owner puts the entry again
+	return e
 }
 
 var hostname = sync.OnceValue(func() string {

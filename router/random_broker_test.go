@@ -503,12 +503,22 @@ func (b *shaky) Put(_ context.Context, es ...driver.PoisonEntry) error {
 			b.poisoned[i] = e
 		} else {
 			b.poisoned = append(b.poisoned, e)
+			b.checkTwice(e)
 		}
 	}
 	if after {
 		return errShaky
 	}
 	return nil
+}
+
+// checkTwice checks that no failure has two entries, whichever members had the message. Those of keys that wait are for a place each.
+func (b *shaky) checkTwice(e driver.PoisonEntry) {
+	for _, o := range b.poisoned {
+		if o.ID != e.ID && o.Message.ID == e.Message.ID && o.Failure.Replays == e.Failure.Replays && !o.Waits && !e.Waits {
+			b.w.fail("%s has two poison entries", e.Message.ID)
+		}
+	}
 }
 
 func (b *shaky) entries() []driver.PoisonEntry {

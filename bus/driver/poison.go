@@ -2,6 +2,9 @@ package driver
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"iter"
 	"time"
 
@@ -24,7 +27,7 @@ type PoisonStore interface {
 
 // PoisonEntry is a message that could not be handled, and the reason.
 type PoisonEntry struct {
-	// ID names the entry in its store.
+	// ID names the entry in its store. The router takes it from [PoisonEntry.NaturalID].
 	ID string
 	// Message is the original, byte for byte.
 	Message *bus.Message
@@ -47,3 +50,35 @@ type PoisonEntry struct {
 // is foreign or damaged. The payload of such an entry's Message holds the record's bytes. The entry
 // can be viewed and dropped, not replayed.
 const Unreadable = "unreadable"
+
+// NaturalID returns an id made of the topic, the whole message and the number of its replays. The
+// message has the same id in each lane, ownership and place in which it comes to the group again. So
+// whoever puts the entry once more replaces it. A message that fails after a replay has another id,
+// because the replay is about to remove the entry of the failure before.
+//
+// Messages with equal ids that differ in anything else have different natural ids. Messages that
+// are equal in all their fields, times included, are one message.
+func (e *PoisonEntry) NaturalID() string {
+	m := e.Message
+	b := binary.AppendUvarint(nil, uint64(e.Failure.Replays))
+	for _, s := range []string{e.Topic, m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType} {
+		b = appendText(b, s)
+	}
+	b = binary.AppendVarint(b, m.Time.UnixNano())
+	b = binary.AppendUvarint(b, uint64(len(m.Headers)))
+	for _, h := range m.Headers {
+		b = appendText(appendText(b, h.Name), h.Value)
+	}
+	if m.Payload != nil { // a tombstone is no empty payload
+		b = append(b, 1)
+	}
+	hash := sha256.New()
+	hash.Write(b)
+	hash.Write(m.Payload)
+	return hex.EncodeToString(hash.Sum(nil)[:16])
+}
+
+// appendText appends a text behind its length, so that no two lists of texts are alike.
+func appendText(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
