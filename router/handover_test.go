@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,10 +121,13 @@ func TestTriesGoWithTheirLane(t *testing.T) {
 						handOver = func() { _ = stop() }
 					}
 					if place.from == 0 {
-						again = sync.OnceFunc(func() {
-							go handOver()
-							time.Sleep(place.keeps)
-						})
+						var once atomic.Bool // a sync.Once would keep the next member's handler waiting, and virtual time with it
+						again = func() {
+							if once.CompareAndSwap(false, true) {
+								go handOver()
+								time.Sleep(place.keeps)
+							}
+						}
 					}
 					for n := range each {
 						for k := range keys {
