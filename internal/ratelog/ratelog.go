@@ -69,12 +69,13 @@ func (l *Log) silence(k kind) {
 // begins.
 func (l *Log) catchUp(k kind, s *silence) {
 	l.mu.Lock()
-	switch {
-	case l.silent[k] != s: // Flush came first
-		s.left = 0
-	case s.left == 0:
+	if l.silent[k] != s { // Flush came first, and has it
+		l.mu.Unlock()
+		return
+	}
+	if s.left == 0 {
 		delete(l.silent, k)
-	default:
+	} else {
 		l.silence(k)
 	}
 	l.mu.Unlock()

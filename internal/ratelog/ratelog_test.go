@@ -91,3 +91,22 @@ func TestFlush(t *testing.T) {
 		}
 	})
 }
+
+// TestFlushAtTheEndOfASilence: whoever comes first writes what was left out, once.
+func TestFlushAtTheEndOfASilence(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			var lines []string
+			log := newLog(&lines)
+			for i := range 3 {
+				log.Tell(slog.LevelWarn, "failed", nil, "id", i)
+			}
+			time.Sleep(ratelog.Every)
+			log.Flush()
+			synctest.Wait()
+			if want := []string{"0 WARN failed id=0", "1 WARN failed id=2 more=1"}; !slices.Equal(lines, want) {
+				t.Errorf("the log has %q, want %q", lines, want)
+			}
+		})
+	}
+}
