@@ -483,7 +483,7 @@ var parkingDefects = []defect{
 			return s.Park(ctx, ps)
 		}}
 	}, noticed: []string{"parking/store"}},
-	{name: "parking: tries are forgotten", make: tryless, noticed: []string{"parking/store"}},
+	{name: "parking: tries are forgotten", make: tryless, noticed: []string{"parking/store", "poison/key-waits-elsewhere"}},
 	{name: "parking: tries are forgotten, and it takes long", make: tryless, noticed: []string{"ways/exactly-once"}, long: true},
 	{name: "parking: what is parked a second time is lost", make: func() *broken {
 		return &broken{park: func(s driver.ParkingSource, ctx context.Context, ps []driver.Parking) error {

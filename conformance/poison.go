@@ -20,6 +20,7 @@ var poisonChecks = []check{
 	{"poison/replay-interrupted", poisonReplayInterrupted},
 	{"poison/replay-at-most-once", poisonReplayAtMostOnce},
 	{"poison/key-waits", poisonKeyWaits},
+	{"poison/key-waits-elsewhere", poisonKeyWaitsElsewhere},
 }
 
 // poisonStore: entries come back unchanged, oldest first, replaced by id and removed by id. Listing

@@ -268,6 +268,55 @@ func poisonReplayAtMostOnce(e *env) {
 	}
 }
 
+// poisonKeyWaitsElsewhere: a key that waits for a replay waits on when its lane goes to another
+// member, and no handler is called for the poisoned message before its replay.
+func poisonKeyWaitsElsewhere(e *env) {
+	b := e.bus()
+	e.parks(b)
+	topic, group := e.name("waits"), e.name("g")
+	q := e.replaying(b, group)
+	k := &book{}
+	var refused atomic.Int32
+	start := func(b *bus.Bus) *running {
+		r := router.New(b, group, router.Policy{Retry: router.Never, KeyWaits: true})
+		r.HandleFunc(topic, func(ctx context.Context, m *bus.Message) error {
+			if m.Key == "a" && !k.accepts.Load() {
+				refused.Add(1)
+				return errors.New("not yet")
+			}
+			k.note(ctx, m)
+			return nil
+		})
+		return e.run(r)
+	}
+	first := start(b)
+	e.publish(b, topic, &bus.Message{ID: "0", Key: "a"}, &bus.Message{ID: "1", Key: "a"})
+	e.wait("the poisoned message", func() bool { return len(e.poisoned(b, group)) == 1 })
+	first.drain()
+	next := b
+	if e.capabilities(b).Durable {
+		next = e.bus()
+	}
+	start(next)
+	for i := range 16 {
+		e.publish(b, topic, &bus.Message{ID: "other", Key: fmt.Sprint("other", i)})
+	}
+	e.pause(time.Second, "a handler would be called now")
+	if n := refused.Load(); n != 1 {
+		e.errorf("the handler was called %d times for a message that waits for its replay", n)
+	}
+	k.accepts.Store(true)
+	result, err := q.Replay(e.ctx, poison.Filter{Key: "a"}, poison.Options{})
+	e.must(err, "replay")
+	if result.Done != 1 {
+		e.errorf("%d entries were replayed, want 1", result.Done)
+	}
+	e.wait("the key's messages", func() bool { return k.count() == 3 }) // the other ones have one id
+	if k.disorder > 0 {
+		e.errorf("the key's messages came out of order")
+	}
+}
+
 // poisonKeyWaits: if keys wait, the messages behind a poisoned one are handled after it is replayed
 // or dropped.
 func poisonKeyWaits(e *env) {

@@ -153,7 +153,8 @@ func (q *Queue) Summaries(ctx context.Context, f Filter) ([]Summary, error) {
 
 // Edit changes the message of an entry before its replay. change must keep the id and the key,
 // which give the message its place. If another caller replays or drops the entry at the same
-// moment, the edited entry may appear again: stores do not compare before they replace.
+// moment, the edited entry may appear again: stores do not compare before they replace. The edit of an
+// entry whose key waits is lost when the lane goes to another process: replay it at once.
 func (q *Queue) Edit(ctx context.Context, id string, change func(*bus.Message)) error {
 	e, err := q.Get(ctx, id)
 	if err != nil {

@@ -155,6 +155,108 @@ func TestKeyGoesOnByItself(t *testing.T) {
 	}
 }
 
+// TestKeyWaitsElsewhere: a lane that goes to another member, and to a third, takes along what waits for a replay. No handler is called for it
+// until it is replayed or a day has passed since it failed, and its key is in order then.
+func TestKeyWaitsElsewhere(t *testing.T) {
+	for _, replay := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			b := openBus(t)
+			var j journal
+			var calls atomic.Int32
+			var accepts atomic.Bool
+			member := func() func() error {
+				r := router.New(b, "g", router.Policy{KeyWaits: true})
+				r.HandleFunc("t", func(_ context.Context, m *bus.Message) error {
+					if calls.Add(1); !accepts.Load() {
+						return bus.Permanent(errLater)
+					}
+					j.note(m)
+					return nil
+				})
+				return run(t, r, aPoisoning)
+			}
+			stop := member()
+			for _, id := range numbers(40) {
+				publish(t, b, "t", &bus.Message{ID: id, Key: "k"})
+			}
+			failed := time.Now()
+			synctest.Wait()
+			first := poisoned(t, b, "g")
+			for range 3 {
+				time.Sleep(time.Hour)
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				stop = member()
+				synctest.Wait()
+				if es := poisoned(t, b, "g"); len(es) != 1 || es[0].ID != first[0].ID || !es[0].Time.Equal(first[0].Time) || es[0].Failure != first[0].Failure || es[0].Handler != first[0].Handler {
+					t.Fatalf("the entry was %+v, and is %+v", first, es)
+				}
+			}
+			accepts.Store(true)
+			if time.Sleep(time.Until(failed.Add(24*time.Hour - time.Minute))); calls.Load() != 1 {
+				t.Errorf("the handler was called %d times", calls.Load())
+			}
+			if replay {
+				q, err := poison.Open(t.Context(), b, "g")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r, err := q.Replay(t.Context(), poison.Filter{}, poison.Options{}); err != nil || r.Done != 1 {
+					t.Fatalf("%+v %v", r, err)
+				}
+			} else {
+				time.Sleep(2 * time.Minute)
+			}
+			synctest.Wait()
+			if got := j.of("k"); !slices.Equal(got, numbers(40)) {
+				t.Errorf("handled were %v", got)
+			}
+			if es := poisoned(t, b, "g"); len(es) != 0 {
+				t.Errorf("%+v are left", es)
+			}
+		})
+	}
+}
+
+// TestKeyWaitsNoMore: what a key waits for is tried again a day later. If that is to be tried once more soon, it waits for no replay meanwhile:
+// there is no entry, and the lane's next owner goes on with the tries.
+func TestKeyWaitsNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBus(t)
+		var tries []int
+		member := func() func() error {
+			r := router.New(b, "g", router.Policy{KeyWaits: true, Retry: router.Schedule{time.Second, time.Hour}})
+			r.HandleFunc("t", func(ctx context.Context, _ *bus.Message) error {
+				tries = append(tries, bus.DeliveryFrom(ctx).Attempt)
+				switch len(tries) {
+				case 1:
+					return bus.Permanent(errLater)
+				case 2:
+					return errLater
+				}
+				return nil
+			})
+			return run(t, r, aPoisoning, aFailure)
+		}
+		stop := member()
+		publish(t, b, "t", &bus.Message{ID: "0", Key: "k"})
+		time.Sleep(24*time.Hour + time.Minute)
+		if es := poisoned(t, b, "g"); len(es) != 0 {
+			t.Errorf("an entry while the message is tried again: %+v", es)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		member()
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if es := poisoned(t, b, "g"); len(es) != 0 || !slices.Equal(tries, []int{1, 2, 3}) {
+			t.Errorf("tries %v, entries %+v", tries, es)
+		}
+	})
+}
+
 // TestReplayBeginsAnew: the age of a message that is replayed begins with its next failure.
 func TestReplayBeginsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -197,7 +299,7 @@ func (d *noPoison) Poison(ctx context.Context, group string) (driver.PoisonStore
 func (*noPoisonStore) Put(context.Context, ...driver.PoisonEntry) error { return errLater }
 
 // TestPoisonQueueAwayWhileAKeyWaits: other keys are parked and come back meanwhile, a stop does not wait for it, and the
-// message is tried again by who comes next.
+// member that comes next writes the entry.
 func TestPoisonQueueAwayWhileAKeyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
@@ -235,7 +337,7 @@ func TestPoisonQueueAwayWhileAKeyWaits(t *testing.T) {
 		run(t, next, aFailure, aPoisoning, "the poison queue cannot be written to")
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if got := entries(t, b, "g"); bad != 1 || !slices.Equal(got, []string{"0"}) {
+		if got := entries(t, b, "g"); bad != 0 || !slices.Equal(got, []string{"0"}) {
 			t.Errorf("called %d times, poisoned %q", bad, got)
 		}
 	})

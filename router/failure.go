@@ -66,6 +66,8 @@ func (c *consumer) decideError(t *task, err error) {
 		t.failure.Stack = p.Stack
 	}
 	if ruling.kind == retry {
+		c.unpoison(t) // it waits for its next try, and for no replay any more
+		t.failure.Class = ""
 		how := class(err, "failed")
 		c.blame.Tell(slog.LevelWarn, "handler failed; the message is tried again", failureOf{r.name, how},
 			"handler", r.name, "class", how, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)

@@ -146,6 +146,7 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 	if c.draining {
 		return
 	}
+	waits := map[string]bool{} // keys whose line waits for a replay
 	for _, e := range batch {
 		var d *bus.Delivery
 		var err error
@@ -160,16 +161,32 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 			c.unpark(e)
 			continue
 		}
-		c.lot.takeOut(e)
-		c.complete(d, now)
-		t := c.newTask(engine.New(e.lane.ctx, c.core.bus, *d), e.lane)
-		t.place, t.fetched, t.beside = e, true, true
-		if d.Failure != nil {
-			f := *d.Failure
-			t.failure = &f
+		if e.line != nil && waits[e.Key] {
+			c.comeBack(e)
+			continue
 		}
+		t := c.fetchedTask(e, d, now)
+		if err == nil && c.waitsForReplay(t) {
+			waits[e.Key] = true
+			c.waitOn(t)
+			continue
+		}
+		c.lot.takeOut(e)
 		c.admitTask(t, err)
 	}
 	c.parking.wake.Signal() // there may be room for more
 	c.wakeWorkers()
+}
+
+// fetchedTask makes the task of a message that has come back.
+func (c *consumer) fetchedTask(e *parkedMessage, d *bus.Delivery, now time.Time) *task {
+	c.complete(d, now)
+	t := c.newTask(engine.New(e.lane.ctx, c.core.bus, *d), e.lane)
+	t.place, t.fetched, t.beside = e, true, true
+	t.route = c.table.route(d)
+	if d.Failure != nil {
+		f := *d.Failure
+		t.failure = &f
+	}
+	return t
 }

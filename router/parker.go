@@ -106,8 +106,8 @@ func parkingsOf(batch []*task) []driver.Parking {
 		t.setStoring(storeCalled)
 		ps[i] = driver.Parking{Delivery: t.h.Delivery, Due: t.place.Due, Delayed: t.place.Delayed}
 		ps[i].Token = t.token()
-		// until its poison entry is written, only this process knows: the next owner tries it again
-		// at once
+		// the lane's next owner has it at once, and sees that its key waits: this one may not live to
+		// write its poison entry
 		if t.keyWaits {
 			ps[i].Due = time.Now()
 			ps[i].Attempt++
@@ -415,9 +415,7 @@ func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 		c.unpark(e)
 	}
 	if t.keyWaits && isStored && !withdrawn {
-		t.entry.Lane, t.entry.Position, t.entry.Waits = token.Lane, token.Position, true
-		t.entry.ID = t.waitingID()
-		c.poison(t) // beside the other tasks, which need not wait for the poison queue
+		c.poisonAt(t, token)
 		return
 	}
 	c.comeBack(e)

@@ -67,7 +67,7 @@ func (c *consumer) poisoner() {
 			break
 		}
 		var err error
-		if !(t.keyWaits && !t.place.inLot()) { // else it was withdrawn, or its lane's next owner tries it
+		if !(t.keyWaits && (!t.place.inLot() || t.place.changed)) { // else it was withdrawn or replayed, or its lane's next owner has it
 			c.mu.Unlock()
 			err = c.putEntry(t)
 			c.mu.Lock()
@@ -244,8 +244,39 @@ func (t *task) waitingID() string {
 	return fmt.Sprintf("%s/%d/%d/%d", t.h.Delivery.Topic, token.Lane, token.Position, t.failure.Replays)
 }
 
-// unpoison removes the entry of a message whose key waited. The message was handled by itself
-// before anybody replayed it.
+// poisonAt puts the message of a key that waits into the poison queue, with its place. It does so
+// beside the other tasks, which need not wait for the poison queue.
+func (c *consumer) poisonAt(t *task, place bus.Token) {
+	t.entry.Lane, t.entry.Position, t.entry.Waits = place.Lane, place.Position, true
+	t.entry.ID = t.waitingID()
+	c.poison(t)
+}
+
+// waitsForReplay says whether a message that was fetched waits for its replay, since an owner of the
+// lane has poisoned it. Only poisoned messages have a class, and a replay has none.
+func (c *consumer) waitsForReplay(t *task) bool {
+	f := t.failure
+	return f != nil && f.Class != "" && f.Class != driver.Unreadable && t.route != nil && t.route.policy.KeyWaits &&
+		t.h.Delivery.Key != "" && time.Now().Before(f.Last.Add(blockedFor))
+}
+
+// waitOn has a message wait on that waits for its replay. Its entry is put again: nobody knows
+// whether the owner that has poisoned it could write it.
+func (c *consumer) waitOn(t *task) {
+	e := t.place
+	if e.changed { // it was replayed while it was fetched
+		c.comeBack(e)
+		c.recycle(t)
+		return
+	}
+	e.Due = t.failure.Last.Add(blockedFor)
+	t.h.Delivery.Handler = t.route.name
+	t.keyWaits, t.entry = true, t.poisonEntry(t.failure.Last)
+	c.poisonAt(t, e.Token)
+}
+
+// unpoison removes the entry of a message whose key waited, and which was tried again by itself
+// before anybody replayed it. It is handled now, or waits for its next try.
 func (c *consumer) unpoison(t *task) {
 	// only poisoned messages have a class
 	if !t.fetched || t.failure == nil || t.failure.Class == "" {
@@ -258,6 +289,6 @@ func (c *consumer) unpoison(t *task) {
 		err = store.Remove(ctx, t.waitingID())
 	}
 	if err != nil {
-		c.log.Warn("a message was handled, but its entry is still in the poison queue: drop it there", "id", t.h.Delivery.ID, "entry", t.waitingID(), "err", err)
+		c.log.Warn("a message waits for no replay any more, but its entry is still in the poison queue: drop it there", "id", t.h.Delivery.ID, "entry", t.waitingID(), "err", err)
 	}
 }

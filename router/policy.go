@@ -28,9 +28,9 @@ type Policy struct {
 	// Then is the action after the last try. Defaults to Poison.
 	Then Action
 	// KeyWaits has a key's later messages wait while one of its messages is in the poison queue,
-	// until somebody replays or drops the entry. The poisoned message is also tried again by itself
-	// a day later, and at once when its lane goes to another process. By default the later messages
-	// go on. KeyWaits needs a broker that parks ([bus.Capabilities]). A message that the broker
+	// until somebody replays or drops the entry, also when its lane goes to another process. The
+	// poisoned message is tried again by itself a day after its failure. By default the later
+	// messages go on. KeyWaits needs a broker that parks ([bus.Capabilities]). A message that the broker
 	// does not park is poisoned without its key waiting.
 	KeyWaits bool
 }

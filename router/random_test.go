@@ -617,6 +617,9 @@ func (w *world) begin(ctx context.Context, m *bus.Message) {
 		w.errorf("%s is handled while another one of its key is", m.ID)
 	}
 	w.running[n.key] = ctx
+	if n.poisoned && w.plan.keyWaits && !n.replayed && !w.plan.faulty && !w.plan.lazy && w.plan.guarantee == router.AtLeastOnce {
+		w.errorf("%s is handled although it waits for its replay", m.ID)
+	}
 	if n.delayed || n.poisoned && !w.plan.keyWaits || w.plan.guarantee == router.AtMostOnce {
 		return // its place is not promised, or messages before it may be lost
 	}
@@ -659,8 +662,7 @@ func (w *world) verdict(ctx context.Context, m *bus.Message) error {
 	return nil
 }
 
-// output notes an output that was published with a settlement. A message may have two entries in the poison queue, if its lane was lost
-// before it was settled, and each can be replayed.
+// output notes an output that was published with a settlement. A replay makes a second message of one that is poisoned and not settled.
 func (w *world) output(m *bus.Message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

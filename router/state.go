@@ -37,9 +37,9 @@ func (t *task) marked() bool { return t.storing != storeNone && t.state != taskP
 
 // moves has the states that a task may move to from each state. Tests hold move to it.
 var moves = [taskStates][]taskState{
-	taskFree:       {taskReady, taskBlocked, taskHeld, taskParking, taskCancelling, taskSettling}, // admitTask
-	taskBlocked:    {taskReady, taskParking, taskKept, taskFree},                                  // leaveKey; parkFollowers
-	taskReady:      {taskRunning, taskEnded, taskParking, taskFree},                               // take; parkTried
+	taskFree:       {taskReady, taskBlocked, taskHeld, taskParking, taskCancelling, taskSettling, taskPoisoning}, // admitTask, waitOn
+	taskBlocked:    {taskReady, taskParking, taskKept, taskFree},                                                 // leaveKey; parkFollowers
+	taskReady:      {taskRunning, taskEnded, taskParking, taskFree},                                              // take; parkTried
 	taskRunning:    {taskReady, taskEnded, taskHeld, taskParking, taskKept, taskPoisoning, taskSettling, taskFree},
 	taskEnded:      {taskHeld, taskParking, taskKept, taskPoisoning, taskSettling, taskFree},
 	taskHeld:       {taskReady, taskBlocked, taskEnded, taskParking, taskKept, taskSettling, taskFree},
