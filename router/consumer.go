@@ -104,6 +104,7 @@ type parking struct {
 	ended      bool           // nothing more will be parked
 	overfull   bool           // too much is parked
 	unparkable map[string]int // messages in flight that the broker never parks, by key
+	proven     int            // size of the largest message that the broker has parked
 	over       chan struct{}
 }
 

@@ -320,6 +320,53 @@ func TestKeyWaitsWithoutEntry(t *testing.T) {
 	})
 }
 
+// TestRefusedForGoodKeepsItsPlace: a message that the broker never parks, and that waits for its next try when its member stops or hands its
+// lane over, comes to the next member before the later ones of its key.
+func TestRefusedForGoodKeepsItsPlace(t *testing.T) {
+	for _, stops := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &wrapped{Driver: driver.Of(openBus(t))}
+			w.park = parksAllBut("k0", &bus.Error{Op: "park", Broker: "test", Err: bus.ErrTooLarge})
+			b := bus.New(w)
+			var j journal
+			var tries atomic.Int32
+			member := func() func() error {
+				r := router.New(b, "g")
+				r.HandleFunc("t", func(_ context.Context, m *bus.Message) error {
+					if m.ID == "0" && tries.Add(1) == 1 {
+						return bus.RetryAfter(errLater, time.Hour)
+					}
+					j.note(m)
+					return nil
+				})
+				return run(t, r, aFailure, "the broker does not park a message")
+			}
+			for _, id := range numbers(5) {
+				publish(t, b, "t", &bus.Message{ID: id, Key: "k"})
+			}
+			stop := member()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if stops {
+				begun := time.Now()
+				if err := stop(); err != nil || time.Since(begun) > time.Second {
+					t.Errorf("the stop took %v: %v", time.Since(begun), err)
+				}
+				member()
+			} else {
+				for range 4 { // one of them gets the lane
+					member()
+				}
+			}
+			time.Sleep(2 * time.Hour)
+			synctest.Wait()
+			if got := j.of("k"); !slices.Equal(got, numbers(5)) {
+				t.Errorf("handled were %v", got)
+			}
+		})
+	}
+}
+
 // TestHealthForgetsALaneThatWent: an entry that could not be put is no trouble any more when the lane's next owner has the message.
 func TestHealthForgetsALaneThatWent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

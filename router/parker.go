@@ -92,7 +92,7 @@ func (c *consumer) nextToPark() ([]*task, []driver.Parking) {
 			c.parking.calling = batch
 			return batch, parkingsOf(batch)
 		}
-		if c.parking.ended && (len(c.stuck.lines) == 0 || c.stuck.tries >= stuckAtDrain || c.ctx.Err() != nil) {
+		if c.parking.ended && (!slices.ContainsFunc(c.stuck.lines, c.canBeTried) || c.stuck.tries >= stuckAtDrain || c.ctx.Err() != nil) {
 			return nil, nil
 		}
 		c.parking.wake.Wait()
@@ -145,11 +145,12 @@ func (c *consumer) takeToPark() []*task {
 	c.parking.queue = nil
 	full := c.lot.n > maxParked && !c.draining
 	var batch, rest []*task
+	unproven := map[string]bool{} // keys with a task in the batch that may be refused
 	waiting := false
 	for _, t := range queue {
 		e := t.place
 		switch {
-		case len(batch) == maxReceive:
+		case len(batch) == maxReceive, c.inLine(t) && unproven[t.key]:
 			rest = append(rest, t)
 		case t.lane.lost() && t.marked():
 			t.setStoring(storeNone)
@@ -166,6 +167,9 @@ func (c *consumer) takeToPark() []*task {
 			c.stick(t)
 		default:
 			batch = append(batch, t)
+			if !e.Token.Parked && t.size > c.parking.proven {
+				unproven[t.key] = true
+			}
 		}
 	}
 	c.parking.queue = append(rest, c.parking.queue...)
@@ -194,7 +198,7 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 	var batch []*task
 	var tried, rest []*stuckTasks
 	for _, s := range c.stuck.lines {
-		if t := s.tasks[0]; len(batch) < maxReceive && (!c.inLine(t) || c.parking.unparkable[t.key] == 0 || t.head || t.forced) {
+		if t := s.tasks[0]; len(batch) < maxReceive && c.canBeTried(s) {
 			batch = append(batch, t)
 			tried = append(tried, s)
 		} else {
@@ -203,6 +207,12 @@ func (c *consumer) takeStuck(now time.Time) []*task {
 	}
 	c.stuck.lines = append(rest, tried...)
 	return batch
+}
+
+// canBeTried says whether no message of the key is before the stuck ones that cannot be parked.
+func (c *consumer) canBeTried(s *stuckTasks) bool {
+	t := s.tasks[0]
+	return !c.inLine(t) || c.parking.unparkable[t.key] == 0 || t.head || t.forced
 }
 
 // stick has a task tried again later, at its place within its key.
@@ -371,6 +381,9 @@ func (c *consumer) wakeParker(now time.Time) {
 func (c *consumer) afterPark(t *task, f fate, token bus.Token) {
 	e := t.place
 	isStored := f == parkStored && token.Parked
+	if isStored {
+		c.parking.proven = max(c.parking.proven, t.size)
+	}
 	if f == parkRefused {
 		if t.unparkable = true; c.inLine(t) {
 			t.bars = true
