@@ -9,7 +9,8 @@ type (
 		Ping(ctx context.Context) error
 	}
 	// Lagger counts the messages of a topic that a group has not finished yet. Parked messages do
-	// not count: they have left the topic.
+	// not count: they have left the topic. The error wraps ErrNotFound while the broker knows no
+	// position of the group in the topic: on Kafka until the group's first commit.
 	Lagger interface {
 		Lag(ctx context.Context, topic, group string) (int64, error)
 	}
