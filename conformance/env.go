@@ -18,6 +18,7 @@ import (
 type env struct {
 	ctx  context.Context
 	open Open
+	o    Options
 	tag  string // makes names unique
 
 	serial bool // the driver's own claim
@@ -28,8 +29,8 @@ type env struct {
 	cleanup []func()
 }
 
-func newEnv(ctx context.Context, open Open) *env {
-	return &env{ctx: ctx, open: open, tag: bus.NewID()[24:], status: Pass}
+func newEnv(ctx context.Context, open Open, o Options) *env {
+	return &env{ctx: ctx, open: open, o: o, tag: bus.NewID()[24:], status: Pass}
 }
 
 // grace is the extra time of a check, and then of its cleaning up, before it is left behind.

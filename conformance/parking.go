@@ -14,6 +14,7 @@ var parkingChecks = []check{
 	{"parking/store", parkingStore},
 	{"parking/stale", parkingStale},
 	{"parking/inject", parkingInject},
+	{"parking/full-lane", parkingFullLane},
 }
 
 // parkingSource subscribes at a driver that can park.

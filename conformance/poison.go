@@ -14,6 +14,7 @@ import (
 var poisonChecks = []check{
 	{"poison/store", poisonStore},
 	{"poison/concurrent", poisonConcurrent},
+	{"poison/unreadable", poisonUnreadable},
 	{"poison/away", poisonAway},
 	{"poison/lane-lost", poisonLaneLost},
 	{"poison/replay", poisonReplay},

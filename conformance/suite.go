@@ -13,10 +13,12 @@
 package conformance
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
 	"regexp"
+	"slices"
 	"testing"
 	"time"
 
@@ -60,6 +62,14 @@ type Options struct {
 	// Timeout bounds each check. Defaults to 60 s. Within that, the checks of the theme load may
 	// not reach their full number of messages on a slow machine.
 	Timeout time.Duration
+	// ParkedRoom is the number of messages that can be parked in a lane, if the buses under test
+	// were opened with a low bound. By default the suite puts a low bound of its own in front of
+	// the driver.
+	ParkedRoom int
+	// RawPoison appends a record of these bytes to the group's poison store, past the driver, which
+	// cannot read the record. The store exists and has entries. nil: the suite cannot do this, and
+	// the check that needs it is lacking.
+	RawPoison func(ctx context.Context, b *bus.Bus, group string, record []byte) error
 }
 
 // check is one claim to prove. run reports through e, as a test does through its T.
@@ -79,7 +89,7 @@ func Checks() []string {
 
 func checks() []check {
 	var all []check
-	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks, loadChecks, requestChecks, transactionChecks, wayChecks} {
+	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks, loadChecks, requestChecks, transactionChecks, wayChecks, abilityChecks} {
 		all = append(all, theme...)
 	}
 	return all
@@ -87,37 +97,42 @@ func checks() []check {
 
 // Verify runs the checks and yields each result as soon as it has it.
 func Verify(ctx context.Context, open Open, o Options) iter.Seq[Result] {
-	if o.Timeout == 0 {
-		o.Timeout = time.Minute
-	}
 	return func(yield func(Result) bool) {
-		for _, c := range checks() {
-			if o.Run != nil && !o.Run.MatchString(c.name) {
-				continue
-			}
-			if ctx.Err() != nil || !yield(c.verify(ctx, open, o.Timeout)) {
+		for _, c := range o.chosen() {
+			if ctx.Err() != nil || !yield(c.verify(ctx, open, o)) {
 				return
 			}
 		}
 	}
 }
 
-func (c check) verify(ctx context.Context, open Open, timeout time.Duration) Result {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+// chosen returns the checks to run.
+func (o Options) chosen() []check {
+	return slices.DeleteFunc(checks(), func(c check) bool { return o.Run != nil && !o.Run.MatchString(c.name) })
+}
+
+func (c check) verify(ctx context.Context, open Open, o Options) Result {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(o.Timeout, time.Minute))
 	defer cancel()
 	start := time.Now()
-	e := newEnv(ctx, open)
+	e := newEnv(ctx, open, o)
 	e.do(c.run)
 	status, detail := e.outcome()
 	return Result{Test: c.name, Status: status, Detail: detail, Seconds: time.Since(start).Seconds()}
 }
 
-// Run runs the checks as subtests of t.
+// Run runs all checks as subtests of t.
 func Run(t *testing.T, open Open) {
 	t.Helper()
-	for _, c := range checks() {
+	RunWith(t, open, Options{})
+}
+
+// RunWith runs checks as subtests of t.
+func RunWith(t *testing.T, open Open, o Options) {
+	t.Helper()
+	for _, c := range o.chosen() {
 		t.Run(c.name, func(t *testing.T) {
-			r := c.verify(t.Context(), open, time.Minute)
+			r := c.verify(t.Context(), open, o)
 			switch r.Status {
 			case Fail:
 				t.Error(r.Detail)

@@ -73,7 +73,7 @@ func transactional(handler func(Work) bus.Handler) func(e *env) {
 func RunWay(t *testing.T, open Open, w Way) {
 	t.Helper()
 	w.repeats = true
-	r := check{t.Name(), w.check}.verify(t.Context(), open, time.Minute)
+	r := check{t.Name(), w.check}.verify(t.Context(), open, Options{})
 	if r.Status != Pass {
 		t.Errorf("%s: %s", r.Status, r.Detail)
 	}

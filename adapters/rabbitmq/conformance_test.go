@@ -2,9 +2,13 @@ package rabbitmq
 
 import (
 	"context"
+	"regexp"
 	"sync"
 	"testing"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/conformance"
@@ -16,12 +20,36 @@ func TestConformance(t *testing.T) {
 	c := brokerConfig(t)
 	used := &names{topics: map[string]map[string]bool{}, poison: map[string]bool{}}
 	t.Cleanup(func() { used.delete(t, c) })
-	conformance.Run(t, func(ctx context.Context) (*bus.Bus, error) {
+	conformance.RunWith(t, used.open(c, maxParked), conformance.Options{RawPoison: rawPoison})
+}
+
+// TestFewAreParked: the suite's check of a lane that is full, at the driver's own bound.
+func TestFewAreParked(t *testing.T) {
+	testlog.Expect(t, "")
+	c := brokerConfig(t)
+	used := &names{topics: map[string]map[string]bool{}, poison: map[string]bool{}}
+	t.Cleanup(func() { used.delete(t, c) })
+	const room = 30
+	conformance.RunWith(t, used.open(c, room), conformance.Options{Run: regexp.MustCompile("^parking/full-lane$"), ParkedRoom: room})
+}
+
+// open opens buses whose lanes have room for so many parked messages.
+func (n *names) open(c Config, room int) conformance.Open {
+	return func(ctx context.Context) (*bus.Bus, error) {
 		d, err := open(ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		return bus.New(&noting{d, used}), nil
+		d.parking.room = room
+		return bus.New(&noting{d, n}), nil
+	}
+}
+
+// rawPoison publishes to the stream of a group's poison queue.
+func rawPoison(ctx context.Context, b *bus.Bus, group string, record []byte) error {
+	return b.Driver().(*noting).pub.send(ctx, 1, func(_ int, x *amqplink.Parcel) error {
+		x.Key, x.Publishing = poisonName(group), amqp.Publishing{Body: record}
+		return nil
 	})
 }
 

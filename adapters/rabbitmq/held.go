@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -222,7 +223,7 @@ func (p *parking) waiting() bool {
 	return false
 }
 
-var errFull = fmt.Errorf("%d messages are parked in the lane: there is no room until some of them are handled", maxParked)
+var errFull = errors.New("no more messages can be parked in the lane until some of them are handled")
 
 // place gives a message that is about to be parked its position and revision. A message that is
 // perhaps parked already keeps its position. place fails if the lane is not ours any more, or full.
@@ -236,8 +237,8 @@ func (p *parking) place(t bus.Token) (position, revision int64, err error) {
 	if !t.Parked {
 		var again bool
 		if position, again = p.origins[t.Position]; !again {
-			if len(p.entries) >= maxParked {
-				return 0, 0, errFull
+			if len(p.entries) >= p.bounds.room {
+				return 0, 0, fmt.Errorf("%d messages are parked: %w", len(p.entries), errFull)
 			}
 			position = p.clock.Next()
 		}

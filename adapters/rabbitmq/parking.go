@@ -18,6 +18,8 @@ const maxParked = 50_000
 
 // parkingBounds are constants, but for tests.
 type parkingBounds struct {
+	// room is how many messages may be parked in a lane.
+	room int
 	// window is how many unsettled records the broker delivers: the most that AMQP can say. (No
 	// bound is 2,000 to a quorum queue, seen on 3.10.8.)
 	window int
@@ -33,7 +35,7 @@ type parkingBounds struct {
 	tick time.Duration
 }
 
-var defaultParkingBounds = parkingBounds{window: 1<<16 - 1, refresh: 10 * time.Minute, marker: 5 * time.Second, probe: 5 * time.Second, tick: time.Second}
+var defaultParkingBounds = parkingBounds{room: maxParked, window: 1<<16 - 1, refresh: 10 * time.Minute, marker: 5 * time.Second, probe: 5 * time.Second, tick: time.Second}
 
 // parking is the owner's knowledge of its lane's parking queue. All parked messages are delivered
 // to the owner and held unsettled, on a channel of its own; it keeps no bodies. To fetch a message,

@@ -376,9 +376,7 @@ func TestFullLane(t *testing.T) {
 	}
 	p := s.lanes[full].current.Load().parking()
 	p.mu.Lock()
-	for i := range int64(maxParked) {
-		p.entries[-1-i] = &parkedEntry{}
-	}
+	p.bounds.room = 1
 	p.mu.Unlock()
 	err := s.Park(ctx, ps)
 	pe, ok := errors.AsType[*bus.PublishError](err)

@@ -13,10 +13,22 @@ import (
 // deletes the many queues afterwards, and memory's in the suite's.
 func TestConformance(t *testing.T) {
 	testlog.Expect(t, "") // most checks make handlers fail; those of ways/* read a log of their own
-	t.Run("sqlite", func(t *testing.T) {
-		conformance.Run(t, conformance.URL("sqlite:"+filepath.Join(t.TempDir(), "bus.db")))
-	})
-	for _, name := range []string{"kafka", "postgres", "mysql"} {
-		t.Run(name, func(t *testing.T) { conformance.Run(t, conformance.URL(brokertest.URL(t, name))) })
+	run := func(t *testing.T, url string, raw rawPoison) {
+		t.Helper()
+		conformance.RunWith(t, conformance.URL(url), conformance.Options{RawPoison: raw})
 	}
+	t.Run("sqlite", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "bus.db")
+		raw := rawRow(t, "sqlite", "file:"+path+"?_busy_timeout=30000", "INSERT INTO millrace_poison (grp, id, entry) VALUES (?, 'raw', ?)")
+		run(t, "sqlite:"+path, raw)
+	})
+	t.Run("kafka", func(t *testing.T) { run(t, brokertest.URL(t, "kafka"), rawKafka) })
+	t.Run("postgres", func(t *testing.T) {
+		url := brokertest.URL(t, "postgres")
+		run(t, url, rawRow(t, "pgx", url, "INSERT INTO millrace.poison (grp, id, entry) VALUES ($1, 'raw', $2)"))
+	})
+	t.Run("mysql", func(t *testing.T) {
+		url := brokertest.URL(t, "mysql")
+		run(t, url, rawRow(t, "mysql", brokertest.MySQLDSN(url), "INSERT INTO millrace_poison (grp, id, entry) VALUES (?, 'raw', ?)"))
+	})
 }
