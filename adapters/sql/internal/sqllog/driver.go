@@ -101,7 +101,7 @@ func (d *Driver) enter() bool {
 
 // fail makes the error of an operation that has not taken place, or can be repeated without harm.
 func (d *Driver) fail(op, topic string, err error) error {
-	retryable := !errors.Is(err, bus.ErrClosed) && d.store.Fault(err).Retryable
+	retryable := isPassing(err) || !errors.Is(err, bus.ErrClosed) && d.store.Fault(err).Retryable
 	return &bus.Error{Op: op, Broker: d.dialect.Name, Topic: topic, Err: err, Definite: true, Retryable: retryable}
 }
 

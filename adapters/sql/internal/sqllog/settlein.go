@@ -72,11 +72,11 @@ func (s *Source) joinFailure(err error) error {
 	if _, ok := errors.AsType[*bus.BatchError](err); ok {
 		return err
 	}
-	if errors.Is(err, errDoubt) || errors.Is(err, errScattered) {
-		failure := &bus.Error{Op: "settle", Broker: s.driver.dialect.Name, Topic: s.topic.name, Err: err, Definite: true, Retryable: true}
+	failure := s.driver.fail("settle", s.topic.name, err)
+	if isPassing(err) {
 		return bus.Unavailable(failure, passing)
 	}
-	return s.driver.fail("settle", s.topic.name, err)
+	return failure
 }
 
 // passing is the pause after which a handler is called again that was too early.

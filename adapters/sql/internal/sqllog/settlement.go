@@ -46,6 +46,9 @@ var (
 	errScattered = errors.New("too many unfinished messages lie between finished ones to keep them all; waiting for older ones to finish")
 )
 
+// isPassing says whether a settlement failed because of what passes by itself in a moment.
+func isPassing(err error) bool { return errors.Is(err, errDoubt) || errors.Is(err, errScattered) }
+
 // enter takes the turns of the tokens' lanes, and makes copies of their windows in which the tokens are done. It fails by token
 // if some are stale. After an error it holds nothing.
 func (s *Source) enter(ctx context.Context, tokens []bus.Token) (*settlement, error) {

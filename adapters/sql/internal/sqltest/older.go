@@ -17,9 +17,10 @@ import (
 // meanwhile.
 func Older(t *testing.T, db Database) {
 	for name, test := range map[string]func(*older, *testing.T){
-		"idle":     (*older).idle,
-		"inFlight": (*older).inFlight,
-		"parked":   (*older).parked,
+		"idle":        (*older).idle,
+		"inFlight":    (*older).inFlight,
+		"parked":      (*older).parked,
+		"settlements": (*older).settlements,
 	} {
 		for _, guarantee := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/transactional=%v", name, guarantee), func(t *testing.T) {
@@ -215,6 +216,23 @@ func (o *older) parked(t *testing.T) {
 		t.Errorf("the position is %d, and the parked message is nowhere", now)
 	}
 	o.expect(t, []string{string(ds[0].Payload)})
+}
+
+// settlements: the database has all messages, and has lost that they were settled. With exactly
+// once it has lost their outputs, too.
+func (o *older) settlements(t *testing.T) {
+	_, pos := o.state(t)
+	Publish(t, o.b, o.topic, Texts("a", "b")...)
+	Settle(t, o.s, Receive(t, o.s, 2)...)
+	if err := o.commit(t); err != nil {
+		t.Fatal(err)
+	}
+	last, settled := o.state(t)
+	if settled <= pos {
+		t.Fatalf("the position is %d, and was %d", settled, pos)
+	}
+	o.back(t, last, pos)
+	o.expect(t, []string{"a", "b"})
 }
 
 // positionAhead: the tables were restored without their numbering.

@@ -61,6 +61,7 @@ func Run(t *testing.T, db Database) {
 		"ManyForeignTransactions":   manyForeignTransactions,
 		"ChecksTransactions":        checksTransactions,
 		"FetchesAtOnce":             fetchesAtOnce,
+		"Scattered":                 scattered,
 		"Ways":                      ways,
 		"ParksEach":                 parksEach,
 		"InjectsByID":               injectsByID,
