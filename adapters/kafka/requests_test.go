@@ -7,15 +7,34 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
 )
 
+// buffered is closed when the client has so many records to produce.
+type buffered struct {
+	left atomic.Int64
+	all  chan struct{}
+}
+
+// OnProduceRecordBuffered implements kgo.HookProduceRecordBuffered.
+func (b *buffered) OnProduceRecordBuffered(*kgo.Record) {
+	if b.left.Add(-1) == 0 {
+		close(b.all)
+	}
+}
+
 // TestRequests counts a batch's requests to the brokers, and reads the meaning of published from
-// their side.
+// their side. The brokers answer when the client has the whole batch: how many requests it sends
+// before depends on how quick they are.
 func TestRequests(t *testing.T) {
-	const n = 1000
+	const (
+		n       = 1000
+		brokers = 2
+		atOnce  = 5 // requests that the client has under way at a broker
+	)
 	c := fakeCluster(t, kfake.SeedTopics(4, "t"))
 	var produces, unsafe, commits atomic.Int64
 	count := func(key kmsg.Key, f func(kmsg.Request)) {
@@ -25,8 +44,11 @@ func TestRequests(t *testing.T) {
 			return nil, nil, false
 		})
 	}
+	whole := &buffered{all: make(chan struct{})}
+	whole.left.Store(n)
 	count(kmsg.Produce, func(req kmsg.Request) {
 		produces.Add(1)
+		c.SleepControl(func() { <-whole.all })
 		produce := req.(*kmsg.ProduceRequest)
 		for _, topic := range produce.Topics {
 			for _, p := range topic.Partitions {
@@ -39,14 +61,16 @@ func TestRequests(t *testing.T) {
 	})
 	count(kmsg.OffsetCommit, func(kmsg.Request) { commits.Add(1) })
 
-	b := open(t, fakeConfig(c))
+	config := fakeConfig(c)
+	config.Client = []kgo.Opt{kgo.WithHooks(whole)}
+	b := open(t, config)
 	messages := make([]*bus.Message, n)
 	for i := range messages {
 		messages[i] = &bus.Message{Key: strconv.Itoa(i), Payload: make([]byte, 100)}
 	}
 	publish(t, b, "t", messages...)
-	if got := produces.Load(); got > 16 {
-		t.Errorf("%d messages in one call made %d requests: want at most 16, for four partitions on two brokers", n, got)
+	if got := produces.Load(); got > brokers*(atOnce+1) {
+		t.Errorf("%d messages in one call made %d requests: want at most %d to each of %d brokers before an answer, and one with the rest", n, got, atOnce, brokers)
 	}
 	if got := unsafe.Load(); got > 0 {
 		t.Errorf("%d batches did not ask for all replicas (acks=-1), or were not idempotent", got)
