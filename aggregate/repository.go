@@ -206,10 +206,10 @@ func (r *Repository[S, E]) save(id string, s *state[S]) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	s.saved = s.version
-	msgs, err := r.store.Bus().Encode(ctx, []any{s.value})
+	data, contentType, err := engine.Marshal(r.store.Bus(), s.value)
 	if err == nil {
 		err = r.store.SaveSnapshot(ctx, r.kind.Stream(id), eventstore.Snapshot{
-			Schema: r.kind.schema, Version: s.version, EventID: s.eventID, ContentType: msgs[0].ContentType, State: msgs[0].Payload,
+			Schema: r.kind.schema, Version: s.version, EventID: s.eventID, ContentType: contentType, State: data,
 		})
 	}
 	if err != nil && !errors.Is(err, bus.ErrClosed) { // a bus may be closed right after the last answer

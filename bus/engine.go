@@ -100,3 +100,8 @@ func (engine) CheckID(id string) error { return checkID(id) }
 
 // DeliverAt returns the time of [WithDeliverAt], or a zero time.
 func (engine) DeliverAt(m *Message) (time.Time, error) { return deliverAt(m) }
+
+// Marshal encodes a value that is no event with the bus's first codec; [Bus.Decode] decodes it.
+func (engine) Marshal(b *Bus, v any) (data []byte, contentType string, err error) {
+	return b.marshal(v)
+}

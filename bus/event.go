@@ -1,12 +1,17 @@
 package bus
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 )
 
 // Typer gives an event type its stable name on the wire. EventType is called on zero values.
 // Without it the name is the bare name of the Go type, which a rename changes.
+//
+// Declare EventType and EventKey on the type itself, not on its pointer, unless pointers alone are
+// published and handled: a value would have another type, and no key. Publishing such a value is
+// [ErrInvalid], and so is a handler of it.
 type Typer interface{ EventType() string }
 
 // Keyer gives an event its message key; [WithKey] overrides it. EventKey is called on zero values
@@ -21,7 +26,7 @@ type Event[T any] struct {
 
 // TypeName returns the name on the wire of T's events: EventType(), or the Go type's bare name. It
 // is "" for types without a name, such as map[string]any. A handler of such a type takes messages
-// of every type.
+// of every type. A generic type needs an EventType: its bare name would be that of all its types.
 func TypeName[T any]() string {
 	var zero T
 	t := reflect.TypeFor[T]()
@@ -35,16 +40,23 @@ func TypeName[T any]() string {
 	return goName(t)
 }
 
-// typeNameOf is TypeName of a value to publish.
-func typeNameOf(v any) string {
-	if t, ok := v.(Typer); ok {
-		return t.EventType()
-	}
+// typeNameOf is TypeName of a value to publish. It refuses values that are no events.
+func typeNameOf(v any) (string, error) {
 	t := reflect.TypeOf(v)
 	if t == nil {
-		return ""
+		return "", nil
 	}
-	return goName(t)
+	e := eventTypeOf(t)
+	if e.err != nil {
+		return "", e.err
+	}
+	if t.Kind() == reflect.Pointer && reflect.ValueOf(v).IsNil() {
+		return "", fmt.Errorf("%w: the event is a nil %v", ErrInvalid, t)
+	}
+	if t, ok := v.(Typer); ok {
+		return t.EventType(), nil
+	}
+	return e.name, nil
 }
 
 func goName(t reflect.Type) string {

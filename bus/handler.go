@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"reflect"
 )
 
 // Handler handles one message. nil settles it; an error goes through the failure policy. Handle is
@@ -108,6 +109,10 @@ func (a aroundBatch) HandleBatch(ctx context.Context, ms []*Message) error {
 // EventTypes returns these types; nil takes all.
 type EventTyper interface{ EventTypes() []string }
 
+// Checker is an optional part of a [Handler]: Check returns what is wrong with it, nil if nothing
+// is. A router reports it before anything is consumed.
+type Checker interface{ Check() error }
+
 // Idempotent is an optional part of a [Handler]: its effect happens once for each message, however
 // often it is called. Either the handler records handled messages in the effect's own transaction,
 // as handlers of package outbox do, or its effect can be repeated. A router that is asked for
@@ -138,6 +143,9 @@ func (t typed[T]) Handle(ctx context.Context, m *Message) error {
 }
 
 func (t typed[T]) EventTypes() []string { return typesOf[T]() }
+
+// Check implements Checker.
+func (t typed[T]) Check() error { return checkTyped[T](t.h == nil) }
 
 // TypedBatch is Typed for batches. A message that cannot be decoded fails alone; the function gets
 // the others.
@@ -202,6 +210,18 @@ func (t typedBatch[T]) HandleBatch(ctx context.Context, ms []*Message) error {
 }
 
 func (t typedBatch[T]) EventTypes() []string { return typesOf[T]() }
+
+// Check implements Checker.
+func (t typedBatch[T]) Check() error { return checkTyped[T](t.h == nil) }
+
+// checkTyped reports what is wrong with a handler of events of type T; missing says that it has no
+// function.
+func checkTyped[T any](missing bool) error {
+	if missing {
+		return fmt.Errorf("%w: the function that handles %v is nil", ErrInvalid, reflect.TypeFor[T]())
+	}
+	return eventTypeOf(reflect.TypeFor[T]()).err
+}
 
 func typesOf[T any]() []string {
 	if name := TypeName[T](); name != "" {

@@ -12,7 +12,8 @@ import (
 // handler and a test's recorder implement it.
 type Publisher interface {
 	// Publish encodes one event and publishes it. It takes a *Message or Message as it is. It
-	// returns nil once the event is durable.
+	// returns nil once the event is durable. An event whose type would not reach a handler of it
+	// ([Typer]) is [ErrInvalid].
 	Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error
 	// PublishMessages publishes all msgs in one call. Its error is a *PublishError, index-aligned
 	// with msgs.
@@ -150,6 +151,9 @@ func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 	var m *Message
 	switch e := event.(type) {
 	case *Message:
+		if e == nil {
+			return nil, fmt.Errorf("%w: the message is nil", ErrInvalid)
+		}
 		c := *e
 		m = &c
 	case Message:
@@ -160,12 +164,15 @@ func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 			return nil, err
 		}
 	default:
-		codec := b.options.codecs[0]
-		data, err := codec.Marshal(event)
+		name, err := typeNameOf(event)
 		if err != nil {
-			return nil, fmt.Errorf("%w: encode %T as %s: %w", ErrInvalid, event, codec.ContentType(), err)
+			return nil, err
 		}
-		m = &Message{Type: typeNameOf(event), ContentType: codec.ContentType(), Payload: data}
+		data, contentType, err := b.marshal(event)
+		if err != nil {
+			return nil, err
+		}
+		m = &Message{Type: name, ContentType: contentType, Payload: data}
 		if k, ok := event.(Keyer); ok {
 			m.Key = k.EventKey()
 		}
@@ -177,4 +184,13 @@ func (b *Bus) encode(event any, opts []PublishOption) (*Message, error) {
 		opt(m)
 	}
 	return m, nil
+}
+
+// marshal encodes a value with the first codec.
+func (b *Bus) marshal(v any) (data []byte, contentType string, err error) {
+	codec := b.options.codecs[0]
+	if data, err = codec.Marshal(v); err != nil {
+		return nil, "", fmt.Errorf("%w: encode %T as %s: %w", ErrInvalid, v, codec.ContentType(), err)
+	}
+	return data, codec.ContentType(), nil
 }

@@ -27,6 +27,9 @@ type replier[Req, Resp any] struct {
 // EventTypes implements EventTyper.
 func (r replier[Req, Resp]) EventTypes() []string { return typesOf[Req]() }
 
+// Check implements Checker.
+func (r replier[Req, Resp]) Check() error { return checkTyped[Req](r.h == nil) }
+
 // Handle implements Handler.
 func (r replier[Req, Resp]) Handle(ctx context.Context, m *Message) error {
 	to := m.Headers.Get(HeaderReplyTo)

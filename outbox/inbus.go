@@ -26,22 +26,22 @@ import (
 // On any other bus, or in another database, the router fails at its start. On PostgreSQL the
 // transactions must be read committed, which is the default; on SQLite begin them as immediate.
 func OnceInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
-	return inBusHandler{onceHandler{bus.Typed(func(ctx context.Context, event T) error {
+	return inBusHandler{onceHandler{missing(false, begin == nil, h == nil), bus.Typed(func(ctx context.Context, event T) error {
 		done := []*bus.Message{bus.DeliveryFrom(ctx).Message}
 		err, _ := onceInBus(ctx, begin, done, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
 		return err
-	})}, joinCheck(begin)}
+	}).(typedHandler)}, joinCheck(begin)}
 }
 
 // OnceBatchInBus is [OnceInBus] for batches, as [OnceBatch] is [Once] for batches: one transaction
 // for all messages.
 func OnceBatchInBus[Tx, T any](begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
-	return inBusBatchHandler{onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
+	return inBusBatchHandler{onceBatchHandler{missing(false, begin == nil, h == nil), bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
 		err, _ := onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
 			return onceInBus(ctx, begin, messages(events), h)
 		})
 		return err
-	})}, joinCheck(begin)}
+	}).(typedBatchHandler)}, joinCheck(begin)}
 }
 
 type inBusHandler struct {

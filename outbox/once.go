@@ -3,7 +3,9 @@ package outbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/millrace-go/millrace/bus"
 )
@@ -26,21 +28,46 @@ import (
 // A message fails for good if its id cannot be remembered: it changes with each delivery
 // ([driver.IsTransientID]), or no bus would publish it.
 func Once[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, event T) error) bus.Handler {
-	return onceHandler{bus.Typed(func(ctx context.Context, event T) error {
+	return onceHandler{missing(o == nil, begin == nil, h == nil), bus.Typed(func(ctx context.Context, event T) error {
 		m := bus.DeliveryFrom(ctx).Message
 		if err := checkID(m.ID); err != nil {
 			return err
 		}
 		err, _ := once(ctx, o, begin, []*bus.Message{m}, func(ctx context.Context, tx Tx, _ []bool) error { return h(ctx, tx, event) })
 		return err
-	})}
+	}).(typedHandler)}
+}
+
+// typedHandler is what bus.Typed returns.
+type typedHandler interface {
+	bus.Handler
+	bus.EventTyper
+	bus.Checker
 }
 
 // onceHandler tells a router that was asked for exactly once that the handler provides it.
-type onceHandler struct{ bus.Handler }
+type onceHandler struct {
+	missing error
+	typedHandler
+}
 
-func (h onceHandler) EventTypes() []string { return h.Handler.(bus.EventTyper).EventTypes() }
-func (onceHandler) Idempotent()            {}
+func (h onceHandler) Check() error { return errors.Join(h.missing, h.typedHandler.Check()) }
+func (onceHandler) Idempotent()    {}
+
+// missing reports the arguments of a handler's constructor that are nil.
+func missing(outbox, begin, h bool) error {
+	var names []string
+	for name, is := range map[string]bool{"the outbox": outbox, "begin": begin, "h": h} {
+		if is {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return fmt.Errorf("%w: nil is no argument of a handler of package outbox: %s", bus.ErrInvalid, strings.Join(names, ", "))
+}
 
 // OnceBatch is [Once] for batches: one transaction, and one statement that records all ids. h gets
 // the messages that are not recorded yet. If it fails with several messages in the transaction, the
@@ -51,20 +78,30 @@ func (onceHandler) Idempotent()            {}
 //
 // So h may be called more than once, each time with a new transaction.
 func OnceBatch[Tx, T any](o *Outbox, begin Transactor[Tx], h func(ctx context.Context, tx Tx, events []bus.Event[T]) error) bus.BatchHandler {
-	return onceBatchHandler{bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
+	return onceBatchHandler{missing(o == nil, begin == nil, h == nil), bus.TypedBatch(func(ctx context.Context, events []bus.Event[T]) error {
 		return withIDs(events, func(events []bus.Event[T]) error {
 			err, _ := onceBatch(ctx, events, h, func(ctx context.Context, events []bus.Event[T], h func(context.Context, Tx, []bool) error) (error, bool) {
 				return once(ctx, o, begin, messages(events), h)
 			})
 			return err
 		})
-	})}
+	}).(typedBatchHandler)}
 }
 
-type onceBatchHandler struct{ bus.BatchHandler }
+// typedBatchHandler is what bus.TypedBatch returns.
+type typedBatchHandler interface {
+	bus.BatchHandler
+	bus.EventTyper
+	bus.Checker
+}
 
-func (h onceBatchHandler) EventTypes() []string { return h.BatchHandler.(bus.EventTyper).EventTypes() }
-func (onceBatchHandler) Idempotent()            {}
+type onceBatchHandler struct {
+	missing error
+	typedBatchHandler
+}
+
+func (h onceBatchHandler) Check() error { return errors.Join(h.missing, h.typedBatchHandler.Check()) }
+func (onceBatchHandler) Idempotent()    {}
 
 func messages[T any](events []bus.Event[T]) []*bus.Message {
 	msgs := make([]*bus.Message, len(events))
