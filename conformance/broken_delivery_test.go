@@ -46,7 +46,7 @@ var deliveryDefects = []defect{
 			}
 			return n, err
 		}}
-	}, noticed: []string{"failure/undecodable", "types/strict"}},
+	}, noticed: []string{"failure/undecodable", "types/unknown"}},
 	{name: "receive: the bounds are not kept", make: func() *broken {
 		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, _ int) (int, error) {
 			return s.Receive(ctx, dst, 1<<40)
@@ -59,7 +59,7 @@ var deliveryDefects = []defect{
 	}, noticed: []string{"lifecycle/receive-ends"}},
 	{name: "settle: does nothing", make: func() *broken {
 		return &broken{settle: func(bus.Source, context.Context, []bus.Token) error { return nil }}
-	}, noticed: []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "members/stale-settle", "members/leave-and-join", "failure/at-most-once"}},
+	}, noticed: []string{"lifecycle/drain", "lifecycle/finished-beyond-unfinished", "members/stale-settle", "members/leave-and-join", "failure/at-most-once", "types/skip"}},
 	{name: "settle: everything received is settled at once", make: func() *broken {
 		return &broken{receive: func(s bus.Source, ctx context.Context, dst []bus.Delivery, maxBytes int) (int, error) {
 			n, err := s.Receive(ctx, dst, maxBytes)

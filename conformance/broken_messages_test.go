@@ -75,6 +75,14 @@ var messageDefects = []defect{
 			return err
 		}}
 	}, noticed: []string{"publish/close-meanwhile"}},
+	{name: "types change on the way", make: func() *broken {
+		var n atomic.Int64
+		return edit(func(m *bus.Message) {
+			if m.Type == "typeD" {
+				m.Type += strconv.FormatInt(n.Add(1), 10)
+			}
+		})
+	}, noticed: []string{"types/skip-unknown"}},
 	{name: "ids change on the way", make: func() *broken {
 		var n atomic.Int64
 		return edit(func(m *bus.Message) {

@@ -16,7 +16,7 @@ var poisonDefects = []defect{
 		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
 			return &poisonHooks{PoisonStore: s, put: func(driver.PoisonStore, context.Context, []driver.PoisonEntry) error { return nil }}
 		}}
-	}, noticed: []string{"poison/store", "poison/concurrent", "poison/away", "failure/permanent", "failure/exhausted", "types/strict"}},
+	}, noticed: []string{"poison/store", "poison/concurrent", "poison/away", "failure/permanent", "failure/exhausted", "types/unknown", "types/rolling-update"}},
 	{name: "poison: no entry is replaced", make: func() *broken {
 		return &broken{poison: func(s driver.PoisonStore) driver.PoisonStore {
 			return &poisonHooks{PoisonStore: s, put: func(s driver.PoisonStore, ctx context.Context, entries []driver.PoisonEntry) error {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/reserved"
 )
 
 // StreamInfo is a stream at a glance.
@@ -60,7 +61,7 @@ func (s *Store) Truncate(ctx context.Context, stream string, before int64) (firs
 
 // TypeClosed is the type of the event with which a closed stream ends. It has no payload, and each
 // [Types] ignores it. Appending an event of this type is an error.
-const TypeClosed = "millrace.stream.closed"
+const TypeClosed = reserved.TypeStreamClosed
 
 // CloseStream ends a stream: it appends an event of type [TypeClosed], which groups receive, too.
 // Appends fail with [ErrClosed] from then on; a stream cannot be opened again. Closing a closed

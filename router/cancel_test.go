@@ -39,7 +39,7 @@ func cancelDelayed(t *testing.T, b *bus.Bus, ids ...string) {
 func TestCancelled(t *testing.T) {
 	for name, opts := range map[string][]router.Option{
 		"plain":        {},
-		"strict":       {router.Strict()},
+		"skipping":     {router.Skip("other"), router.SkipUnknown()},
 		"unordered":    {router.Unordered()},
 		"at most once": {router.Guarantee(router.AtMostOnce)}, // held in memory
 	} {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -42,7 +43,6 @@ type consumer struct {
 	err      error // the last error, for health
 	paused   bool
 	draining bool
-	skipped  uint64             // messages of a type that nobody takes
 	lanes    map[int32]*lane    // that are owned
 	leaving  map[bus.Lane]*lane // that are being handed over
 	canPark  bool               // messages may be parked at the broker
@@ -68,6 +68,8 @@ type consumer struct {
 	cancelling cancelling
 	poisoning  poisoning
 	settling   settling
+	skipping   skipping
+	unknown    atomic.Uint64 // messages in the poison queue that no handler takes
 
 	// Drain.
 	stopping sync.Once
@@ -154,11 +156,11 @@ type settling struct {
 }
 
 type consumerConfig struct {
-	workers   int
-	inFlight  inFlight
-	unordered bool
-	strict    bool
-	guarantee Level
+	workers      int
+	inFlight     inFlight
+	unordered    bool
+	unknownWaits bool // a key waits for its messages in the poison queue that no handler takes
+	guarantee    Level
 	// transactional: the messages that handlers emit are published with the settlement.
 	transactional bool
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -110,11 +109,16 @@ func (c *consumer) giveUp(t *task, err error, now time.Time) {
 		c.halt(fmt.Errorf("handler %s: message %q: %s after %d tries, and its policy says stop: %w", r.name, t.h.Delivery.ID, class, t.h.Delivery.Attempt, err))
 	default:
 		t.entry = t.poisonEntry(now)
-		if r.policy.KeyWaits && c.canPark && t.keyed {
-			t.outcome, t.due, t.keyWaits = park, now.Add(blockedFor), true
-			return
-		}
-		t.outcome = poison
+		c.decidePoison(t, r.policy.KeyWaits, now)
+	}
+}
+
+// decidePoison decides that a message goes into the poison queue. If its key is to wait, the message
+// is parked first.
+func (c *consumer) decidePoison(t *task, keyWaits bool, now time.Time) {
+	t.outcome = poison
+	if keyWaits && c.canPark && t.keyed {
+		t.outcome, t.due, t.keyWaits = park, now.Add(blockedFor), true
 	}
 }
 
@@ -190,16 +194,4 @@ func (c *consumer) retryAt(t *task, due time.Time, tries int) {
 		d.Failure = &told
 	}
 	t.again = engine.New(t.lane.ctx, c.core.bus, d)
-}
-
-func errUnknownType(typ string, table *routeTable) error {
-	if typ == "" {
-		return errors.New("the message has no type, and more than one handler could take it")
-	}
-	var known []string
-	for name := range table.byType {
-		known = append(known, name)
-	}
-	slices.Sort(known)
-	return fmt.Errorf("no handler takes messages of type %q; there are handlers for %s", typ, strings.Join(known, ", "))
 }

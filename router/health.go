@@ -3,6 +3,7 @@ package router
 import (
 	"errors"
 	"fmt"
+	"maps"
 )
 
 // State is where a handler's subscription is in its life.
@@ -22,7 +23,7 @@ const (
 // Health is a moment's state of all handlers.
 type Health struct{ Routes []RouteHealth }
 
-// RouteHealth is the state of one handler. InFlight, Lanes, Skipped and Err describe its
+// RouteHealth is the state of one handler. InFlight, Lanes, Skipped, Unknown and Err describe its
 // subscription, which the handlers of one topic and group share.
 type RouteHealth struct {
 	Name, Group, Topic string
@@ -31,8 +32,13 @@ type RouteHealth struct {
 	InFlight, Lanes int
 	// Handled, Failed and Poisoned count since Run: messages that succeeded, calls that failed, messages poisoned.
 	Handled, Failed, Poisoned uint64
-	// Skipped counts messages of a type that nobody takes.
-	Skipped uint64
+	// Skipped counts messages of the subscription that were settled unhandled, because [Skip] or
+	// [SkipUnknown] says so. SkippedTypes counts them by type, for the first 100 types.
+	Skipped      uint64
+	SkippedTypes map[string]uint64
+	// Unknown counts messages of the subscription that went to the poison queue because no handler
+	// takes their type. No handler's Poisoned counts them.
+	Unknown uint64
 	// LastError is the last error of the handler.
 	LastError error
 	// Err says why the subscription does not work now; nil if it works.
@@ -77,7 +83,8 @@ func (r *Route) Health() RouteHealth {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h.State, h.Err, h.InFlight, h.Lanes, h.Skipped = c.state, c.err, c.flight.messages, len(c.lanes), c.skipped
+	h.State, h.Err, h.InFlight, h.Lanes, h.Skipped = c.state, c.err, c.flight.messages, len(c.lanes), c.skipping.n
+	h.SkippedTypes, h.Unknown = maps.Clone(c.skipping.byType), c.unknown.Load()
 	if err := c.poisoning.trouble.all(); err != nil && h.State != StateStopped {
 		h.Err = errors.Join(h.Err, err)
 	}

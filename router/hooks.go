@@ -20,6 +20,13 @@ type PoisonedHook interface {
 	Poisoned(ctx context.Context, e driver.PoisonEntry)
 }
 
+// SkippedHook is told of each message that is settled unhandled, because [Skip] or [SkipUnknown] says
+// so. It is called after the settlement, one message of a topic and group at a time. It runs on the
+// goroutine that settles messages: be quick.
+type SkippedHook interface {
+	Skipped(ctx context.Context, d bus.Delivery)
+}
+
 // Handled is one call of a handler. The delivery of a batch holds the properties that its messages
 // share.
 type Handled struct {
@@ -32,6 +39,7 @@ type Handled struct {
 type hooks struct {
 	handled  []HandledHook
 	poisoned []PoisonedHook
+	skipped  []SkippedHook
 	errs     []error
 }
 
@@ -44,8 +52,11 @@ func (h *hooks) add(values []any) {
 		if hook, ok := v.(PoisonedHook); ok {
 			h.poisoned, used = append(h.poisoned, hook), true
 		}
+		if hook, ok := v.(SkippedHook); ok {
+			h.skipped, used = append(h.skipped, hook), true
+		}
 		if !used {
-			h.errs = append(h.errs, fmt.Errorf("Hooks: %T implements neither HandledHook nor PoisonedHook", v))
+			h.errs = append(h.errs, fmt.Errorf("Hooks: %T implements none of HandledHook, PoisonedHook and SkippedHook", v))
 		}
 	}
 }

@@ -188,16 +188,10 @@ func (c *consumer) admitTask(t *task, unwrapped error) {
 	case t.h.Delivery.Type == bus.TypeCancellation:
 		c.cancelDelayed(t)
 		return
-	// a replayed message without a handler must not be lost
-	case t.route == nil && (c.cfg.strict || t.replayed()):
-		t.refuse("unknown type", errUnknownType(t.h.Delivery.Type, c.table))
 	case t.route == nil:
-		c.skipped++
-		if line := c.lot.lines[t.h.Delivery.Key]; t.fetched && line != nil {
-			c.await(line.messages[0]) // nothing of the key is in flight
+		if settled := c.refuseUnknown(t); settled {
+			return
 		}
-		c.settle(t)
-		return
 	default:
 		t.h.Delivery.Handler = t.route.name
 	}

@@ -18,7 +18,7 @@ type Option interface {
 }
 
 // setting is a value and how deep in the nesting it was set. The settings of a subscription
-// (Workers, InFlight, From, Unordered, Strict) are shared by the handlers of one topic and group.
+// (Workers, InFlight, From, Unordered, Guarantee) are shared by the handlers of one topic and group.
 // So the deepest wins, and two different values of one depth are a conflict.
 type setting[T comparable] struct {
 	value T
@@ -41,8 +41,11 @@ type settings struct {
 	inFlight  setting[inFlight]
 	from      setting[bus.Start]
 	unordered setting[bool]
-	strict    setting[bool]
-	guarantee setting[Level]
+
+	skip        []string // of a subscription, too: those of all its handlers
+	skipUnknown bool     // if one of its handlers says so
+	skipNothing bool     // a Skip names no type
+	guarantee   setting[Level]
 }
 
 type fill struct {
@@ -99,7 +102,8 @@ func DrainTimeout(d time.Duration) RootOption {
 // logs with locks held, so the log's handler must not wait for the router or for the bus.
 func Logger(l *slog.Logger) RootOption { return rootOption(func(c *core) { c.log = l }) }
 
-// Hooks adds observers: values that implement one or more of [HandledHook] and [PoisonedHook].
+// Hooks adds observers: values that implement one or more of [HandledHook], [PoisonedHook]
+// and [SkippedHook].
 func Hooks(hooks ...any) RootOption {
 	return rootOption(func(c *core) { c.hooks.add(hooks) })
 }
@@ -132,11 +136,33 @@ func Unordered() Option {
 	return option(func(s *settings) { s.unordered = setting[bool]{true, s.depth} })
 }
 
-// Strict sends messages of a type that no handler of the topic and group takes to the poison queue. By default they
-// are settled and counted ([RouteHealth]).
-func Strict() Option {
-	return option(func(s *settings) { s.strict = setting[bool]{true, s.depth} })
+// Skip names types of messages that the group does not want: they are settled unhandled. They are
+// counted ([RouteHealth]) and told to a [SkippedHook]. Without it a message of a type that no handler
+// of the topic and group takes goes to the poison queue, with the class "unknown type". "" names
+// messages without a type.
+//
+// Several Skips add up, and those of one handler hold for all that share its topic and group. A type
+// that is named beside a handler of all types does not come to this handler. A type with a handler
+// of its own cannot be named.
+//
+// A message that a handler of the group has had already, or that was replayed, is not skipped: it
+// goes to the poison queue.
+func Skip(types ...string) Option {
+	return option(func(s *settings) {
+		if len(types) == 0 {
+			s.skipNothing = true
+		}
+		s.skip = append(s.skip[:len(s.skip):len(s.skip)], types...)
+	})
 }
+
+// SkipUnknown is [Skip] for every type that no handler of the topic and group takes. It is for groups
+// that want some types of many. The log warns of each type once. A message without a type is not
+// skipped.
+//
+// Note: in a rolling update the old version of a service settles messages that are for the new one.
+// Deploy handlers of a new type before its publishers (docs/event-versions.md).
+func SkipUnknown() Option { return option(func(s *settings) { s.skipUnknown = true }) }
 
 // Guarantee says what a crash may do to the messages of a topic and group. Defaults to
 // [AtLeastOnce]. A guarantee that cannot be kept is an error at the start, which names the missing

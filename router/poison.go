@@ -128,6 +128,8 @@ func (c *consumer) putEntry(t *task) error {
 			"handler", t.entry.Handler, "class", t.failure.Class, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "err", t.failure.Text)
 		if t.route != nil {
 			t.route.poisoned.Add(1)
+		} else if t.failure.Class == unknownType {
+			c.unknown.Add(1)
 		}
 		for _, hook := range c.core.hooks.poisoned {
 			c.guarded("Poisoned", func() { hook.Poisoned(t.lane.ctx, *t.entry) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,7 @@ type Route struct {
 
 func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 	r := &Route{core: c, topic: topic, group: group, set: s, timeout: s.timeout, policy: s.policy, ready: make(chan struct{})}
-	if h == nil {
+	if isNil(h) {
 		r.err = fmt.Errorf("topic %q: the handler is nil", topic)
 		return r
 	}
@@ -60,14 +61,24 @@ func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 	}
 	_, r.idempotent = h.(bus.Idempotent)
 	r.joining, _ = h.(driver.Joining)
+	if c, ok := h.(bus.Checker); ok {
+		if err := c.Check(); err != nil {
+			r.err = fmt.Errorf("handler %s: %w", r.name, err)
+			return r
+		}
+	}
 	_, wantsBatch := h.(bus.BatchHandler)
 	for i := len(s.use) - 1; i >= 0; i-- {
+		if s.use[i] == nil {
+			r.err = fmt.Errorf("handler %s: middleware %d is nil", r.name, i+1)
+			return r
+		}
 		h = s.use[i](h)
 		if h == nil {
 			r.err = fmt.Errorf("handler %s: middleware %d returned nil", r.name, i+1)
 			return r
 		}
-		if c, ok := h.(interface{ Check() error }); ok {
+		if c, ok := h.(bus.Checker); ok {
 			if err := c.Check(); err != nil {
 				r.err = fmt.Errorf("handler %s: middleware %d: %w", r.name, i+1, err)
 				return r
@@ -85,6 +96,18 @@ func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 	}
 	r.err = r.check()
 	return r
+}
+
+// isNil says whether a handler is nil, or a nil pointer or function behind the interface.
+func isNil(h bus.Handler) bool {
+	switch v := reflect.ValueOf(h); v.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Func, reflect.Pointer:
+		return v.IsNil()
+	default:
+		return false
+	}
 }
 
 func (r *Route) check() error {
@@ -117,6 +140,9 @@ func (r *Route) check() error {
 	}
 	if err := s.policy.check(); err != nil {
 		bad("%v", err)
+	}
+	if s.skipNothing {
+		bad("Skip names no type: SkipUnknown skips every type that no handler takes")
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("handler %s: %s", r.name, strings.Join(errs, "; "))
@@ -178,11 +204,14 @@ type routeTable struct {
 	byType  map[string]*Route
 	all     *Route // takes every type that no other takes
 	untyped *Route // takes messages without a type
+
+	skip        map[string]bool // types that no handler gets
+	skipUnknown bool            // nor any type that none takes
 }
 
 // newRouteTable checks that each message has one clear route.
 func newRouteTable(routes []*Route) (*routeTable, error) {
-	t := &routeTable{routes: routes, byType: map[string]*Route{}}
+	t := &routeTable{routes: routes, byType: map[string]*Route{}, skip: map[string]bool{}}
 	typed := 0
 	for _, r := range routes {
 		if len(r.types) == 0 {
@@ -204,7 +233,21 @@ func newRouteTable(routes []*Route) (*routeTable, error) {
 	if t.all != nil || typed != 1 {
 		t.untyped = t.all
 	}
-	return t, nil
+	return t, t.addSkips()
+}
+
+// addSkips takes in what the options of the handlers skip.
+func (t *routeTable) addSkips() error {
+	for _, r := range t.routes {
+		t.skipUnknown = t.skipUnknown || r.set.skipUnknown
+		for _, typ := range r.set.skip {
+			if other := t.byType[typ]; other != nil {
+				return fmt.Errorf("topic %q, group %q: Skip names type %q, which handler %s takes", r.topic, r.group, typ, other.name)
+			}
+			t.skip[typ] = true
+		}
+	}
+	return nil
 }
 
 // route finds the handler of a delivery: the handler that had it before it was parked, if still
@@ -222,11 +265,14 @@ func (t *routeTable) route(d *bus.Delivery) *Route {
 
 // find returns the handler of a type, or nil if nobody takes it.
 func (t *routeTable) find(typ string) *Route {
-	if typ == "" {
-		return t.untyped
-	}
-	if r := t.byType[typ]; r != nil {
+	switch r := t.byType[typ]; {
+	case r != nil:
 		return r
+	case t.skip[typ]:
+		return nil
+	case typ == "":
+		return t.untyped
+	default:
+		return t.all
 	}
-	return t.all
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,8 +17,9 @@ import (
 type Router struct {
 	core  *core
 	group string
-	err   error // the group's mistake, found while the router runs
 	mu    sync.Mutex
+	err   error  // a mistake that was made while the router runs: all later handlers have it
+	used  string // by whom the middleware was taken over: a handler, or another Router; "" by nobody yet
 	set   settings
 }
 
@@ -98,37 +100,56 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 func newRouter(c *core, group string, s settings) *Router {
 	r := &Router{core: c, group: group, set: s}
 	if err := bus.CheckName("group", group); err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.phase == idle {
-			c.errs = append(c.errs, err)
-		} else { // it is the mistake of its own handlers alone
-			r.err = err
-		}
+		r.mistake(err)
 	}
 	return r
 }
 
+// mistake notes a mistake: one of the whole router before Run, later one of the handlers that are
+// added through r. Called with r's lock held, or before anybody knows r.
+func (r *Router) mistake(err error) {
+	c := r.core
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == idle {
+		c.errs = append(c.errs, err)
+	} else {
+		r.err = errors.Join(r.err, err)
+	}
+}
+
 // Group returns a router of another group that shares r's life and starts from its options.
 func (r *Router) Group(name string, opts ...Option) *Router {
-	return newRouter(r.core, name, r.settings(opts))
+	s, _ := r.settings("Group", opts)
+	return newRouter(r.core, name, s)
 }
 
 // With returns a router of the same group and life with other defaults for the handlers that are added through it.
 func (r *Router) With(opts ...Option) *Router {
-	return &Router{core: r.core, group: r.group, err: r.err, set: r.settings(opts)}
+	s, err := r.settings("With", opts)
+	return &Router{core: r.core, group: r.group, err: err, set: s}
 }
 
-func (r *Router) settings(opts []Option) settings {
+// settings returns the settings and the mistake that somebody takes over from r.
+func (r *Router) settings(by string, opts []Option) (settings, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.set.with(opts)
+	if r.used == "" {
+		r.used = by
+	}
+	return r.set.with(opts), r.err
 }
 
-// Use adds middleware to the handlers that are added after it, the first one outermost.
+// Use adds middleware around all handlers of r, the first one outermost. Call it before handlers
+// are added, and before With and Group, which take the middleware over: a later Use is an error of
+// [Router.Check]. For some handlers only, use [Router.With] or the option [Use].
 func (r *Router) Use(mw ...bus.Middleware) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.used != "" {
+		r.mistake(fmt.Errorf("Use comes after %s, which would be without its middleware: call Use first, or add the rest through With", r.used))
+		return
+	}
 	r.set.use = append(r.set.use[:len(r.set.use):len(r.set.use)], mw...)
 }
 
@@ -136,9 +157,10 @@ func (r *Router) Use(mw ...bus.Middleware) {
 // message types they take ([bus.EventTyper], [Accept]). While the router runs, the handler starts at once, if its
 // topic is not consumed yet by its group; [Route.Ready] tells how it went.
 func (r *Router) Handle(topic string, h bus.Handler, opts ...Option) *Route {
-	route := newRoute(r.core, r.group, topic, h, r.settings(opts))
-	if r.err != nil {
-		route.err = r.err
+	s, err := r.settings(fmt.Sprintf("a handler of topic %q", topic), opts)
+	route := newRoute(r.core, r.group, topic, h, s)
+	if err != nil {
+		route.err = err
 	}
 	r.core.add(route)
 	return route
@@ -270,7 +292,7 @@ func (c *core) plan(routes []*Route) ([]*consumer, error) {
 // subscriptionSettings merges the settings that the handlers of a subscription share.
 func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, err error) {
 	first := routes[0].set
-	workers, flight, start, unordered, strict, guarantee := first.workers, first.inFlight, first.from, first.unordered, first.strict, first.guarantee
+	workers, flight, start, unordered, guarantee := first.workers, first.inFlight, first.from, first.unordered, first.guarantee
 	var errs []error
 	for _, r := range routes[1:] {
 		errs = append(errs,
@@ -278,10 +300,10 @@ func subscriptionSettings(routes []*Route) (cfg consumerConfig, from bus.Start, 
 			merge(&flight, r.set.inFlight, "InFlight", r),
 			merge(&start, r.set.from, "From", r),
 			merge(&unordered, r.set.unordered, "Unordered", r),
-			merge(&strict, r.set.strict, "Strict", r),
 			merge(&guarantee, r.set.guarantee, "Guarantee", r))
 	}
-	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, strict: strict.value, guarantee: guarantee.value}
+	cfg = consumerConfig{workers: workers.value, inFlight: flight.value, unordered: unordered.value, guarantee: guarantee.value}
+	cfg.unknownWaits = slices.ContainsFunc(routes, func(r *Route) bool { return r.policy.KeyWaits })
 	return cfg, start.value, errors.Join(errs...)
 }
 

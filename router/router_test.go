@@ -153,13 +153,13 @@ func TestFailuresGoToThePoisonQueueWithTheReason(t *testing.T) {
 		{name: "goexit", policy: router.Policy{Retry: router.Never}, handle: func(context.Context, order) error { runtime.Goexit(); return nil }, class: "panic", text: router.ErrGoexit.Error(), attempts: 1},
 		{name: "timeout", policy: router.Policy{Retry: router.Never}, opts: []router.Option{router.Timeout(time.Second)}, handle: func(ctx context.Context, _ order) error { <-ctx.Done(); return ctx.Err() }, class: "timeout", text: "context deadline exceeded", attempts: 1},
 		{name: "undecodable", msg: bus.Message{Type: "order", Payload: []byte("{")}, handle: func(context.Context, order) error { return nil }, class: "undecodable", text: "unexpected end of JSON", attempts: 1},
-		{name: "unknown type", msg: bus.Message{Type: "other"}, opts: []router.Option{router.Strict()}, handle: func(context.Context, order) error { return nil }, class: "unknown type", text: `no handler takes messages of type "other"; there are handlers for order`},
+		{name: "unknown type", msg: bus.Message{Type: "other"}, handle: func(context.Context, order) error { return nil }, class: "unknown type", text: `no handler takes messages of type "other"; there are handlers for order`},
 		{name: "structured mode damaged", msg: bus.Message{ContentType: "application/cloudevents+json", Payload: []byte("{}")}, handle: func(context.Context, order) error { return nil }, class: "undecodable", text: "attribute id is missing"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := openBus(t)
-				r := router.New(b, "g", tc.policy)
+				r := router.New(b, "g", tc.policy, router.Skip("none"))
 				router.On(r, "t", tc.handle, tc.opts...)
 				run(t, r, aFailure, aPoisoning)
 				msg := tc.msg
@@ -171,9 +171,6 @@ func TestFailuresGoToThePoisonQueueWithTheReason(t *testing.T) {
 				time.Sleep(24 * time.Hour)
 				synctest.Wait()
 				entries := poisoned(t, b, "g")
-				if tc.name == "unknown type" {
-					entries = entries[:1] // "next" is refused as well
-				}
 				if len(entries) != 1 {
 					t.Fatalf("%d entries", len(entries))
 				}
@@ -282,7 +279,7 @@ func TestTypesFindTheirHandlers(t *testing.T) {
 		rest := r.Group("rest")
 		router.On(rest, "t", func(_ context.Context, e B) error { note(fmt.Sprint("rest B", e.N)); return nil })
 		rest.HandleFunc("t", func(_ context.Context, m *bus.Message) error { note("rest " + m.Type); return nil })
-		run(t, r)
+		run(t, r, aPoisoning)
 		publish(t, b, "t",
 			&bus.Message{Type: "A", Payload: []byte(`{"N":1}`)},
 			&bus.Message{Type: "B", Payload: []byte(`{"N":2}`)},
@@ -296,8 +293,11 @@ func TestTypesFindTheirHandlers(t *testing.T) {
 		}
 		for _, h := range r.Health().Routes {
 			want := map[string]uint64{"both": 2, "only": 2, "rest": 0}[h.Group]
-			if h.Skipped != want || h.InFlight != 0 {
-				t.Errorf("%s: %d skipped, want %d; %d in flight", h.Name, h.Skipped, want, h.InFlight)
+			if h.Unknown != want || h.Skipped != 0 || h.InFlight != 0 {
+				t.Errorf("%s: %d unknown, want %d; %d skipped, %d in flight", h.Name, h.Unknown, want, h.Skipped, h.InFlight)
+			}
+			if n := len(poisoned(t, b, h.Group)); n != int(want) {
+				t.Errorf("%s: %d poisoned, want %d", h.Group, n, want)
 			}
 		}
 	})

@@ -95,7 +95,10 @@ func (c *consumer) settler() {
 			for _, t := range batch {
 				tokens = append(tokens, t.token())
 			}
-			_ = c.settleTokens(tokens) // logged; they come again
+			err := c.settleTokens(tokens) // logged; they come again
+			for _, t := range batch {
+				c.notifySettled(t, err)
+			}
 		}
 		c.mu.Lock()
 		for _, t := range batch {

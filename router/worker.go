@@ -163,7 +163,7 @@ func (w *worker) handle(t *task) {
 		return
 	}
 	if t.entry != nil {
-		t.outcome = poison
+		c.decidePoison(t, c.cfg.unknownWaits && t.failure.Class == unknownType, time.Now())
 		return
 	}
 	if c.cfg.guarantee == AtMostOnce && !c.settleFirst(t) {
