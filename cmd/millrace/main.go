@@ -15,6 +15,8 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"github.com/millrace-go/millrace/internal/printable"
 )
 
 // Exit codes.
@@ -48,7 +50,10 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// run runs a command. All that it prints goes through printable: texts of messages, and errors that
+// quote them, must not control a terminal.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	stdout, stderr = printable.Writer(stdout), printable.Writer(stderr)
 	switch {
 	case len(args) == 0:
 		help(stderr)

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/printable"
 	"github.com/millrace-go/millrace/poison"
 )
 
@@ -190,7 +191,7 @@ func poisonList(ctx context.Context, q *poison.Queue, c *poisonCall) (int, error
 			}
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%q\t%.80q\n", e.ID, e.Time.UTC().Format(time.RFC3339), e.Handler, e.Failure.Class, e.Failure.Attempts, e.Message.Key, e.Failure.Text)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%q\t%.80q\n", printable.Text(e.ID), e.Time.UTC().Format(time.RFC3339), printable.Text(e.Handler), printable.Text(e.Failure.Class), e.Failure.Attempts, e.Message.Key, e.Failure.Text)
 	}
 	return exitOK, w.Flush()
 }
@@ -252,7 +253,7 @@ func poisonGroups(ctx context.Context, q *poison.Queue, c *poisonCall) (int, err
 			}
 			continue
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%.80q\n", g.Count, g.Handler, g.Class, g.First.UTC().Format(time.RFC3339), g.Last.UTC().Format(time.RFC3339), g.Text)
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%.80q\n", g.Count, printable.Text(g.Handler), printable.Text(g.Class), g.First.UTC().Format(time.RFC3339), g.Last.UTC().Format(time.RFC3339), g.Text)
 	}
 	return exitOK, w.Flush()
 }
