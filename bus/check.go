@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/millrace-go/millrace/internal/reserved"
 )
 
 // complete fills empty fields and checks the limits that every broker shares.
@@ -96,8 +98,8 @@ func plainText(s string) bool {
 	return ascii || utf8.ValidString(s)
 }
 
-// reserved are the header names under which drivers write the message's own fields.
-var reserved = []string{"ce_", "ce-", "cloudevents_", "cloudevents:", "millrace-"}
+// reservedHeaders are the header names under which drivers write the message's own fields.
+var reservedHeaders = []string{"ce_", "ce-", "cloudevents_", "cloudevents:", "millrace-"}
 
 func checkHeader(name string) error {
 	if name == "" || len(name) > maxText || !utf8.ValidString(name) || strings.IndexByte(name, 0) >= 0 {
@@ -107,13 +109,24 @@ func checkHeader(name string) error {
 		return nil
 	}
 	lower := strings.ToLower(name)
-	for _, prefix := range reserved {
+	for _, prefix := range reservedHeaders {
 		if strings.HasPrefix(lower, prefix) {
 			return fmt.Errorf("%w: header name %q: names that begin with %q are reserved for the message's own fields", ErrInvalid, name, prefix)
 		}
 	}
 	if lower == "content-type" {
 		return fmt.Errorf("%w: header name %q is reserved: set ContentType", ErrInvalid, name)
+	}
+	return nil
+}
+
+// checkTopic reports why a topic cannot be published to.
+func checkTopic(name string) error {
+	if err := CheckName("topic", name); err != nil {
+		return err
+	}
+	if reserved.Topic(name) {
+		return fmt.Errorf("%w: topic name %q: names that begin with \"millrace.\" or \"millrace_\" are for Millrace's own records", ErrInvalid, name)
 	}
 	return nil
 }

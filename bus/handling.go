@@ -144,7 +144,7 @@ func (h emitter) PublishMessages(ctx context.Context, topic string, msgs ...*Mes
 }
 
 func (h *Handling) emit(topic string, msgs []*Message) error {
-	if err := CheckName("topic", topic); err != nil {
+	if err := checkTopic(topic); err != nil {
 		return fmt.Errorf("emit: %w", err)
 	}
 	now := time.Now()

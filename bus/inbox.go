@@ -50,7 +50,7 @@ func (in *inbox) open(ctx context.Context, b *Bus) (*opening, error) {
 	if o == nil {
 		o = &opening{name: b.options.inbox, ready: make(chan struct{}), over: make(chan struct{})}
 		if o.name == "" {
-			o.name = "replies-" + NewID()
+			o.name = inboxPrefix + NewID()
 		}
 		var running context.Context
 		running, o.cancel = context.WithCancel(context.Background())

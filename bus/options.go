@@ -57,5 +57,6 @@ func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.co
 
 // WithInbox names the inbox of this bus: the topic, and its group, for replies to requests
 // ([Request]). No other open bus may use the same name. Defaults to a new name for each bus:
-// "replies-" and an id.
+// "replies-" and an id. Choose a name that begins with "replies-", such as "replies-billing-7": handlers
+// of [Reply] answer to other topics only if their router allows it by name (router.ReplyTo).
 func WithInbox(name string) Option { return func(o *options) { o.inbox = name } }

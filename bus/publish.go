@@ -12,7 +12,8 @@ import (
 // handler and a test's recorder implement it.
 type Publisher interface {
 	// Publish encodes one event and publishes it. It takes a *Message or Message as it is. It
-	// returns nil once the event is durable. An event whose type would not reach a handler of it
+	// returns nil once the event is durable. A topic whose name begins with "millrace." or
+	// "millrace_" is [ErrInvalid]: it has Millrace's own records. An event whose type would not reach a handler of it
 	// ([Typer]) is [ErrInvalid].
 	Publish(ctx context.Context, topic string, event any, opts ...PublishOption) error
 	// PublishMessages publishes all msgs in one call. Its error is a *PublishError, index-aligned
@@ -102,7 +103,7 @@ func (b *Bus) checkPublish(ctx context.Context, topic string) error {
 	fail := func(err error) error {
 		return &Error{Op: "publish", Broker: b.broker, Topic: topic, Err: err, Definite: true}
 	}
-	if err := CheckName("topic", topic); err != nil {
+	if err := checkTopic(topic); err != nil {
 		return fail(err)
 	}
 	select {

@@ -216,7 +216,7 @@ func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
 	testlog.Expect(t, "has closed the inbox")
 	synctest.Test(t, func(t *testing.T) {
 		d := &slowToSubscribe{driver.Of(bustest.New(t)), make(chan error)}
-		b := bus.New(d, bus.WithInbox("web-1"))
+		b := bus.New(d, bus.WithInbox("replies-web-1"))
 		ask := func(ctx context.Context) chan error {
 			over := make(chan error, 1)
 			go func() {
@@ -243,7 +243,7 @@ func TestInboxOpensOnceAndAgainAfterAFailure(t *testing.T) {
 		synctest.Wait()
 		r := router.New(b, "pricing")
 		r.Handle("quotes", bus.Reply(func(ctx context.Context, _ QuoteRequest) (Quote, error) {
-			if to := bus.DeliveryFrom(ctx).Headers.Get(bus.HeaderReplyTo); to != "web-1" {
+			if to := bus.DeliveryFrom(ctx).Headers.Get(bus.HeaderReplyTo); to != "replies-web-1" {
 				t.Errorf("reply to %q", to)
 			}
 			return Quote{}, nil

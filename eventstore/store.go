@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/reserved"
 )
 
 // Store is the event store of one topic. It is safe for concurrent use. It needs no closing:
@@ -64,6 +65,9 @@ func Open(ctx context.Context, b *bus.Bus, topic string, opts ...Option) (*Store
 func open(ctx context.Context, b *bus.Bus, topic string, o options) (*Store, error) {
 	if err := bus.CheckName("topic", topic); err != nil {
 		return nil, err
+	}
+	if reserved.Topic(topic) {
+		return nil, fmt.Errorf("%w: topic name %q is for Millrace's own records", bus.ErrInvalid, topic)
 	}
 	if o.shards < 1 || o.shards > MaxShards {
 		return nil, fmt.Errorf("%w: Shards is %d: want 1 to %d", bus.ErrInvalid, o.shards, MaxShards)

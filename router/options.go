@@ -42,6 +42,7 @@ type settings struct {
 	from      setting[bus.Start]
 	unordered setting[bool]
 
+	replyTo     []string // topics that get replies, beside inboxes
 	skip        []string // of a subscription, too: those of all its handlers
 	skipUnknown bool     // if one of its handlers says so
 	skipNothing bool     // a Skip names no type
@@ -163,6 +164,13 @@ func Skip(types ...string) Option {
 // Note: in a rolling update the old version of a service settles messages that are for the new one.
 // Deploy handlers of a new type before its publishers (docs/event-versions.md).
 func SkipUnknown() Option { return option(func(s *settings) { s.skipUnknown = true }) }
+
+// ReplyTo allows handlers made by [bus.Reply] to answer to these topics, too. By default they answer to
+// inboxes only (topics whose names begin with "replies-"), and a request for a reply elsewhere fails
+// for good. Several ReplyTos add up.
+func ReplyTo(topics ...string) Option {
+	return option(func(s *settings) { s.replyTo = append(s.replyTo[:len(s.replyTo):len(s.replyTo)], topics...) })
+}
 
 // Guarantee says what a crash may do to the messages of a topic and group. Defaults to
 // [AtLeastOnce]. A guarantee that cannot be kept is an error at the start, which names the missing

@@ -59,6 +59,11 @@ func newRoute(c *core, group, topic string, h bus.Handler, s settings) *Route {
 	if r.name == "" {
 		r.name = strings.Join(append([]string{group, topic}, r.types...), "/")
 	}
+	if replier, ok := h.(interface {
+		AllowReplies(topics []string) bus.Handler
+	}); ok {
+		h = replier.AllowReplies(s.replyTo)
+	}
 	_, r.idempotent = h.(bus.Idempotent)
 	r.joining, _ = h.(driver.Joining)
 	if c, ok := h.(bus.Checker); ok {

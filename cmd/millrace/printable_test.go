@@ -29,8 +29,10 @@ func TestNothingControlsTheTerminal(t *testing.T) {
 	if err := store.Put(t.Context(), driver.PoisonEntry{
 		ID: "e" + hostile, Topic: "t", Group: "g", Handler: hostile, Host: hostile, Time: now,
 		Failure: bus.Failure{Class: hostile, Text: hostile, Stack: hostile, First: now, Last: now},
-		Message: &bus.Message{ID: hostile, Key: hostile, Type: hostile, Source: hostile, Subject: hostile, ContentType: hostile, Time: now,
-			Headers: bus.Headers{{Name: hostile, Value: hostile}}, Payload: []byte(hostile)},
+		Message: &bus.Message{
+			ID: hostile, Key: hostile, Type: hostile, Source: hostile, Subject: hostile, ContentType: hostile, Time: now,
+			Headers: bus.Headers{{Name: hostile, Value: hostile}}, Payload: []byte(hostile),
+		},
 	}); err != nil {
 		t.Fatal(err)
 	}
