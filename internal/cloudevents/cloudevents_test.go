@@ -31,6 +31,11 @@ func TestBinaryModeRoundTrip(t *testing.T) {
 	}
 }
 
+// event is a payload in structured mode with the required attributes and more.
+func event(more string) string {
+	return `{"specversion":"1.0","id":"1","source":"/s","type":"t"` + more + `}`
+}
+
 func TestStructuredMode(t *testing.T) {
 	for _, tc := range []struct {
 		name, payload string
@@ -45,13 +50,28 @@ func TestStructuredMode(t *testing.T) {
 				Headers: bus.Headers{{Name: "level", Value: "3"}, {Name: "tenant", Value: "x"}, {Name: "beside", Value: "v"}}, Payload: []byte(`{"a": 1}`),
 			},
 		},
-		{name: "base64", payload: `{"id":"1","datacontenttype":"image/png","data_base64":"AAEC"}`, want: bus.Message{ID: "1", ContentType: "image/png", Headers: bus.Headers{{Name: "beside", Value: "v"}}, Payload: []byte{0, 1, 2}}},
-		{name: "text", payload: `{"id":"1","datacontenttype":"text/plain","data":"a\nb"}`, want: bus.Message{ID: "1", ContentType: "text/plain", Headers: bus.Headers{{Name: "beside", Value: "v"}}, Payload: []byte("a\nb")}},
-		{name: "no data", payload: `{"id":"1"}`, want: bus.Message{ID: "1", ContentType: "application/json", Headers: bus.Headers{{Name: "beside", Value: "v"}}}},
-		{name: "bad time", payload: `{"id":"1","time":"noon"}`, want: bus.Message{ID: "1", ContentType: "application/json", Headers: bus.Headers{{Name: "time", Value: "noon"}, {Name: "beside", Value: "v"}}}},
+		{name: "base64", payload: event(`,"datacontenttype":"image/png","data_base64":"AAEC"`), want: bus.Message{ID: "1", Source: "/s", Type: "t", ContentType: "image/png", Headers: bus.Headers{{Name: "beside", Value: "v"}}, Payload: []byte{0, 1, 2}}},
+		{name: "text", payload: event(`,"datacontenttype":"text/plain","data":"a\nb"`), want: bus.Message{ID: "1", Source: "/s", Type: "t", ContentType: "text/plain", Headers: bus.Headers{{Name: "beside", Value: "v"}}, Payload: []byte("a\nb")}},
+		{name: "no data", payload: event(``), want: bus.Message{ID: "1", Source: "/s", Type: "t", ContentType: "application/json", Headers: bus.Headers{{Name: "beside", Value: "v"}}}},
+		{name: "bad time", payload: event(`,"time":"noon"`), want: bus.Message{ID: "1", Source: "/s", Type: "t", ContentType: "application/json", Headers: bus.Headers{{Name: "time", Value: "noon"}, {Name: "beside", Value: "v"}}}},
+		{
+			name:    "null is absent",
+			payload: event(`,"subject":null,"time":null,"datacontenttype":null,"tenant":null,"data_base64":null,"data":{"a":1}`),
+			want:    bus.Message{ID: "1", Source: "/s", Type: "t", ContentType: "application/json", Headers: bus.Headers{{Name: "beside", Value: "v"}}, Payload: []byte(`{"a":1}`)},
+		},
+		{name: "null data", payload: event(`,"data":null`), want: bus.Message{ID: "1", Source: "/s", Type: "t", ContentType: "application/json", Headers: bus.Headers{{Name: "beside", Value: "v"}}}},
 		{name: "no json", payload: `<xml>`, err: "invalid character"},
+		{name: "null", payload: `null`, err: "attribute id is missing"},
 		{name: "no id", payload: `{}`, err: "attribute id is missing"},
-		{name: "bad base64", payload: `{"id":"1","data_base64":"?"}`, err: "data_base64"},
+		{name: "null id", payload: `{"id":null,"specversion":"1.0","source":"/s","type":"t"}`, err: "attribute id is missing"},
+		{name: "empty id", payload: `{"id":"","specversion":"1.0","source":"/s","type":"t"}`, err: `attribute id is ""`},
+		{name: "number as id", payload: `{"id":7,"specversion":"1.0","source":"/s","type":"t"}`, err: "attribute id is 7"},
+		{name: "no source", payload: `{"id":"1","specversion":"1.0","type":"t"}`, err: "attribute source is missing"},
+		{name: "no type", payload: `{"id":"1","specversion":"1.0","source":"/s"}`, err: "attribute type is missing"},
+		{name: "no version", payload: `{"id":"1","source":"/s","type":"t"}`, err: "attribute specversion is missing"},
+		{name: "other version", payload: `{"id":"1","specversion":"0.3","source":"/s","type":"t"}`, err: `specversion is "0.3"`},
+		{name: "data twice", payload: event(`,"data":1,"data_base64":"AAEC"`), err: "both data and data_base64"},
+		{name: "bad base64", payload: event(`,"data_base64":"?"`), err: "data_base64"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := bus.Message{Key: "k", ContentType: "application/cloudevents+json; charset=utf-8", Payload: []byte(tc.payload), Headers: bus.Headers{{Name: "beside", Value: "v"}}}
@@ -69,6 +89,15 @@ func TestStructuredMode(t *testing.T) {
 			}
 		})
 	}
+	for contentType, structured := range map[string]bool{
+		"application/cloudevents+json": true, "Application/CloudEvents+JSON": true, "application/cloudevents+json ; charset=UTF-8": true,
+		"application/cloudevents+jsonx": false, "application/cloudevents-batch+json": false, "application/json": false, "": false,
+	} {
+		m := bus.Message{ContentType: contentType, Payload: []byte(event(``))}
+		if err := cloudevents.Unwrap(&m); err != nil || (m.ID == "1") != structured {
+			t.Errorf("%q: %v %v", contentType, m, err)
+		}
+	}
 	ordinary := bus.Message{ContentType: "application/json", Payload: []byte("{")}
 	if err := cloudevents.Unwrap(&ordinary); err != nil {
 		t.Error(err)
@@ -79,6 +108,7 @@ func TestStructuredMode(t *testing.T) {
 func FuzzUnwrap(f *testing.F) {
 	f.Add([]byte(`{"id":"1","data":"x"}`))
 	f.Add([]byte(`{"id":null,"time":7,"data_base64":null}`))
+	f.Add([]byte(event(`,"subject":null,"data":"x"`)))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m := bus.Message{ContentType: "application/cloudevents+json", Payload: payload}
 		if err := cloudevents.Unwrap(&m); err != nil && string(m.Payload) != string(payload) {
