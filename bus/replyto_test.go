@@ -67,6 +67,7 @@ func TestReservedTopics(t *testing.T) {
 			"Publish":         p.Publish(ctx, topic, placed{}),
 			"PublishMessages": p.PublishMessages(ctx, topic, &bus.Message{}),
 			"Emit":            bus.Emit(ctx, topic, placed{}),
+			"Emit, later":     bus.Emit(engine.New(ctx, p.Bus, bus.Delivery{Message: &bus.Message{ID: "cause"}}), topic, placed{}),
 			"All":             bus.PublishAll(ctx, p, topic, []placed{{}}),
 		} {
 			if errors.Is(err, bus.ErrInvalid) != want || !want && err != nil {
