@@ -256,9 +256,10 @@ func (c *consumer) poisonAt(t *task, place bus.Token) {
 
 // waitsForReplay says whether a message that was fetched waits for its replay, since an owner of the
 // lane has poisoned it. Only poisoned messages have a class, and a replay has none.
+// A message that had no handler, and has one now, waits no longer.
 func (c *consumer) waitsForReplay(t *task) bool {
 	f := t.failure
-	return f != nil && f.Class != "" && f.Class != driver.Unreadable && t.route != nil && t.route.policy.KeyWaits &&
+	return f != nil && f.Class != "" && f.Class != driver.Unreadable && f.Class != unknownType && t.route != nil && t.route.policy.KeyWaits &&
 		t.h.Delivery.Key != "" && time.Now().Before(f.Last.Add(blockedFor))
 }
 
