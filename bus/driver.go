@@ -61,6 +61,19 @@ type Capabilities struct {
 	MaxMessage int
 }
 
+// Lag is how far a group is behind on a topic.
+type Lag struct {
+	// Messages is how many messages of the topic the group has not finished. Parked messages do not
+	// count: they have left the topic.
+	Messages int64 `json:"messages"`
+	// Estimated says that the broker cannot tell the number, or not quickly enough. The adapter's
+	// documentation says how far Messages may be off.
+	Estimated bool `json:"estimated,omitempty"`
+	// Oldest is when the oldest of the messages was published. It is zero if there is none, or if
+	// the broker does not tell.
+	Oldest time.Time `json:"oldest,omitzero"`
+}
+
 // Subscription is a router's request to a driver.
 type Subscription struct {
 	Topic, Group string
@@ -169,8 +182,8 @@ type Source interface {
 	//
 	// It returns 0 and an error in three cases: ctx ends (the context's error), after Close
 	// (ErrClosed), or the source cannot go on. In the last case the router logs the error, backs
-	// off and calls again. An error that is not retryable says that something was lost, or that the
-	// trouble stays until somebody acts. 0 without an error says that the trouble is over.
+	// off and calls again. An error that is not retryable says that something was lost. 0 without an
+	// error says that the source goes on.
 	//
 	// A record that cannot be decoded is delivered raw, as payload with a synthesised id; it is
 	// never an error.

@@ -74,7 +74,7 @@ func (t *abilityTrial) counts() {
 				return false
 			}
 			t.must(err, "lag")
-			return n == 3
+			return n.Messages == 3
 		})
 		if _, err := lagger.Lag(t.ctx, topic, t.name("nobody")); !errors.Is(err, bus.ErrNotFound) {
 			t.errorf("lag of a group that does not exist: %v, want ErrNotFound", err)
@@ -91,8 +91,8 @@ func (t *abilityTrial) counts() {
 	if lagger, ok := bus.As[driver.Lagger](t.env.bus()); ok {
 		n, err := lagger.Lag(t.ctx, topic, group)
 		t.must(err, "lag")
-		if n != 0 {
-			t.errorf("%d messages count as unfinished although their settlements are durable", n)
+		if n.Messages != 0 {
+			t.errorf("%d messages count as unfinished although their settlements are durable", n.Messages)
 		}
 	}
 }

@@ -46,10 +46,11 @@ var abilityDefects = []defect{
 	}, noticed: []string{"abilities/claimed"}},
 	{name: "abilities: handled messages count as unfinished", make: func() *broken {
 		var most atomic.Int64
-		return &broken{lag: func(l driver.Lagger, ctx context.Context, topic, group string) (int64, error) {
+		return &broken{lag: func(l driver.Lagger, ctx context.Context, topic, group string) (bus.Lag, error) {
 			n, err := l.Lag(ctx, topic, group)
-			most.Store(max(most.Load(), n))
-			return most.Load(), err
+			most.Store(max(most.Load(), n.Messages))
+			n.Messages = most.Load()
+			return n, err
 		}}
 	}, noticed: []string{"abilities/claimed"}},
 	{name: "abilities: a closed driver answers", make: func() *broken {

@@ -18,7 +18,7 @@ type broken struct {
 	inject    func(d driver.Injector, ctx context.Context, topic, group string, ps []driver.Parking) error
 	close     func(s bus.Source, ctx context.Context) error
 	source    func(s *brokenSource) bus.Source // is given to subscribers
-	lag       func(l driver.Lagger, ctx context.Context, topic, group string) (int64, error)
+	lag       func(l driver.Lagger, ctx context.Context, topic, group string) (bus.Lag, error)
 	as        func(target any) bool
 	poison    func(s driver.PoisonStore) driver.PoisonStore
 	caps      func(c bus.Capabilities) bus.Capabilities
@@ -55,7 +55,7 @@ func (b *broken) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneOb
 }
 
 // Lag implements driver.Lagger.
-func (b *broken) Lag(ctx context.Context, topic, group string) (int64, error) {
+func (b *broken) Lag(ctx context.Context, topic, group string) (bus.Lag, error) {
 	l := b.Driver.(driver.Lagger)
 	if b.lag != nil {
 		return b.lag(l, ctx, topic, group)

@@ -46,7 +46,7 @@ func TestBrokenDriversAreNoticed(t *testing.T) {
 	var mu sync.Mutex
 	failedOnce := map[string]bool{}
 	t.Run("defects", func(t *testing.T) {
-		for _, d := range slices.Concat(messageDefects, deliveryDefects, poisonDefects, parkingDefects, fullLaneDefects, abilityDefects) {
+		for _, d := range slices.Concat(messageDefects, deliveryDefects, poisonDefects, parkingDefects, fullLaneDefects, abilityDefects, truthDefects) {
 			t.Run(d.name, func(t *testing.T) {
 				t.Parallel()
 				timeout := 3 * time.Second

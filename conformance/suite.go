@@ -89,7 +89,7 @@ func Checks() []string {
 
 func checks() []check {
 	var all []check
-	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks, loadChecks, requestChecks, transactionChecks, wayChecks, abilityChecks} {
+	for _, theme := range [][]check{roundTripChecks, publishChecks, orderChecks, groupChecks, failureChecks, typeChecks, boundChecks, lifecycleChecks, memberChecks, poisonChecks, parkingChecks, delayChecks, loadChecks, requestChecks, transactionChecks, truthChecks, wayChecks, abilityChecks} {
 		all = append(all, theme...)
 	}
 	return all

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/condition"
 	"github.com/millrace-go/millrace/internal/ratelog"
 )
 
@@ -38,9 +39,13 @@ type consumer struct {
 
 	source bus.Source // set before the first worker starts
 
+	conditions *condition.Set // what is wrong with the subscription
+
 	mu       sync.Mutex
-	state    State
-	err      error // the last error, for health
+	state    State // of its life
+	err      error // why it starts slowly, has failed, or could not receive
+	standing standing
+	away     error // why the broker cannot be reached, by the driver's word; nil: it can
 	paused   bool
 	draining bool
 	lanes    map[int32]*lane    // that are owned
@@ -169,8 +174,8 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 	log := c.log.With("topic", sub.Topic, "group", sub.Group)
 	k := &consumer{
 		core: c, sub: sub, cfg: cfg, table: table,
-		log: log, blame: ratelog.New(log),
-		lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
+		log: log, blame: ratelog.New(log), conditions: condition.NewSet(log),
+		state: StateStarting, lanes: map[int32]*lane{}, leaving: map[bus.Lane]*lane{},
 		keys:     newKeyTable(cfg.inFlight.messages),
 		lot:      newParkingLot(cfg.unordered),
 		parking:  parking{unparkable: map[string]int{}, over: make(chan struct{})},
@@ -190,6 +195,7 @@ func newConsumer(c *core, sub bus.Subscription, cfg consumerConfig, table *route
 			k.batches = append(k.batches, r.queue)
 		}
 	}
+	k.stand()
 	return k
 }
 
@@ -205,6 +211,7 @@ func (c *consumer) start() error {
 	defer c.mu.Unlock()
 	if err == nil && !c.draining {
 		c.source, c.state, c.err = source, StateRunning, nil
+		c.stand()
 		c.crew.watchdog = time.AfterFunc(time.Hour, c.watch)
 		c.crew.watchdog.Stop()
 		_, c.canFetch = source.(driver.ParkingSource)
@@ -226,11 +233,14 @@ func (c *consumer) start() error {
 		return nil
 	}
 	defer close(c.stopped)
+	defer c.conditions.Close()
 	if !c.draining {
 		c.state, c.err = StateFailed, err
+		c.stand()
 		return err
 	}
 	c.state, c.err = StateStopped, nil
+	c.stand()
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
@@ -246,6 +256,7 @@ func (c *consumer) subscribe() (bus.Source, error) {
 		source, err := c.core.bus.Driver().Subscribe(c.intake, c.sub, c)
 		if err == nil {
 			if err = c.lacking(source); err == nil {
+				c.conditions.Note(subscribing, nil)
 				return source, nil
 			}
 			closing, cancel := context.WithTimeout(context.Background(), closeTimeout)
@@ -257,7 +268,7 @@ func (c *consumer) subscribe() (bus.Source, error) {
 			return nil, err
 		}
 		c.setState(StateStarting, err)
-		c.log.Warn("cannot subscribe yet", "err", err)
+		c.conditions.Note(subscribing, err)
 		b.Wait(c.intake)
 	}
 }
@@ -286,6 +297,7 @@ func (c *consumer) setState(s State, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.state, c.err = s, err
+	c.stand()
 }
 
 // pause and resume stop and continue the intake and the start of handlers.
@@ -293,6 +305,7 @@ func (c *consumer) pause(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.paused = on
+	c.stand()
 	c.flight.room.Broadcast()
 	c.fetching.wake.Broadcast()
 	c.wakeWorkers()

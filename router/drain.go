@@ -46,6 +46,7 @@ func (c *consumer) drain(ctx context.Context) {
 	err = errors.Join(err, c.awaitEnd(ctx, c.settling.over), c.closeSource(ctx))
 	c.cancel(bus.ErrClosed)
 	c.blame.Flush()
+	c.conditions.Close()
 	c.mu.Lock()
 	c.crew.watchdog.Stop()
 	if c.timer != nil {
@@ -54,6 +55,7 @@ func (c *consumer) drain(ctx context.Context) {
 	if !failed {
 		c.state, c.err = StateStopped, err
 	}
+	c.stand()
 	c.mu.Unlock()
 	close(c.stopped)
 }
@@ -70,6 +72,7 @@ func (c *consumer) endIntake() (started, failed bool) {
 	failed = c.state == StateFailed
 	if !failed {
 		c.state = StateDraining
+		c.stand()
 	}
 	c.crew.work.Broadcast()
 	c.flight.room.Broadcast()

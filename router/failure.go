@@ -83,7 +83,7 @@ func (c *consumer) wasNoTry(t *task, err error, now time.Time) bool {
 		c.blame.Tell(slog.LevelWarn, "the handler says that what it needs is not available; consuming pauses", t.route.name,
 			"handler", t.route.name, "id", t.h.Delivery.ID, "for", d, "err", err)
 		t.tries--
-		t.unavailable = max(d, time.Millisecond)
+		t.unavailable, t.lacks = max(d, time.Millisecond), err
 		c.retryAt(t, now, 0)
 		return true
 	}
@@ -164,6 +164,7 @@ func (c *consumer) halt(err error) {
 	c.close() // before the worker lets go of the message: the later ones of its key must not be handled
 	c.mu.Lock()
 	c.state, c.err = StateFailed, err
+	c.stand()
 	c.mu.Unlock()
 	c.log.Error("consuming stops", "err", err)
 	go func() {

@@ -43,14 +43,17 @@ func (c *consumer) fetcher() {
 			batch, err = c.keepBack(batch, pe), nil
 		}
 		if err == nil {
-			b = backoff.Backoff{}
+			if b != (backoff.Backoff{}) {
+				b = backoff.Backoff{}
+				c.conditions.Note(fetchingFailed, nil)
+			}
 			c.admitFetched(batch, dst[:n])
 			clear(dst)
 			continue
 		}
 		c.refetch(batch)
 		if c.intake.Err() == nil {
-			c.log.Warn("fetching parked messages failed; trying again", "messages", len(batch), "err", err)
+			c.conditions.Note(fetchingFailed, err)
 		}
 		b.Wait(c.intake)
 	}
@@ -73,10 +76,29 @@ func (c *consumer) nextToFetch() []*parkedMessage {
 				return due
 			}
 		}
+		c.endIdleFetching()
 		c.wakeFetcherAt()
 		c.fetching.wake.Wait()
 	}
 	return nil
+}
+
+// endIdleFetching ends the conditions of fetches for which no message waits any more: it was
+// withdrawn, or its lane has gone. Messages that wait for another try are due by its time.
+func (c *consumer) endIdleFetching() {
+	if c.paused || c.suspended() {
+		return
+	}
+	if due, ok := c.lot.nextDue(); ok && !due.After(time.Now()) {
+		return
+	}
+	c.conditions.Note(fetchingFailed, nil)
+	for _, l := range c.lanes {
+		if l.fetches != (backoff.Backoff{}) && !l.fetchFrom.After(time.Now()) {
+			l.fetches = backoff.Backoff{}
+			c.conditions.Note(l.fetchingFailed(), nil)
+		}
+	}
 }
 
 // goOnWith takes a message that is due and was kept in memory into the scheduler.
@@ -115,19 +137,18 @@ func (c *consumer) refetch(batch []*parkedMessage) {
 // keepBack takes back messages that could not be fetched. A lane's messages wait for a while, and
 // hold up no other lane. It returns the rest.
 func (c *consumer) keepBack(batch []*parkedMessage, failed *bus.PublishError) []*parkedMessage {
-	c.log.Warn("fetching parked messages failed; trying again", "messages", len(failed.Unwrap()), "of", len(batch), "err", failed)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
 	var fetched []*parkedMessage
 	for i, e := range batch {
 		if failed.Errs[i] == nil {
-			e.lane.fetches = backoff.Backoff{}
 			fetched = append(fetched, e)
 			continue
 		}
 		if l := e.lane; !now.Before(l.fetchFrom) { // all that waits in the lane is tried together
 			l.fetchFrom = now.Add(l.fetches.Next())
+			c.conditions.Note(l.fetchingFailed(), failed.Errs[i])
 		}
 		if e.Due.Before(e.lane.fetchFrom) {
 			e.Due = e.lane.fetchFrom
@@ -156,6 +177,10 @@ func (c *consumer) admitFetched(batch []*parkedMessage, fetched []bus.Delivery) 
 		}
 		if e.state == parkedGone || e.lane.gone() { // or withdrawn
 			continue
+		}
+		if l := e.lane; l.fetches != (backoff.Backoff{}) {
+			l.fetches = backoff.Backoff{}
+			c.conditions.Note(l.fetchingFailed(), nil)
 		}
 		if d == nil {
 			c.unpark(e)

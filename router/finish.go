@@ -156,6 +156,7 @@ func (c *consumer) recycle(t *task) {
 	}
 	if t.putFails > 0 {
 		c.poisoning.trouble.recycled()
+		c.notePoisonAway()
 	}
 	*t = task{next: c.flight.free}
 	c.flight.free = t

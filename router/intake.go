@@ -3,7 +3,6 @@ package router
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
@@ -44,21 +43,26 @@ func (c *consumer) pump() {
 			return
 		default:
 			c.receiving(err)
-			level := slog.LevelWarn
-			if !bus.IsRetryable(err) { // something is lost, or stays so until somebody changes it
-				level = slog.LevelError
-			}
-			c.log.Log(c.intake, level, "receiving failed; trying again", "err", err)
 			b.Wait(c.intake)
 		}
 	}
 }
 
-// receiving notes for health whether receiving works.
+// receiving notes whether receiving works. An error that is not retryable tells of a loss, so the
+// log has each.
 func (c *consumer) receiving(err error) {
+	lost := err
+	if bus.IsRetryable(err) {
+		lost = nil
+	}
+	if lost == nil {
+		c.conditions.Note("receiving failed", err)
+	} else {
+		c.log.Error("receiving failed; trying again", "err", err)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.err = err
+	c.err = lost
 }
 
 // waitForRoom returns how much may be received now; 0 messages when the intake has ended.

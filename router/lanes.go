@@ -64,6 +64,7 @@ func (c *consumer) Assigned(lanes []bus.Lane) {
 		}
 		c.lanes[id.ID] = l
 	}
+	c.stand()
 	c.log.Debug("lanes assigned", "lanes", len(lanes), "owned", len(c.lanes))
 }
 
@@ -83,6 +84,7 @@ func (c *consumer) Revoking(ctx context.Context, lanes []bus.Lane) {
 		c.leaving[id] = l
 		leaving = append(leaving, l)
 	}
+	c.stand()
 	c.parkTried(func(t *task) bool { return t.lane.gone() && !t.lane.lost() })
 	c.abandonHeld()
 	c.forgetGone()
@@ -122,6 +124,7 @@ func (c *consumer) Lost(lanes []bus.Lane, cause error) {
 			c.lose(l, &laneLostError{cause})
 		}
 	}
+	c.stand()
 	c.abandonHeld()
 	c.forgetGone()
 	c.log.Info("lanes lost", "lanes", len(lanes), "owned", len(c.lanes), "cause", cause)
@@ -137,6 +140,9 @@ func (c *consumer) owned(id bus.Lane) *lane {
 
 // lose ends an ownership: handlers that still run are told, and their results do not count.
 func (c *consumer) lose(l *lane, cause error) {
+	if l.fetches != (backoff.Backoff{}) { // the next owner's fetches are new ones
+		c.conditions.Note(l.fetchingFailed(), nil)
+	}
 	l.state = laneLost
 	l.cancel(cause)
 	for _, cancel := range l.batches {

@@ -256,6 +256,9 @@ func (c *consumer) endStuck(s *stuckTasks, of *task) {
 	if c.stuck.byKey[of.key] == s {
 		delete(c.stuck.byKey, of.key)
 	}
+	if len(c.stuck.lines) == 0 {
+		c.conditions.Note(parkingFailed, nil)
+	}
 }
 
 // freeStuck has tasks that were stuck parked like others again.
@@ -358,7 +361,7 @@ func (c *consumer) delayStuck(retried bool, n int, err error) {
 	if n == 0 || !retried && now.Before(c.stuck.due) { // a time is set
 		return
 	}
-	c.log.Warn("parking failed; trying again", "messages", n, "err", err)
+	c.conditions.Note(parkingFailed, err)
 	if c.draining {
 		c.stuck.tries++
 	}

@@ -31,6 +31,7 @@ type parkedMessage struct {
 	// changed and withdrawn say that an injector changed or withdrew the message since it was asked
 	// for.
 	changed, withdrawn bool
+	countsDelayed      bool // among the lot's nDelayed
 	// came is one more than its position in the lane when it came, 0 if another owner parked it.
 	came int64
 	kept *task  // that waits in memory, because the broker does not take it
@@ -56,6 +57,7 @@ type parkingLot struct {
 	waiting   waitingMessages
 	stored    map[parkingPlace]*parkedMessage // that are at the broker, those in flight included
 	n         int                             // without those in flight
+	nDelayed  int                             // of n: those that nobody waits for, because they were published with a delay
 	unordered bool                            // there are no lines
 }
 
@@ -88,7 +90,7 @@ func (p *parkingLot) add(e *parkedMessage) {
 // insert puts a message at place i of its key's line, or behind it if i is -1. Delayed ones have no line.
 func (p *parkingLot) insert(e *parkedMessage, i int, state parkedState) {
 	e.at, e.state, e.changed, e.line = -1, state, false, nil
-	p.n++
+	p.count(e, 1)
 	p.place(e)
 	if e.Key == "" || p.unordered && !e.Delayed {
 		return
@@ -107,6 +109,18 @@ func (p *parkingLot) insert(e *parkedMessage, i int, state parkedState) {
 		i = len(l.messages)
 	}
 	l.messages = slices.Insert(l.messages, i, e)
+}
+
+// count counts a message that comes (1) or goes (-1). Whether it is delayed may change later, so its
+// coming decides.
+func (p *parkingLot) count(e *parkedMessage, n int) {
+	if n > 0 {
+		e.countsDelayed = e.Delayed
+	}
+	p.n += n
+	if e.countsDelayed {
+		p.nDelayed += n
+	}
 }
 
 // place notes where a message is at the broker.
@@ -138,7 +152,7 @@ func (p *parkingLot) remove(e *parkedMessage) {
 
 // unlink takes a message out of its line and from the waiting.
 func (p *parkingLot) unlink(e *parkedMessage) {
-	p.n--
+	p.count(e, -1)
 	if e.at >= 0 {
 		heap.Remove(&p.waiting, e.at)
 	}
@@ -187,7 +201,7 @@ func (p *parkingLot) dropGone() (kept []*task, first []*parkedMessage) {
 			return false
 		}
 		if e.inLot() {
-			p.n--
+			p.count(e, -1)
 		}
 		if e.state, e.line = parkedGone, nil; e.kept != nil {
 			kept = append(kept, e.kept)

@@ -8,6 +8,7 @@ import "time"
 type suspension struct {
 	until time.Time // zero: there is none
 	probe *task     // the call that was let through, if it has not ended
+	why   error     // the handler's word
 }
 
 // suspended says whether handlers are not called, but for a probe. Called with the lock held, as all of this file.
@@ -46,7 +47,9 @@ func (c *consumer) judgeProbe(t *task) {
 		if until := time.Now().Add(t.unavailable); until.After(c.pausing.until) {
 			c.pausing.until = until
 		}
-		t.unavailable = 0
+		c.pausing.why = t.lacks
+		t.unavailable, t.lacks = 0, nil
+		c.stand()
 		c.wakeAt(c.pausing.until) // while a probe runs, the timer does not look at the pause
 	case probe && t.outcome != abandon:
 		c.goOn()
@@ -69,6 +72,7 @@ func (c *consumer) endPause(now time.Time) {
 // goOn ends the suspension, and tells all waiters.
 func (c *consumer) goOn() {
 	c.pausing = suspension{}
+	c.stand()
 	c.flight.room.Broadcast()
 	c.fetching.wake.Broadcast()
 }

@@ -84,6 +84,7 @@ func (c *consumer) poisoner() {
 // afterPoison goes on with a message that is in the poison queue, or could not be put there.
 func (c *consumer) afterPoison(t *task, err error) {
 	c.poisoning.trouble.note(t, err)
+	defer c.notePoisonAway()
 	isRefused := err != nil && t.lane.ctx.Err() == nil && isRefusal(err)
 	switch {
 	case t.keyWaits && (err == nil || t.lane.gone() || isRefused):
@@ -109,6 +110,9 @@ func (c *consumer) afterPoison(t *task, err error) {
 	}
 	c.finish(t)
 }
+
+// notePoisonAway notes whether entries wait because the poison store cannot be reached.
+func (c *consumer) notePoisonAway() { c.conditions.Note(poisonAway, c.poisoning.trouble.away()) }
 
 // isRefusal says whether the poison store will never take an entry.
 func isRefusal(err error) bool { return !bus.IsRetryable(err) && !errors.Is(err, bus.ErrClosed) }
@@ -137,8 +141,6 @@ func (c *consumer) putEntry(t *task) error {
 	case t.lane.ctx.Err() != nil:
 	case isRefusal(err):
 		c.log.Error("the poison queue refuses a message; it stays, and is tried again later", "id", t.h.Delivery.ID, "lane", t.h.Delivery.Lane, "position", t.h.Delivery.Position, "in", refusedFor, "err", err)
-	default:
-		c.log.Error("the poison queue cannot be written to; the message stays and is put again", "id", t.h.Delivery.ID, "err", err)
 	}
 	return err
 }
@@ -170,7 +172,7 @@ func (p *poisonTrouble) note(t *task, err error) {
 		delete(p.refused, id)
 	case t.lane.ctx.Err() != nil:
 	case !isRefusal(err):
-		p.err = fmt.Errorf("the poison queue cannot be written to: %w", err)
+		p.err = err
 	case len(p.refused) < maxRefused:
 		if p.refused == nil {
 			p.refused = map[string]error{}
@@ -192,11 +194,19 @@ func (p *poisonTrouble) over(t *task) {
 	}
 }
 
+// away says why entries cannot be put now; nil if none waits.
+func (p *poisonTrouble) away() error {
+	if p.waiting == 0 || p.err == nil {
+		return nil
+	}
+	return p.err
+}
+
 // all is everything that is wrong; nil if nothing is.
 func (p *poisonTrouble) all() error {
-	var err error
-	if p.waiting > 0 {
-		err = p.err
+	err := p.away()
+	if err != nil {
+		err = fmt.Errorf("%s: %w", poisonAway, err)
 	}
 	for _, refused := range p.refused {
 		if err = errors.Join(err, refused); len(p.refused) > 1 {

@@ -68,12 +68,14 @@ func (c *consumer) settleDurably(tokens []bus.Token) bool {
 	if !ok {
 		return c.settleTokens(tokens) == nil
 	}
+	const failing = "committing failed"
+	defer c.conditions.Note(failing, nil)
 	for b := (backoff.Backoff{}); c.settleTokens(tokens) == nil; b.Wait(c.ctx) {
 		err := source.Commit(c.ctx)
 		if err == nil {
 			return c.settleTokens(tokens) == nil
 		}
-		c.log.Warn("committing failed; trying again", "messages", len(tokens), "err", err)
+		c.conditions.Note(failing, err)
 	}
 	return false
 }
@@ -135,6 +137,9 @@ func (c *consumer) nextDone() []*task {
 func (c *consumer) settleTokens(tokens []bus.Token) error {
 	for b := (backoff.Backoff{}); ; {
 		err := c.source.Settle(c.ctx, tokens)
+		if b != (backoff.Backoff{}) && (err == nil || errors.Is(err, bus.ErrStale)) {
+			c.conditions.Note(settlingFailed, nil)
+		}
 		if err == nil {
 			return nil
 		}
@@ -146,7 +151,7 @@ func (c *consumer) settleTokens(tokens []bus.Token) error {
 			c.log.Warn("handled messages could not be settled; they come again", "messages", len(tokens), "err", err)
 			return err
 		}
-		c.log.Warn("settling failed; trying again", "messages", len(tokens), "err", err)
+		c.conditions.Note(settlingFailed, err)
 		b.Wait(c.ctx)
 	}
 }

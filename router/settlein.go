@@ -22,6 +22,7 @@ func (c *consumer) checkJoining() error {
 		for b := (backoff.Backoff{}); ; b.Wait(c.intake) {
 			err := r.joining.CheckJoining(c.intake, host)
 			if err == nil {
+				c.conditions.Note(beginning, nil)
 				break
 			}
 			err = fmt.Errorf("handler %s: %w", r.name, err)
@@ -29,7 +30,7 @@ func (c *consumer) checkJoining() error {
 				return err
 			}
 			c.setState(StateStarting, err)
-			c.log.Warn("cannot begin the handler's transaction yet", "err", err)
+			c.conditions.Note(beginning, err)
 		}
 	}
 	return nil

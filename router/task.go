@@ -41,6 +41,7 @@ type task struct {
 	onSettled func(context.Context, error) error // told of the settlement; nil: nobody waits for it
 	// unavailable is how long, by the handler's word, something that it needs is away.
 	unavailable time.Duration
+	lacks       error // why
 
 	// Its way into the poison queue.
 	entry    *driver.PoisonEntry // no handler is called any more

@@ -23,6 +23,9 @@ func (c *consumer) transact(todo []*task) []*task {
 		_, each := errors.AsType[*bus.BatchError](err)
 		switch {
 		case err == nil || each:
+			if b != (backoff.Backoff{}) {
+				c.conditions.Note(settlingFailed, nil)
+			}
 			return c.settledEach(todo, bus.Outcomes(err, len(todo)))
 		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
 			c.log.Warn("handled messages could not be settled, and what they led to is not published; they come again", "messages", len(todo), "err", err)
@@ -31,7 +34,7 @@ func (c *consumer) transact(todo []*task) []*task {
 			}
 			return todo
 		default:
-			c.log.Warn("settling failed; trying again", "messages", len(todo), "err", err)
+			c.conditions.Note(settlingFailed, err)
 			b.Wait(c.ctx)
 			todo = append(todo, c.moreDone()...)
 		}

@@ -19,9 +19,6 @@ const (
 	firstPatience = 2 * time.Second
 	// laterPatience is how long each later try waits, when the lane holds up nobody.
 	laterPatience = 10 * time.Second
-	// lateSilence is how long a lane may be late before the source reports it: a new leader is
-	// found in less time.
-	lateSilence = 2 * time.Second
 )
 
 // arrival is a lane that is about to be ours, with its parked messages. err says why the lane
@@ -73,11 +70,10 @@ func (s *source) arrive(ctx context.Context, fresh []*lane, offsets map[int32]kg
 
 // arriveLater makes a lane ours when it can be read, unless it goes before that.
 func (s *source) arriveLater(a arrival) {
-	begins, since := a.window == nil, time.Now()
+	begins := a.window == nil
+	defer s.wrong(notBegun(a.ID), nil)
 	for b := (backoff.Backoff{}); a.err != nil; {
-		if time.Since(since) >= lateSilence {
-			s.tell(fail("receive", s.sub.Topic, fmt.Errorf("partition %d cannot begin yet: %w", a.ID, a.err)))
-		}
+		s.wrong(notBegun(a.ID), a.err)
 		if !b.Wait(s.ctx) || !s.expects(a.lane) {
 			return
 		}

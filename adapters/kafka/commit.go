@@ -48,7 +48,10 @@ func (s *source) committer() {
 			cancel()
 			s.wakeRemover()
 			if err == nil {
-				b, failing = backoff.Backoff{}, time.Time{}
+				if b != (backoff.Backoff{}) {
+					b, failing = backoff.Backoff{}, time.Time{}
+					s.wrong(notCommitted, nil)
+				}
 				break
 			}
 			if s.ctx.Err() != nil {
@@ -58,21 +61,21 @@ func (s *source) committer() {
 				failing = time.Now()
 			}
 			if time.Since(failing) >= silence(err) {
-				s.tell(fail("commit", s.sub.Topic, fmt.Errorf("nothing is committed for %v, and would be delivered again: %w", time.Since(failing).Round(time.Second), err)))
+				s.wrong(notCommitted, err)
 			}
 			wait = max(b.Next(), s.driver.config.CommitInterval)
 		}
 	}
 }
 
-// silence is how long commits may fail with an error before the source reports it. While a group
+// silence is how long commits may fail with an error before the source tells of it. While a group
 // rebalances, failures are in order.
 func silence(err error) time.Duration {
 	switch {
 	case errors.Is(err, kerr.RebalanceInProgress), errors.Is(err, kerr.IllegalGeneration), errors.Is(err, kerr.UnknownMemberID):
 		return rebalanceTimeout
 	}
-	return commitSilence
+	return 0
 }
 
 // Commit implements driver.Committer.

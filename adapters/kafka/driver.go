@@ -163,60 +163,6 @@ func (d *busDriver) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Lag implements driver.Lagger. Messages finished beyond the committed offset, or not committed
-// yet, count too.
-func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error) {
-	if d.isClosed() {
-		return 0, fail("lag", topic, bus.ErrClosed)
-	}
-	ends, err := d.adm.ListCommittedOffsets(ctx, topic)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return 0, fail("lag", topic, err)
-	}
-	committed, err := d.adm.FetchOffsetsForTopics(ctx, group, topic)
-	if err == nil {
-		err = committed.Error()
-	}
-	if err != nil {
-		return 0, fail("lag", topic, err)
-	}
-	var lag int64
-	known := false
-	unread := map[int32]int64{} // ends of partitions that the group has no position in
-	for p, end := range ends[topic] {
-		if o, ok := committed.Lookup(topic, p); ok && o.At >= 0 {
-			known = true
-			lag += max(end.Offset-o.At, 0)
-		} else {
-			unread[p] = end.Offset
-		}
-	}
-	if !known {
-		return 0, fail("lag", topic, fmt.Errorf("%w: group %q has no position in the topic", bus.ErrNotFound, group))
-	}
-	if len(unread) == 0 {
-		return lag, nil
-	}
-	starts, err := d.adm.ListStartOffsets(ctx, topic)
-	if err != nil {
-		return 0, fail("lag", topic, err)
-	}
-	for p, end := range unread {
-		start, ok := starts.Lookup(topic, p)
-		switch {
-		case start.Err != nil:
-			return 0, fail("lag", topic, fmt.Errorf("the start of partition %d: %w", p, start.Err))
-		case !ok:
-			return 0, fail("lag", topic, fmt.Errorf("the brokers did not tell the start of partition %d", p))
-		}
-		lag += max(end-start.Offset, 0)
-	}
-	return lag, nil
-}
-
 func (d *busDriver) isClosed() bool {
 	select {
 	case <-d.closed:

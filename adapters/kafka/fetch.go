@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -163,13 +164,13 @@ func (s *source) poison(ctx context.Context, t bus.Token, r *kgo.Record, why err
 	e := unreadable(r, why)
 	e.ID = s.parking + "/" + string(positionKey(int64(t.Lane))) + "/" + string(r.Key)
 	e.Topic, e.Group, e.Position = s.sub.Topic, s.sub.Group, t.Position
-	s.tell(fail("fetch", s.sub.Topic, errors.New(e.Failure.Text)))
+	s.event("fetch", errors.New(e.Failure.Text))
 	store, err := s.driver.Poison(ctx, s.sub.Group)
 	if err == nil {
 		err = store.Put(ctx, e)
 	}
 	if err != nil {
-		s.tell(fail("fetch", s.sub.Topic, err))
+		s.event("fetch", fmt.Errorf("a parked record that cannot be read stays where it is: %w", err))
 		return
 	}
 	_ = s.Settle(ctx, []bus.Token{t}) // if it is stale, the next owner does the same

@@ -39,8 +39,8 @@ func TestLagWithoutTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	lagger, _ := bus.As[driver.Lagger](b)
-	if lag, err := lagger.Lag(within(t), "t", "g"); err != nil || lag != 1 {
-		t.Errorf("the lag is %d, want 1; %v", lag, err)
+	if lag, err := lagger.Lag(within(t), "t", "g"); err != nil || lag.Messages != 1 {
+		t.Errorf("the lag is %+v, want 1; %v", lag, err)
 	}
 	c.ControlKey(int16(kmsg.ListOffsets), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		c.KeepControl()
@@ -62,6 +62,6 @@ func TestLagWithoutTheStart(t *testing.T) {
 		return answer, nil, true
 	})
 	if lag, err := lagger.Lag(within(t), "t", "g"); !errors.Is(err, kerr.LeaderNotAvailable) {
-		t.Errorf("without the start the lag is %d, %v", lag, err)
+		t.Errorf("without the start the lag is %+v, %v", lag, err)
 	}
 }

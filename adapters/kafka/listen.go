@@ -20,8 +20,6 @@ const (
 	listenInterval = time.Second
 	// listenTimeout bounds how long a leader that does not answer holds up the next look at the others.
 	listenTimeout = 5 * time.Second
-	// deafLooks is how many looks at a log may fail in a row before the source reports it.
-	deafLooks = 5
 	// shortLooks is how many looks in a row must find the log shorter than before until the source
 	// believes it. For a moment after a change of leaders, the new leader may not know how far the
 	// log reaches.
@@ -51,8 +49,11 @@ func (s *source) listener() {
 		}
 		for _, n := range s.news() {
 			hearing.Go(func() {
-				if err := s.hear(o, n); err != nil && s.ctx.Err() == nil && !errors.Is(err, errLeaving) {
-					s.tell(fail("receive", s.sub.Topic, err))
+				switch err := s.hear(o, n); {
+				case err == nil, errors.Is(err, errLeaving):
+					s.conditions.Report(fmt.Sprint("listener of ", n.lane.ID), "", nil)
+				case s.ctx.Err() == nil:
+					s.conditions.Report(fmt.Sprint("listener of ", n.lane.ID), notHeard(n.lane.ID), fail("receive", s.sub.Topic, err))
 				}
 				s.mu.Lock()
 				close(n.lane.hearing)
@@ -109,14 +110,14 @@ func (s *source) news() []news {
 		}
 		e, asked := extents[p]
 		if !asked && (err == nil || isMissing(err)) { // there is no log
-			l.parking.deaf = 0
+			s.wrong(notHeard(p), nil)
 			continue
 		}
 		if !asked || e.err != nil {
-			s.deafTo(l, cmp.Or(e.err, err))
+			s.wrong(notHeard(p), fmt.Errorf("topic %q cannot be read: %w", s.parking, cmp.Or(e.err, err)))
 			continue
 		}
-		l.parking.deaf = 0
+		s.wrong(notHeard(p), nil)
 		l.parking.compare(e, topic.TopicID)
 		if l.parking.heard < e.end || l.parking.anew || len(l.parking.orders) > 0 {
 			l.hearing = make(chan struct{})
@@ -124,13 +125,6 @@ func (s *source) news() []news {
 		}
 	}
 	return all
-}
-
-// deafTo notes that a lane's log cannot be looked at, and reports it if that lasts. Called with the lock held.
-func (s *source) deafTo(l *lane, err error) {
-	if l.parking.deaf++; l.parking.deaf == deafLooks && s.ctx.Err() == nil {
-		s.tellNow(fail("receive", s.sub.Topic, fmt.Errorf("replays and other commands for partition %d wait, because topic %q cannot be read: %w", l.ID, s.parking, err)))
-	}
 }
 
 // compare checks whether the log is still the one that was read. If it is not, the known messages

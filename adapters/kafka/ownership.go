@@ -89,15 +89,16 @@ func (s *source) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 	return offsets, nil
 }
 
-// insist calls f until it succeeds or ctx ends, and reports its errors.
+// insist calls f until it succeeds or ctx ends, and tells of its errors meanwhile.
 func (s *source) insist(ctx context.Context, what string, f func() error) error {
+	defer s.wrong(what, nil)
 	for b := (backoff.Backoff{}); ; {
 		err := f()
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() == nil {
-			s.tell(fail("receive", s.sub.Topic, fmt.Errorf("%s: %w", what, err)))
+			s.wrong(what, err)
 		}
 		if !b.Wait(ctx) {
 			return ctx.Err()
@@ -286,7 +287,7 @@ func (s *source) revoked(_ context.Context, _ *kgo.Client, m map[string][]int32)
 		}
 	}
 	if err != nil {
-		s.report(fail("commit", s.sub.Topic, err))
+		s.report(&bus.Error{Op: "commit", Broker: "kafka", Topic: s.sub.Topic, Err: fmt.Errorf("settled messages of %d lanes that are handed over come again: %w", len(lanes), err)})
 	}
 }
 

@@ -27,7 +27,6 @@ type parkingLog struct {
 	heard int64    // all below this offset is known
 	top   int64    // how far the log has been seen to reach
 	short int      // how many times in a row it was seen to end before that
-	deaf  int      // how many times in a row it could not be looked at
 	odd   bool     // a record was found where another one should be
 	anew  bool     // the index is of another log: the log is read from its start
 

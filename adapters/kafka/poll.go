@@ -92,17 +92,21 @@ func (s *source) enqueue(p *kgo.FetchPartition) {
 	l.leaderEpoch = last.LeaderEpoch
 }
 
-// failed reports a partition's error, unless it is of our own making. The client retries passing
+// failed tells of a partition's error, unless it is of our own making. The client retries passing
 // errors itself and does not show them. Called with the lock held.
 func (s *source) failed(p *kgo.FetchPartition) {
 	if p.Partition < 0 { // the poll's own end: an assignment, Close, or Receive's context
 		return
 	}
 	if _, ok := errors.AsType[*kgo.ErrGroupSession](p.Err); ok {
-		s.report(fail("receive", s.sub.Topic, p.Err))
+		s.outOfGroup(p.Err)
 		return
 	}
-	s.report(fail("receive", s.sub.Topic, fmt.Errorf("partition %d: %w", p.Partition, p.Err)))
+	if _, ok := errors.AsType[*kgo.ErrDataLoss](p.Err); ok {
+		s.report(s.lossError(p.Partition, "%w", p.Err))
+		return
+	}
+	s.unreadable(p.Partition, p.Err)
 }
 
 // truncated is the report that retention was quicker than the group.

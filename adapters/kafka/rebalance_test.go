@@ -91,13 +91,15 @@ func TestCommitsWhileJoining(t *testing.T) {
 func TestCommitErrorsAreTold(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", numbers(0, 10)...)
-	s := subscribe(t, f.bus, "t", "g", bus.Earliest, newObserver())
+	o := newObserver()
+	s := subscribe(t, f.bus, "t", "g", bus.Earliest, o)
 	got := receive(t, s, 10)
 	fault := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.GroupAuthorizationFailed, Count: -1})
 	settle(t, s, got...)
-	if n, err := s.Receive(within(t), make([]bus.Delivery, 1), 1000); n != 0 || !errors.Is(err, kerr.GroupAuthorizationFailed) {
-		t.Errorf("received %d: %v", n, err)
+	if err := o.toldOf(t, "settlements cannot be committed"); !errors.Is(err, kerr.GroupAuthorizationFailed) || bus.IsRetryable(err) {
+		t.Error(err)
 	}
 	fault.Remove()
 	f.committed(t, "g", at(10))
+	o.untilWell(t)
 }

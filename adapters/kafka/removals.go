@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -28,9 +27,7 @@ func (s *source) wakeRemover() {
 
 // remover deletes the records of settled messages.
 func (s *source) remover() {
-	const tolerated = 3
-	failures, b := 0, backoff.Backoff{}
-	for {
+	for b := (backoff.Backoff{}); ; {
 		select {
 		case <-s.gone:
 		case <-s.ctx.Done():
@@ -39,12 +36,10 @@ func (s *source) remover() {
 		ctx, cancel := context.WithTimeout(s.ctx, commitTimeout)
 		err := s.removeSettled(ctx)
 		cancel()
+		s.wrong(notDeleted, err)
 		if err == nil {
-			failures, b = 0, backoff.Backoff{}
+			b = backoff.Backoff{}
 			continue
-		}
-		if failures++; failures == tolerated && s.ctx.Err() == nil {
-			s.tell(fail("settle", s.sub.Topic, fmt.Errorf("parked messages were settled, but are not deleted yet: %w", err)))
 		}
 		if !b.Wait(s.ctx) {
 			return

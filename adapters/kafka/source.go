@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -13,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/condition"
 )
 
 // source is one member of a group on one topic.
@@ -21,7 +23,11 @@ type source struct {
 	sub      bus.Subscription
 	parking  string // the parking topic
 	observer bus.LaneObserver
-	start    start
+	// conditions tells the observer what does not work.
+	conditions       *condition.Reporter
+	pulse            pulse
+	formerGeneration atomic.Int32 // of the group, when it let this member go; 0: it has not
+	start            start
 
 	ctx        context.Context // ends when Close begins
 	cancel     context.CancelFunc
@@ -53,9 +59,11 @@ type source struct {
 	coming     map[int32]*lane // that are assigned and have not begun
 	fetchedAs  map[int32]committedOffset
 	fetchLogs  map[int32]*fetchLog
-	queue      []run   // polled and not delivered, in order
-	reports    []error // for Receive to return
-	polling    bool    // Receive is between the start of a poll and the end of queueing its records
+	queue      []run               // polled and not delivered, in order
+	reports    []error             // for Receive to return
+	reported   bool                // Receive has returned one, and not said yet that it goes on
+	failing    map[int32]time.Time // partitions that cannot be read, and when their last error came
+	polling    bool                // Receive is between the start of a poll and the end of queueing its records
 	stopPoll   context.CancelFunc
 	assigning  int // assignments that wait for the poll to end, or are under way
 	change     *sync.Cond
@@ -80,6 +88,8 @@ func newSource(d *busDriver, s bus.Subscription, o bus.LaneObserver, at start) *
 		driver:     d,
 		sub:        s,
 		observer:   o,
+		conditions: condition.NewReporter(o),
+		failing:    map[int32]time.Time{},
 		start:      at,
 		dirty:      make(chan struct{}, 1),
 		ready:      make(chan struct{}, 1),
@@ -108,7 +118,7 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 			return 0, err
 		}
 		n, err := s.take(dst, maxBytes)
-		if n > 0 || err != nil {
+		if n > 0 || err != nil || s.goesOn() {
 			return n, err
 		}
 		if err := s.poll(ctx); err != nil {
@@ -128,11 +138,21 @@ func (s *source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 	if len(s.batch) == 0 && len(s.reports) > 0 {
 		err := s.reports[0]
 		s.reports = s.reports[1:]
+		s.reported = true
 		s.mu.Unlock()
 		return 0, err
 	}
 	s.mu.Unlock()
 	return s.deliver(dst), nil
+}
+
+// goesOn says whether Receive has to tell that it goes on after an error.
+func (s *source) goesOn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.reported
+	s.reported = false
+	return was
 }
 
 // accept moves records from the queue to the batch, up to these bounds: from here on they are in flight. Called with
@@ -198,6 +218,7 @@ func (s *source) background() {
 	wg.Go(s.watcher)
 	wg.Go(s.listener)
 	wg.Go(s.remover)
+	wg.Go(s.pinger)
 	wg.Wait()
 	s.beginning.Wait()
 }

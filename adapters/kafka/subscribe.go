@@ -18,8 +18,6 @@ const (
 	// part. The rest is for the way to the broker.
 	drainTimeout  = 45 * time.Second
 	commitTimeout = 10 * time.Second
-	// commitSilence is how long commits may fail before the source reports it.
-	commitSilence = 2 * time.Second
 	// heartbeatInterval bounds how late a member hears that another one came or left. Kafka's default of 3 s would be
 	// how long the partitions of a member that left stand still.
 	heartbeatInterval = 500 * time.Millisecond
@@ -132,6 +130,7 @@ func (s *source) join() error {
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // so that the position gets past them
 		kgo.WithPools(&d.pool),
+		kgo.WithHooks(&s.pulse),
 		// This says where to go on when the log has changed. Below the log's start, the client goes
 		// to the start in any case.
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),

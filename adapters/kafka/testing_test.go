@@ -2,6 +2,7 @@ package kafka_test
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -60,15 +61,46 @@ type observer struct {
 	change chan struct{}
 	owned  map[int32]uint64
 	lost   []bus.Lane
+	wrong  map[string]error // the conditions that last
 }
 
 func newObserver() *observer {
-	return &observer{owned: map[int32]uint64{}, change: make(chan struct{})}
+	return &observer{owned: map[int32]uint64{}, change: make(chan struct{}), wrong: map[string]error{}}
 }
 
 func (o *observer) changed() {
 	close(o.change)
 	o.change = make(chan struct{})
+}
+
+// Condition implements driver.ConditionObserver.
+func (o *observer) Condition(what string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.wrong[what] = err; err == nil {
+		delete(o.wrong, what)
+	}
+	o.changed()
+}
+
+// toldOf waits until a condition is told whose name contains text, and returns its error.
+func (o *observer) toldOf(tb testing.TB, text string) (err error) {
+	tb.Helper()
+	o.until(tb, text, func(o *observer) bool {
+		for what, why := range o.wrong {
+			if strings.Contains(what, text) {
+				err = why
+			}
+		}
+		return err != nil
+	})
+	return err
+}
+
+// untilWell waits until no condition lasts.
+func (o *observer) untilWell(tb testing.TB) {
+	tb.Helper()
+	o.until(tb, "all conditions end", func(o *observer) bool { return len(o.wrong) == 0 })
 }
 
 func (o *observer) Assigned(lanes []bus.Lane) {

@@ -3,14 +3,11 @@ package kafka
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
-
-	"github.com/millrace-go/millrace/bus"
 )
 
 // watchInterval is how often a source looks after lanes that bring no records.
@@ -41,9 +38,7 @@ func (s *source) watcher() {
 		}
 		quiet = now
 		ctx, cancel := context.WithTimeout(s.ctx, watchInterval)
-		if err := s.look(ctx, still); err != nil && s.ctx.Err() == nil {
-			s.tell(fail("receive", s.sub.Topic, err))
-		}
+		s.look(ctx, still)
 		cancel()
 	}
 }
@@ -84,16 +79,17 @@ func (s *source) tellNow(err error) {
 }
 
 // look asks the brokers about the topic, and about lanes that have been quiet.
-func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
+func (s *source) look(ctx context.Context, quiet map[int32]int64) {
 	topic, err := s.driver.topics.find(ctx, s.sub.Topic)
-	switch {
-	case isMissing(err):
-		return fmt.Errorf("%w: the topic was deleted: %w", bus.ErrNotFound, err)
-	case err != nil && len(topic.Partitions) == 0:
-		return nil // the broker is not to be reached: the client is at it
-	case s.isReplaced(topic.TopicID):
+	if err != nil && (isMissing(err) || len(topic.Partitions) == 0) {
+		s.wrong(topicMissing, err)
+		return
+	}
+	s.wrong(topicMissing, nil)
+	if s.isReplaced(topic.TopicID) {
 		s.beginAgain(topic.TopicID)
-		return errMadeAgain
+		s.event("receive", errMadeAgain)
+		return
 	}
 	if n := len(topic.Partitions); n > s.partitions {
 		s.partitions, s.grown = n, time.Now()
@@ -102,18 +98,17 @@ func (s *source) look(ctx context.Context, quiet map[int32]int64) error {
 		s.client.ForceMetadataRefresh() // the group's leader sees them, and shares them out
 	}
 	if len(quiet) == 0 {
-		return nil
+		return
 	}
 	ends, err := s.driver.adm.ListCommittedOffsets(ctx, s.sub.Topic)
 	if err != nil {
-		return nil //nolint:nilerr // as above
+		return // the same brokers answer the next look
 	}
 	for p, next := range quiet {
 		if end, ok := ends.Lookup(s.sub.Topic, p); ok && end.Err == nil && end.Offset > next {
 			s.skipGap(ctx, p, next)
 		}
 	}
-	return nil
 }
 
 // isReplaced says whether the topic with this id is another topic than the source's. Upgraded

@@ -65,10 +65,10 @@ func (d *busDriver) Subscribe(_ context.Context, s bus.Subscription, o bus.LaneO
 }
 
 // Lag implements driver.Lagger.
-func (d *busDriver) Lag(_ context.Context, topic, group string) (int64, error) {
+func (d *busDriver) Lag(_ context.Context, topic, group string) (bus.Lag, error) {
 	select {
 	case <-d.closed:
-		return 0, fail("lag", topic, bus.ErrClosed)
+		return bus.Lag{}, fail("lag", topic, bus.ErrClosed)
 	default:
 	}
 	return d.store.topic(topic).lag(group)

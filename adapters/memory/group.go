@@ -145,17 +145,24 @@ func (t *topic) assign(g *group, take map[*source][]bus.Lane) {
 }
 
 // lag counts the messages that a group has not finished.
-func (t *topic) lag(name string) (int64, error) {
+func (t *topic) lag(name string) (lag bus.Lag, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.admit()
 	g := t.groups[name]
 	if g == nil {
-		return 0, fail("lag", t.name, fmt.Errorf("group %q: %w", name, bus.ErrNotFound))
+		return lag, fail("lag", t.name, fmt.Errorf("group %q: %w", name, bus.ErrNotFound))
 	}
-	var n int64
 	for i := range g.lanes {
-		n += t.logs[i].next - g.lanes[i].read + int64(g.lanes[i].window.Open())
+		l, log := &g.lanes[i], &t.logs[i]
+		lag.Messages += log.next - l.read + int64(l.window.Open())
+		first := max(l.window.Position(), log.base)
+		if first >= log.next {
+			continue
+		}
+		if at := log.at(first).msg.Time; lag.Oldest.IsZero() || at.Before(lag.Oldest) {
+			lag.Oldest = at
+		}
 	}
-	return n, nil
+	return lag, nil
 }

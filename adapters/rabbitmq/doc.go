@@ -80,8 +80,8 @@
 // messages, choose a lower bound. A message that is not settled within RabbitMQ's consumer_timeout
 // (30 minutes by default) is delivered again; its lane is lost for a moment.
 //
-// When nothing can be consumed, or not every lane, Receive says so once, after a second, and so
-// does the router's Health. There are four causes: no connection; a missing permission; a lane's
+// When nothing can be consumed, or not every lane, the router's Health says so at once, and its log
+// after a second. There are four causes: no connection; a missing permission; a lane's
 // queue that belongs to another connection; a lane's queue that does not confirm because it has no
 // majority. The driver goes on trying. While the node with the queue of the members is down, they
 // cannot be counted, and each keeps the lanes that it has.

@@ -117,17 +117,19 @@ func (d *busDriver) Ping(ctx context.Context) error {
 
 // Lag implements driver.Lagger. It counts the messages that wait in the group's queues, and the
 // unsettled messages of this process's members. It does not count the messages that members in
-// other processes hold, at most the in-flight bound of each: RabbitMQ does not tell their number
-// over AMQP.
-func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error) {
+// other processes hold, at most the in-flight bound of each, nor tell the age of the oldest
+// message: RabbitMQ tells neither over AMQP. Markers of the driver's own that wait in a queue without
+// an owner count as messages: a few for each lane.
+func (d *busDriver) Lag(ctx context.Context, topic, group string) (lag bus.Lag, err error) {
 	if err := checkNames(topic, group); err != nil {
-		return 0, fail("lag", topic, err)
+		return lag, fail("lag", topic, err)
 	}
 	name := groupName(topic, group)
 	s, err := d.consume.Get(ctx)
 	if err != nil {
-		return 0, fail("lag", topic, err)
+		return lag, fail("lag", topic, err)
 	}
+	active := 0 // consumers that may hold messages
 	waiting, err := call(ctx, s, func(_ context.Context, t *topology) (int, error) {
 		lanes, err := d.existingLanes(t, name)
 		sum := 0
@@ -138,21 +140,24 @@ func (d *busDriver) Lag(ctx context.Context, topic, group string) (int64, error)
 					return 0, err
 				}
 				sum += q.Messages
+				active += q.Consumers // a quorum queue counts the one that it delivers to
 			}
 		}
 		return sum, err
 	})
 	if err != nil {
-		return 0, fail("lag", topic, err)
+		return lag, fail("lag", topic, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for s := range d.sources {
 		if s.group == name {
-			waiting += s.unsettled()
+			unsettled, lanes := s.unsettled()
+			waiting += unsettled
+			active -= lanes
 		}
 	}
-	return int64(waiting), nil
+	return bus.Lag{Messages: int64(waiting), Estimated: active > 0}, nil
 }
 
 // As implements the method that bus.As looks for. It sets **amqp091.Connection to the connection

@@ -82,8 +82,8 @@ func TestSettleInAnyOrder(t *testing.T) {
 			settle(t, src, []bus.Delivery{m}) // twice is once
 		}
 	}
-	if lag, err := d.Lag(ctx, topic, "g"); err != nil || lag != 20 {
-		t.Errorf("lag %d, %v", lag, err)
+	if lag, err := d.Lag(ctx, topic, "g"); err != nil || lag.Messages != 20 {
+		t.Errorf("lag %+v, %v", lag, err)
 	}
 	if err := src.Close(ctx); err != nil {
 		t.Fatal(err)

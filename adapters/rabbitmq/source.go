@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"github.com/millrace-go/millrace/adapters/rabbitmq/internal/amqplink"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/condition"
 	"github.com/millrace-go/millrace/internal/readahead"
 )
 
@@ -35,15 +37,12 @@ type source struct {
 	workers  sync.WaitGroup
 	ended    chan struct{} // closed when all workers have ended
 	balance  chan struct{} // has a token when the shares should be looked at now
+	// conditions tells the observer what does not work.
+	conditions *condition.Reporter
 
 	mu      sync.Mutex
 	ready   readahead.Queue[arrival]
-	arrived chan struct{} // has a token when ready may have something, or there is news
-	// troubles are why lanes cannot be consumed. told says that Receive has returned a trouble, and
-	// toldOf where the trouble was (0: a lane).
-	troubles map[spot]trouble
-	told     bool
-	toldOf   spot
+	arrived chan struct{} // has a token when ready may have something
 	// claims is how many lanes this member has, or is about to have. share is how many it may have,
 	// 0 if that is not known, with this many members.
 	claims, share, members int
@@ -94,7 +93,7 @@ func (d *busDriver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.L
 	s := &source{
 		d: d, sub: sub, group: groupName(sub.Topic, sub.Group), observer: o, prefetch: prefetchFor(sub, state.lanes),
 		ended: make(chan struct{}), balance: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
-		troubles: map[spot]trouble{},
+		conditions: condition.NewReporter(o),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.note(state)
@@ -122,7 +121,7 @@ func (s *source) supervise(session *amqplink.Session) {
 				return
 			}
 			var err error
-			if session, err = s.d.consume.Get(s.ctx); err != nil {
+			if session, err = s.reconnect(); err != nil {
 				return
 			}
 			err = s.prepare(session)
@@ -142,6 +141,24 @@ func (s *source) supervise(session *amqplink.Session) {
 		}
 		if time.Since(since) > time.Second {
 			n = 0
+		}
+	}
+}
+
+// connectionLook is how often a source without a connection looks why there is none.
+const connectionLook = time.Second
+
+// reconnect waits for the next session until the source ends, and tells the observer why there is none.
+func (s *source) reconnect() (*amqplink.Session, error) {
+	for {
+		ctx, cancel := context.WithTimeout(s.ctx, connectionLook)
+		session, err := s.d.consume.Get(ctx)
+		cancel()
+		if err == nil || s.ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
+			return session, err
+		}
+		if why := s.d.consume.Failure(); why != nil {
+			s.troubled(connection, why)
 		}
 	}
 }
@@ -213,11 +230,6 @@ func (s *source) Receive(ctx context.Context, dst []bus.Delivery, maxBytes int) 
 		}
 		if n := s.take(dst, maxBytes); n > 0 || len(dst) == 0 {
 			return n, nil
-		}
-		if err, changed := s.news(); err != nil {
-			return 0, fail("receive", s.sub.Topic, err)
-		} else if changed {
-			return 0, nil // the caller learns that all is well
 		}
 		select {
 		case <-s.arrived:
@@ -322,13 +334,16 @@ func (s *source) Close(ctx context.Context) error {
 	}
 }
 
-// unsettled is how many messages this member was delivered and has not settled.
-func (s *source) unsettled() int {
-	n := 0
+// unsettled is how many messages this member was delivered and has not settled, and in how many
+// lanes it is registered as a consumer that may have some.
+func (s *source) unsettled() (messages, lanes int) {
 	for _, l := range s.lanes {
 		if o := l.current.Load(); o != nil {
-			n += o.unsettled()
+			messages += o.unsettled()
+			if l.owned.Load() {
+				lanes++
+			}
 		}
 	}
-	return n
+	return messages, lanes
 }

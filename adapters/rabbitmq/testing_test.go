@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -108,10 +109,41 @@ type observer struct {
 	changed  chan struct{}
 	revoking func(context.Context, []bus.Lane) // called in Revoking, if set
 	faults   []string
+	wrong    map[string]error // the conditions that last
 }
 
 func newObserver() *observer {
-	return &observer{owned: map[bus.Lane]bool{}, changed: make(chan struct{})}
+	return &observer{owned: map[bus.Lane]bool{}, wrong: map[string]error{}, changed: make(chan struct{})}
+}
+
+// Condition implements driver.ConditionObserver.
+func (o *observer) Condition(what string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.wrong[what] = err; err == nil {
+		delete(o.wrong, what)
+	}
+	o.note()
+}
+
+// toldOf waits until a condition is told whose name or error contains text, and returns its error.
+func (o *observer) toldOf(t testing.TB, ctx context.Context, text string) (err error) {
+	t.Helper()
+	o.wait(t, ctx, text, func() bool {
+		for what, why := range o.wrong {
+			if strings.Contains(what+": "+why.Error(), text) {
+				err = why
+			}
+		}
+		return err != nil
+	})
+	return err
+}
+
+// waitWell waits until no condition lasts.
+func (o *observer) waitWell(t testing.TB, ctx context.Context) {
+	t.Helper()
+	o.wait(t, ctx, "all conditions to end", func() bool { return len(o.wrong) == 0 })
 }
 
 func (o *observer) note() {

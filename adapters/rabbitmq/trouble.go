@@ -3,15 +3,12 @@ package rabbitmq
 import (
 	"fmt"
 	"time"
+
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// troublePatience is how long something must have failed before Receive tells of it. A failure that
-// is repaired sooner needs nobody's attention.
-const (
-	troublePatience = time.Second
-	// calmAfter is how long a lane has been registered when it is in no trouble any more.
-	calmAfter = troublePatience / 4
-)
+// calmAfter is how long a lane has been registered when it is in no trouble any more.
+const calmAfter = 250 * time.Millisecond
 
 // spot is a place that may be in trouble: a lane, by its number, or one of these.
 type spot int32
@@ -34,7 +31,7 @@ const (
 func (p spot) String() string {
 	switch p {
 	case connection:
-		return "no connection to consume on"
+		return driver.Disconnected
 	case setup:
 		return "the topic or the group cannot be set up"
 	case ownTraffic:
@@ -50,69 +47,11 @@ func (p spot) String() string {
 	}
 }
 
-// trouble is why something does not work, until it does.
-type trouble struct {
-	err   error
-	since time.Time
-}
-
-// troubled notes that something fails. Receive returns it when it has lasted.
+// troubled tells the observer that something fails.
 func (s *source) troubled(at spot, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t, ok := s.troubles[at]
-	if !ok {
-		t.since = time.Now()
-		time.AfterFunc(troublePatience, s.wake)
-	}
-	t.err = err
-	s.troubles[at] = t
+	what := at.String()
+	s.conditions.Report(what, what, fail("receive", s.sub.Topic, err))
 }
 
-// healed notes that something works again.
-func (s *source) healed(at spot) {
-	s.mu.Lock()
-	_, was := s.troubles[at]
-	delete(s.troubles, at)
-	s.mu.Unlock()
-	if was {
-		s.wake()
-	}
-}
-
-// news returns the news to tell: a trouble, once, or that there is none any more.
-func (s *source) news() (err error, changed bool) { //nolint:revive // the error is no failure of news
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var worst spot
-	found := 0
-	for at, t := range s.troubles {
-		if time.Since(t.since) < troublePatience {
-			continue
-		}
-		if found == 0 || at < 0 && (worst >= 0 || at > worst) || at >= 0 && worst >= 0 && at < worst {
-			worst = at
-		}
-		found++
-	}
-	switch {
-	case found == 0 && len(s.troubles) > 0: // too young to tell of, and not well either
-		return nil, false
-	case found == 0:
-		changed, s.told = s.told, false
-		return nil, changed
-	case s.told && s.toldOf == min(worst, 0):
-		return nil, false
-	}
-	s.told, s.toldOf = true, min(worst, 0)
-	err = s.troubles[worst].err
-	if worst == connection {
-		if why := s.d.consume.Failure(); why != nil {
-			err = why
-		}
-	}
-	if found > 1 {
-		return fmt.Errorf("%v: %w (and %d more)", worst, err, found-1), true
-	}
-	return fmt.Errorf("%v: %w", worst, err), true
-}
+// healed tells the observer that something works again.
+func (s *source) healed(at spot) { s.conditions.Report(at.String(), "", nil) }

@@ -1,7 +1,6 @@
 package rabbitmq
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -10,49 +9,34 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/faults"
 )
 
-// told is the next error of Receive.
-func told(t *testing.T, ctx context.Context, s bus.Source) error {
-	t.Helper()
-	n, err := s.Receive(ctx, make([]bus.Delivery, 1), 1)
-	if n > 0 || ctx.Err() != nil {
-		t.Fatalf("%d messages, %v", n, err)
-	}
-	return err
-}
-
-// While there is no connection, Receive says so, once, and when there is one again.
-func TestReceiveTellsOfOutages(t *testing.T) {
+// While there is no connection, the observer is told why, and when there is one again, although
+// nobody calls Receive.
+func TestObserverIsToldOfOutages(t *testing.T) {
 	ctx := testContext(t)
 	topic := newTopic(t, "g")
 	p, c := newProxy(t)
 	o := newObserver()
-	s := subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o)
+	subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o)
 	o.waitLanes(t, ctx, DefaultLanes)
 	begun := time.Now()
 	p.Refuse(true)
-	if err := told(t, ctx, s); !bus.IsRetryable(err) || !strings.Contains(err.Error(), "no connection") {
+	if err := o.toldOf(t, ctx, driver.Disconnected); !bus.IsRetryable(err) {
 		t.Error(err)
 	}
 	if took := time.Since(begun); took > 3*time.Second {
 		t.Errorf("it took %v", took)
 	}
-	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-	defer cancel()
-	if _, err := s.Receive(short, make([]bus.Delivery, 1), 1); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("it is told again: %v", err)
-	}
 	p.Refuse(false)
-	if err := told(t, ctx, s); err != nil {
-		t.Error(err)
-	}
+	o.waitWell(t, ctx)
 	o.waitLanes(t, ctx, DefaultLanes)
 }
 
-// Somebody else has a lane's queue for himself. Subscribe and Receive name the lane and the reason.
+// Somebody else has a lane's queue for himself. Subscribe and the observer name the lane and the reason.
 // The lane goes on when the queue is free again.
 func TestLaneThatCannotBeConsumed(t *testing.T) {
 	ctx := testContext(t)
@@ -62,7 +46,7 @@ func TestLaneThatCannotBeConsumed(t *testing.T) {
 	d, other := openDriver(t, c), openDriver(t, brokerConfig(t))
 	sub := bus.Subscription{Topic: topic, Group: "g", InFlight: 100, Bytes: 1 << 20}
 	o := newObserver()
-	s := subscribe(t, d, sub, o)
+	subscribe(t, d, sub, o)
 	o.waitLanes(t, ctx, 2)
 	p.Refuse(true)
 	queue := laneName(groupName(topic, "g"), 1)
@@ -77,24 +61,20 @@ func TestLaneThatCannotBeConsumed(t *testing.T) {
 		return err
 	})
 	o.waitLanes(t, ctx, 0)
-	for range 2 { // the outage may be told of first
-		if err := told(t, ctx, s); err != nil && strings.Contains(err.Error(), "lane 1") {
-			break
-		}
-		p.Refuse(false)
+	p.Refuse(false)
+	if err := o.toldOf(t, ctx, "lane 1"); !strings.Contains(err.Error(), "RESOURCE_LOCKED") {
+		t.Error(err)
 	}
 	if _, err := d.Subscribe(ctx, sub, newObserver()); err == nil || !strings.Contains(err.Error(), "lane 1") || !strings.Contains(err.Error(), "RESOURCE_LOCKED") {
 		t.Error(err)
 	}
 	admin(t, other, func(tp *topology) error { return tp.deleteQueue(queue) })
-	if err := told(t, ctx, s); err != nil {
-		t.Error(err)
-	}
+	o.waitWell(t, ctx)
 	o.waitLanes(t, ctx, 2)
 }
 
 // A lane's queue does not confirm. Nobody registers with it, because the server would end the
-// connection if the queue had no majority. Receive says which lane it is. The other lanes are
+// connection if the queue had no majority. The observer is told which lane it is. The other lanes are
 // consumed.
 func TestLaneThatDoesNotConfirm(t *testing.T) {
 	ctx := testContext(t)
@@ -104,9 +84,9 @@ func TestLaneThatDoesNotConfirm(t *testing.T) {
 	p.mute(laneName(groupName(topic, "g"), 0))
 	d := openDriver(t, c)
 	o := newObserver()
-	s := subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o)
+	subscribe(t, d, bus.Subscription{Topic: topic, Group: "g"}, o)
 	o.waitLanes(t, ctx, 2)
-	if err := told(t, ctx, s); !strings.Contains(err.Error(), "lane 0") || !errors.Is(err, errSilent) {
+	if err := o.toldOf(t, ctx, "lane 0"); !errors.Is(err, errSilent) {
 		t.Error(err)
 	}
 	admin(t, openDriver(t, brokerConfig(t)), func(tp *topology) error {
@@ -132,8 +112,8 @@ func TestParkingQueueThatDoesNotConfirm(t *testing.T) {
 	queue := parkedName(groupName(topic, "g"), 0)
 	p.mute(queue)
 	d := openDriver(t, c)
-	s, o := parkingSource(t, d, topic)
-	if err := told(t, ctx, s); err == nil || !strings.Contains(err.Error(), "lane 0") || !errors.Is(err, errSilent) {
+	_, o := parkingSource(t, d, topic)
+	if err := o.toldOf(t, ctx, "lane 0"); !errors.Is(err, errSilent) {
 		t.Fatal(err)
 	}
 	o.waitLanes(t, ctx, 2)
@@ -164,23 +144,13 @@ func TestEarlyQueueThatDoesNotAnswer(t *testing.T) {
 	direct := openDriver(t, c)
 	publish(t, openDriver(t, brokerConfig(t)), topic, messages(0, 20, 4)...)
 	p.blind(earlyName(groupName(topic, "g"), 0), 1_000_000)
-	s := subscribe(t, direct, bus.Subscription{Topic: topic, Group: "g"}, newObserver())
-	got, silent := receive(t, ctx, s, 1), false // of the other lane
-	for len(got) < 20 {
-		dst := make([]bus.Delivery, 20)
-		n, err := s.Receive(ctx, dst, 1<<20)
-		got = append(got, dst[:n]...)
-		if err != nil {
-			if !strings.Contains(err.Error(), "lane 0") || !errors.Is(err, errSilent) {
-				t.Fatal(err)
-			}
-			silent = true
-			p.blind("", 0)
-		}
+	o := newObserver()
+	s := subscribe(t, direct, bus.Subscription{Topic: topic, Group: "g"}, o)
+	if err := o.toldOf(t, ctx, "lane 0"); !errors.Is(err, errSilent) {
+		t.Error(err)
 	}
-	if !silent {
-		t.Error("somebody registered with it")
-	}
+	p.blind("", 0)
+	got := receive(t, ctx, s, 20)
 	checkOrder(t, got, 0, 20)
 	settle(t, s, got)
 }
@@ -206,20 +176,18 @@ func TestMembersCannotBeCounted(t *testing.T) {
 	o.waitLanes(t, ctx, DefaultLanes)
 	publish(t, d, topic, messages(0, 20, 10)...)
 	settle(t, s, receive(t, ctx, s, 20))
-	if err := told(t, ctx, s); err == nil || !strings.Contains(err.Error(), "counted") || !bus.IsRetryable(err) {
+	if err := o.toldOf(t, ctx, "counted"); !bus.IsRetryable(err) {
 		t.Error(err)
 	}
 	admin(t, other, func(tp *topology) error { return tp.deleteQueue(name) })
-	if err := told(t, ctx, s); err != nil {
-		t.Error(err)
-	}
+	o.waitWell(t, ctx)
 	o2 := newObserver()
 	subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o2)
 	o.waitLanes(t, ctx, DefaultLanes/2)
 	o2.waitLanes(t, ctx, DefaultLanes/2)
 }
 
-// The queue of a topic's kept messages cannot be read. Receive says so: messages may wait there for
+// The queue of a topic's kept messages cannot be read. The observer is told: messages may wait there for
 // ever.
 func TestKeptThatCannotBeMoved(t *testing.T) {
 	ctx := testContext(t)
@@ -227,7 +195,7 @@ func TestKeptThatCannotBeMoved(t *testing.T) {
 	c := brokerConfig(t)
 	other := openDriver(t, c)
 	o := newObserver()
-	s := subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o)
+	subscribe(t, openDriver(t, c), bus.Subscription{Topic: topic, Group: "g"}, o)
 	o.waitLanes(t, ctx, DefaultLanes)
 	admin(t, other, func(tp *topology) error {
 		if err := tp.deleteQueue(unroutedName(topic)); err != nil {
@@ -239,13 +207,11 @@ func TestKeptThatCannotBeMoved(t *testing.T) {
 		}
 		return err
 	})
-	if err := told(t, ctx, s); err == nil || !strings.Contains(err.Error(), "kept") || !strings.Contains(err.Error(), "RESOURCE_LOCKED") {
+	if err := o.toldOf(t, ctx, "kept"); !strings.Contains(err.Error(), "RESOURCE_LOCKED") {
 		t.Error(err)
 	}
 	admin(t, other, func(tp *topology) error { return tp.deleteQueue(unroutedName(topic)) })
-	if err := told(t, ctx, s); err != nil {
-		t.Error(err)
-	}
+	o.waitWell(t, ctx)
 }
 
 // Somebody deletes a group, and it is made again with another number of lanes while its members
@@ -266,10 +232,8 @@ func TestGroupMadeAgainWithOtherLanes(t *testing.T) {
 	direct := openDriver(t, c)
 	next := subscribe(t, direct, sub, newObserver())
 	p.Stall(faults.ToServer, false)
-	for {
-		if err := told(t, ctx, s); errors.Is(err, bus.ErrInvalid) && strings.Contains(err.Error(), "3 lanes instead of 4") {
-			break
-		}
+	if err := o.toldOf(t, ctx, "3 lanes instead of 4"); !errors.Is(err, bus.ErrInvalid) {
+		t.Error(err)
 	}
 	if err := s.Close(ctx); err != nil {
 		t.Fatal(err)
@@ -278,8 +242,8 @@ func TestGroupMadeAgainWithOtherLanes(t *testing.T) {
 	got := receive(t, ctx, next, 100)
 	checkOrder(t, got, 0, 100)
 	settle(t, next, got)
-	if lag, err := direct.Lag(ctx, topic, "g"); err != nil || lag != 0 {
-		t.Errorf("lag %d, %v", lag, err)
+	if lag, err := direct.Lag(ctx, topic, "g"); err != nil || lag.Messages != 0 {
+		t.Errorf("lag %v, %v", lag, err)
 	}
 	admin(t, direct, func(tp *topology) error {
 		if _, ok, err := tp.queue(laneName(groupName(topic, "g"), 3)); ok || err != nil {

@@ -1,6 +1,10 @@
 package driver
 
-import "context"
+import (
+	"context"
+
+	"github.com/millrace-go/millrace/bus"
+)
 
 // Optional abilities of a driver, found with [bus.As].
 type (
@@ -8,10 +12,10 @@ type (
 	Pinger interface {
 		Ping(ctx context.Context) error
 	}
-	// Lagger counts the messages of a topic that a group has not finished yet. Parked messages do
-	// not count: they have left the topic. The error wraps ErrNotFound while the broker knows no
-	// position of the group in the topic: on Kafka until the group's first commit.
+	// Lagger tells how far a group is behind on a topic. It takes the same time however far that is:
+	// it looks at each lane, not at each message. The error wraps [bus.ErrNotFound] while the
+	// broker knows no position of the group in the topic: on Kafka until the group's first commit.
 	Lagger interface {
-		Lag(ctx context.Context, topic, group string) (int64, error)
+		Lag(ctx context.Context, topic, group string) (bus.Lag, error)
 	}
 )

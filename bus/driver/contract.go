@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/condition"
 )
 
 // Driver is the whole contract of a driver: the needs of a bus and the group's poison store.
@@ -41,6 +42,24 @@ type Committer interface {
 	// concurrent calls share the work.
 	Commit(ctx context.Context) error
 }
+
+// ConditionObserver is an optional ability of a [bus.LaneObserver]: a driver tells it what is wrong
+// with the subscription, whether or not anybody calls Receive. The router has it, for health and
+// for its log.
+type ConditionObserver interface {
+	bus.LaneObserver
+	// Condition says that something does not work: what is a short statement of it, such as
+	// "lane 3 cannot be consumed", and err the reason in the broker's words. The driver goes on
+	// trying. A nil err says that it works again. If err is not retryable ([bus.IsRetryable]), it
+	// will not pass until somebody acts, and its text says what to do.
+	//
+	// The driver tells at once, and may repeat itself. While the broker cannot be reached, what is
+	// [Disconnected]. Condition does not block. The driver makes one call at a time.
+	Condition(what string, err error)
+}
+
+// Disconnected names the condition that the broker cannot be reached.
+const Disconnected = condition.Disconnected
 
 // FailAll returns the error of a publish in which each of n messages failed with err.
 func FailAll(n int, err error) *bus.PublishError {

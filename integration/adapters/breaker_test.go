@@ -24,7 +24,7 @@ func TestBreaker(t *testing.T) {
 	for _, broker := range []struct {
 		name string
 		url  func(t testing.TB) string
-		drop func(t *testing.T, b *bus.Bus, topic, group string)
+		drop func(t testing.TB, b *bus.Bus, topic, group string)
 	}{
 		{"memory", func(testing.TB) string { return "memory:" + bus.NewID() }, nil},
 		{"sqlite", func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") }, nil},

@@ -14,7 +14,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-func dropKafka(t *testing.T, b *bus.Bus, topic, group string) {
+func dropKafka(t testing.TB, b *bus.Bus, topic, group string) {
 	client, ok := bus.As[*kgo.Client](b)
 	if !ok {
 		t.Fatal("no Kafka client")
@@ -30,7 +30,7 @@ func dropKafka(t *testing.T, b *bus.Bus, topic, group string) {
 	}
 }
 
-func dropRabbitMQ(t *testing.T, b *bus.Bus, topic, group string) {
+func dropRabbitMQ(t testing.TB, b *bus.Bus, topic, group string) {
 	conn, ok := bus.As[*amqp.Connection](b)
 	if !ok {
 		t.Fatal("no RabbitMQ connection")

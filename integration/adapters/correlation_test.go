@@ -21,7 +21,7 @@ func TestCorrelationOverDrivers(t *testing.T) {
 	topic, group := "hop-"+tag, "g-"+tag
 	hops := []struct {
 		url  string
-		drop func(t *testing.T, b *bus.Bus, topic, group string)
+		drop func(t testing.TB, b *bus.Bus, topic, group string)
 	}{
 		{brokertest.URL(t, "kafka"), dropKafka},
 		{brokertest.URL(t, "rabbitmq"), dropRabbitMQ},

@@ -29,7 +29,7 @@ type brokerBehindProxy struct {
 	exactly bool   // it has transactions
 	commit  []byte // text that a request to commit contains
 	url     func(t *testing.T) string
-	drop    func(t *testing.T, b *bus.Bus, topic, group string)
+	drop    func(t testing.TB, b *bus.Bus, topic, group string)
 	through func(ctx context.Context, url string, p *faults.Proxy) (*bus.Bus, error)
 }
 

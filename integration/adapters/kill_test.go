@@ -62,7 +62,7 @@ func TestKilled(t *testing.T) {
 			for _, broker := range []struct {
 				name string
 				url  func(t *testing.T) string
-				drop func(t *testing.T, b *bus.Bus, topic, group string)
+				drop func(t testing.TB, b *bus.Bus, topic, group string)
 			}{
 				{"sqlite", func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "bus.db") + "?lease=2s" }, nil},
 				{"kafka", func(t *testing.T) string { return brokertest.With(brokertest.URL(t, "kafka"), "session=6s") }, dropKafka},
@@ -93,7 +93,7 @@ type killed struct {
 	role              string
 	process           *exec.Cmd
 	lines             *bufio.Scanner
-	drop              func(t *testing.T, b *bus.Bus, topic, group string) // nil: not needed
+	drop              func(t testing.TB, b *bus.Bus, topic, group string) // nil: not needed
 }
 
 func newKilled(t *testing.T, url, role string) *killed {

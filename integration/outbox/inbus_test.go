@@ -159,13 +159,13 @@ func (e *effects) await(t *testing.T, b *bus.Bus, topic, group string, n int) {
 	defer tick.Stop()
 	for {
 		left, err := lagger.Lag(ctx, topic, group)
-		if err == nil && left == 0 && e.store.count(t, "SELECT SUM(n) FROM "+e.table) >= n {
+		if err == nil && left.Messages == 0 && e.store.count(t, "SELECT SUM(n) FROM "+e.table) >= n {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("%d messages are left (%v), %d effects", left, err, e.store.count(t, "SELECT SUM(n) FROM "+e.table))
+			t.Fatalf("%d messages are left (%v), %d effects", left.Messages, err, e.store.count(t, "SELECT SUM(n) FROM "+e.table))
 		}
 	}
 }

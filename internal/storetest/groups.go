@@ -84,8 +84,8 @@ func group(t *testing.T, p Place) {
 		t.Fatal("no lag")
 	}
 	lag, err := lagger.Lag(ctx, s.Topic(), "view")
-	if err != nil || lag != 1 {
-		t.Errorf("lag %d, %v", lag, err)
+	if err != nil || lag.Messages != 1 {
+		t.Errorf("lag %d, %v", lag.Messages, err)
 	}
 	same(t, "the next event", brief(consume(t, s, "view", 1, nil)), fmt.Sprintf("s-1@%d", versions["s-1"]+1))
 	same(t, "another group", len(consume(t, s, "other", n+1, nil)), n+1)

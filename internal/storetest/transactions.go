@@ -221,7 +221,7 @@ func exactlyOnce(t *testing.T, p Place) {
 		t.Fatal("no lag")
 	}
 	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
-		if lag, err := lagger.Lag(ctx, from, "emitter"); err == nil && lag == 0 || ctx.Err() != nil {
+		if lag, err := lagger.Lag(ctx, from, "emitter"); err == nil && lag.Messages == 0 || ctx.Err() != nil {
 			break
 		}
 	}

@@ -110,6 +110,9 @@ func (w *Window) Position() int64 {
 // End returns the position up to which the window knows the finished positions.
 func (w *Window) End() int64 { return max(w.next, w.skipTo) }
 
+// Pending returns how many positions below End a new owner has still to read.
+func (w *Window) Pending() int { return len(w.skip) }
+
 // Again returns the window of a new ownership in which unfinished messages are delivered again. It
 // forgets positions from end on, because other messages may be there.
 func (w *Window) Again(end int64) *Window {

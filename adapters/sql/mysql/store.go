@@ -282,7 +282,8 @@ func (s *store) Fault(err error) sqllog.Fault {
 		return sqllog.Fault{Retryable: s.opened.Load(), Denied: true}
 	}
 	if !ok {
-		return sqllog.Fault{Retryable: !strings.Contains(err.Error(), "sql: database is closed")} // the network, or a context
+		// The network, or a context.
+		return sqllog.Fault{Retryable: !strings.Contains(err.Error(), "sql: database is closed"), Disconnected: errors.Is(err, mysql.ErrInvalidConn)}
 	}
 	switch e.Number {
 	case errPacketTooLarge, errTooLongData:

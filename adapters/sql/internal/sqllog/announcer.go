@@ -84,10 +84,12 @@ func (d *Driver) listen() {
 	d.listening = true
 	d.work.Go(func() {
 		for b := (backoff.Backoff{}); ; {
-			_ = d.announcer.to.Listen(d.io, func() {
+			err := d.announcer.to.Listen(d.io, func() {
 				b = backoff.Backoff{}
+				d.report(listening, nil)
 				d.hub.all() // something may have been said before
 			}, d.heard)
+			d.report(listening, err)
 			if d.io.Err() != nil || !sleep(b.Next(), d.closing, nil) {
 				return
 			}

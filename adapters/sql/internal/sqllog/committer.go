@@ -38,9 +38,13 @@ func (s *Source) commitAlways() {
 		cancel()
 		took = time.Since(begun)
 		if err == nil {
-			b = backoff.Backoff{}
+			if b != (backoff.Backoff{}) {
+				b = backoff.Backoff{}
+				s.report(committing, nil)
+			}
 			continue
 		}
+		s.report(committing, err)
 		signal(s.dirty)
 		if !sleep(b.Next(), s.closing, nil) {
 			return

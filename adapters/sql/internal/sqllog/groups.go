@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
-	"github.com/millrace-go/millrace/internal/window"
 )
 
 // group returns the id of a group on a topic. If it is new, it and its lanes are created together.
@@ -101,70 +100,6 @@ func (d *Driver) since(ctx context.Context, t topic, shard int, at time.Time, he
 		return head + 1, nil
 	}
 	return seq, err
-}
-
-// Lag implements driver.Lagger.
-func (d *Driver) Lag(ctx context.Context, name, group string) (int64, error) {
-	if !d.enter() {
-		return 0, d.fail("lag", name, bus.ErrClosed)
-	}
-	defer d.calls.Done()
-	lag, err := d.lag(ctx, name, group)
-	if err != nil {
-		return 0, d.fail("lag", name, err)
-	}
-	return lag, nil
-}
-
-func (d *Driver) lag(ctx context.Context, name, group string) (lag int64, err error) {
-	t, err := d.topics.find(ctx, name)
-	if err != nil {
-		return 0, err
-	}
-	id, err := d.findGroup(ctx, d.store.DB(), t, group)
-	if err != nil {
-		return 0, err
-	}
-	for _, s := range d.sourcesOf(id) { // messages settled here count at once
-		if err := s.commit(ctx); err != nil {
-			return 0, err
-		}
-	}
-	windows := make([]*window.Window, t.shards)
-	from := make([]int64, t.shards)
-	lowest := int64(-1)
-	err = collect(ctx, d.store.DB(), func(rows *sql.Rows) error {
-		var shard int
-		var pos int64
-		var win []byte
-		if err := rows.Scan(&shard, &pos, &win); err != nil {
-			return err
-		}
-		from[shard] = pos
-		if lowest < 0 || pos < lowest {
-			lowest = pos
-		}
-		if len(win) > 0 {
-			windows[shard], _ = window.Restore(pos, win)
-		}
-		return nil
-	}, d.dialect.SQL("SELECT shard, pos, win FROM {lane} WHERE grp = ?"), id)
-	if err != nil {
-		return 0, err
-	}
-	count := d.dialect.LogSQL(t.id, "SELECT shard, seq FROM {log} WHERE {of} AND seq >= ? ORDER BY seq")
-	err = collect(ctx, d.store.DB(), func(rows *sql.Rows) error {
-		var shard int
-		var seq int64
-		if err := rows.Scan(&shard, &seq); err != nil {
-			return err
-		}
-		if seq >= from[shard] && (windows[shard] == nil || windows[shard].Add(seq)) {
-			lag++
-		}
-		return nil
-	}, count, lowest)
-	return lag, err
 }
 
 // sourcesOf returns the group's sources of this driver.

@@ -28,16 +28,12 @@ var (
 
 // keep holds the membership and this member's share of the lanes until the source closes.
 func (s *Source) keep() {
-	var failing time.Time
 	for b := (backoff.Backoff{}); ; {
 		pause, err := s.tick()
+		s.report(keeping, err)
 		if err == nil {
-			b, failing = backoff.Backoff{}, time.Time{}
+			b = backoff.Backoff{}
 		} else {
-			if failing.IsZero() {
-				failing = time.Now()
-			}
-			s.report(err, failing)
 			pause = b.Next()
 		}
 		if s.member.joined { // not to miss the end of the lease
@@ -434,6 +430,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 			err = s.driver.release(bounded, s.group, member, rows)
 		}
 		cancel()
+		s.report(handingOver, err)
 		if err == nil {
 			break
 		}
@@ -441,6 +438,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 		lost := !slices.ContainsFunc(s.parting, of)
 		s.mu.Unlock()
 		if lost || !sleep(b.Next(), s.closing, nil) { // Close does it, or there is nothing left to do
+			s.report(handingOver, nil)
 			return
 		}
 	}

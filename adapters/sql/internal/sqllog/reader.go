@@ -13,7 +13,6 @@ import (
 func (s *Source) read() {
 	reader := s.driver.store.Reader(s.topic.id)
 	var b backoff.Backoff
-	var failing time.Time // since when
 	pause, held := minPause, minHeldPause
 	q := Query{}
 	var owners []*lane
@@ -44,17 +43,14 @@ func (s *Source) read() {
 				return
 			}
 		case err != nil:
-			if failing.IsZero() {
-				failing = time.Now()
-			}
-			s.report(err, failing)
+			s.report(reading, err)
 			if !sleep(b.Next(), s.closing, nil) {
 				return
 			}
 		case more == Ready:
-			b, failing = backoff.Backoff{}, time.Time{}
+			s.readAgain(&b)
 		default:
-			b, failing = backoff.Backoff{}, time.Time{}
+			s.readAgain(&b)
 			next := min(pause, s.driver.config.Poll)
 			if more == Held {
 				next = min(held, s.driver.config.Poll)
@@ -70,6 +66,14 @@ func (s *Source) read() {
 				pause = min(2*pause, s.driver.config.Poll)
 			}
 		}
+	}
+}
+
+// readAgain notes that a read has succeeded, and begins the back-off anew.
+func (s *Source) readAgain(b *backoff.Backoff) {
+	if *b != (backoff.Backoff{}) {
+		*b = backoff.Backoff{}
+		s.report(reading, nil)
 	}
 }
 

@@ -2,13 +2,12 @@ package sqllog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/condition"
 	"github.com/millrace-go/millrace/internal/readahead"
 	"github.com/millrace-go/millrace/internal/window"
 )
@@ -22,6 +21,8 @@ type Source struct {
 	// groupName is the group's name.
 	groupName string
 	observer  bus.LaneObserver
+	// conditions tells the observer what does not work.
+	conditions *condition.Reporter
 	// transactional: everything is settled in transactions, as they come, and nothing is left to the committer.
 	transactional bool
 
@@ -46,7 +47,6 @@ type Source struct {
 	mu      sync.Mutex
 	lanes   []*lane // by shard; nil: not ours
 	ready   readahead.Queue[arrival]
-	outage  error
 	alarmed error // is told before any message
 	member  member
 	epochs  []uint64           // the last one of each lane that was this source's; used by the keeper alone
@@ -150,7 +150,7 @@ func (d *Driver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.Lane
 		return nil, d.fail("subscribe", sub.Topic, err)
 	}
 	s := &Source{
-		driver: d, topic: t, group: group, groupName: sub.Group, observer: o, transactional: sub.Transactional,
+		driver: d, topic: t, group: group, groupName: sub.Group, observer: o, conditions: condition.NewReporter(o), transactional: sub.Transactional,
 		ahead: min(max(sub.InFlight, 1), maxAhead), aheadBytes: min(max(sub.Bytes, 1), maxAheadBytes),
 		closing: make(chan struct{}), lanes: make([]*lane, t.shards), epochs: make([]uint64, t.shards), member: newMember(),
 		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), moved: make(chan struct{}, 1),
@@ -219,11 +219,6 @@ func (s *Source) take(dst []bus.Delivery, maxBytes int) (int, error) {
 	})
 	if full && !s.isFull() {
 		signal(s.room)
-	}
-	if n == 0 && s.outage != nil {
-		err := s.outage
-		s.outage = nil
-		return 0, s.driver.fail("receive", s.topic.name, err)
 	}
 	return n, nil
 }
@@ -339,17 +334,3 @@ func (s *Source) leave(ctx context.Context) error {
 		}
 	}
 }
-
-// report lets Receive return an error, once, if an outage lasts: the router's health then shows it. Short ones are
-// nobody's business.
-func (s *Source) report(err error, since time.Time) {
-	if time.Since(since) < reportAfter || errors.Is(err, context.Canceled) {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.outage = err
-	signal(s.arrived)
-}
-
-const reportAfter = 3 * time.Second

@@ -156,6 +156,8 @@ type Fault struct {
 	// Denied: the server refuses the user, or something that the statement needs is missing. It may
 	// come back, as after a rotation of passwords, but the caller is told at once.
 	Denied bool
+	// Disconnected: the connection ended, or there was none.
+	Disconnected bool
 	// OfMessage: one of the messages is to blame, and the others could be stored without it.
 	OfMessage bool
 	// TooLarge: a limit of the database on the size of a message.

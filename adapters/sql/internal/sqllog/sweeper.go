@@ -20,8 +20,9 @@ func (d *Driver) sweep() {
 		n, err := affected(ctx, d.store.DB(), d.dialect.SQL("UPDATE {meta} SET swept = {now} WHERE swept <= {now} - ?"), (interval * 9 / 10).Microseconds())
 		cancel()
 		if err == nil && n > 0 {
-			_ = d.Sweep(d.io) // the next sweep deletes the rest
+			err = d.Sweep(d.io) // if it fails, the next one deletes the rest
 		}
+		d.report(sweeping, err)
 	}
 }
 

@@ -208,13 +208,13 @@ func (s *shop) await(t *testing.T, db Database, n int) (done bool) {
 	parked := "SELECT COUNT(*) FROM " + db.Prefix + "parked WHERE pos > 0 AND grp = " + fmt.Sprint(db.groupID(t, s.In))
 	for {
 		left, err := lagger.Lag(ctx, s.In, "g")
-		if err == nil && left == 0 && db.number(t, parked) == 0 {
+		if err == nil && left.Messages == 0 && db.number(t, parked) == 0 {
 			return true
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Errorf("of %d messages %d are left, and %d are parked: %v", n, left, db.number(t, parked), err)
+			t.Errorf("of %d messages %d are left, and %d are parked: %v", n, left.Messages, db.number(t, parked), err)
 			return false
 		}
 	}

@@ -100,8 +100,8 @@ func lag(t *testing.T, db Database) {
 	}
 	expect := func(want int64) {
 		t.Helper()
-		if got, err := l.Lag(bounded(t), topic, "g"); err != nil || got != want {
-			t.Errorf("lag %d, %v; want %d", got, err, want)
+		if got, err := l.Lag(bounded(t), topic, "g"); err != nil || got.Messages != want {
+			t.Errorf("lag %+v, %v; want %d", got, err, want)
 		}
 	}
 	if _, err := l.Lag(bounded(t), topic, "g"); !errors.Is(err, bus.ErrNotFound) {

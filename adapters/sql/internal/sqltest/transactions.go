@@ -153,8 +153,8 @@ func parksInTransactions(t *testing.T, db Database) {
 	}
 	// Messages that Park has settled at the origin are durably settled when it returns.
 	lagger, _ := bus.As[driver.Lagger](db.Open(t))
-	if left, err := lagger.Lag(bounded(t), in, "g"); left != 1 || err != nil {
-		t.Errorf("%d left: %v", left, err)
+	if left, err := lagger.Lag(bounded(t), in, "g"); left.Messages != 1 || err != nil {
+		t.Errorf("%d left: %v", left.Messages, err)
 	}
 	Close(t, s)
 	next := transactional(t, b, in, NewObserver())
@@ -311,8 +311,8 @@ func manyForeignTransactions(t *testing.T, db Database) {
 	close(next)
 	settling.Wait()
 	lagger, _ := bus.As[driver.Lagger](db.Open(t))
-	if left, err := lagger.Lag(bounded(t), in, "g"); left != 0 || err != nil {
-		t.Errorf("%d left: %v", left, err)
+	if left, err := lagger.Lag(bounded(t), in, "g"); left.Messages != 0 || err != nil {
+		t.Errorf("%d left: %v", left.Messages, err)
 	}
 	got := published(t, b, out)
 	want := append(numbers(n), "first")
