@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/condition"
 )
 
 // inbox receives a bus's replies: one topic and one group, subscribed to on first use. The zero
@@ -69,7 +70,9 @@ func (in *inbox) open(ctx context.Context, b *Bus) (*opening, error) {
 // run subscribes, and hands replies on until the inbox is closed.
 func (in *inbox) run(ctx context.Context, o *opening, b *Bus) {
 	defer close(o.over)
-	if o.source, o.err = subscribeInbox(ctx, o.name, b); o.err != nil {
+	conditions := condition.NewSet(b.options.logger.With("topic", o.name))
+	defer conditions.Close()
+	if o.source, o.err = subscribeInbox(ctx, o.name, b, conditions); o.err != nil {
 		in.mu.Lock()
 		in.opening = nil
 		if in.closed {
@@ -125,7 +128,7 @@ func (in *inbox) lose(ctx context.Context, o *opening) {
 	}
 }
 
-func subscribeInbox(ctx context.Context, name string, b *Bus) (Source, error) {
+func subscribeInbox(ctx context.Context, name string, b *Bus, conditions *condition.Set) (Source, error) {
 	if err := CheckName("inbox", name); err != nil {
 		return nil, err
 	}
@@ -134,7 +137,7 @@ func subscribeInbox(ctx context.Context, name string, b *Bus) (Source, error) {
 	// From the beginning: replies can come before a broker has given this member its lanes.
 	s := Subscription{Topic: name, Group: name, Start: Earliest, InFlight: inboxInFlight, Bytes: inboxBytes}
 	for again := (backoff.Backoff{}); ; {
-		source, err := b.driver.Subscribe(ctx, s, noLanes{})
+		source, err := b.driver.Subscribe(ctx, s, inboxObserver{conditions})
 		if err == nil {
 			return source, nil
 		}
@@ -217,9 +220,13 @@ func (in *inbox) close(ctx context.Context) {
 	}
 }
 
-// noLanes is the observer of a source that finishes messages as soon as it receives them.
-type noLanes struct{}
+// inboxObserver is the observer of a source that finishes messages as soon as it receives them. The
+// log has what is wrong with the source.
+type inboxObserver struct{ conditions *condition.Set }
 
-func (noLanes) Assigned([]Lane)                  {}
-func (noLanes) Revoking(context.Context, []Lane) {}
-func (noLanes) Lost([]Lane, error)               {}
+func (inboxObserver) Assigned([]Lane)                  {}
+func (inboxObserver) Revoking(context.Context, []Lane) {}
+func (inboxObserver) Lost([]Lane, error)               {}
+
+// Condition implements driver.ConditionObserver.
+func (o inboxObserver) Condition(what string, err error) { o.conditions.Note(what, err) }

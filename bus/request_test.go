@@ -487,3 +487,42 @@ func TestInboxThatIsLost(t *testing.T) {
 		}
 	})
 }
+
+// troubled is a driver whose inbox cannot reach the broker while trouble says so.
+type troubled struct {
+	driver.Driver
+	observer driver.ConditionObserver
+}
+
+func (d *troubled) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
+	d.observer, _ = o.(driver.ConditionObserver)
+	return d.Driver.Subscribe(ctx, s, o)
+}
+
+// The log has what lasts at the inbox, and nothing of it after Close.
+func TestTroubleOfTheInboxIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		d := &troubled{Driver: driver.Of(bustest.New(t))}
+		b := bus.New(d, bus.WithLogger(slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelWarn}))))
+		if _, err := bus.Request[Quote](t.Context(), b, "quotes", QuoteRequest{}); err == nil {
+			t.Error("somebody answers")
+		}
+		d.observer.Condition(driver.Disconnected, errors.New("no route"))
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := text.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "no route") || !strings.Contains(got, "topic=replies-") {
+			t.Errorf("the log has %q", got)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		text.Reset()
+		d.observer.Condition("parking failed", errors.New("late"))
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if text.Len() > 0 {
+			t.Errorf("after Close the log has %q", text.String())
+		}
+	})
+}

@@ -119,7 +119,7 @@ func TestHealthAsJSON(t *testing.T) {
 	h := router.Health{Routes: []router.RouteHealth{
 		{
 			Name: "g/t", Group: "g", Topic: "t", State: router.StateDisconnected, Reason: "refused", Since: at, Err: errors.New("refused"), Lanes: 2,
-			InFlight: 5, Held: 1, Parked: 3, Delayed: 2, NextDue: at, Skipped: 1, Lag: &bus.Lag{Messages: 7, Oldest: at}, Handled: 9, Failed: 8, Poisoned: 1,
+			InFlight: 5, Held: 1, Parked: 3, Delayed: 2, NextDue: at, Skipped: 1, SkippedTypes: map[string]uint64{"old": 1}, Unknown: 2, Lag: &bus.Lag{Messages: 7, Oldest: at}, Handled: 9, Failed: 8, Poisoned: 1,
 			LastError: errors.New("boom"),
 		},
 		{Name: "g/u", Group: "g", Topic: "u", State: router.StateRunning, Since: at},
@@ -145,6 +145,10 @@ func TestHealthAsJSON(t *testing.T) {
    "delayed": 2,
    "nextDue": "2030-01-02T03:04:05Z",
    "skipped": 1,
+   "skippedTypes": {
+    "old": 1
+   },
+   "unknown": 2,
    "lag": {
     "messages": 7,
     "oldest": "2030-01-02T03:04:05Z"
@@ -167,6 +171,7 @@ func TestHealthAsJSON(t *testing.T) {
    "parked": 0,
    "delayed": 0,
    "skipped": 0,
+   "unknown": 0,
    "handled": 0,
    "failed": 0,
    "poisoned": 0

@@ -35,8 +35,9 @@ type Condition struct {
 type Set struct {
 	log *slog.Logger
 
-	mu   sync.Mutex
-	open map[string]*lasting
+	mu     sync.Mutex
+	open   map[string]*lasting
+	closed bool
 }
 
 // lasting is a condition that has not ended.
@@ -59,6 +60,9 @@ func (s *Set) Note(what string, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
 	c := s.open[what]
 	if c == nil {
 		c = &lasting{Condition: Condition{What: what, Since: time.Now()}}
@@ -125,7 +129,7 @@ func (s *Set) All() []Condition {
 	return all
 }
 
-// Close forgets all conditions. Nothing more is told of those that the Set has.
+// Close forgets all conditions. Nothing more is told of them, nor of others.
 func (s *Set) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,4 +137,5 @@ func (s *Set) Close() {
 		c.timer.Stop()
 	}
 	clear(s.open)
+	s.closed = true
 }
