@@ -122,7 +122,7 @@ func checkHeader(name string) error {
 
 // checkTopic reports why a topic cannot be published to.
 func checkTopic(name string) error {
-	if err := CheckName("topic", name); err != nil {
+	if err := checkName("topic", name); err != nil {
 		return err
 	}
 	if reserved.Topic(name) {
@@ -131,9 +131,8 @@ func checkTopic(name string) error {
 	return nil
 }
 
-// CheckName reports a mistake in the name of a topic or group. The error calls the name by the word
-// in what. Every broker allows 1 to 200 of the characters a-z A-Z 0-9 . _ -, but not "." or "..".
-func CheckName(what, name string) error {
+// checkName is CheckName of package driver.
+func checkName(what, name string) error {
 	bad := name == "" || len(name) > 200 || name == "." || name == ".."
 	for i := 0; i < len(name) && !bad; i++ {
 		c := name[i]

@@ -7,8 +7,8 @@ import (
 	"github.com/millrace-go/millrace/internal/only"
 )
 
-// Engine returns the operations on a [Handling] for the router and other packages of this module.
-// No other module can call it.
+// Engine returns the operations that packages of this module need and applications do not, most of
+// them on a [Handling]. No other module can call it.
 func Engine(only.Module) engine { return engine{} } //nolint:revive // its type is nobody's to name
 
 // engine makes handlings and ends them. Each handling ends once, by Flush, Take or Discard.
@@ -104,4 +104,12 @@ func (engine) DeliverAt(m *Message) (time.Time, error) { return deliverAt(m) }
 // Marshal encodes a value that is no event with the bus's first codec; [Bus.Decode] decodes it.
 func (engine) Marshal(b *Bus, v any) (data []byte, contentType string, err error) {
 	return b.marshal(v)
+}
+
+// CheckName is CheckName of package driver.
+func (engine) CheckName(what, name string) error { return checkName(what, name) }
+
+// Register makes a driver known under a URL scheme. open receives the URL as [Open] does.
+func (engine) Register(scheme string, open func(ctx context.Context, rawURL string) (Driver, error)) {
+	register(scheme, open)
 }

@@ -129,7 +129,7 @@ func (in *inbox) lose(ctx context.Context, o *opening) {
 }
 
 func subscribeInbox(ctx context.Context, name string, b *Bus, conditions *condition.Set) (Source, error) {
-	if err := CheckName("inbox", name); err != nil {
+	if err := checkName("inbox", name); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, DefaultRequestTimeout)

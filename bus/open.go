@@ -19,10 +19,8 @@ var registry = struct {
 	twice   []string
 }{openers: map[string]opener{}}
 
-// RegisterDriver makes a driver known under a URL scheme. Drivers call it from init, most of them
-// through driver.Register. After a second registration of a scheme every Open fails: otherwise the
-// order of imports would choose the driver.
-func RegisterDriver(scheme string, open func(ctx context.Context, rawURL string) (Driver, error)) {
+// register makes a driver known under a URL scheme.
+func register(scheme string, open func(ctx context.Context, rawURL string) (Driver, error)) {
 	registry.Lock()
 	defer registry.Unlock()
 	if _, ok := registry.openers[scheme]; ok {

@@ -100,7 +100,7 @@ func (r replier[Req, Resp]) answer(ctx context.Context, m *Message) (resp Resp, 
 // emitReply emits to the address in the request. An invalid address stays invalid, so it is not
 // retried.
 func emitReply(ctx context.Context, to string, event any, request *Message) error {
-	if err := CheckName("reply topic", to); err != nil {
+	if err := checkName("reply topic", to); err != nil {
 		return Permanent(err)
 	}
 	return Emit(ctx, to, event, WithCause(request))

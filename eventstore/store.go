@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/reserved"
 )
 
@@ -63,7 +64,7 @@ func Open(ctx context.Context, b *bus.Bus, topic string, opts ...Option) (*Store
 }
 
 func open(ctx context.Context, b *bus.Bus, topic string, o options) (*Store, error) {
-	if err := bus.CheckName("topic", topic); err != nil {
+	if err := driver.CheckName("topic", topic); err != nil {
 		return nil, err
 	}
 	if reserved.Topic(topic) {

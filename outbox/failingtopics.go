@@ -3,7 +3,7 @@ package outbox
 import (
 	"time"
 
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
@@ -46,7 +46,7 @@ func (p *pump) look() {
 		switch c := p.crowds[topic]; {
 		case c != nil:
 			c.lanes = n
-		case n >= maxBlocked && bus.CheckName("topic", topic) == nil: // an invalid name must not get into a statement
+		case n >= maxBlocked && driver.CheckName("topic", topic) == nil: // an invalid name must not get into a statement
 			p.crowds[topic] = &crowd{lanes: n}
 			p.bus.Logger().Error("outbox: many keys of a topic wait, because their messages are not published: only few are tried at a time", "topic", topic, "keys", n)
 		}

@@ -26,7 +26,7 @@ type Queue struct {
 // Open opens the poison queue of a group. A group that has never poisoned a message has an empty
 // queue.
 func Open(ctx context.Context, b *bus.Bus, group string) (*Queue, error) {
-	if err := bus.CheckName("group", group); err != nil {
+	if err := driver.CheckName("group", group); err != nil {
 		return nil, fmt.Errorf("poison: %w", err)
 	}
 	store, err := driver.Of(b).Poison(ctx, group)

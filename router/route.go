@@ -119,7 +119,7 @@ func (r *Route) check() error {
 	s := r.set
 	var errs []string
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Sprintf(format, args...)) }
-	if err := bus.CheckName("topic", r.topic); err != nil {
+	if err := driver.CheckName("topic", r.topic); err != nil {
 		bad("%v", err)
 	}
 	if s.workers.value < 1 || s.workers.value > 10_000 {

@@ -99,7 +99,7 @@ func New(b *bus.Bus, group string, opts ...RootOption) *Router {
 
 func newRouter(c *core, group string, s settings) *Router {
 	r := &Router{core: c, group: group, set: s}
-	if err := bus.CheckName("group", group); err != nil {
+	if err := driver.CheckName("group", group); err != nil {
 		r.mistake(err)
 	}
 	return r

@@ -24,7 +24,7 @@ type poisonStore struct {
 
 // Poison implements driver.Driver. The topic is created by the first Put.
 func (d *busDriver) Poison(_ context.Context, group string) (driver.PoisonStore, error) {
-	if err := bus.CheckName("group", group); err != nil {
+	if err := driver.CheckName("group", group); err != nil {
 		return nil, fail("poison", "", err)
 	}
 	if d.isClosed() {

@@ -49,7 +49,7 @@ func open(ctx context.Context, c Config) (*busDriver, error) {
 
 // Publish implements driver.Driver.
 func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
-	err := bus.CheckName("topic", topic)
+	err := driver.CheckName("topic", topic)
 	if err == nil {
 		err = ctx.Err()
 	}

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // slots is a constant of the protocol between publishers and groups. A message is published with
@@ -71,8 +71,8 @@ const lanesMark = ":lanes="
 
 // checkNames says whether topic and group can be named at all.
 func checkNames(topic, group string) error {
-	if err := bus.CheckName("topic", topic); err != nil {
+	if err := driver.CheckName("topic", topic); err != nil {
 		return err
 	}
-	return bus.CheckName("group", group)
+	return driver.CheckName("group", group)
 }

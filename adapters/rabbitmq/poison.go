@@ -42,7 +42,7 @@ const (
 
 // Poison implements driver.Driver.
 func (d *busDriver) Poison(ctx context.Context, group string) (driver.PoisonStore, error) {
-	if err := bus.CheckName("group", group); err != nil {
+	if err := driver.CheckName("group", group); err != nil {
 		return nil, fail("poison", "", err)
 	}
 	p := &poisonStore{d: d, group: group, stream: poisonName(group)}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 )
 
 // envelope is an entry of the topic of Watermill's forwarder, an outbox: a message and its
@@ -19,7 +20,7 @@ type envelope struct {
 
 // Wrap puts m into an envelope of Watermill's forwarder, which forwards it to topic.
 func Wrap(topic string, m *bus.Message) (*bus.Message, error) {
-	if err := bus.CheckName("topic", topic); err != nil {
+	if err := driver.CheckName("topic", topic); err != nil {
 		return nil, err
 	}
 	w := ToWatermill(m)

@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -66,7 +67,7 @@ func (c *SubscriberConfig) complete() error {
 //
 // Close ends the subscriptions, not the bus.
 func Subscriber(b *bus.Bus, group string, c SubscriberConfig) (message.Subscriber, error) {
-	if err := bus.CheckName("group", group); err != nil {
+	if err := driver.CheckName("group", group); err != nil {
 		return nil, err
 	}
 	if err := c.complete(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/only"
 	"github.com/millrace-go/millrace/internal/redact"
 )
 
@@ -19,10 +20,11 @@ import (
 // is an error at the start.
 type Opener func(ctx context.Context, p *Params) (Driver, error)
 
-// Register makes a driver known under a URL scheme, as [bus.RegisterDriver] does. open receives the
-// URL's parameters. Call it from init.
+// Register makes a driver known to [bus.Open] under a URL scheme. Call it from init. open receives
+// the URL's parameters. After a second registration of a scheme every Open fails: otherwise the
+// order of imports would choose the driver.
 func Register(scheme string, open Opener) {
-	bus.RegisterDriver(scheme, func(ctx context.Context, rawURL string) (bus.Driver, error) {
+	bus.Engine(only.Module{}).Register(scheme, func(ctx context.Context, rawURL string) (bus.Driver, error) {
 		p, err := ParseParams(rawURL)
 		if err != nil {
 			return nil, err
