@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
 // Status describes the contents of an outbox.
@@ -92,7 +93,7 @@ func (o *Outbox) Retry(ctx context.Context, db *sql.DB, from *bus.Bus) (n int64,
 // retryParked gives parked rows new numbers: their keys have gone on meanwhile, and relays do not
 // look at old numbers.
 func (o *Outbox) retryParked(ctx context.Context, db *sql.DB) (n int64, err error) {
-	const kept = "lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload"
+	const kept = "lane, created, time, topic, id, msg_key, " + sqlmessage.Columns
 	find := "SELECT seq FROM {outbox} WHERE parked IS NOT NULL ORDER BY seq"
 	var opts *sql.TxOptions
 	if o.dialect != SQLite { // skip locked rows: they are being written or retried

@@ -21,7 +21,7 @@ type writer struct {
 }
 
 const (
-	columns = "(lane, created, time, topic, id, msg_key, type, source, subject, content_type, headers, payload)"
+	columns = "(lane, created, time, topic, id, msg_key, " + sqlmessage.Columns + ")"
 	values  = "(?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	// A statement has a power of two of rows, so that there are few to prepare: at most insertRows
 	// rows, and about insertBytes bytes.
@@ -58,14 +58,8 @@ func (w *writer) Publish(ctx context.Context, topic string, msgs []*bus.Message)
 func (w *writer) insert(ctx context.Context, topic string, msgs []*bus.Message) error {
 	args := make([]any, 0, 11*len(msgs))
 	for _, m := range msgs {
-		var headers, payload any
-		if text, ok := sqlmessage.EncodeHeaders(m); ok {
-			headers = text
-		}
-		if m.Payload != nil {
-			payload = m.Payload
-		}
-		args = append(args, lane(topic, m), sqlmessage.Nanos(m.Time), topic, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
+		args = append(args, lane(topic, m), sqlmessage.Nanos(m.Time), topic, m.ID, []byte(m.Key))
+		args = sqlmessage.AppendArgs(args, m)
 	}
 	text := "INSERT INTO {outbox} " + columns + " VALUES " + rows(len(msgs), values)
 	if w.outbox.dialect == MySQL { // first the lock, then the number

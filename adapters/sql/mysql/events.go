@@ -69,7 +69,7 @@ const errDuplicate = 1062
 func (s *store) ReadDB() *sql.DB { return s.db }
 
 const (
-	eventCols  = "INSERT INTO {event} (topic, shard, created, time, id, msg_key, version, type, source, subject, content_type, headers, payload) "
+	eventCols  = "INSERT INTO {event} (topic, shard, created, time, id, msg_key, version, " + sqlmessage.Columns + ") "
 	eventRow   = "?, ?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
 	eventFrom  = "?, ?, {now}, ?, ?, ?, h.version + ?, ?, ?, ?, ?, ?, ?" // h has the stream's version
 	eventRows  = 256                                                     // in one statement
@@ -160,14 +160,7 @@ func (s *store) heads(ctx context.Context, tx *sql.Tx, topic int64, appends []*s
 }
 
 func appendEvent(args []any, topic int64, w *sqllog.StreamWrite, version int64, m *bus.Message) []any {
-	var headers, payload any
-	if text, ok := sqlmessage.EncodeHeaders(m); ok {
-		headers = text
-	}
-	if m.Payload != nil {
-		payload = m.Payload
-	}
-	return append(args, topic, w.Shard, sqlmessage.Nanos(m.Time), m.ID, []byte(w.Stream), version, m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
+	return sqlmessage.AppendArgs(append(args, topic, w.Shard, sqlmessage.Nanos(m.Time), m.ID, []byte(w.Stream), version), m)
 }
 
 // raced tells that the index has refused an event.

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
 // inserts are prepared statements that insert messages of one topic. The first row asks for the topic's row with a lock,
@@ -43,7 +44,7 @@ const (
 
 func (i *inserts) init(db *sql.DB, d *sqllog.Dialect) {
 	i.db = db
-	i.columns = d.SQL("INSERT INTO {log} (topic, shard, created, time, id, msg_key, type, source, subject, content_type, headers, payload) VALUES ")
+	i.columns = d.SQL("INSERT INTO {log} (topic, shard, created, time, id, msg_key, " + sqlmessage.Columns + ") VALUES ")
 	const rest = ", ?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	i.first = d.SQL("((SELECT id FROM {topic} WHERE id = ? FOR UPDATE)" + rest)
 	i.further = d.SQL(", (?" + rest)

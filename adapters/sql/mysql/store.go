@@ -192,14 +192,7 @@ const columns = 11
 
 func appendRow(args []any, r *sqllog.Record) []any {
 	m := r.Message
-	var headers, payload any
-	if text, ok := sqlmessage.EncodeHeaders(m); ok {
-		headers = text
-	}
-	if m.Payload != nil {
-		payload = m.Payload
-	}
-	return append(args, r.Topic, r.Shard, sqlmessage.Nanos(m.Time), m.ID, m.Key, m.Type, m.Source, m.Subject, m.ContentType, headers, payload)
+	return sqlmessage.AppendArgs(append(args, r.Topic, r.Shard, sqlmessage.Nanos(m.Time), m.ID, m.Key), m)
 }
 
 // finish judges the error of a statement that commits. A statement that the server answers with an

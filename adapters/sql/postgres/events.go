@@ -190,32 +190,18 @@ func isRace(err error) bool {
 // AppendEventsIn implements sqllog.EventStore: the same statement, whose number of rows says
 // whether the stream was as expected.
 func (s *store) AppendEventsIn(ctx context.Context, x driver.Execer, topic int64, w *sqllog.StreamWrite) (bool, error) {
-	var of, numbers, times, ids, types, sources, subjects, contents, headers, payloads textArray
+	var of, numbers textArray
+	var a messageArrays
 	for n, m := range w.Events {
 		of.number(1)
 		numbers.number(int64(n + 1))
-		times.number(sqlmessage.Nanos(m.Time))
-		ids.text(m.ID)
-		types.text(m.Type)
-		sources.text(m.Source)
-		subjects.text(m.Subject)
-		contents.text(m.ContentType)
-		if text, ok := sqlmessage.EncodeHeaders(m); ok {
-			headers.text(text)
-		} else {
-			headers.null()
-		}
-		if m.Payload != nil {
-			payloads.bytes(m.Payload)
-		} else {
-			payloads.null()
-		}
+		a.add(m)
 	}
 	one := func(n int64) string { return "{" + strconv.FormatInt(n, 10) + "}" }
 	var stream textArray
 	stream.bytes([]byte(w.Stream))
 	r, err := x.ExecContext(ctx, s.appendEvents+" WHERE fit.fits", s.class, topic, one(0), stream.String(), one(int64(w.Shard)), one(w.Expected),
-		of.String(), numbers.String(), times.String(), ids.String(), types.String(), sources.String(), subjects.String(), contents.String(), headers.String(), payloads.String(), "")
+		of.String(), numbers.String(), a.times.String(), a.ids.String(), a.types.String(), a.sources.String(), a.subjects.String(), a.contents.String(), a.headers.String(), a.payloads.String(), "")
 	if isRace(err) {
 		return false, sqllog.ErrRaced
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/millrace-go/millrace/adapters/sql/internal/sqllog"
+	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
@@ -94,39 +95,43 @@ func isFar(place string) bool {
 
 // AppendIn implements sqllog.Store.
 func (s *store) AppendIn(ctx context.Context, x driver.Execer, batch []sqllog.Record) error {
-	var columns [12]textArray
+	var locked, topics, shards, keys textArray
+	var a messageArrays
 	for i := range batch {
-		r, m := &batch[i], batch[i].Message
+		r := &batch[i]
 		if i == 0 || r.Topic != batch[i-1].Topic {
-			columns[0].number(r.Topic)
+			locked.number(r.Topic)
 		}
-		columns[1].number(r.Topic)
-		columns[2].number(int64(r.Shard))
-		columns[3].number(sqlmessage.Nanos(m.Time))
-		columns[4].text(m.ID)
-		columns[5].bytes([]byte(m.Key))
-		columns[6].text(m.Type)
-		columns[7].text(m.Source)
-		columns[8].text(m.Subject)
-		columns[9].text(m.ContentType)
-		if headers, ok := sqlmessage.EncodeHeaders(m); ok {
-			columns[10].text(headers)
-		} else {
-			columns[10].null()
-		}
-		if m.Payload != nil {
-			columns[11].bytes(m.Payload)
-		} else {
-			columns[11].null()
-		}
+		topics.number(r.Topic)
+		shards.number(int64(r.Shard))
+		keys.bytes([]byte(r.Message.Key))
+		a.add(r.Message)
 	}
-	args := make([]any, 0, 1+len(columns))
-	args = append(args, s.class)
-	for i := range columns {
-		args = append(args, columns[i].String())
-	}
-	_, err := x.ExecContext(ctx, s.insert.text, args...)
+	_, err := x.ExecContext(ctx, s.insert.text, s.class, locked.String(), topics.String(), shards.String(), a.times.String(), a.ids.String(), keys.String(),
+		a.types.String(), a.sources.String(), a.subjects.String(), a.contents.String(), a.headers.String(), a.payloads.String())
 	return err
+}
+
+// messageArrays are the fields of messages as parameters of a statement.
+type messageArrays struct{ times, ids, types, sources, subjects, contents, headers, payloads textArray }
+
+func (a *messageArrays) add(m *bus.Message) {
+	a.times.number(sqlmessage.Nanos(m.Time))
+	a.ids.text(m.ID)
+	a.types.text(m.Type)
+	a.sources.text(m.Source)
+	a.subjects.text(m.Subject)
+	a.contents.text(m.ContentType)
+	if headers, ok := sqlmessage.EncodeHeaders(m); ok {
+		a.headers.text(headers)
+	} else {
+		a.headers.null()
+	}
+	if m.Payload != nil {
+		a.payloads.bytes(m.Payload)
+	} else {
+		a.payloads.null()
+	}
 }
 
 // textArray is an array in PostgreSQL's text form.

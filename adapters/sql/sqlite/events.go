@@ -54,7 +54,8 @@ var eventMigration = []string{
 ) WITHOUT ROWID`,
 }
 
-const insertEvent = " (shard, created, id, msg_key, version, type, source, subject, time, content_type, headers, payload) "
+// insertEvent are the columns of eventRow.
+const insertEvent = " (shard, created, time, id, msg_key, version, " + sqlmessage.Columns + ") "
 
 func (t *statements) initEvents(s *store, topic int64, table string) {
 	t.isStore = topic < 0
@@ -119,21 +120,14 @@ func (s *store) AppendEvents(_ context.Context, topic int64, appends []*sqllog.A
 
 func eventRow(w *sqllog.StreamWrite, n int, version, created int64) []any {
 	m := w.Events[n]
-	var headers, payload any
-	if text, ok := sqlmessage.EncodeHeaders(m); ok {
-		headers = text
-	}
-	if m.Payload != nil {
-		payload = m.Payload
-	}
-	return []any{w.Shard, created, m.ID, []byte(w.Stream), version, m.Type, m.Source, m.Subject, sqlmessage.Nanos(m.Time), m.ContentType, headers, payload}
+	return sqlmessage.AppendArgs(append(make([]any, 0, 17), w.Shard, created, sqlmessage.Nanos(m.Time), m.ID, []byte(w.Stream), version), m)
 }
 
 // AppendEventsIn implements sqllog.EventStore: a statement for each event, of which the first says
 // whether the stream is as expected.
 func (s *store) AppendEventsIn(ctx context.Context, x driver.Execer, topic int64, w *sqllog.StreamWrite) (bool, error) {
 	table, _ := s.dialect.Log(topic)
-	insert := "INSERT INTO " + table + insertEvent + "SELECT ?, ?, ?, ?, h.version + ?, ?, ?, ?, ?, ?, ?, ? FROM (SELECT COALESCE(MAX(version), 0) AS version FROM " +
+	insert := "INSERT INTO " + table + insertEvent + "SELECT ?, ?, ?, ?, ?, h.version + ?, ?, ?, ?, ?, ?, ? FROM (SELECT COALESCE(MAX(version), 0) AS version FROM " +
 		table + " WHERE msg_key = ?) h WHERE (? < 0 OR h.version = ?) AND NOT EXISTS (SELECT 1 FROM " + table + " e WHERE e.msg_key = ? AND e.version = h.version AND e.type = ?)"
 	created, expected, key := time.Now().UnixMicro(), w.Expected, []byte(w.Stream)
 	for n := range w.Events {

@@ -32,7 +32,7 @@ func (s *store) AppendIn(ctx context.Context, x driver.Execer, batch []sqllog.Re
 			args = appendRow(args, &batch[i], created)
 		}
 		log, _ := s.dialect.Log(batch[0].Topic)
-		insert := "INSERT INTO " + log + " (shard, created, id, msg_key, type, source, subject, time, content_type, headers, payload) VALUES "
+		insert := "INSERT INTO " + log + insertColumns + "VALUES "
 		if _, err := x.ExecContext(ctx, insert+"(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", n-1), args...); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,7 +77,7 @@ func (s *store) topic(id int64) *statements {
 	t := s.topics[id]
 	if t == nil {
 		log, _ := s.dialect.Log(id)
-		insert := "INSERT INTO " + log + " (shard, created, id, msg_key, type, source, subject, time, content_type, headers, payload) VALUES "
+		insert := "INSERT INTO " + log + insertColumns + "VALUES "
 		row := "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 		version := ""
 		if id < 0 {
@@ -201,16 +202,13 @@ func (s *store) Append(_ context.Context, batch []sqllog.Record) error {
 	return s.finish(tx.Commit())
 }
 
+// insertColumns are the columns of appendRow.
+const insertColumns = " (shard, created, time, id, msg_key, " + sqlmessage.Columns + ") "
+
 func appendRow(args []any, r *sqllog.Record, created int64) []any {
 	m := r.Message
-	var headers, payload any
-	if text, ok := sqlmessage.EncodeHeaders(m); ok {
-		headers = text
-	}
-	if m.Payload != nil {
-		payload = m.Payload
-	}
-	return append(args, r.Shard, created, m.ID, []byte(m.Key), m.Type, m.Source, m.Subject, sqlmessage.Nanos(m.Time), m.ContentType, headers, payload)
+	args = slices.Grow(args, 11)
+	return sqlmessage.AppendArgs(append(args, r.Shard, created, sqlmessage.Nanos(m.Time), m.ID, []byte(m.Key)), m)
 }
 
 // finish judges the error of a statement that commits. If the file was busy, the disk full or the
