@@ -16,55 +16,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/eventstore"
+	"github.com/millrace-go/millrace/internal/account"
 )
 
-// An account: money comes and goes, and never becomes less than nothing.
-type (
-	accountEvent interface{ EventType() string }
-	deposited    struct{ Cents int64 }
-	withdrawn    struct{ Cents int64 }
-
-	account struct {
-		Cents int64
-		Moves []int64 // a reference, as in most states
-	}
-)
-
-func (deposited) EventType() string { return "account.deposited.v1" }
-func (withdrawn) EventType() string { return "account.withdrawn.v1" }
-
-func (a *account) Apply(e accountEvent) {
-	switch e := e.(type) {
-	case deposited:
-		a.Cents += e.Cents
-		a.Moves = append(a.Moves, e.Cents)
-	case withdrawn:
-		a.Cents -= e.Cents
-		a.Moves = append(a.Moves, -e.Cents)
-	}
-}
-
-var (
-	accountEvents = eventstore.TypesOf[accountEvent](deposited{}, withdrawn{})
-	errTooMuch    = errors.New("there is not as much")
-)
-
-type decision = aggregate.Decision[account, accountEvent]
-
-func deposit(cents int64) decision {
-	return func(account) ([]accountEvent, error) { return []accountEvent{deposited{cents}}, nil }
-}
-
-func withdraw(cents int64) decision {
-	return func(a account) ([]accountEvent, error) {
-		if a.Cents < cents {
-			return nil, errTooMuch
-		}
-		return []accountEvent{withdrawn{cents}}, nil
-	}
-}
-
-func nothing(account) ([]accountEvent, error) { return nil, nil }
+func nothing(account.State) ([]account.Event, error) { return nil, nil }
 
 func open(t testing.TB, opts ...eventstore.Option) *eventstore.Store {
 	t.Helper()
@@ -80,21 +35,6 @@ func open(t testing.TB, opts ...eventstore.Option) *eventstore.Store {
 	return s
 }
 
-func define(opts ...aggregate.Option) *aggregate.Kind[account, accountEvent] {
-	return aggregate.Define[account]("account", accountEvents, opts...)
-}
-
-type repository = aggregate.Repository[account, accountEvent]
-
-// want checks the stored events of account 7.
-func want(t testing.TB, r *repository, cents, version int64) {
-	t.Helper()
-	a, v, err := r.Load(t.Context(), "7")
-	if err != nil || a.Cents != cents || v != version {
-		t.Errorf("%d cents at version %d, %v, want %d at %d", a.Cents, v, err, cents, version)
-	}
-}
-
 // kinds are all ways to keep a state.
 var kinds = map[string][]aggregate.Option{
 	"plain":     nil,
@@ -103,28 +43,28 @@ var kinds = map[string][]aggregate.Option{
 	"both":      {aggregate.Cached(1), aggregate.Snapshots(1, 1)},
 }
 
-func each(t *testing.T, test func(t *testing.T, k *aggregate.Kind[account, accountEvent])) {
+func each(t *testing.T, test func(t *testing.T, k *account.Kind)) {
 	for name, opts := range kinds {
-		t.Run(name, func(t *testing.T) { test(t, define(opts...)) })
+		t.Run(name, func(t *testing.T) { test(t, account.Define(opts...)) })
 	}
 }
 
 func TestDo(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		r, ctx := k.In(open(t)), t.Context()
-		want(t, r, 0, 0)
+		account.Check(t, r, 0, 0)
 		for i := range int64(4) { // each on what the one before made of the state
-			done, err := r.Do(ctx, "7", deposit(100), withdraw(60), nothing, withdraw(40))
+			done, err := r.Do(ctx, "7", account.Deposit(100), account.Withdraw(60), nothing, account.Withdraw(40))
 			if err != nil || done.Version != 3*(i+1) || done.Position == 0 {
 				t.Fatalf("%+v, %v", done, err)
 			}
-			want(t, r, 0, 3*(i+1))
+			account.Check(t, r, 0, 3*(i+1))
 		}
-		if _, err := r.Do(ctx, "7", deposit(100), withdraw(60), withdraw(60)); err != errTooMuch {
+		if _, err := r.Do(ctx, "7", account.Deposit(100), account.Withdraw(60), account.Withdraw(60)); err != account.ErrTooMuch {
 			t.Errorf("error %v", err)
 		}
-		want(t, r, 0, 12)
-		if _, err := r.Do(ctx, "7", withdraw(1)); !errors.Is(err, errTooMuch) {
+		account.Check(t, r, 0, 12)
+		if _, err := r.Do(ctx, "7", account.Withdraw(1)); !errors.Is(err, account.ErrTooMuch) {
 			t.Errorf("after a refusal that had deposited 100: %v", err)
 		}
 		done, err := r.Do(ctx, "7", nothing)
@@ -134,14 +74,14 @@ func TestDo(t *testing.T) {
 		if _, err := r.Do(ctx, "7"); err != nil {
 			t.Error(err)
 		}
-		want(t, r, 0, 12)
+		account.Check(t, r, 0, 12)
 	})
 }
 
 func TestPanic(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		r, ctx := k.In(open(t)), t.Context()
-		if _, err := r.Do(ctx, "7", deposit(5)); err != nil {
+		if _, err := r.Do(ctx, "7", account.Deposit(5)); err != nil {
 			t.Fatal(err)
 		}
 		func() {
@@ -150,19 +90,19 @@ func TestPanic(t *testing.T) {
 					t.Errorf("panic: %s", p)
 				}
 			}()
-			_, _ = r.Do(ctx, "7", deposit(100), func(account) ([]accountEvent, error) { panic("oh no") })
+			_, _ = r.Do(ctx, "7", account.Deposit(100), func(account.State) ([]account.Event, error) { panic("oh no") })
 			t.Error("no panic")
 		}()
-		if _, err := r.Do(ctx, "7", withdraw(6)); !errors.Is(err, errTooMuch) {
+		if _, err := r.Do(ctx, "7", account.Withdraw(6)); !errors.Is(err, account.ErrTooMuch) {
 			t.Errorf("error %v", err)
 		}
-		want(t, r, 5, 1)
+		account.Check(t, r, 5, 1)
 	})
 }
 
 // TestHot: commands of one process never conflict, also if some are refused, panic or leave.
 func TestHot(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		s := open(t, eventstore.MaxEvents(20))
 		r := k.In(s)
 		var wg sync.WaitGroup
@@ -172,8 +112,8 @@ func TestHot(t *testing.T) {
 				defer cancel()
 				switch i % 8 {
 				case 5:
-					_, err := r.Do(ctx, "7", deposit(1), withdraw(1_000_000))
-					if !errors.Is(err, errTooMuch) {
+					_, err := r.Do(ctx, "7", account.Deposit(1), account.Withdraw(1_000_000))
+					if !errors.Is(err, account.ErrTooMuch) {
 						t.Error(err)
 					}
 				case 6:
@@ -182,30 +122,30 @@ func TestHot(t *testing.T) {
 							t.Error("no panic")
 						}
 					}()
-					_, _ = r.Do(ctx, "7", deposit(1), func(account) ([]accountEvent, error) { panic("oh no") })
+					_, _ = r.Do(ctx, "7", account.Deposit(1), func(account.State) ([]account.Event, error) { panic("oh no") })
 				case 7:
 					cancel()
-					if _, err := r.Do(ctx, "7", deposit(1)); !errors.Is(err, context.Canceled) {
+					if _, err := r.Do(ctx, "7", account.Deposit(1)); !errors.Is(err, context.Canceled) {
 						t.Error(err)
 					}
 				default:
-					if _, err := r.Do(ctx, "7", deposit(10), withdraw(9)); err != nil {
+					if _, err := r.Do(ctx, "7", account.Deposit(10), account.Withdraw(9)); err != nil {
 						t.Error(err)
 					}
 				}
 			})
 		}
 		wg.Wait()
-		want(t, r, 125, 250)
+		account.Check(t, r, 125, 250)
 	})
 }
 
 // TestProcesses: two repositories are two processes: conflicts are decided again.
 func TestProcesses(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		s := open(t)
-		repositories := []*repository{k.In(s), k.In(s)}
-		if _, err := repositories[0].Do(t.Context(), "7", deposit(100)); err != nil {
+		repositories := []*account.Repository{k.In(s), k.In(s)}
+		if _, err := repositories[0].Do(t.Context(), "7", account.Deposit(100)); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
@@ -214,7 +154,7 @@ func TestProcesses(t *testing.T) {
 		for i := range 150 {
 			wg.Go(func() {
 				for {
-					_, err := repositories[i%2].Do(t.Context(), "7", withdraw(1))
+					_, err := repositories[i%2].Do(t.Context(), "7", account.Withdraw(1))
 					var conflict *eventstore.Conflict
 					switch {
 					case errors.As(err, &conflict): // tried often enough
@@ -223,7 +163,7 @@ func TestProcesses(t *testing.T) {
 						mu.Lock()
 						defer mu.Unlock()
 						taken++
-					case !errors.Is(err, errTooMuch):
+					case !errors.Is(err, account.ErrTooMuch):
 						t.Error(err)
 					}
 					return
@@ -234,84 +174,84 @@ func TestProcesses(t *testing.T) {
 		if taken != 100 {
 			t.Errorf("%d cents were taken of 100", taken)
 		}
-		want(t, repositories[1], 0, 101)
+		account.Check(t, repositories[1], 0, 101)
 	})
 }
 
 func TestTries(t *testing.T) {
 	s := open(t)
-	r, other := define(aggregate.Tries(3)).In(s), define().In(s)
+	r, other := account.Define(aggregate.Tries(3)).In(s), account.Define().In(s)
 	tries := 0
-	quicker := func(account) ([]accountEvent, error) {
+	quicker := func(account.State) ([]account.Event, error) {
 		tries++
-		if _, err := other.Do(t.Context(), "7", deposit(1)); err != nil {
+		if _, err := other.Do(t.Context(), "7", account.Deposit(1)); err != nil {
 			t.Error(err)
 		}
-		return []accountEvent{deposited{1}}, nil
+		return []account.Event{account.Deposited{Cents: 1}}, nil
 	}
 	_, err := r.Do(t.Context(), "7", quicker)
 	if c, ok := errors.AsType[*eventstore.Conflict](err); !ok || c.Actual != 3 || tries != 3 {
 		t.Errorf("%v after %d tries", err, tries)
 	}
-	want(t, r, 3, 3)
+	account.Check(t, r, 3, 3)
 }
 
 // TestStale: a state that is kept may be behind another process. What is decided on it without an
 // append is decided again on the newest.
 func TestStale(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		s, ctx := open(t), t.Context()
 		r, other := k.In(s), k.In(s)
-		if _, err := r.Do(ctx, "7", deposit(10)); err != nil {
+		if _, err := r.Do(ctx, "7", account.Deposit(10)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := other.Do(ctx, "7", deposit(10)); err != nil {
+		if _, err := other.Do(ctx, "7", account.Deposit(10)); err != nil {
 			t.Fatal(err)
 		}
 		if done, err := r.Do(ctx, "7", nothing); err != nil || done.Version != 2 {
 			t.Errorf("no events: %+v, %v", done, err)
 		}
-		if _, err := other.Do(ctx, "7", deposit(10)); err != nil {
+		if _, err := other.Do(ctx, "7", account.Deposit(10)); err != nil {
 			t.Fatal(err)
 		}
-		if done, err := r.Do(ctx, "7", withdraw(30)); err != nil || done.Version != 4 {
+		if done, err := r.Do(ctx, "7", account.Withdraw(30)); err != nil || done.Version != 4 {
 			t.Errorf("there is enough: %+v, %v", done, err)
 		}
-		if _, err := other.Do(ctx, "7", deposit(1)); err != nil {
+		if _, err := other.Do(ctx, "7", account.Deposit(1)); err != nil {
 			t.Fatal(err)
 		}
-		careless := func(a account) ([]accountEvent, error) {
+		careless := func(a account.State) ([]account.Event, error) {
 			if a.Cents == 0 {
 				panic("there is nothing")
 			}
-			return withdraw(1)(a)
+			return account.Withdraw(1)(a)
 		}
 		if done, err := r.Do(ctx, "7", careless); err != nil || done.Version != 6 {
 			t.Errorf("there is something: %+v, %v", done, err)
 		}
-		want(t, r, 0, 6)
+		account.Check(t, r, 0, 6)
 	})
 }
 
 // TestUnstored: a refusal that follows from events whose append fails does not count.
 func TestUnstored(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		synctest.Test(t, func(t *testing.T) {
 			s, ctx := open(t), t.Context()
 			r, other := k.In(s), k.In(s)
-			if _, err := r.Do(ctx, "7", deposit(100)); err != nil {
+			if _, err := r.Do(ctx, "7", account.Deposit(100)); err != nil {
 				t.Fatal(err)
 			}
 			gate, quicker := make(chan struct{}), sync.OnceFunc(func() {
-				if _, err := other.Do(ctx, "7", deposit(50)); err != nil {
+				if _, err := other.Do(ctx, "7", account.Deposit(50)); err != nil {
 					t.Error(err)
 				}
 			})
 			var wg sync.WaitGroup
-			for _, d := range []decision{
-				func(account) ([]accountEvent, error) { <-gate; return nil, nil }, // the others are decided together
-				func(a account) ([]accountEvent, error) { quicker(); return withdraw(100)(a) },
-				withdraw(50), // there is as much, but not on top of the first try
+			for _, d := range []account.Decision{
+				func(account.State) ([]account.Event, error) { <-gate; return nil, nil }, // the others are decided together
+				func(a account.State) ([]account.Event, error) { quicker(); return account.Withdraw(100)(a) },
+				account.Withdraw(50), // there is as much, but not on top of the first try
 			} {
 				wg.Go(func() {
 					if _, err := r.Do(ctx, "7", d); err != nil {
@@ -322,7 +262,7 @@ func TestUnstored(t *testing.T) {
 			}
 			close(gate)
 			wg.Wait()
-			want(t, r, 0, 4)
+			account.Check(t, r, 0, 4)
 		})
 	})
 }
@@ -330,17 +270,17 @@ func TestUnstored(t *testing.T) {
 // TestTruncatedBehind: a kept state that is behind the removed events is loaded anew.
 func TestTruncatedBehind(t *testing.T) {
 	s, ctx := open(t), t.Context()
-	k := define(aggregate.Cached(1), aggregate.Snapshots(1, 1))
+	k := account.Define(aggregate.Cached(1), aggregate.Snapshots(1, 1))
 	r, other := k.In(s), k.In(s)
-	if _, err := r.Do(ctx, "7", deposit(1)); err != nil {
+	if _, err := r.Do(ctx, "7", account.Deposit(1)); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 {
-		if _, err := other.Do(ctx, "7", deposit(1)); err != nil {
+		if _, err := other.Do(ctx, "7", account.Deposit(1)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want(t, r, 6, 6)
+	account.Check(t, r, 6, 6)
 	var snap eventstore.Snapshot
 	for snap.Version < 6 && ctx.Err() == nil { // it is stored after the caller has its answer
 		var err error
@@ -351,7 +291,7 @@ func TestTruncatedBehind(t *testing.T) {
 	if _, err := s.Truncate(ctx, "account-7", 6); err != nil {
 		t.Fatal(err)
 	}
-	if done, err := r.Do(ctx, "7", withdraw(6)); err != nil || done.Version != 7 {
+	if done, err := r.Do(ctx, "7", account.Withdraw(6)); err != nil || done.Version != 7 {
 		t.Errorf("%+v, %v", done, err)
 	}
 }
@@ -361,62 +301,62 @@ type noTransaction struct{ driver.Execer }
 
 // TestClosed: commands of a closed stream fail, and do not conflict for ever.
 func TestClosed(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		s, ctx := open(t), t.Context()
 		r := k.In(s)
-		if _, err := r.Do(ctx, "7", deposit(1)); err != nil {
+		if _, err := r.Do(ctx, "7", account.Deposit(1)); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.CloseStream(ctx, "account-7"); err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range []*repository{r, r.In(noTransaction{})} {
-			if _, err := r.Do(ctx, "7", deposit(1)); !errors.Is(err, eventstore.ErrClosed) {
+		for _, r := range []*account.Repository{r, r.In(noTransaction{})} {
+			if _, err := r.Do(ctx, "7", account.Deposit(1)); !errors.Is(err, eventstore.ErrClosed) {
 				t.Errorf("error %v", err)
 			}
 			if done, err := r.Do(ctx, "7", nothing); err != nil || done.Version != 2 {
 				t.Errorf("%+v, %v", done, err)
 			}
 		}
-		want(t, r, 1, 2)
+		account.Check(t, r, 1, 2)
 	})
 }
 
 func TestDoAt(t *testing.T) {
-	each(t, func(t *testing.T, k *aggregate.Kind[account, accountEvent]) {
+	each(t, func(t *testing.T, k *account.Kind) {
 		s, ctx := open(t), t.Context()
 		r, other := k.In(s), k.In(s)
-		if done, err := r.DoAt(ctx, "7", 0, deposit(5)); err != nil || done.Version != 1 {
+		if done, err := r.DoAt(ctx, "7", 0, account.Deposit(5)); err != nil || done.Version != 1 {
 			t.Fatalf("%+v, %v", done, err)
 		}
-		if _, err := other.DoAt(ctx, "7", 1, deposit(5), deposit(5)); err != nil {
+		if _, err := other.DoAt(ctx, "7", 1, account.Deposit(5), account.Deposit(5)); err != nil {
 			t.Fatal(err)
 		}
 		called := false
-		_, err := r.DoAt(ctx, "7", 2, func(account) ([]accountEvent, error) {
+		_, err := r.DoAt(ctx, "7", 2, func(account.State) ([]account.Event, error) {
 			called = true
 			return nil, nil
 		})
 		if c, ok := errors.AsType[*eventstore.Conflict](err); !ok || c.Actual != 3 || c.Stream != "account-7" || called {
 			t.Errorf("error %v, called %v", err, called)
 		}
-		if done, err := r.DoAt(ctx, "7", 3, withdraw(15)); err != nil || done.Version != 4 {
+		if done, err := r.DoAt(ctx, "7", 3, account.Withdraw(15)); err != nil || done.Version != 4 {
 			t.Errorf("%+v, %v", done, err)
 		}
 		if _, err := r.DoAt(ctx, "7", -1, nothing); !errors.Is(err, bus.ErrInvalid) {
 			t.Errorf("error %v", err)
 		}
-		want(t, r, 0, 4)
+		account.Check(t, r, 0, 4)
 	})
 }
 
 // TestSnapshots: one that does not fit changes no result.
 func TestSnapshots(t *testing.T) {
 	s, ctx := open(t), t.Context()
-	k := define(aggregate.Snapshots(3, 2))
+	k := account.Define(aggregate.Snapshots(3, 2))
 	r := k.In(s)
 	for range 7 {
-		if _, err := r.Do(ctx, "7", deposit(1)); err != nil {
+		if _, err := r.Do(ctx, "7", account.Deposit(1)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -464,19 +404,19 @@ func TestSnapshots(t *testing.T) {
 	if _, err := s.Truncate(ctx, "account-7", snap.Version); err != nil {
 		t.Fatal(err)
 	}
-	want(t, r, 7, 7)
-	if _, _, err := define().In(s).Load(ctx, "7"); !errors.Is(err, eventstore.ErrTruncated) {
+	account.Check(t, r, 7, 7)
+	if _, _, err := account.Define().In(s).Load(ctx, "7"); !errors.Is(err, eventstore.ErrTruncated) {
 		t.Errorf("without a snapshot: %v", err)
 	}
 }
 
 func TestHistoryAndAs(t *testing.T) {
 	s, ctx := open(t), t.Context()
-	r := define().In(s)
+	r := account.Define().In(s)
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	b := s.Bus()
 	for i := range 5 {
-		msgs, err := b.Encode(ctx, []any{deposited{int64(i)}}, bus.WithTime(start.AddDate(0, 0, i)))
+		msgs, err := b.Encode(ctx, []any{account.Deposited{Cents: int64(i)}}, bus.WithTime(start.AddDate(0, 0, i)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -495,7 +435,7 @@ func TestHistoryAndAs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cents = append(cents, e.(deposited).Cents)
+		cents = append(cents, e.(account.Deposited).Cents)
 	}
 	if !slices.Equal(cents, []int64{0, 1, 2, 3, 4}) {
 		t.Errorf("history %v", cents)
@@ -503,7 +443,7 @@ func TestHistoryAndAs(t *testing.T) {
 	if _, err := s.Append(ctx, "account-7", eventstore.Any, &bus.Message{Type: "who knows"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Do(ctx, "7", deposit(1)); !errors.Is(err, eventstore.ErrUnknownType) {
+	if _, err := r.Do(ctx, "7", account.Deposit(1)); !errors.Is(err, eventstore.ErrUnknownType) {
 		t.Errorf("with an event of an unknown type: %v", err)
 	}
 	for _, err := range r.History(ctx, "7") {
@@ -516,7 +456,7 @@ func TestHistoryAndAs(t *testing.T) {
 // TestHeaders: events of commands that are appended together have the headers of their own calls.
 func TestHeaders(t *testing.T) {
 	s := open(t)
-	r := define(aggregate.Cached(1)).In(s)
+	r := account.Define(aggregate.Cached(1)).In(s)
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
@@ -524,14 +464,14 @@ func TestHeaders(t *testing.T) {
 			if i%2 == 0 {
 				ctx = bus.ContextWithHeaders(ctx, bus.Header{Name: "call", Value: fmt.Sprint(i)})
 			}
-			if _, err := r.Do(ctx, "7", deposit(int64(i))); err != nil {
+			if _, err := r.Do(ctx, "7", account.Deposit(int64(i))); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
 	for e, err := range s.Read(t.Context(), "account-7", 0) {
-		var d deposited
+		var d account.Deposited
 		if err == nil {
 			err = e.Decode(&d)
 		}
@@ -550,39 +490,40 @@ type take struct {
 	Cents   int64
 }
 
-func (c take) EventKey() string                         { return c.Account }
-func (c take) Decide(a account) ([]accountEvent, error) { return withdraw(c.Cents)(a) }
-func handle(r *repository) func(context.Context, take) (eventstore.Appended, error) {
+func (c take) EventKey() string                                { return c.Account }
+func (c take) Decide(a account.State) ([]account.Event, error) { return account.Withdraw(c.Cents)(a) }
+
+func handle(r *account.Repository) func(context.Context, take) (eventstore.Appended, error) {
 	return aggregate.Handle[take](r)
 }
 
 func TestHandle(t *testing.T) {
-	r := define().In(open(t))
-	if _, err := r.Do(t.Context(), "7", deposit(5)); err != nil {
+	r := account.Define().In(open(t))
+	if _, err := r.Do(t.Context(), "7", account.Deposit(5)); err != nil {
 		t.Fatal(err)
 	}
 	if done, err := handle(r)(t.Context(), take{"7", 5}); err != nil || done.Version != 2 {
 		t.Errorf("%+v, %v", done, err)
 	}
-	if _, err := handle(r)(t.Context(), take{"7", 5}); !errors.Is(err, errTooMuch) {
+	if _, err := handle(r)(t.Context(), take{"7", 5}); !errors.Is(err, account.ErrTooMuch) {
 		t.Errorf("error %v", err)
 	}
 }
 
 func TestCheck(t *testing.T) {
 	s := open(t)
-	for _, k := range []*aggregate.Kind[account, accountEvent]{
-		aggregate.Define[account]("", accountEvents),
-		aggregate.Define[account]("account", (*eventstore.Types[accountEvent])(nil)),
-		aggregate.Define[account](strings.Repeat("a", 201), accountEvents),
-		define(aggregate.Tries(0)), define(aggregate.Cached(-1)), define(aggregate.Snapshots(-1, 1)),
-		aggregate.Define[account]("account", eventstore.TypesOf[accountEvent](deposited{}, deposited{})),
+	for _, k := range []*account.Kind{
+		aggregate.Define[account.State]("", account.Events),
+		aggregate.Define[account.State]("account", (*eventstore.Types[account.Event])(nil)),
+		aggregate.Define[account.State](strings.Repeat("a", 201), account.Events),
+		account.Define(aggregate.Tries(0)), account.Define(aggregate.Cached(-1)), account.Define(aggregate.Snapshots(-1, 1)),
+		aggregate.Define[account.State]("account", eventstore.TypesOf[account.Event](account.Deposited{}, account.Deposited{})),
 	} {
 		if err := k.Check(); !errors.Is(err, bus.ErrInvalid) {
 			t.Errorf("error %v", err)
 		}
 		r := k.In(s)
-		_, err := r.Do(t.Context(), "7", deposit(1))
+		_, err := r.Do(t.Context(), "7", account.Deposit(1))
 		_, _, loadErr := r.Load(t.Context(), "7")
 		_, _, asErr := r.As(t.Context(), "7", time.Now())
 		for _, err := range []error{err, loadErr, asErr} {

@@ -79,19 +79,24 @@ func confirm(o Order) ([]OrderEvent, error) {
 	return []OrderEvent{OrderConfirmed{o.Cents}}, nil
 }
 
-// Several rules are one append: all of it happens, or nothing.
-func Example() {
-	ctx := context.Background()
+// openOrders has a repository in memory. Call end when it is done with.
+func openOrders(ctx context.Context) (repository *aggregate.Repository[Order, OrderEvent], end func()) {
 	b, err := memory.Open(memory.Config{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer b.Close()
 	store, err := eventstore.Open(ctx, b, "shop-events")
 	if err != nil {
 		log.Fatal(err)
 	}
-	repository := orders.In(store)
+	return orders.In(store), func() { _ = b.Close() }
+}
+
+// Several rules are one append: all of it happens, or nothing.
+func Example() {
+	ctx := context.Background()
+	repository, end := openOrders(ctx)
+	defer end()
 	done, err := repository.Do(ctx, "7", create("7", "Ada"), add("tea", 299), add("pot", 4999), confirm)
 	fmt.Println("version", done.Version, err)
 
@@ -131,16 +136,8 @@ func (c AddItem) Decide(o Order) ([]OrderEvent, error) { return add(c.Product, c
 // A command with Decide and EventKey is its own handler.
 func ExampleHandle() {
 	ctx := context.Background()
-	b, err := memory.Open(memory.Config{})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer b.Close()
-	store, err := eventstore.Open(ctx, b, "shop-events")
-	if err != nil {
-		log.Fatal(err)
-	}
-	repository := orders.In(store)
+	repository, end := openOrders(ctx)
+	defer end()
 	if _, err := repository.Do(ctx, "7", create("7", "Ada")); err != nil {
 		log.Fatal(err)
 	}
@@ -154,16 +151,8 @@ func ExampleHandle() {
 // The state as it was at a time is made of the events up to then.
 func ExampleRepository_As() {
 	ctx := context.Background()
-	b, err := memory.Open(memory.Config{})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer b.Close()
-	store, err := eventstore.Open(ctx, b, "shop-events")
-	if err != nil {
-		log.Fatal(err)
-	}
-	repository := orders.In(store)
+	repository, end := openOrders(ctx)
+	defer end()
 	if _, err := repository.Do(ctx, "7", create("7", "Ada"), add("tea", 299)); err != nil {
 		log.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -59,7 +60,15 @@ func oneLane(t testing.TB, c Config) (topic string, one Config) {
 	return newTopic(t, "g"), c
 }
 
-// nextOwner closes s, and checks which messages the next owner is told of and can fetch.
+// fetched checks that the owner s is told of these messages and can fetch them.
+func fetched(t testing.TB, ctx context.Context, s *source, o *parkingObserver, want []string) {
+	t.Helper()
+	if got := fetchIDs(t, ctx, s, o.told(t, ctx, len(want))); !slices.Equal(got, want) {
+		t.Errorf("fetched %d messages %.200v, want %.200v", len(got), got, want)
+	}
+}
+
+// nextOwner closes s, and checks what the next owner is told of and can fetch.
 func nextOwner(t testing.TB, ctx context.Context, s *source, d *busDriver, topic string, want []string) {
 	t.Helper()
 	if err := s.Close(ctx); err != nil {
@@ -67,9 +76,7 @@ func nextOwner(t testing.TB, ctx context.Context, s *source, d *busDriver, topic
 	}
 	next, o := parkingSource(t, d, topic)
 	o.waitLanes(t, ctx, 1)
-	if got := fetchIDs(t, ctx, next, o.told(t, ctx, len(want))); !slices.Equal(got, want) {
-		t.Errorf("the next owner fetched %d messages %.200v, want %.200v", len(got), got, want)
-	}
+	fetched(t, ctx, next, o, want)
 }
 
 // probed waits until the lanes' owner knows the delivery limit: until then, the broker delivers its
@@ -77,19 +84,25 @@ func nextOwner(t testing.TB, ctx context.Context, s *source, d *busDriver, topic
 func probed(t testing.TB, ctx context.Context, s *source) {
 	t.Helper()
 	for _, l := range s.lanes {
-		for {
-			p := l.current.Load().parking()
-			p.mu.Lock()
-			over := l.probed.Load() && p.probing.sent.IsZero()
-			p.mu.Unlock()
-			if over {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				t.Fatal("the probe does not end")
-			case <-time.After(time.Millisecond):
-			}
+		waitParking(t, ctx, l, "the end of the probe", func(p *parking) bool { return l.probed.Load() && p.probing.sent.IsZero() })
+	}
+}
+
+// waitParking waits until holds reports true of what is parked in the lane, which it gets locked.
+func waitParking(t testing.TB, ctx context.Context, l *lane, what string, holds func(*parking) bool) {
+	t.Helper()
+	for {
+		p := l.current.Load().parking()
+		p.mu.Lock()
+		done := holds(p)
+		p.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal("waited in vain for ", what)
+		case <-time.After(time.Millisecond):
 		}
 	}
 }
@@ -122,9 +135,7 @@ func TestOwnerDiesOverACommand(t *testing.T) {
 	next, o := parkingSource(t, direct, topic)
 	o.waitLanes(t, ctx, 1)
 	injectAll(t, direct, topic, messages(1, 2, 1)...) // is carried out behind the first
-	if got := fetchIDs(t, ctx, next, o.told(t, ctx, 2)); !slices.Equal(got, wantIDs(0, 2)) {
-		t.Errorf("fetched %v", got)
-	}
+	fetched(t, ctx, next, o, wantIDs(0, 2))
 	nextOwner(t, ctx, next, direct, topic, wantIDs(0, 2))
 }
 
@@ -145,9 +156,7 @@ func TestCommandOfManyOwners(t *testing.T) {
 	put(t, d, topic, command(t, ms[1], "d"))
 	o.told(t, ctx, 2) // it was carried out, and its result stored
 	put(t, d, topic, record(t, ms[0], 12, 1, "c"), record(t, ms[1], 13, 1, "d"), command(t, ms[2], "e"))
-	if got := fetchIDs(t, ctx, s, o.told(t, ctx, 3)); !slices.Equal(got, wantIDs(0, 3)) {
-		t.Errorf("fetched %v", got)
-	}
+	fetched(t, ctx, s, o, wantIDs(0, 3))
 	nextOwner(t, ctx, s, d, topic, wantIDs(0, 3))
 }
 
@@ -165,18 +174,11 @@ func TestLateRecordOfAWaitingCommand(t *testing.T) {
 	p.block(t, session, "low on memory")
 	ms := messages(0, 2, 1)
 	put(t, direct, topic, command(t, ms[0], "c"))
-	parking := s.lanes[0].current.Load().parking()
-	for begun := false; !begun; {
-		parking.mu.Lock()
-		begun = len(parking.entries) > 0
-		parking.mu.Unlock()
-	}
+	waitParking(t, ctx, s.lanes[0], "the command's beginning", func(p *parking) bool { return len(p.entries) > 0 })
 	put(t, direct, topic, record(t, ms[0], 10, 1, "c"), record(t, ms[1], 11, 1, ""))
 	o.told(t, ctx, 1) // of the last
 	p.unblock(session)
-	if got := fetchIDs(t, ctx, s, o.told(t, ctx, 2)); !slices.Equal(got, wantIDs(0, 2)) {
-		t.Errorf("fetched %v", got)
-	}
+	fetched(t, ctx, s, o, wantIDs(0, 2))
 	nextOwner(t, ctx, s, direct, topic, wantIDs(0, 2))
 }
 
@@ -192,23 +194,15 @@ func TestCommandThatCannotBeCarriedOut(t *testing.T) {
 	m := messages(0, 1, 1)[0]
 	m.Payload = make([]byte, c.MaxMessage+storedRoom+1)
 	put(t, direct, topic, command(t, m, "c"))
-	parking := s.lanes[0].current.Load().parking()
+	lane := s.lanes[0]
 	since := time.Now()
 	for range 2 {
-		for held := false; !held; {
-			parking.mu.Lock()
-			for _, stays := range parking.strangers {
-				held = held || stays.since.After(since)
-			}
-			parking.mu.Unlock()
-			select {
-			case <-ctx.Done():
-				t.Fatal("the command is not held")
-			case <-time.After(time.Millisecond):
-			}
-		}
+		waitParking(t, ctx, lane, "the command", func(p *parking) bool {
+			return slices.ContainsFunc(slices.Collect(maps.Values(p.strangers)), func(x stranger) bool { return x.since.After(since) })
+		})
 		since = time.Now()
-		parking.refresh(since.Add(parking.bounds.refresh))
+		p := lane.current.Load().parking()
+		p.refresh(since.Add(p.bounds.refresh))
 	}
 	nextOwner(t, ctx, s, direct, topic, wantIDs(0, 1))
 }
@@ -226,9 +220,7 @@ func TestLateRecordOfASettledMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, d, topic, record(t, ms[0], at.Position, 2, ""), command(t, ms[1], "c"))
-	if got := fetchIDs(t, ctx, s, o.told(t, ctx, 1)); !slices.Equal(got, wantIDs(1, 2)) {
-		t.Errorf("fetched %v", got)
-	}
+	fetched(t, ctx, s, o, wantIDs(1, 2))
 	nextOwner(t, ctx, s, d, topic, wantIDs(1, 2))
 }
 
@@ -272,9 +264,7 @@ func TestSettledOnItsWay(t *testing.T) {
 	p.wait(t, ctx, "the record", func() bool { return p.given[queue] == before+1 })
 	p.release(t, d)
 	put(t, d, topic, command(t, ms[2], "c"))
-	if got := fetchIDs(t, ctx, s, o.told(t, ctx, 1)); !slices.Equal(got, wantIDs(2, 3)) {
-		t.Errorf("fetched %v", got)
-	}
+	fetched(t, ctx, s, o, wantIDs(2, 3))
 	remembered(0)
 	nextOwner(t, ctx, s, d, topic, wantIDs(2, 3))
 }
@@ -318,12 +308,7 @@ func TestFetchWhileANewRevisionComes(t *testing.T) {
 			p.wait(t, ctx, "the second revision", func() bool { return p.given[queue] == before+1 })
 			if !c.early {
 				go fetch()
-				parking := s.lanes[0].current.Load().parking()
-				for wanted := false; !wanted; {
-					parking.mu.Lock()
-					wanted = parking.entries[ps[0].Position].wanted != nil
-					parking.mu.Unlock()
-				}
+				waitParking(t, ctx, s.lanes[0], "Fetch", func(p *parking) bool { return p.entries[ps[0].Position].wanted != nil })
 			}
 			p.release(t, d)
 			if got := <-fetched; got.Attempt != 7 {
@@ -374,31 +359,21 @@ func TestRotatedRecordsAreCopied(t *testing.T) {
 	probed(t, ctx, s)
 	injectAll(t, d, topic, messages(0, window, 1)...)
 	told := o.told(t, ctx, window)
-	parking := s.lanes[0].current.Load().parking()
 	held := func() {
 		t.Helper()
-		for {
-			parking.mu.Lock()
+		waitParking(t, ctx, s.lanes[0], "the records", func(p *parking) bool {
 			n := 0
-			for _, e := range parking.entries {
+			for _, e := range p.entries {
 				if e.tag != 0 && !e.copying && e.coming == 0 {
 					n++
 				}
 			}
-			parking.mu.Unlock()
-			if n == window {
-				return
-			}
-			select {
-			case <-ctx.Done():
-				t.Fatalf("%d records are held", n)
-			case <-time.After(time.Millisecond):
-			}
-		}
+			return n == window
+		})
 	}
 	held()
 	p.count()
-	rotated := parking.rotate(true)
+	rotated := s.lanes[0].current.Load().parking().rotate(true)
 	if rotated == 0 {
 		t.Fatal("nothing was given back")
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-go/millrace/aggregate"
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/eventstore"
+	"github.com/millrace-go/millrace/internal/account"
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
@@ -39,7 +40,7 @@ func onDatabase(t *testing.T, busURL, driver, dsn string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	var repositories []*repository
+	var repositories []*account.Repository
 	for range 2 {
 		b, err := bus.Open(ctx, busURL)
 		if err != nil {
@@ -50,9 +51,9 @@ func onDatabase(t *testing.T, busURL, driver, dsn string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		repositories = append(repositories, define(aggregate.Cached(10), aggregate.Snapshots(10, 1)).In(s))
+		repositories = append(repositories, account.Define(aggregate.Cached(10), aggregate.Snapshots(10, 1)).In(s))
 	}
-	inTx := func(end func(*sql.Tx) error, at int64, d ...decision) error {
+	inTx := func(end func(*sql.Tx) error, at int64, d ...account.Decision) error {
 		tx, err := db.BeginTx(ctx, nil)
 		if err != nil {
 			return err
@@ -69,21 +70,21 @@ func onDatabase(t *testing.T, busURL, driver, dsn string) {
 		}
 		return end(tx)
 	}
-	if err := inTx((*sql.Tx).Commit, 0, deposit(60), deposit(50), withdraw(10)); err != nil {
+	if err := inTx((*sql.Tx).Commit, 0, account.Deposit(60), account.Deposit(50), account.Withdraw(10)); err != nil {
 		t.Fatal(err)
 	}
-	want(t, repositories[1], 100, 3)
-	if err := inTx((*sql.Tx).Rollback, -1, withdraw(50)); err != nil {
+	account.Check(t, repositories[1], 100, 3)
+	if err := inTx((*sql.Tx).Rollback, -1, account.Withdraw(50)); err != nil {
 		t.Fatal(err)
 	}
-	if err := inTx((*sql.Tx).Commit, -1, withdraw(101)); !errors.Is(err, errTooMuch) {
+	if err := inTx((*sql.Tx).Commit, -1, account.Withdraw(101)); !errors.Is(err, account.ErrTooMuch) {
 		t.Errorf("refused: %v", err)
 	}
-	err = inTx((*sql.Tx).Commit, 2, withdraw(1))
+	err = inTx((*sql.Tx).Commit, 2, account.Withdraw(1))
 	if c, ok := errors.AsType[*eventstore.Conflict](err); !ok || c.Actual != 3 {
 		t.Errorf("at an old version: %v", err)
 	}
-	want(t, repositories[0], 100, 3)
+	account.Check(t, repositories[0], 100, 3)
 
 	var wg sync.WaitGroup
 	for i := range 120 {
@@ -91,9 +92,9 @@ func onDatabase(t *testing.T, busURL, driver, dsn string) {
 			for {
 				var err error
 				if i%10 == 0 {
-					err = inTx((*sql.Tx).Commit, -1, withdraw(1))
+					err = inTx((*sql.Tx).Commit, -1, account.Withdraw(1))
 				} else {
-					_, err = repositories[i%2].Do(ctx, "7", withdraw(1))
+					_, err = repositories[i%2].Do(ctx, "7", account.Withdraw(1))
 				}
 				if _, ok := errors.AsType[*eventstore.Conflict](err); ok {
 					continue
@@ -101,7 +102,7 @@ func onDatabase(t *testing.T, busURL, driver, dsn string) {
 				if e, ok := errors.AsType[*bus.Error](err); ok && e.Retryable { // a deadlock, say
 					continue
 				}
-				if err != nil && !errors.Is(err, errTooMuch) {
+				if err != nil && !errors.Is(err, account.ErrTooMuch) {
 					t.Error(err)
 				}
 				return
@@ -109,6 +110,6 @@ func onDatabase(t *testing.T, busURL, driver, dsn string) {
 		})
 	}
 	wg.Wait()
-	want(t, repositories[0], 0, 103)
-	want(t, repositories[1], 0, 103)
+	account.Check(t, repositories[0], 0, 103)
+	account.Check(t, repositories[1], 0, 103)
 }
