@@ -52,7 +52,7 @@ type appending struct {
 
 // heldPatience is how long a statement waits for a stream that somebody else's transaction has
 // appended to, before those that do not need the stream go on without it. The one that does then
-// waits alonePatience at a time, in turns with others like it, that use mostSolo connections.
+// waits alonePatience at a time, in alternation with others like it, that use mostSolo connections.
 const (
 	heldPatience  = 100 * time.Millisecond
 	alonePatience = 250 * time.Millisecond
@@ -339,7 +339,7 @@ func (p *appender) waitedFor(batch []*appending) (kept []*appending) {
 	defer p.mu.Unlock()
 	for _, a := range batch {
 		if a.left {
-			p.free(a)
+			p.release(a)
 		} else {
 			a.sent = true
 			kept = append(kept, a)
@@ -382,7 +382,7 @@ func (p *appender) finish(batch []*appending, failure func(*appending) error) {
 			a.err = failure(a)
 		}
 		written[a.topic.id] = written[a.topic.id] || a.Done
-		p.free(a)
+		p.release(a)
 		close(a.done)
 	}
 	for topic, ok := range written {
@@ -393,8 +393,8 @@ func (p *appender) finish(batch []*appending, failure func(*appending) error) {
 	}
 }
 
-// free gives back the streams of a call. The lock is held.
-func (p *appender) free(a *appending) {
+// release lets the next call have the streams of a. The lock is held.
+func (p *appender) release(a *appending) {
 	for _, id := range a.streams() {
 		delete(p.busy, id)
 	}

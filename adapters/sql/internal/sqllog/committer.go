@@ -66,7 +66,7 @@ func (s *Source) commit(ctx context.Context) error {
 	defer s.commitMu.Unlock()
 	s.mu.Lock()
 	held := slices.Clone(s.lanes)
-	for _, l := range s.parting {
+	for _, l := range s.revoking {
 		if l.gone {
 			held = append(held, l)
 		}

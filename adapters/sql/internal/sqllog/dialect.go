@@ -30,7 +30,7 @@ type Dialect struct {
 	// WriteLock is a statement that takes the lock of all writers, where there is one and a transaction can be without it.
 	WriteLock string
 	// Check is a statement that has the database run the checks of the commit early. In the commit,
-	// a check could wait for others that wait for a turn. "": the database checks nothing there.
+	// a check could wait for others that wait for a lane's lock. "": the database checks nothing there.
 	Check string
 	// JoinCondition holds in transactions that a settlement can be a part of; "": in all. JoinHint
 	// says what to do where the condition does not hold.

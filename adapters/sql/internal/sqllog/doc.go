@@ -23,8 +23,8 @@
 //
 // A source is a member with an id of its own that never comes back. Its lease is its member row,
 // renewed by database time. While the row lives, the lanes that name the member as their owner are
-// its. The first member that sees an ended lease deletes the row. A lane is free if its owner is no
-// member. Everything that gives lanes out happens under the lock of the group's row; taking a lane
+// its. The first member that sees an ended lease deletes the row. A lane is unowned if its owner is
+// no member. Everything that gives lanes out happens under the lock of the group's row; taking a lane
 // adds one to its epoch. A position is written only where owner and epoch still match, so that a
 // member that was presumed dead cannot move it. The member itself gives everything up before its
 // lease ends by its own clock, counted from before the renewal was sent.
@@ -35,7 +35,7 @@
 //
 // Settle marks messages, and the committer stores the marks. A transactional source has settlements
 // instead (settlement.go): transactions, the driver's own or a handler's. They store the messages
-// that they settle, with outputs and parked messages. A lane's turn keeps them apart.
+// that they settle, with outputs and parked messages. A lane's lock keeps them apart.
 //
 // # Goroutines
 //
@@ -45,9 +45,9 @@
 //
 // # Locks
 //
-// The turns of lanes (settlement.go) are taken within a transaction, in the order of shards, before
-// the rows of lanes are written. The holder of a turn takes only Source.mu of the locks below,
-// until its transaction is over.
+// The locks of lanes (settlement.go) are taken within a transaction, in the order of shards, before
+// the rows of lanes are written. The holder of a lane's lock takes only Source.mu of the locks
+// below, until its transaction is over.
 //
 // Source.commitMu comes before Source.observerMu, and Source.observerMu before Source.mu. The
 // database is called under commitMu or no lock. An observer is called under commitMu and observerMu

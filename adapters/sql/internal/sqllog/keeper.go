@@ -53,9 +53,7 @@ func (s *Source) keep() {
 
 // tick looks at the group once and does the work that is due. It returns when to look again.
 func (s *Source) tick() (pause time.Duration, err error) {
-	d := s.driver
-	lease := d.config.Lease
-	now := time.Now()
+	lease, now := s.driver.config.Lease, time.Now()
 	if s.member.joined && !now.Before(s.member.deadline) {
 		s.evicted(errNotRenewed)
 	}
@@ -63,17 +61,9 @@ func (s *Source) tick() (pause time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(s.io, min(lease/3, callTimeout))
 	defer cancel()
 	if !s.member.joined {
-		bounded, cancel := context.WithTimeout(ctx, lease/6) // a lane's row may be locked, which is not to keep the member out
-		defer cancel()
-		_ = s.rescue(bounded) // messages that cannot be stored in time are handled again
-		sent := time.Now()
-		if err := d.join(ctx, s.group, s.member); err != nil {
+		if err := s.enterGroup(ctx); err != nil {
 			return 0, err
 		}
-		s.orphans = orphans{} // from here on they are claimed
-		s.renewed(sent)
-		d.hub.moved(s.group) // the others must give it its share
-		d.announcer.moved(s.group)
 		return s.claim()
 	}
 	if now.Sub(s.member.renewed) >= lease/3 {
@@ -82,35 +72,62 @@ func (s *Source) tick() (pause time.Duration, err error) {
 		}
 	}
 	v, isOlder, err := s.survey()
-	if err != nil {
-		return 0, err
+	switch {
+	case err != nil:
+	case isOlder:
+		err = s.quit(ctx, errOlder)
+	case !slices.Contains(v.members, s.member.id):
+		_, err = s.renew(ctx)
+	default:
+		return s.balance(ctx, &v)
 	}
-	if isOlder {
-		former := s.member.id
-		s.evicted(errOlder)
-		s.alarm(errOlder)
-		_, err := affected(ctx, d.store.KeeperDB(), d.dialect.SQL("DELETE FROM {member} WHERE id = ?"), former) // or it has its share until its lease ends
-		return 0, err
+	return 0, err
+}
+
+// enterGroup begins the membership.
+func (s *Source) enterGroup(ctx context.Context) error {
+	d := s.driver
+	bounded, cancel := context.WithTimeout(ctx, d.config.Lease/6) // a lane's row may be locked, which must not keep the member out
+	defer cancel()
+	_ = s.rescue(bounded) // messages that cannot be stored in time are handled again
+	sent := time.Now()
+	if err := d.join(ctx, s.group, s.member); err != nil {
+		return err
 	}
-	if !slices.Contains(v.members, s.member.id) {
-		_, err := s.renew(ctx)
-		return 0, err
-	}
-	h := s.holdings(&v)
+	s.orphans = orphans{} // from here on they are claimed
+	s.renewed(sent)
+	d.hub.moved(s.group) // the others must give it its share
+	d.announcer.moved(s.group)
+	return nil
+}
+
+// quit ends the membership in this process, and tells why. Then it deletes the member, whose share
+// would be its own until the lease ends.
+func (s *Source) quit(ctx context.Context, cause error) error {
+	former := s.member.id
+	s.evicted(cause)
+	s.alarm(cause)
+	_, err := affected(ctx, s.driver.store.KeeperDB(), s.driver.dialect.SQL("DELETE FROM {member} WHERE id = ?"), former)
+	return err
+}
+
+// balance brings the lanes that the member holds to its share. It returns when to look again.
+func (s *Source) balance(ctx context.Context, v *view) (pause time.Duration, err error) {
+	h := s.holdings(v)
 	s.lose(h.lost, errTaken)
 	switch quota := v.quota(s.member.id); {
 	case h.owned > quota:
-		s.part(h.owned - quota)
-	case h.owned < quota && len(h.free) > 0:
+		s.revoke(h.owned - quota)
+	case h.owned < quota && len(h.unowned) > 0:
 		return s.claim()
 	case h.owned < quota:
 		return hungryPause, nil
 	case len(h.strays) > 0:
-		if err := d.release(ctx, s.group, s.member.id, h.strays); err != nil {
+		if err := s.driver.release(ctx, s.group, s.member.id, h.strays); err != nil {
 			return 0, err
 		}
 	}
-	return min(lease/10, time.Second), nil
+	return min(s.driver.config.Lease/10, time.Second), nil
 }
 
 // survey looks at the group and tells the router of messages that others have parked. isOlder: the
@@ -148,17 +165,17 @@ func (v *view) quota(member string) int {
 
 // holdings are a group's lanes from this member's point of view.
 type holdings struct {
-	owned  int       // held, and not parting
-	free   []laneRow // nobody's, or strays
-	strays []laneRow // ours in the database only: a claim or a release had no known outcome
-	lost   []*lane   // held here only
+	owned   int       // held, and not being revoked
+	unowned []laneRow // no member's, or strays
+	strays  []laneRow // ours in the database only: a claim or a release had no known outcome
+	lost    []*lane   // held here only
 }
 
 func (s *Source) holdings(v *view) (h holdings) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, row := range v.lanes {
-		if slices.ContainsFunc(s.parting, func(l *lane) bool { return l.id.ID == row.shard }) {
+		if slices.ContainsFunc(s.revoking, func(l *lane) bool { return l.id.ID == row.shard }) {
 			continue
 		}
 		l := s.lanes[row.shard]
@@ -169,9 +186,9 @@ func (s *Source) holdings(v *view) (h holdings) {
 			h.lost = append(h.lost, l)
 		case row.owner == s.member.id:
 			h.strays = append(h.strays, row)
-			h.free = append(h.free, row)
+			h.unowned = append(h.unowned, row)
 		case !v.owns(row):
-			h.free = append(h.free, row)
+			h.unowned = append(h.unowned, row)
 		}
 	}
 	return h
@@ -240,7 +257,7 @@ func (s *Source) whileRenewing() (context.Context, func()) {
 	}
 }
 
-// claim takes free lanes up to this member's share.
+// claim takes unowned lanes up to this member's share.
 func (s *Source) claim() (pause time.Duration, err error) {
 	ctx, end := s.whileRenewing()
 	defer end()
@@ -252,7 +269,7 @@ func (s *Source) claim() (pause time.Duration, err error) {
 		h := s.holdings(&v)
 		quota := v.quota(s.member.id)
 		want = max(quota-h.owned, 0)
-		return h.free[:min(len(h.free), want)]
+		return h.unowned[:min(len(h.unowned), want)]
 	})
 	if err != nil {
 		return 0, err
@@ -286,7 +303,7 @@ func (s *Source) assign(ctx context.Context, taken []claimed) error {
 		w, _ := window.Restore(c.position, c.window)
 		ids[i] = bus.Lane{ID: c.shard, Epoch: c.epoch}
 		s.epochs[c.shard] = c.epoch
-		lanes[i] = &lane{id: ids[i], window: w, read: c.position, stored: c.position, saved: w.Version(), turn: make(chan struct{}, 1)}
+		lanes[i] = &lane{id: ids[i], window: w, read: c.position, stored: c.position, saved: w.Version(), lock: make(chan struct{}, 1)}
 	}
 	var parked []driver.Parked
 	if parks {
@@ -331,7 +348,7 @@ func (s *Source) evicted(cause error) {
 			all = append(all, l)
 		}
 	}
-	for _, l := range s.parting {
+	for _, l := range s.revoking {
 		if !slices.Contains(all, l) {
 			all = append(all, l)
 		}
@@ -353,8 +370,8 @@ func (s *Source) lose(lanes []*lane, cause error) {
 	s.mu.Lock()
 	var ids []bus.Lane
 	for _, l := range lanes {
-		if i := slices.Index(s.parting, l); i >= 0 { // its observer hears of it by the end of Revoking's context
-			s.parting = slices.Delete(s.parting, i, i+1)
+		if i := slices.Index(s.revoking, l); i >= 0 { // its observer hears of it by the end of Revoking's context
+			s.revoking = slices.Delete(s.revoking, i, i+1)
 			s.abandon()
 		} else if !l.gone {
 			ids = append(ids, l.id)
@@ -376,17 +393,17 @@ func (s *Source) drop(l *lane) {
 	}
 }
 
-// part begins to surrender lanes, the last ones, unless that is under way already.
-func (s *Source) part(n int) {
+// revoke begins to surrender lanes, the last ones, unless that is under way already.
+func (s *Source) revoke(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.parting) > 0 || s.closed != nil {
+	if len(s.revoking) > 0 || s.closed != nil {
 		return
 	}
 	var lanes []*lane
 	for i := len(s.lanes) - 1; i >= 0 && len(lanes) < n; i-- {
 		if l := s.lanes[i]; l != nil {
-			l.parting = true
+			l.revoking = true
 			lanes = append(lanes, l)
 		}
 	}
@@ -394,7 +411,7 @@ func (s *Source) part(n int) {
 		return
 	}
 	s.purge()
-	s.parting = slices.Clone(lanes)
+	s.revoking = slices.Clone(lanes)
 	ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
 	s.abandon = cancel
 	member := s.member.id
@@ -404,8 +421,8 @@ func (s *Source) part(n int) {
 	})
 }
 
-// surrender hands lanes over: when their handlers have ended, it commits their settlements, and
-// then they are free.
+// surrender hands lanes over: when their handlers have ended, it commits their settlements and
+// gives up their ownership.
 func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 	ids := make([]bus.Lane, len(lanes))
 	rows := make([]laneRow, len(lanes))
@@ -414,7 +431,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 		rows[i] = laneRow{shard: l.id.ID, epoch: l.id.Epoch}
 	}
 	slices.SortFunc(rows, func(a, b laneRow) int { return cmp.Compare(a.shard, b.shard) }) // as everybody locks them
-	// Others may be parting by the time: these lanes may be lost and owned anew.
+	// By the time others may be revoked: these lanes may be lost and owned anew.
 	of := func(l *lane) bool { return slices.Contains(lanes, l) }
 	s.observer.Revoking(ctx, ids)
 	s.mu.Lock()
@@ -435,7 +452,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 			break
 		}
 		s.mu.Lock()
-		lost := !slices.ContainsFunc(s.parting, of)
+		lost := !slices.ContainsFunc(s.revoking, of)
 		s.mu.Unlock()
 		if lost || !sleep(b.Next(), s.closing, nil) { // Close does it, or there is nothing left to do
 			s.report(handingOver, nil)
@@ -443,7 +460,7 @@ func (s *Source) surrender(ctx context.Context, member string, lanes []*lane) {
 		}
 	}
 	s.mu.Lock()
-	s.parting = slices.DeleteFunc(s.parting, of)
+	s.revoking = slices.DeleteFunc(s.revoking, of)
 	s.mu.Unlock()
 	s.driver.hub.moved(s.group)
 	s.driver.announcer.moved(s.group)

@@ -174,7 +174,7 @@ func (d *Driver) take(ctx context.Context, tx *sql.Tx, group int64, member strin
 	return taken, err
 }
 
-// release makes lanes free that the member owns under these epochs.
+// release ends the ownership of lanes that the member owns under these epochs.
 func (d *Driver) release(ctx context.Context, group int64, member string, lanes []laneRow) error {
 	return d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {
 		for _, l := range lanes {
@@ -187,7 +187,7 @@ func (d *Driver) release(ctx context.Context, group int64, member string, lanes 
 	})
 }
 
-// depart ends the membership; its lanes are free.
+// depart ends the membership; its lanes have no owner then.
 func (s *Source) depart(ctx context.Context) error {
 	d := s.driver
 	return d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {

@@ -17,9 +17,9 @@ func (s *Source) read() {
 	q := Query{}
 	var owners []*lane
 	average := 1 << 10 // bytes of a message, from the last read
-	turn := 0          // the lane to read first, so that a bound on the whole read is fair
+	first := 0         // the lane to read first, so that a bound on the whole read is fair
 	for {
-		if owners = s.plan(&q, owners[:0], turn, average); owners == nil {
+		if owners = s.plan(&q, owners[:0], first, average); owners == nil {
 			return
 		}
 		ctx, cancel := context.WithTimeout(s.io, callTimeout)
@@ -29,10 +29,10 @@ func (s *Source) read() {
 			bytes := s.accept(&q, owners)
 			if n := len(q.Records); n > 0 {
 				average = (average + bytes/n) / 2
-				turn = int(q.Records[n-1].Shard) + 1
+				first = int(q.Records[n-1].Shard) + 1
 				pause, held = minPause, minHeldPause
 			} else if more == Held {
-				turn++ // one lane's rows may have filled the read
+				first++ // one lane's rows may have filled the read
 			}
 		}
 		clear(q.Records)
@@ -102,14 +102,14 @@ func (s *Source) idle(d time.Duration) (woken, ok bool) {
 
 // plan waits until there is room and a lane, and makes the next query. owners are the lanes of its cursors; nil: the
 // source closes.
-func (s *Source) plan(q *Query, owners []*lane, turn, average int) []*lane {
+func (s *Source) plan(q *Query, owners []*lane, first, average int) []*lane {
 	for {
 		s.mu.Lock()
 		q.Cursors, q.Witness = q.Cursors[:0], s.witness()
 		if !s.isFull() {
 			for i := range s.lanes {
-				l := s.lanes[(turn+i)%len(s.lanes)]
-				if l != nil && l.announced && !l.parting {
+				l := s.lanes[(first+i)%len(s.lanes)]
+				if l != nil && l.announced && !l.revoking {
 					q.Cursors = append(q.Cursors, Cursor{Shard: l.id.ID, From: l.read})
 					owners = append(owners, l)
 				}
@@ -139,7 +139,7 @@ func (s *Source) accept(q *Query, owners []*lane) (bytes int) {
 	mine := make([]*lane, len(s.lanes))
 	for i, c := range q.Cursors {
 		// A lane may have been lost or owned anew since the query was made.
-		if l := owners[i]; s.lanes[c.Shard] == l && !l.parting {
+		if l := owners[i]; s.lanes[c.Shard] == l && !l.revoking {
 			l.read = c.From
 			mine[c.Shard] = l
 		}

@@ -16,12 +16,13 @@ import (
 )
 
 // settlement is the part of a transactional source's messages that one transaction settles. It
-// takes the turns of its lanes before it looks at their windows, and holds them until the
+// takes the locks of its lanes before it looks at their windows, and holds them until the
 // transaction's outcome is known. So the window it writes holds the committed messages and its own
 // messages, and nothing else.
 //
-// A turn is taken when the transaction has begun, and where the database has one lock for all writers, when the
-// transaction has that. Whoever has turns needs no connection, no lock of the process and no other turn out of order.
+// A lane's lock is taken when the transaction has begun. Where the database has one lock for all
+// writers, the transaction has that first. The holder of lanes' locks needs no connection, no other
+// lock of the process, and no lane's lock out of order.
 type settlement struct {
 	source *Source
 	member string
@@ -49,7 +50,7 @@ var (
 // isPassing says whether a settlement failed because of what passes by itself in a moment.
 func isPassing(err error) bool { return errors.Is(err, errDoubt) || errors.Is(err, errScattered) }
 
-// enter takes the turns of the tokens' lanes, and makes copies of their windows in which the tokens are done. It fails by token
+// enter locks the tokens' lanes, and copies their windows with the tokens done. It fails by token
 // if some are stale. After an error it holds nothing.
 func (s *Source) enter(ctx context.Context, tokens []bus.Token) (*settlement, error) {
 	st := &settlement{source: s}
@@ -59,7 +60,7 @@ func (s *Source) enter(ctx context.Context, tokens []bus.Token) (*settlement, er
 	for i, l := range st.lanes {
 		var err error
 		select {
-		case l.lane.turn <- struct{}{}:
+		case l.lane.lock <- struct{}{}:
 			continue
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -67,12 +68,12 @@ func (s *Source) enter(ctx context.Context, tokens []bus.Token) (*settlement, er
 			err = bus.ErrClosed
 		}
 		for _, l := range st.lanes[:i] {
-			<-l.lane.turn
+			<-l.lane.lock
 		}
 		return nil, err
 	}
 	if err := st.copy(tokens); err != nil {
-		st.leave()
+		st.unlock()
 		return nil, err
 	}
 	return st, nil
@@ -183,15 +184,15 @@ func (st *settlement) write(ctx context.Context, x driver.Execer, tokens []bus.T
 }
 
 // end is called when the transaction has ended, with the error of the commit or why there was none.
-// If the transaction's outcome is not known, end finds it out. It gives the turns back. nil: the
-// transaction was committed.
+// If the transaction's outcome is not known, end finds it out. It releases the lanes' locks.
+// nil: the transaction was committed.
 func (st *settlement) end(err error) error {
 	switch {
 	case err == nil:
 		st.adopt()
-		st.leave()
+		st.unlock()
 	case st.failed || len(st.lanes) == 0: // the caller does the latter again
-		st.leave()
+		st.unlock()
 		st.loseRefused()
 	default:
 		err = st.findOut(err)
@@ -220,10 +221,10 @@ func (st *settlement) loseRefused() {
 	}
 }
 
-// leave gives the turns back.
-func (st *settlement) leave() {
+// unlock releases the locks of the lanes.
+func (st *settlement) unlock() {
 	for _, l := range st.lanes {
-		<-l.lane.turn
+		<-l.lane.lock
 	}
 }
 
@@ -245,12 +246,12 @@ func (st *settlement) adopt() {
 }
 
 // findOut finds out whether a transaction was committed after its commit failed or got no answer.
-// Until then nothing else is settled in its lanes. They wait without their turns, because callers
-// that hold a connection and wait for a turn could have the last connection.
+// Until then nothing else is settled in its lanes. They wait without their locks, because callers
+// that hold a connection and wait for a lock could have the last connection.
 func (st *settlement) findOut(cause error) error {
 	s := st.source
 	st.doubt(true)
-	st.leave()
+	st.unlock()
 	for b := (backoff.Backoff{}); ; {
 		ctx, cancel := context.WithTimeout(s.io, callTimeout)
 		committed, known, err := st.lookBehind(ctx)

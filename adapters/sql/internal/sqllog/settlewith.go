@@ -133,7 +133,7 @@ func (s *Source) inTransaction(ctx context.Context, do func(ctx context.Context,
 	if err == nil {
 		return st.end(tx.Commit())
 	}
-	// before others take the turns: they would wait for its locks; an error changes nothing
+	// before others lock the lanes: they would wait for its locks; an error changes nothing
 	_ = tx.Rollback()
 	if st != nil {
 		st.failed = true

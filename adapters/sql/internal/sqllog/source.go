@@ -44,17 +44,17 @@ type Source struct {
 	commitMu   sync.Mutex // held while progress is written, so that older progress never follows newer
 	observerMu sync.Mutex // held while the observer is told of lanes that come or are lost
 
-	mu      sync.Mutex
-	lanes   []*lane // by shard; nil: not ours
-	ready   readahead.Queue[arrival]
-	alarmed error // is told before any message
-	member  member
-	epochs  []uint64           // the last one of each lane that was this source's; used by the keeper alone
-	parting []*lane            // lanes that are being surrendered, until they are free
-	abandon context.CancelFunc // ends the wait for their handlers
-	orphans orphans            // used by the keeper alone, and by Close after it
-	closed  chan struct{}      // closed when Close has ended; nil: not begun
-	err     error
+	mu       sync.Mutex
+	lanes    []*lane // by shard; nil: not ours
+	ready    readahead.Queue[arrival]
+	alarmed  error // is told before any message
+	member   member
+	epochs   []uint64           // the last one of each lane that was this source's; used by the keeper alone
+	revoking []*lane            // lanes that are being surrendered, until they have no owner
+	abandon  context.CancelFunc // ends the wait for their handlers
+	orphans  orphans            // used by the keeper alone, and by Close after it
+	closed   chan struct{}      // closed when Close has ended; nil: not begun
+	err      error
 }
 
 // lane is one ownership. It is guarded by Source.mu.
@@ -74,15 +74,15 @@ type lane struct {
 	heard    int64
 	// doubtful are the positions, by that at the origin, at which messages may have been parked by a call without an answer.
 	doubtful map[int64]int64
-	// turn is held by the transaction that settles in the lane, if the source is transactional. doubt: it is not known yet whether
-	// the last one was committed.
-	turn  chan struct{}
+	// lock is held by the transaction that settles in the lane, if the source is transactional.
+	// doubt: it is not known yet whether the last transaction was committed.
+	lock  chan struct{}
 	doubt bool
 	// announced: the observer knows the lane and the messages parked in it, so that there may be
 	// deliveries.
 	announced bool
-	// parting: no delivery any more, but settling goes on. gone: it is not ours.
-	parting, gone bool
+	// revoking: no delivery any more, but settling goes on. gone: another member may own the lane.
+	revoking, gone bool
 }
 
 // basis returns the state that the database must have for writes that build on it. Called with the
@@ -269,9 +269,9 @@ func (s *Source) owned(id int32, epoch uint64) *lane {
 	return s.lanes[id]
 }
 
-// purge forgets the messages read of lanes that are parting or gone. Called with the lock held.
+// purge forgets the messages read of lanes that are being revoked or gone. Called with the lock held.
 func (s *Source) purge() {
-	s.ready.Drop(func(a arrival) bool { return a.lane.parting || a.lane.gone })
+	s.ready.Drop(func(a arrival) bool { return a.lane.revoking || a.lane.gone })
 	signal(s.room)
 }
 

@@ -12,7 +12,7 @@ import (
 const sweepRows = 1000
 
 // sweep deletes messages that are too old, again and again. One process at a time does, whichever
-// comes first to claim the turn.
+// comes first to claim the sweep.
 func (d *Driver) sweep() {
 	interval := min(max(d.config.Retention/10, time.Second), time.Minute)
 	for sleep(interval, d.closing, nil) {

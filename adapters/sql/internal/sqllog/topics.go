@@ -98,11 +98,11 @@ func (t *topics) create(ctx context.Context, name string) (found topic, err erro
 	return found, err
 }
 
-// run is how many messages without a key go to one shard before the next one's turn: so that a batch touches few
+// run is how many messages without a key go to one shard before the next shard: so that a batch touches few
 // places of the table.
 const run = 64
 
-// shard returns the shard of a key, or the next one's turn for no key.
+// shard returns the shard of a key, or the next shard for no key.
 func (t *topics) shard(of topic, key string) int32 {
 	if key == "" {
 		return int32(t.keyless.Add(1) / run % uint64(of.shards))
