@@ -13,10 +13,10 @@ type call struct {
 	lanes  []*laneRows
 	failed error // as PublishMessages returned it
 
-	crowd  *crowd // of the topic, if there is one
-	poison bool   // it stores the row in the poison store
-	cause  error
-	block  *block
+	failing *failingTopic // the topic, if many of its lanes fail
+	poison  bool          // it stores the row in the poison store
+	cause   error
+	block   *block
 }
 
 // start makes the call in a goroutine, which reports to results. results always has room, except

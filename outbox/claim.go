@@ -18,20 +18,20 @@ func (p *pump) claim(ctx context.Context, limit int) (n int, err error) {
 	defer p.using()
 	if term != p.term {
 		p.term = term
-		p.fence.reset()
+		p.floor.reset()
 		clear(p.blocked)
 		p.letGo()
 	}
 	if mine == 0 {
 		return 0, nil
 	}
-	if err := p.fence.step(ctx, p.Relay); err != nil {
+	if err := p.floor.step(ctx, p.Relay); err != nil {
 		return 0, err
 	}
 	if n, err = p.take(ctx, mine, p.choose("", limit)); err != nil {
 		return n, err
 	}
-	for topic, c := range p.crowds {
+	for topic, c := range p.failing {
 		if !c.mayBeClaimed() {
 			continue
 		}
@@ -66,7 +66,7 @@ func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err e
 		return 0, nil
 	}
 	if s.all() {
-		p.fence.read(rows, s.limit, time.Since(begun))
+		p.floor.read(rows, s.limit, time.Since(begun))
 	}
 	bytes := 0
 	for i := range rows {
@@ -75,8 +75,8 @@ func (p *pump) take(ctx context.Context, mine uint64, s selection) (n int, err e
 	}
 	if len(rows) > 0 {
 		p.size = (3*p.size + bytes/len(rows)) / 4
-		p.fence.active = true
-		p.fence.seen = max(p.fence.seen, rows[len(rows)-1].seq)
+		p.floor.active = true
+		p.floor.seen = max(p.floor.seen, rows[len(rows)-1].seq)
 	}
 	return len(rows), nil
 }
@@ -99,7 +99,7 @@ WHERE seq > ? AND parked IS NULL`
 // read reads rows above the floor, of the buckets in mine.
 func (p *pump) read(ctx context.Context, mine uint64, s selection) ([]row, error) {
 	o := p.outbox
-	text, args := claimText, []any{p.fence.floor()}
+	text, args := claimText, []any{p.floor.lowest()}
 	if mine != ^uint64(0) {
 		if o.dialect == Postgres { // it would take the parameter for an int
 			text += " AND (?::int8 >> (lane & 63)::int) & 1 = 1"

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// fence knows the floor: the table has no row for this relay below it, and never will. Claims begin
+// floor knows a number: the table has no row for this relay below it, and never will. Claims begin
 // there, so that they do not pass over all deleted rows while a long transaction keeps the database
 // from cleaning up. It makes claims cheaper and nothing else: without it, as on SQLite, they begin
 // at 0.
@@ -20,8 +20,8 @@ import (
 // On PostgreSQL the lock is an advisory lock, and everybody may see its holders. On MySQL it is the
 // lock of one row of outbox_fence, chosen at random. There a relay sees that the lock is held, but
 // not by which transaction. So it waits for a moment in which the lock is free.
-type fence struct {
-	low     int64 // the floor
+type floor struct {
+	low     int64 // the number
 	high    int64 // every row up to here is visible
 	next    int64 // high, once holders are gone
 	holders map[string]struct{}
@@ -34,15 +34,16 @@ type fence struct {
 }
 
 const (
-	fencePause = 100 * time.Millisecond
+	floorPause = 100 * time.Millisecond
 	// wholePause is the interval at which a claim begins at 0 all the same, in case somebody sets
 	// the numbers back by hand.
 	wholePause = 10 * time.Second
 )
 
-func (f *fence) reset() { *f = fence{} }
+func (f *floor) reset() { *f = floor{} }
 
-func (f *fence) floor() int64 {
+// lowest is the number at which the claim begins.
+func (f *floor) lowest() int64 {
 	if f.zero {
 		return 0
 	}
@@ -50,12 +51,12 @@ func (f *fence) floor() int64 {
 }
 
 // step moves high on. Call it before the statement of a claim: the claim's snapshot is then newer.
-func (f *fence) step(ctx context.Context, r *Relay) error {
+func (f *floor) step(ctx context.Context, r *Relay) error {
 	now := time.Now()
 	if f.zero = now.Sub(f.whole) > max(wholePause, 50*f.cost); f.zero {
 		f.whole = now
 	}
-	if r.outbox.dialect == SQLite || now.Sub(f.stepped) < fencePause || f.holders == nil && !f.active {
+	if r.outbox.dialect == SQLite || now.Sub(f.stepped) < floorPause || f.holders == nil && !f.active {
 		return nil
 	}
 	f.stepped = now
@@ -142,7 +143,7 @@ const fenceSlots = 64
 const lockSlot = "SELECT 0 FROM {outbox_fence} WHERE slot = ? LOCK IN SHARE MODE"
 
 // read takes the result of a claim over all lanes, and moves the floor on.
-func (f *fence) read(rows []row, limit int, took time.Duration) {
+func (f *floor) read(rows []row, limit int, took time.Duration) {
 	if f.zero {
 		f.cost = took
 	}

@@ -22,15 +22,15 @@ type pump struct {
 	lanes   map[int64]*laneRows // in hand
 	ready   []*laneRows         // their first row may be sent
 	blocked map[int64]*block
-	crowds  map[string]*crowd // by topic
-	sent    []rowID           // rows to delete
-	ended   []*laneRows       // in hand until their last rows are deleted
-	held    int               // rows in hand and not yet sent
+	failing map[string]*failingTopic // by topic
+	sent    []rowID                  // rows to delete
+	ended   []*laneRows              // in hand until their last rows are deleted
+	held    int                      // rows in hand and not yet sent
 	calls   int
 	results chan *call
 	size    int // of a row, on average
 	term    uint64
-	fence   fence
+	floor   floor
 }
 
 // laneRows are a lane's rows in hand, first to last. One of them at a time is with the broker: if
@@ -73,12 +73,12 @@ const (
 	// each time. So a commit without an announcement waits for a quarter of the time since the last
 	// one. This happens when the relay hears of a publish, but not of its commit.
 	minPause       = time.Millisecond
-	minTurnTimeout = 10 * time.Second
+	minStepTimeout = 10 * time.Second
 )
 
 func newPump(r *Relay) *pump {
 	return &pump{
-		Relay: r, lanes: map[int64]*laneRows{}, blocked: map[int64]*block{}, crowds: map[string]*crowd{}, results: make(chan *call, maxCalls), size: claimBytes / 500,
+		Relay: r, lanes: map[int64]*laneRows{}, blocked: map[int64]*block{}, failing: map[string]*failingTopic{}, results: make(chan *call, maxCalls), size: claimBytes / 500,
 	}
 }
 
@@ -88,7 +88,7 @@ func (p *pump) run(ctx context.Context) error {
 	pause := minPause
 	tries := 0                  // of the database, in a row
 	var looked, quiet time.Time // quiet: the database is left alone until then
-	var cost time.Duration      // of the last turn
+	var cost time.Duration      // of the last step
 	for ctx.Err() == nil {
 		p.dispatch(calling)
 		wait := p.config.Poll
@@ -97,7 +97,7 @@ func (p *pump) run(ctx context.Context) error {
 		case now.Before(quiet):
 			wait = quiet.Sub(now)
 		case p.calls == 0 || now.Sub(looked) >= max(patience, pause, 4*cost) || len(p.sent) >= maxSent:
-			n, err := p.turn(ctx)
+			n, err := p.step(ctx)
 			looked = time.Now()
 			cost = looked.Sub(now)
 			switch {
@@ -105,7 +105,7 @@ func (p *pump) run(ctx context.Context) error {
 			case err != nil:
 				p.failed(err)
 				p.letGo() // the next connection may reach a server without these rows
-				p.fence.reset()
+				p.floor.reset()
 				tries++
 				wait = backoff.Pause(tries)
 				quiet = now.Add(wait)
@@ -139,10 +139,10 @@ func (p *pump) run(ctx context.Context) error {
 	return nil
 }
 
-// turn deletes sent rows and claims more. n is the number of claimed rows. It is bounded: a
+// step deletes sent rows and claims more. n is the number of claimed rows. It is bounded: a
 // database connection that hangs here does not end the lease, so no other relay would take over.
-func (p *pump) turn(ctx context.Context) (n int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, max(p.config.Lease, minTurnTimeout))
+func (p *pump) step(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, max(p.config.Lease, minStepTimeout))
 	defer cancel()
 	if err := p.remove(ctx); err != nil {
 		return 0, err
@@ -229,9 +229,9 @@ func (p *pump) dispatch(ctx context.Context) {
 		}
 		p.ready = rest
 		if len(batch) > 0 {
-			c := &call{topic: topic, lanes: batch, crowd: p.crowds[topic]}
-			if c.crowd != nil {
-				c.crowd.calls++
+			c := &call{topic: topic, lanes: batch, failing: p.failing[topic]}
+			if c.failing != nil {
+				c.failing.calls++
 			}
 			p.start(ctx, c)
 		}
@@ -271,16 +271,16 @@ func (p *pump) finish(ctx context.Context, c *call) error {
 		p.finishPoison(c)
 		return nil
 	}
-	if c.crowd != nil {
-		c.crowd.calls--
+	if c.failing != nil {
+		c.failing.calls--
 	}
 	var closed error
 	for i, l := range c.lanes {
 		switch err := c.err(i); {
 		case err == nil:
 			p.Relay.sent.Add(1)
-			if c.crowd != nil {
-				c.crowd.answered()
+			if c.failing != nil {
+				c.failing.answered()
 			}
 			p.done(l)
 		case errors.Is(err, bus.ErrClosed):
@@ -316,7 +316,7 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 	}
 	b.tries++
 	if p.refused(b, err) {
-		if c := p.crowds[b.topic]; c != nil {
+		if c := p.failing[b.topic]; c != nil {
 			c.answered()
 		}
 		if b.refusals++; b.refusals >= maxRefusals {
