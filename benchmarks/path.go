@@ -73,7 +73,7 @@ func (p path) measure(ctx context.Context) (map[string][]result, error) {
 			if open == nil || round > 0 && counts[lib.name] == 0 {
 				continue
 			}
-			if err := p.turn(ctx, lib.name, open, round, counts, results); err != nil {
+			if err := p.part(ctx, lib.name, open, round, counts, results); err != nil {
 				failures = append(failures, fmt.Errorf("%s: %s: %w", p.name, lib.name, err))
 				delete(counts, lib.name)
 				delete(results, lib.name)
@@ -87,8 +87,8 @@ func (p path) measure(ctx context.Context) (map[string][]result, error) {
 	return results, errors.Join(failures...)
 }
 
-// turn is one library's part of a round. Round 0 finds its count of messages.
-func (p path) turn(ctx context.Context, name string, open opener, round int, counts map[string]int, results map[string][]result) error {
+// part is one library's part of a round. Round 0 finds its count of messages.
+func (p path) part(ctx context.Context, name string, open opener, round int, counts map[string]int, results map[string][]result) error {
 	if round == 0 {
 		n, err := p.calibrate(ctx, name, open)
 		counts[name] = n

@@ -101,10 +101,10 @@ type limiter struct {
 
 type bucket struct {
 	full time.Time // when it will be full
-	turn time.Time // the last turn given to a postponed message
+	last time.Time // when the last postponed message may come
 }
 
-// farthest bounds the time between the turns of postponed messages. A message in a long line asks
+// farthest bounds how far ahead a postponed message is put. A message in a long line asks
 // again, so that it follows a rate that a restart has raised.
 const farthest = 10 * time.Minute
 
@@ -116,7 +116,7 @@ func (l *limiter) wait(ctx context.Context, ms []*bus.Message) []error {
 	if delay <= 0 {
 		return errs
 	}
-	turn := time.Now().Add(delay)
+	paid := time.Now().Add(delay)
 	t := time.NewTimer(delay)
 	defer t.Stop()
 	select {
@@ -128,7 +128,7 @@ func (l *limiter) wait(ctx context.Context, ms []*bus.Message) []error {
 		errs = make([]error, len(ms))
 	}
 	l.giveBack(ms, errs)
-	err := l.refuse(fmt.Errorf("throttled: the handler was not called: its context ended before its turn: %w", context.Cause(ctx)), time.Until(turn))
+	err := l.refuse(fmt.Errorf("throttled: the handler was not called: its context ended before its turn: %w", context.Cause(ctx)), time.Until(paid))
 	for i := range errs {
 		if errs[i] == nil {
 			errs[i] = err
@@ -181,26 +181,26 @@ func (l *limiter) take(ctx context.Context, ms []*bus.Message) (delay time.Durat
 	return delay, errs
 }
 
-// postpone gives a message of the bucket a turn, one interval behind the turn before, and returns
-// the time until then. If all messages came at once, all but one would come in vain.
+// postpone gives a message of the bucket a time, one interval behind the message before, and
+// returns the time until then. If all messages came at once, all but one would come in vain.
 func (b *bucket) postpone(now time.Time, d time.Duration, l *limiter) time.Duration {
 	if l.key == nil {
 		return d
 	}
 	first := now.Add(d)
-	if b.turn = b.turn.Add(l.interval); b.turn.Before(first) || b.turn.Sub(first) > farthest {
-		b.turn = first
+	if b.last = b.last.Add(l.interval); b.last.Before(first) || b.last.Sub(first) > farthest {
+		b.last = first
 	}
-	return b.turn.Sub(now)
+	return b.last.Sub(now)
 }
 
-// sweep forgets keys with a full bucket and no turn to keep.
+// sweep forgets keys with a full bucket for which no postponed message comes.
 func (l *limiter) sweep(now time.Time) {
 	if len(l.buckets) < l.sweepAt {
 		return
 	}
 	for k, b := range l.buckets {
-		if b.full.Before(now) && b.turn.Before(now) {
+		if b.full.Before(now) && b.last.Before(now) {
 			delete(l.buckets, k)
 		}
 	}

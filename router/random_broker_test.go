@@ -238,7 +238,7 @@ func (l *shakyLane) put(p *driver.Parking) {
 type shakySource struct {
 	b      *shaky
 	o      bus.LaneObserver
-	turn   int
+	first  int
 	closed bool
 	doubt  map[bus.Token]bus.Token // what was parked by a call that failed all the same
 }
@@ -278,9 +278,9 @@ func (s *shakySource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes 
 
 // take is what Receive returns, lane by lane.
 func (s *shakySource) take(dst []bus.Delivery, maxBytes int) (n int) {
-	s.turn++
+	s.first++
 	for i := range s.b.lanes {
-		l := s.b.lanes[(s.turn+i)%len(s.b.lanes)]
+		l := s.b.lanes[(s.first+i)%len(s.b.lanes)]
 		for l.owner == s && l.read < len(l.log) {
 			m, position := l.log[l.read], int64(l.read)
 			switch {

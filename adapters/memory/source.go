@@ -16,7 +16,7 @@ type source struct {
 	observer bus.LaneObserver
 
 	wake   *sync.Cond
-	turn   int // the lane to look at first
+	first  int // the lane to look at first
 	closed bool
 
 	slab []bus.Message // for the next messages; only Receive uses it
@@ -88,9 +88,9 @@ func (s *source) take(dst []bus.Delivery, first bool, maxBytes int) (n int, more
 		return 0, false, 0
 	}
 	s.topic.admit()
-	s.turn++
+	s.first++
 	for i := range lanes {
-		id := (s.turn + i) % lanes
+		id := (s.first + i) % lanes
 		l, log := &s.group.lanes[id], &s.topic.logs[id]
 		if l.owner != s {
 			continue

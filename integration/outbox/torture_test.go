@@ -78,9 +78,9 @@ type writers struct {
 	keys     int  // at most, of a transaction
 	mayFail  bool // because the database is killed
 
-	// turn is for SQLite, which lets in at random whoever waits for its one lock: its writers wait
+	// writing is for SQLite, which lets in at random whoever waits for its one lock: its writers wait
 	// for each other here instead, and leave some room for the relays.
-	turn sync.Mutex
+	writing sync.Mutex
 
 	mu         sync.Mutex
 	rolledBack map[string]bool // ids
@@ -122,10 +122,10 @@ func (w *writers) run(t *testing.T, n int) {
 func (w *writers) transaction() (committed int, err error) {
 	ctx := context.Background()
 	if w.dialect == outbox.SQLite {
-		w.turn.Lock()
+		w.writing.Lock()
 		defer func() {
 			time.Sleep(5 * time.Millisecond)
-			w.turn.Unlock()
+			w.writing.Unlock()
 		}()
 	}
 	tx, err := w.db.BeginTx(ctx, nil)

@@ -1,5 +1,5 @@
 // Package pairwise compares how long two things take on a machine that others use, too: it does them
-// in turns, pair by pair.
+// in alternation, pair by pair.
 package pairwise
 
 import (
@@ -28,17 +28,17 @@ type Result struct {
 	Usual time.Duration
 }
 
-// Compare runs usual and other in turns. Each returns the time it took.
+// Compare runs usual and other in alternation. Each returns the time it took.
 func Compare(l Limits, usual, other func() time.Duration) Result {
 	const least = 3
 	var times, shares []float64
 	start := time.Now()
 	for {
 		var took [2]time.Duration
-		turns := [2]func() time.Duration{usual, other}
-		for i := range turns {
+		sides := [2]func() time.Duration{usual, other}
+		for i := range sides {
 			i = (i + len(shares)) % 2 // the first in a pair changes
-			took[i] = turns[i]()
+			took[i] = sides[i]()
 		}
 		times = append(times, took[0].Seconds())
 		shares = append(shares, took[0].Seconds()/took[1].Seconds())
