@@ -73,7 +73,7 @@ func (k *Kind[S, E]) Check() error {
 		return fmt.Errorf("aggregate: kind %q: %w: Snapshots(%d), Cached(%d), Tries(%d): want at least 0, 0 and 1", k.name, bus.ErrInvalid, k.every, k.cached, k.tries)
 	}
 	if k.events == nil {
-		return fmt.Errorf("aggregate: kind %q: %w: it has no events", k.name, bus.ErrInvalid)
+		return fmt.Errorf("aggregate: kind %q: %w: its family of types is empty: want at least one event", k.name, bus.ErrInvalid)
 	}
 	if err := k.events.Check(); err != nil {
 		return fmt.Errorf("aggregate: kind %q: %w", k.name, err)

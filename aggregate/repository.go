@@ -213,7 +213,7 @@ func (r *Repository[S, E]) save(id string, s *state[S]) {
 		})
 	}
 	if err != nil && !errors.Is(err, bus.ErrClosed) { // a bus may be closed right after the last answer
-		r.store.Bus().Logger().Warn("a snapshot was not stored", "kind", r.kind.name, "error", err)
+		r.store.Bus().Logger().Warn("a snapshot was not stored", "kind", r.kind.name, "err", err)
 	}
 }
 

@@ -35,7 +35,7 @@ const (
 // nil payload would delete the key's last message.
 func (c Cancellation) message() (*Message, error) {
 	if c.Key == "" || c.ID == "" {
-		return nil, fmt.Errorf("%w: Cancellation has the key %q and the id %q: want both of the delayed message; give one that may be cancelled a key", ErrInvalid, c.Key, c.ID)
+		return nil, fmt.Errorf("%w: Cancellation has the key %q and the id %q: want both of the delayed message; publish a message that may be cancelled with a key", ErrInvalid, c.Key, c.ID)
 	}
 	return &Message{Key: c.Key, Type: TypeCancellation, Headers: Headers{{HeaderCancels, c.ID}}, Payload: []byte{}}, nil
 }

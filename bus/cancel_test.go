@@ -20,7 +20,7 @@ func TestCancellation(t *testing.T) {
 	for _, p := range []bus.Publisher{b, bus.Emitter(h)} {
 		for _, c := range []bus.Cancellation{{}, {ID: "1"}, {Key: "k"}} {
 			err := p.Publish(t.Context(), "t", c)
-			if !errors.Is(err, bus.ErrInvalid) || !bus.IsDefinite(err) || !strings.Contains(err.Error(), "give one that may be cancelled a key") {
+			if !errors.Is(err, bus.ErrInvalid) || !bus.IsDefinite(err) || !strings.Contains(err.Error(), "publish a message that may be cancelled with a key") {
 				t.Errorf("%+v: %v", c, err)
 			}
 		}

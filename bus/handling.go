@@ -156,7 +156,7 @@ func (h *Handling) emit(topic string, msgs []*Message) error {
 	p := h.promises()
 	defer p.mu.Unlock()
 	if p.done {
-		return errors.New("emit: the handler has returned already; what it starts must end before it does")
+		return errors.New("emit: the handler has returned already: goroutines that emit must end before it returns")
 	}
 	before := len(p.out)
 	for _, m := range msgs {
@@ -177,7 +177,7 @@ func (h *Handling) emit(topic string, msgs []*Message) error {
 // depend on nothing.
 func (h *Handling) checkCause(p *promises, cause string) error {
 	if cause == "" {
-		return errors.New("emit: in a batch handler, say which message it belongs to: bus.WithCause(e.Message)")
+		return errors.New("emit: in a batch handler, say which message leads to the output: bus.WithCause(e.Message)")
 	}
 	for i := range h.many { // outputs come mostly in the order of the messages
 		if at := (p.lastOf + i) % len(h.many); h.many[at].ID == cause {
@@ -185,7 +185,7 @@ func (h *Handling) checkCause(p *promises, cause string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("emit: %w: its cause is %q, which is no message of the batch: bus.WithCause names the one whose success it goes with", ErrInvalid, cause)
+	return fmt.Errorf("emit: %w: its cause is %q, which is no message of the batch: pass bus.WithCause the message that led to the output", ErrInvalid, cause)
 }
 
 func (h *Handling) flush(ctx context.Context, failed func(id string) bool) error {

@@ -99,7 +99,7 @@ func (b *Bus) request(ctx context.Context, topic string, req any, opts []Publish
 	case <-b.closed:
 		err = ErrClosed
 	case <-ctx.Done():
-		err = fmt.Errorf("no reply after %v (is there a handler for it, and is the request in its poison queue?): %w", time.Since(start).Round(time.Millisecond), context.Cause(ctx))
+		err = fmt.Errorf("no reply after %v (does a handler run, and is the request in its poison queue?): %w", time.Since(start).Round(time.Millisecond), context.Cause(ctx))
 	}
 	b.inbox.forget(m.ID, reply)
 	select {

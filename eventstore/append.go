@@ -144,7 +144,7 @@ func (s *Store) part(ctx context.Context, w Write) (Part, error) {
 		return Part{}, fmt.Errorf("%w: At(%d): want 0 or more", bus.ErrInvalid, w.expected.version)
 	}
 	if len(w.events) == 0 {
-		return Part{}, fmt.Errorf("%w: no events for it", bus.ErrInvalid)
+		return Part{}, fmt.Errorf("%w: there are no events for the stream", bus.ErrInvalid)
 	}
 	msgs, err := s.bus.Encode(ctx, w.events, withStream(w.stream))
 	if err != nil {
@@ -161,10 +161,10 @@ func (s *Store) part(ctx context.Context, w Write) (Part, error) {
 // checkEvent refuses messages that a store does not take.
 func checkEvent(m *bus.Message) error {
 	if m.Type == TypeClosed {
-		return fmt.Errorf("%w: it has the type %s: use CloseStream", bus.ErrInvalid, TypeClosed)
+		return fmt.Errorf("%w: the event has the type %s: use CloseStream", bus.ErrInvalid, TypeClosed)
 	}
 	if m.Headers.Get(bus.HeaderDeliverAt) != "" {
-		return fmt.Errorf("%w: it is to be delivered later, and what has happened cannot wait", bus.ErrInvalid)
+		return fmt.Errorf("%w: the event has a delivery time, and an event of a store has happened already", bus.ErrInvalid)
 	}
 	return nil
 }
@@ -210,7 +210,7 @@ type Tx struct {
 func (t *Tx) Append(ctx context.Context, stream string, expected Expected, events ...any) (version int64, err error) {
 	s := t.store
 	if expected.version < 0 {
-		return 0, s.fail("append to", stream, fmt.Errorf("%w: in a transaction, expect New or At, because nobody could tell the version", bus.ErrInvalid))
+		return 0, s.fail("append to", stream, fmt.Errorf("%w: in a transaction, expect New or At: an append there cannot return the version", bus.ErrInvalid))
 	}
 	parts, err := s.parts(ctx, []Write{To(stream, expected, events...)})
 	if err != nil {

@@ -66,7 +66,7 @@ func (s *Store) Read(ctx context.Context, stream string, from int64) iter.Seq2[R
 		for next := from; ; {
 			events, err := s.backend.Read(ctx, stream, next, page)
 			if err == nil && next > 0 && len(events) > 0 && events[0].Version != next {
-				err = fmt.Errorf("version %d: %w %d", next, ErrTruncated, events[0].Version)
+				err = fmt.Errorf("version %d: %w: the first is version %d", next, ErrTruncated, events[0].Version)
 			}
 			if err != nil {
 				yield(Recorded{}, s.fail("read", stream, err))

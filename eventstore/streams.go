@@ -79,7 +79,7 @@ func (s *Store) CloseStream(ctx context.Context, stream string) error {
 	case err == nil, errors.Is(err, ErrClosed):
 		return nil
 	case errors.As(err, &conflict):
-		err = fmt.Errorf("it has no events: %w", bus.ErrNotFound)
+		err = fmt.Errorf("the stream has no events: %w", bus.ErrNotFound)
 	}
 	return s.fail("close", stream, err)
 }

@@ -241,10 +241,10 @@ func (d *deduplicator) look(ctx context.Context, scope string, claims []*claim, 
 		return err
 	})
 	if err == nil && len(seen) != len(ids) {
-		err = fmt.Errorf("the store answered %d times about %d ids", len(seen), len(ids))
+		err = fmt.Errorf("the store gave %d answers for %d ids", len(seen), len(ids))
 	}
 	if err != nil {
-		return notBegun(fmt.Errorf("deduplicate: the handler was not called, because the store cannot be asked: %w", err), storeAway)
+		return notBegun(fmt.Errorf("deduplicate: the handler was not called, because the store did not answer: %w", err), storeAway)
 	}
 	for i, c := range marked {
 		if c.seen = seen[i]; c.seen {
@@ -320,7 +320,7 @@ func (d *deduplicator) finish(ctx context.Context, scope string, claims []*claim
 		return nil
 	}
 	if err := guard(func() error { return d.store.Remember(ctx, scope, ids) }); err != nil {
-		return bus.Ignore(fmt.Errorf("deduplicate: handled, but not remembered; another copy would be handled again: %w", err))
+		return bus.Ignore(fmt.Errorf("deduplicate: the message was handled, and its id could not be remembered, so another copy would be handled again: %w", err))
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func Poison(store driver.PoisonStore, match func(error) bool) bus.Middleware {
 				return err
 			}
 			if perr := store.Put(ctx, poisonEntry(ctx, m, err)); perr != nil {
-				return fmt.Errorf("%w (and it could not be put into the poison queue: %w)", unmarked{err}, perr)
+				return fmt.Errorf("%w (and the message could not be put into the poison queue: %w)", unmarked{err}, perr)
 			}
 			rollback(m)
 			return bus.Ignore(fmt.Errorf("poisoned: %w", err))

@@ -128,7 +128,7 @@ func (l *limiter) wait(ctx context.Context, ms []*bus.Message) []error {
 		errs = make([]error, len(ms))
 	}
 	l.giveBack(ms, errs)
-	err := l.refuse(fmt.Errorf("throttled: the handler was not called: its context ended before its turn: %w", context.Cause(ctx)), time.Until(paid))
+	err := l.refuse(fmt.Errorf("throttled: the handler was not called: the context ended before the rate admitted the message: %w", context.Cause(ctx)), time.Until(paid))
 	for i := range errs {
 		if errs[i] == nil {
 			errs[i] = err
@@ -169,7 +169,7 @@ func (l *limiter) take(ctx context.Context, ms []*bus.Message) (delay time.Durat
 			if errs == nil {
 				errs = make([]error, len(ms))
 			}
-			errs[i] = l.refuse(fmt.Errorf("throttled: the handler was not called: its turn is in %v, after the deadline; put the time-out inside of Throttle, as middleware.Timeout: %w", d, context.DeadlineExceeded), b.postpone(now, d, l))
+			errs[i] = l.refuse(fmt.Errorf("throttled: the handler was not called: the rate admits the message in %v, after the deadline; put the time-out inside of Throttle, as middleware.Timeout: %w", d, context.DeadlineExceeded), b.postpone(now, d, l))
 			l.buckets[k] = b
 			continue
 		}

@@ -172,7 +172,7 @@ func (p *pump) remove(ctx context.Context) error {
 		n := min(len(p.sent), maxSent)
 		where, args := p.outbox.rowIDs(p.sent[:n])
 		if _, err := p.db.ExecContext(ctx, p.outbox.compile("DELETE FROM {outbox} WHERE "+where), args...); err != nil {
-			return fmt.Errorf("outbox: delete what was sent: %w", err)
+			return fmt.Errorf("outbox: delete sent messages: %w", err)
 		}
 		p.sent = p.sent[n:]
 	}

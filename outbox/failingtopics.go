@@ -48,7 +48,7 @@ func (p *pump) look() {
 			c.lanes = n
 		case n >= maxBlocked && driver.CheckName("topic", topic) == nil: // an invalid name must not get into a statement
 			p.failing[topic] = &failingTopic{lanes: n}
-			p.bus.Logger().Error("outbox: many keys of a topic wait, because their messages are not published: only few are tried at a time", "topic", topic, "keys", n)
+			p.bus.Logger().Error("outbox: messages of many keys of a topic cannot be published: the relay tries few keys at a time", "topic", topic, "keys", n)
 		}
 	}
 	for topic := range p.failing {

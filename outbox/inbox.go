@@ -107,11 +107,11 @@ func checkID(id string) error {
 	switch {
 	case err != nil:
 	case driver.IsTransientID(id):
-		err = fmt.Errorf("%w: the publisher gave the message no id, and the broker has none that stays the same when it is delivered again", bus.ErrInvalid)
+		err = fmt.Errorf("%w: the publisher gave the message no id, and the broker's changes with each delivery", bus.ErrInvalid)
 	default:
 		return nil
 	}
-	return bus.Permanent(fmt.Errorf("outbox: once: the message cannot be remembered: %w; publish it with an id of its own (WithID, or the broker's message id)", err))
+	return bus.Permanent(fmt.Errorf("outbox: once: the message cannot be remembered: %w; publish it with an id of its own (bus.WithID, or the broker's message id)", err))
 }
 
 const (

@@ -127,7 +127,7 @@ func (r *Relay) wake() {
 // closed. Call it once.
 func (r *Relay) Run(ctx context.Context) error {
 	if r.running.Swap(true) {
-		return errors.New("outbox: the relay runs already, or has run")
+		return errors.New("outbox: the relay runs already, or has run: make another relay")
 	}
 	defer r.log.Flush()
 	if fit, err := r.awaitTables(ctx); !fit {

@@ -20,7 +20,7 @@ import (
 //	}
 type Transactor[Tx any] func(ctx context.Context, f func(tx Tx, x Execer) error) error
 
-var errNotRun = errors.New("outbox: the transactor reports success, and its function did not come to its end")
+var errNotRun = errors.New("outbox: the transactor reports success, and the function passed to it did not end")
 
 // run is begin, with a check that f succeeded: a transactor that rolls back may not say why.
 func (begin Transactor[Tx]) run(ctx context.Context, f func(tx Tx, x Execer) error) error {

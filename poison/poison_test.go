@@ -323,7 +323,7 @@ func TestReplayWithoutATopic(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, err := q.Replay(t.Context(), poison.Filter{}, poison.Options{})
-	if !errors.Is(err, bus.ErrNotFound) || !strings.Contains(err.Error(), `topic "gone" is not there`) || r.Matched != 250 || r.Done != 125 {
+	if !errors.Is(err, bus.ErrNotFound) || !strings.Contains(err.Error(), `topic "gone" does not exist`) || r.Matched != 250 || r.Done != 125 {
 		t.Errorf("%+v %v", r, err)
 	}
 	if n, err := q.Count(t.Context(), poison.Filter{Topic: "here"}); n != 0 || err != nil {

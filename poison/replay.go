@@ -102,7 +102,7 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*driver.
 		return r, err
 	}
 	if o.Expect != nil && *o.Expect != len(ids) {
-		return r, fmt.Errorf("poison queue of group %q: %w: %d entries match, not %d; nothing was done", q.group, bus.ErrInvalid, len(ids), *o.Expect)
+		return r, fmt.Errorf("poison queue of group %q: %w: %d entries match, and %d were expected: nothing was done", q.group, bus.ErrInvalid, len(ids), *o.Expect)
 	}
 	if o.DryRun {
 		return r, nil
@@ -148,7 +148,7 @@ func (q *Queue) each(ctx context.Context, f Filter, o Options, can func(*driver.
 		return r, err
 	}
 	if leftOut > 0 {
-		missing = errors.Join(missing, fmt.Errorf("%w: %d entries are records that cannot be read: look at them, and drop them", bus.ErrInvalid, leftOut))
+		missing = errors.Join(missing, fmt.Errorf("%w: %d entries cannot be read: show them, and drop them", bus.ErrInvalid, leftOut))
 	}
 	if missing != nil {
 		return r, fmt.Errorf("poison queue of group %q: %d of %d entries done: %w", q.group, r.Done, r.Matched, missing)
@@ -181,7 +181,7 @@ func (q *Queue) finish(ctx context.Context, entries []driver.PoisonEntry, do fun
 	for _, topic := range topics {
 		switch err := do(topic, byTopic[topic]); {
 		case errors.Is(err, bus.ErrNotFound): // the others are not affected
-			failed = errors.Join(failed, fmt.Errorf("topic %q is not there: drop its entries, or create it: %w", topic, err))
+			failed = errors.Join(failed, fmt.Errorf("topic %q does not exist: create the topic, or drop its entries: %w", topic, err))
 			continue
 		case err != nil:
 			return done, errors.Join(failed, err)

@@ -242,7 +242,7 @@ func (c *consumer) withdraw(l *laneCancellations) cancelFate {
 			if l.lane.ctx.Err() != nil {
 				return cancelLost
 			}
-			c.log.Warn("fetching delayed messages, of which some are cancelled, failed; trying again", "messages", len(chunk), "err", err)
+			c.log.Warn("fetching cancelled messages failed; trying again", "messages", len(chunk), "err", err)
 			return cancelAgain
 		}
 	}

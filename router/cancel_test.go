@@ -232,7 +232,7 @@ func TestWithdrawnBeforeTheCancellationIsSettled(t *testing.T) {
 		var j journal
 		r := router.New(b, "g")
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
-		run(t, r, "fetching delayed messages")
+		run(t, r, "fetching cancelled messages")
 		delay(t, b, "a", "b")
 		synctest.Wait()
 		cancelDelayed(t, b, "a")

@@ -106,7 +106,7 @@ func (c *consumer) awaitHandlers(ctx context.Context) (err error) {
 			c.log.Warn("handlers still run when the drain timeout has passed; they are cancelled, and their messages come again", "handlers", c.crew.running)
 		}
 		if !over.IsZero() && time.Since(over) >= lastMoment {
-			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after they were cancelled, which was when the drain timeout had passed; their messages come again", c.sub.Topic, c.crew.running, c.sub.Group, lastMoment)
+			err = fmt.Errorf("topic %q: %d handlers of group %q still ran %v after the drain timeout, when they were cancelled; their messages come again", c.sub.Topic, c.crew.running, c.sub.Group, lastMoment)
 			break
 		}
 		c.crew.work.Wait()

@@ -18,7 +18,7 @@ func (c *consumer) decide(t *task, err error) {
 		c.retryStale(t)
 	case t.joined:
 		if err != nil {
-			c.log.Error("a message is settled already, and its handler's error changes nothing any more", "handler", t.route.name, "id", t.h.Delivery.ID, "err", err)
+			c.log.Error("a handler failed after its message was settled; the message does not come again", "handler", t.route.name, "id", t.h.Delivery.ID, "err", err)
 		}
 		c.succeed(t)
 	case err == nil:
@@ -80,7 +80,7 @@ func (c *consumer) decideError(t *task, err error) {
 // wasNoTry says whether a call does not count as a try, because the handler only put the message off.
 func (c *consumer) wasNoTry(t *task, err error, now time.Time) bool {
 	if d, ok := bus.UnavailableFor(err); ok {
-		c.blame.Tell(slog.LevelWarn, "the handler says that what it needs is not available; consuming pauses", t.route.name,
+		c.blame.Tell(slog.LevelWarn, "the handler says that a dependency is not available; consuming pauses", t.route.name,
 			"handler", t.route.name, "id", t.h.Delivery.ID, "for", d, "err", err)
 		t.tries--
 		t.unavailable, t.lacks = max(d, time.Millisecond), err

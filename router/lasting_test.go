@@ -476,7 +476,7 @@ func TestMoreThanMayBeParked(t *testing.T) {
 		b := openBus(t)
 		const n = 3000
 		var handled atomic.Int32
-		log := testlog.New(t, "as many messages are parked as may be")
+		log := testlog.New(t, "no further message can be parked")
 		r := router.New(b, "g", router.Logger(log), router.InFlight(64, 1<<20))
 		r.HandleFunc("t", func(context.Context, *bus.Message) error { handled.Add(1); return nil })
 		run(t, r)
@@ -505,7 +505,7 @@ func TestCancelledAtTheBound(t *testing.T) {
 		var j journal
 		r := router.New(b, "g", router.InFlight(64, 1<<20))
 		r.HandleFunc("t", func(_ context.Context, m *bus.Message) error { j.note(m); return nil })
-		run(t, r, "as many messages are parked")
+		run(t, r, "no further message can be parked")
 		ids := numbers(40)
 		delay(t, b, ids...)
 		synctest.Wait()

@@ -174,7 +174,7 @@ func (c *consumer) takeToPark() []*task {
 	}
 	c.parking.queue = append(rest, c.parking.queue...)
 	if waiting && !c.parking.overfull {
-		c.log.Warn("as many messages are parked as may be; what is to be parked stays in flight until there is room", "parked", c.lot.n)
+		c.log.Warn("no further message can be parked; messages that should be parked stay in flight until there is room", "parked", c.lot.n)
 	}
 	if waiting || !full {
 		c.parking.overfull = waiting

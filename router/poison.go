@@ -140,7 +140,7 @@ func (c *consumer) putEntry(t *task) error {
 		}
 	case t.lane.ctx.Err() != nil:
 	case isRefusal(err):
-		c.log.Error("the poison queue refuses a message; it stays, and is tried again later", "id", t.h.Delivery.ID, "lane", t.h.Delivery.Lane, "position", t.h.Delivery.Position, "in", refusedFor, "err", err)
+		c.log.Error("the poison queue refuses a message; the message stays in flight, and is put again later", "id", t.h.Delivery.ID, "lane", t.h.Delivery.Lane, "position", t.h.Delivery.Position, "in", refusedFor, "err", err)
 	}
 	return err
 }

@@ -114,7 +114,7 @@ func (w *world) Write(line []byte) (int, error) {
 // expected are the warnings and errors that programs cause.
 var expected = []string{
 	"handler failed", "not available; consuming pauses", "message poisoned", "the poison queue cannot be written to", "receiving failed", "settling failed",
-	"parking failed", "fetching parked messages failed", "fetching delayed messages", "committing failed", "the broker does not park a message",
+	"parking failed", "fetching parked messages failed", "fetching cancelled messages", "committing failed", "the broker does not park a message",
 	"could not be settled", "could not be parked", "its entry is still in the poison queue",
 }
 

@@ -198,7 +198,7 @@ func (r *Route) Ready(ctx context.Context) error {
 func (r *Route) Stop(ctx context.Context) error {
 	c := r.consumer.Load()
 	if c == nil {
-		return fmt.Errorf("handler %s: it does not run", r.name)
+		return fmt.Errorf("handler %s does not run", r.name)
 	}
 	return c.stop(ctx)
 }

@@ -218,7 +218,7 @@ func (r *Router) Check() error {
 // planAll plans the consumers that Run starts with.
 func (c *core) planAll() ([]*consumer, error) {
 	if len(c.routes) == 0 && len(c.tasks) == 0 && len(c.errs) == 0 {
-		return nil, fmt.Errorf("router: %w: it has no handlers", bus.ErrInvalid)
+		return nil, fmt.Errorf("router: %w: the router has no handlers", bus.ErrInvalid)
 	}
 	return c.plan(c.routes)
 }
@@ -342,10 +342,10 @@ func (c *core) joining(routes []*Route, guarantee Level) (joins bool, err error)
 		switch {
 		case r.joining == nil:
 		case !hosts:
-			errs = append(errs, fmt.Errorf("handler %s: it is to settle its messages in its own transaction (outbox.OnceInBus), but the bus is in no database: %s; use outbox.Once",
+			errs = append(errs, fmt.Errorf("handler %s settles its messages in its own transaction (outbox.OnceInBus), but the bus is in no database: %s; use outbox.Once",
 				r.name, c.bus.Driver().Capabilities().Broker))
 		case guarantee == AtMostOnce:
-			errs = append(errs, fmt.Errorf("handler %s: it settles its messages in its own transaction (outbox.OnceInBus), so Guarantee cannot be %v", r.name, guarantee))
+			errs = append(errs, fmt.Errorf("handler %s settles its messages in its own transaction (outbox.OnceInBus), so Guarantee cannot be %v", r.name, guarantee))
 		default:
 			joins = true
 		}
@@ -366,7 +366,7 @@ func (cfg *consumerConfig) exactlyOnce(routes []*Route, has bus.Capabilities) er
 			errs = append(errs, fmt.Errorf("handler %s: Fill is %d messages, but with exactly once at most %d are in flight", r.name, r.set.fill.n, exactlyOnceInFlight))
 		}
 		if !cfg.transactional && !r.idempotent {
-			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka, or one in an SQL database), or a handler that remembers what it has handled (outbox.Once)",
+			errs = append(errs, fmt.Errorf("handler %s: exactly once cannot be kept, because %s does not publish and settle in one transaction: use a bus that does (Kafka, or one in an SQL database), or a handler that remembers handled messages (outbox.Once)",
 				r.name, has.Broker))
 		}
 	}

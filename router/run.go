@@ -53,7 +53,7 @@ func (c *core) begin(ctx context.Context) (*taskGroup, error) {
 	defer c.mu.Unlock()
 	if c.phase != idle {
 		if c.phase == ended {
-			return nil, fmt.Errorf("router: Run after the end: %w", bus.ErrClosed)
+			return nil, fmt.Errorf("router: Run was called after the router's end: %w", bus.ErrClosed)
 		}
 		return nil, fmt.Errorf("router: %w: Run was called twice", bus.ErrInvalid)
 	}
@@ -139,7 +139,7 @@ func (c *core) add(r *Route) {
 			return
 		}
 		if other.name == r.name && !other.stopped() {
-			refuse(fmt.Errorf("handler %s: %w: another one has this name", r.name, bus.ErrInvalid))
+			refuse(fmt.Errorf("handler %s: %w: another handler has this name", r.name, bus.ErrInvalid))
 			return
 		}
 	}
@@ -234,9 +234,9 @@ func (c *core) awaitTasks(tasks *taskGroup) error {
 	case <-over:
 		return nil
 	case <-c.hurry:
-		return errors.New("functions started by Go still ran when Shutdown's context ended")
+		return errors.New("functions passed to Go still ran when Shutdown's context ended")
 	case <-ctx.Done():
-		return fmt.Errorf("functions started by Go still ran %v after the handlers had drained", c.drainTimeout)
+		return fmt.Errorf("functions passed to Go still ran %v after the handlers had drained", c.drainTimeout)
 	}
 }
 

@@ -28,7 +28,7 @@ func (c *consumer) transact(todo []*task) []*task {
 			}
 			return c.settledEach(todo, bus.Outcomes(err, len(todo)))
 		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
-			c.log.Warn("handled messages could not be settled, and what they led to is not published; they come again", "messages", len(todo), "err", err)
+			c.log.Warn("handled messages could not be settled, and their outputs are not published; they come again", "messages", len(todo), "err", err)
 			for _, t := range todo {
 				c.notifySettled(t, err)
 			}
@@ -71,7 +71,7 @@ func (c *consumer) notifySettled(t *task, err error) {
 		return
 	}
 	if terr := t.onSettled(c.ctx, err); terr != nil && err == nil {
-		c.log.Error("a message was settled, and a function that was to be called after it failed", "id", t.h.Delivery.ID, "err", terr)
+		c.log.Error("a message was settled, and a function of OnSuccess or OnEnd failed after that", "id", t.h.Delivery.ID, "err", terr)
 	}
 	t.onSettled = nil
 }

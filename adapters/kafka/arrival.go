@@ -149,7 +149,7 @@ func (s *source) findBeginnings(ctx context.Context, arrivals []arrival, patienc
 		if e, ok := extents[a.ID]; ok && e.err == nil {
 			a.begin(e.start)
 		} else {
-			a.err = fmt.Errorf("its beginning was not found: %w", cmp.Or(e.err, err, error(kerr.UnknownTopicOrPartition)))
+			a.err = fmt.Errorf("the offset to begin at was not found: %w", cmp.Or(e.err, err, error(kerr.UnknownTopicOrPartition)))
 		}
 	}
 }
@@ -180,7 +180,7 @@ func (s *source) load(ctx context.Context, arrivals []arrival, patience time.Dur
 			a.parked, a.err = s.loadLane(ctx, a.lane, e, topic.TopicID, patience)
 		}
 		if a.err != nil {
-			a.err = fmt.Errorf("what is parked was not read: %w", a.err)
+			a.err = fmt.Errorf("the parked messages were not read: %w", a.err)
 		}
 	})
 }

@@ -200,13 +200,13 @@ func (d *busDriver) Close(ctx context.Context) error {
 	}
 	wg.Go(func() {
 		if err := d.client.Flush(ctx); err != nil {
-			errs[len(open)] = fail("close", "", fmt.Errorf("messages being published were not confirmed in time: %w", err))
+			errs[len(open)] = fail("close", "", fmt.Errorf("some messages under way were not confirmed in time: %w", err))
 		}
 	})
 	wg.Wait()
 	d.client.Close()
 	if err := d.parker.close(ctx); err != nil {
-		errs = append(errs, fail("close", "", fmt.Errorf("what was being parked or poisoned was not confirmed in time: %w", err)))
+		errs = append(errs, fail("close", "", fmt.Errorf("some messages that were being parked or poisoned were not confirmed in time: %w", err)))
 	}
 	d.err = errors.Join(errs...)
 	return d.err

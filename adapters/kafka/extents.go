@@ -70,7 +70,7 @@ func (d *busDriver) offsetsAt(ctx context.Context, leader int32, topic string, p
 	t := kmsg.NewListOffsetsRequestTopic()
 	t.Topic = topic
 	for _, p := range partitions {
-		answers[p.Partition] = offsetAnswer{err: fmt.Errorf("partition %d: the broker's answer is not about it", p.Partition)}
+		answers[p.Partition] = offsetAnswer{err: fmt.Errorf("the broker's answer lacks partition %d", p.Partition)}
 		of := kmsg.NewListOffsetsRequestTopicPartition()
 		of.Partition, of.Timestamp, of.CurrentLeaderEpoch = p.Partition, at, p.LeaderEpoch
 		t.Partitions = append(t.Partitions, of)
@@ -134,7 +134,7 @@ func askFor(ctx context.Context, of kmsg.Requestor, name string) (found kmsg.Met
 		return found, nil, err
 	}
 	if len(resp.Topics) != 1 {
-		return found, nil, errors.New("the broker's answer is not about the topic")
+		return found, nil, errors.New("the broker's answer lacks the topic")
 	}
 	found = resp.Topics[0]
 	if err := kerr.ErrorForCode(found.ErrorCode); err != nil && !isMissing(err) {

@@ -64,7 +64,7 @@ func (d *busDriver) ensureParking(ctx context.Context, parking, topic string, pa
 		return err
 	}
 	if err := d.ensureStore(ctx, parking, topic, n); err != nil {
-		return fmt.Errorf("a group parks messages in a compacted topic with as many partitions as theirs has: %w", err)
+		return fmt.Errorf("make the parking topic, which is compacted and has %d partitions: %w", n, err)
 	}
 	if err := d.growParking(ctx, parking, n); err != nil {
 		return err
@@ -91,10 +91,10 @@ func (d *busDriver) growParking(ctx context.Context, parking string, n int) erro
 			err = grown.Error()
 		}
 		if err != nil && !errors.Is(err, kerr.InvalidPartitions) { // another process was quicker
-			return fmt.Errorf("give the parking topic %d partitions, as many as its topic has: %w", n, err)
+			return fmt.Errorf("raise the parking topic to the %d partitions of the group's topic: %w", n, err)
 		}
 		if !b.Wait(ctx) {
-			return fmt.Errorf("the parking topic was given %d partitions, and they are not served yet: %w", n, ctx.Err())
+			return fmt.Errorf("the parking topic has %d partitions now, which no broker serves yet: %w", n, ctx.Err())
 		}
 	}
 }

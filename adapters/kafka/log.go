@@ -40,7 +40,7 @@ const (
 )
 
 // errStands: the log has records, but the broker returns none.
-var errStands = errors.New("the partition's leader gives no more of it: a transaction is open there, or it lags behind")
+var errStands = errors.New("the partition's leader returns no further records: a transaction is open in the partition, or the leader lags behind")
 
 // bounded is the context of one step.
 func (l *partitionLog) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -138,7 +138,7 @@ func (l *partitionLog) fetch(ctx context.Context, offset int64, isolation int8) 
 		return nil, offset, err
 	}
 	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
-		return nil, offset, errors.New("the broker's answer is not about the partition")
+		return nil, offset, errors.New("the broker's answer lacks the partition")
 	}
 	level := kgo.ReadUncommitted()
 	if isolation == committed {
@@ -182,7 +182,7 @@ func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.R
 }
 
 // errShort: the log ends before a record that was in it.
-var errShort = errors.New("the partition ends before what was written to it: it was cut off, or its topic was created anew")
+var errShort = errors.New("the partition ends before a record that was written to it: the partition was cut off, or its topic was created anew")
 
 // at returns the records at these offsets, which ascend and are of committed records, as far as they are still there. A record is
 // missing only if the log goes on behind it, or begins behind it: an empty answer says nothing.

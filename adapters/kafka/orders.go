@@ -135,7 +135,7 @@ func (l *lane) obey(c *order, r *kgo.Record, stored map[int64]*kgo.Record) (chan
 	says, ok := commandOf(r)
 	if !ok {
 		c.foreign = true
-		return change, told, fmt.Errorf("record %d of partition %d of topic %q is no command that this version knows; it stays there", r.Offset, r.Partition, r.Topic)
+		return change, told, fmt.Errorf("record %d of partition %d of topic %q is no command that this version knows; the record stays in the topic", r.Offset, r.Partition, r.Topic)
 	}
 	command, same := says.Command, true
 	switch {

@@ -77,7 +77,7 @@ func (s *poisonStore) ensure(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
 	defer cancel()
 	if err := d.ensureStore(ctx, s.topic, "", 1); err != nil {
-		return fmt.Errorf("the group's store is a compacted topic with one partition: %w", err)
+		return fmt.Errorf("make the topic of the poison queue, which is compacted and has one partition: %w", err)
 	}
 	return nil
 }

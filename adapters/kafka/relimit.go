@@ -12,7 +12,7 @@ import (
 )
 
 // errBatchTooLarge is the failure of a record that the topic would take in a smaller batch.
-var errBatchTooLarge = errors.New("its batch was larger than the topic takes since its limit was lowered")
+var errBatchTooLarge = errors.New("the batch was larger than the topic's limit, which was lowered meanwhile")
 
 // blameBatches finds records that were refused only for the batch that they were in, after a topic's max.message.bytes was lowered: their
 // failure is one that passes. From then on batches are smaller.

@@ -294,7 +294,7 @@ func (s *source) Close(ctx context.Context) error {
 	case <-ctx.Done(): // its commit is under way for long, and ours will not do better
 	}
 	if err := s.commitAll(ctx); err != nil {
-		errs = append(errs, fmt.Errorf("settled messages are delivered again, for they could not be committed: %w", err))
+		errs = append(errs, fmt.Errorf("settled messages will be delivered again, because they could not be committed: %w", err))
 	}
 	s.mu.Lock()
 	clear(s.lanes) // from here on every token is stale

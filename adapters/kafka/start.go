@@ -42,7 +42,7 @@ func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) 
 		err = listed.Error()
 	}
 	if err != nil {
-		return start{}, fmt.Errorf("find where the group begins: %w", err)
+		return start{}, fmt.Errorf("find the offset at which the group begins: %w", err)
 	}
 	begin := start{positions: map[int32]int64{}, since: since}
 	offsets := listed.Offsets()
@@ -65,7 +65,7 @@ func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) 
 		begin.unsaved, err = true, nil
 	}
 	if err != nil {
-		return start{}, fmt.Errorf("commit where the group begins: %w", err)
+		return start{}, fmt.Errorf("commit the offset at which the group begins: %w", err)
 	}
 	return begin, nil
 }
@@ -97,7 +97,7 @@ func (s *source) saveStart(ctx context.Context) error {
 	if !begin.unsaved {
 		return nil
 	}
-	return s.insist(ctx, "where the group begins could not be committed", func() error {
+	return s.insist(ctx, "the offset at which the group begins could not be committed", func() error {
 		ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 		defer cancel()
 		begun, err := s.driver.positions(ctx, s.sub)

@@ -58,7 +58,7 @@ func split(headers []kgo.RecordHeader) (message, ours []kgo.RecordHeader, ok boo
 }
 
 // errForeign is the error of a record that no driver of this kind has written.
-var errForeign = errors.New("it has no facts about a message: another program wrote it")
+var errForeign = errors.New("the record has no facts about a message: another program wrote it")
 
 // decodeStored returns the message of a record, and fills facts. An error says why the record is unreadable.
 func decodeStored(r *kgo.Record, facts any) (*bus.Message, error) {
@@ -72,7 +72,7 @@ func decodeStored(r *kgo.Record, facts any) (*bus.Message, error) {
 		switch h.Key {
 		case headerFacts:
 			if err := json.Unmarshal(h.Value, facts); err != nil {
-				return nil, fmt.Errorf("its facts are damaged: %w", err)
+				return nil, fmt.Errorf("the record's facts are damaged: %w", err)
 			}
 		case headerKey:
 			c.Key = h.Value

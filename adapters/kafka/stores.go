@@ -57,7 +57,7 @@ func (d *busDriver) checkStores(ctx context.Context, s bus.Subscription) error {
 	}
 	for _, a := range answers.Sorted() {
 		if errors.Is(a.Err, kerr.InvalidTopicException) {
-			return fmt.Errorf("%w: the group %q needs a topic %q, which cannot be made: %s: %w", bus.ErrInvalid, s.Group, a.Topic, a.ErrMessage, a.Err)
+			return fmt.Errorf("%w: the group %q needs the topic %q, which cannot be created: %s: %w", bus.ErrInvalid, s.Group, a.Topic, a.ErrMessage, a.Err)
 		}
 	}
 	return nil

@@ -131,7 +131,7 @@ func (t *topics) look(ctx context.Context, name string, partitions int, configs 
 			return nil // it exists; the client waits for leaders that are missing now
 		}
 		if !b.Wait(ctx) {
-			return fmt.Errorf("the topic was created and is not served yet: %w", ctx.Err())
+			return fmt.Errorf("the topic was created, and no broker serves it yet: %w", ctx.Err())
 		}
 	}
 }
@@ -152,7 +152,7 @@ func (t *topics) find(ctx context.Context, name string) (kmsg.MetadataResponseTo
 		t.cluster.Store(*resp.ClusterID)
 	}
 	if len(resp.Topics) != 1 {
-		return kmsg.MetadataResponseTopic{}, errors.New("the broker's answer is not about the topic")
+		return kmsg.MetadataResponseTopic{}, errors.New("the broker's answer lacks the topic")
 	}
 	found := resp.Topics[0]
 	if err := kerr.ErrorForCode(found.ErrorCode); err != nil {

@@ -124,7 +124,7 @@ func (s *source) commitsWith(tokens []bus.Token) ([]commit, error) {
 	return commits, nil
 }
 
-var errScattered = errors.New("too many unfinished messages lie between finished ones for the broker to keep them all; waiting for older ones to finish")
+var errScattered = errors.New("too many unfinished messages lie between finished ones: the committed metadata has no room for them; settling waits for older messages to finish")
 
 // produceAll writes all records. Its error is a refusal if it is about single ones.
 func (s *source) produceAll(ctx context.Context, client *kgo.Client, all []*writes) error {
@@ -238,7 +238,7 @@ func (s *source) stillOwns(commits []commit) bool {
 func (s *source) findOut(ctx context.Context, commits []commit, cause error) error {
 	s.writer.drop()
 	committed := false
-	err := s.insist(ctx, "it is not known whether messages were settled", func() error {
+	err := s.insist(ctx, "the outcome of a transaction is not known: its messages may be settled or not", func() error {
 		client, err := s.writer.open(s)
 		if err != nil {
 			return err

@@ -48,7 +48,7 @@ func (d *busDriver) OpenStore(_ context.Context, name string, _ int) (eventstore
 		s.topics.Store(&topics)
 	}
 	if t.events == nil {
-		return nil, fmt.Errorf("%w: the topic exists, and is no event store: a router or a publisher was quicker", bus.ErrInvalid)
+		return nil, fmt.Errorf("%w: the topic exists and is no event store: open the store before anybody publishes or subscribes to its topic", bus.ErrInvalid)
 	}
 	return &events{d, t.events}, nil
 }

@@ -62,7 +62,7 @@ func (m *mover) begin(ctx context.Context, cfg Config, sub bus.Subscription, lan
 	record, attempt := latestName(group), ""
 	if state.earliest {
 		if attempt, err = m.moveToGroup(ctx, cfg, group, lanes); err != nil {
-			return groupState{}, fmt.Errorf("take over what the topic kept: %w", err)
+			return groupState{}, fmt.Errorf("take over the messages that the topic kept: %w", err)
 		}
 		record = readyName(group)
 		if state.early = attempt != ""; state.early {

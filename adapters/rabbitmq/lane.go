@@ -39,8 +39,8 @@ var (
 	errCancelled = errors.New("the broker ended the consumer")
 	errGivenUp   = errors.New("the lane was handed to another member")
 	errStuck     = errors.New("the broker stopped delivering")
-	errPassed    = errors.New("the lane was let go to a member with fewer")
-	errSilent    = errors.New("the lane's queue does not answer: perhaps it has no majority of its nodes")
+	errPassed    = errors.New("the lane was handed over to a member with fewer lanes")
+	errSilent    = errors.New("the lane's queue does not answer: a majority of its nodes may be missing")
 )
 
 // run registers again and again until ctx ends.

@@ -21,7 +21,7 @@ const (
 	blockedInterval = time.Second
 )
 
-var errNotLoaded = errors.New("the broker does not deliver it")
+var errNotLoaded = errors.New("the broker does not deliver the parked messages")
 
 // loading holds the state of the first read of the parking queue.
 type loading struct {
@@ -71,7 +71,7 @@ func (c *consumer) openParking(ctx context.Context) ([]driver.Parked, error) {
 	}()
 	told, err := p.load(ctx, first)
 	if err != nil {
-		return nil, fmt.Errorf("read what is parked: %w", err)
+		return nil, fmt.Errorf("read the parked messages: %w", err)
 	}
 	c.own.park(p)
 	return told, nil

@@ -142,7 +142,7 @@ func encodeEntry(e *driver.PoisonEntry) (amqp.Publishing, error) {
 // somebody else.
 func decodeEntry(d *amqp.Delivery, id, group string) driver.PoisonEntry {
 	var facts stored.Entry
-	err := errors.New("no record of a poison queue")
+	err := errors.New("the record is no entry of a poison queue")
 	var m *bus.Message
 	if text(d.Headers[poisonHeader]) == poisonPut {
 		m, err = decodeStored(d, &facts, poisonHeader, entryHeader, offsetHeader)

@@ -76,7 +76,7 @@ func (p *parking) probed(d *amqp.Delivery) {
 	limit := x.times - 1
 	p.mu.Unlock()
 	if dropped {
-		err := fmt.Errorf("%w: the broker drops what queue %q takes back more than %d times: "+
+		err := fmt.Errorf("%w: the broker drops a message that returns to queue %q more than %d times: "+
 			"set the delivery limit of the group's queues to %d or more, by the policy or the argument that it comes from", bus.ErrUnsupported, p.queue, limit, minLimit)
 		p.of.limited.Store(&err)
 		p.source.troubled(deliveryLimit, err)

@@ -29,7 +29,7 @@ func (l *sizeLimit) check(body int) error {
 	if body <= most {
 		return nil
 	}
-	return fmt.Errorf("%w: a body of %d bytes: the server takes %d", bus.ErrTooLarge, body, most)
+	return fmt.Errorf("%w: the body has %d bytes: the server takes %d", bus.ErrTooLarge, body, most)
 }
 
 var largerThanServers = regexp.MustCompile(`message size \d+ is larger than (?:configured )?max size (\d+)`)

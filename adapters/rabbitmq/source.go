@@ -77,7 +77,7 @@ func (d *busDriver) Subscribe(ctx context.Context, sub bus.Subscription, o bus.L
 		return nil, fail("subscribe", sub.Topic, err)
 	}
 	if _, ok := sub.Start.Time(); ok {
-		return nil, fail("subscribe", sub.Topic, fmt.Errorf("%w: RabbitMQ's queues have no past to start in; use Earliest or Latest", bus.ErrUnsupported))
+		return nil, fail("subscribe", sub.Topic, fmt.Errorf("%w: RabbitMQ's queues have no messages of the past to start at: use Earliest or Latest", bus.ErrUnsupported))
 	}
 	if d.closing.Err() != nil {
 		return nil, fail("subscribe", sub.Topic, bus.ErrClosed)
@@ -180,7 +180,7 @@ func (s *source) checkLanes(lanes int) error {
 	if lanes == len(s.lanes) {
 		return nil
 	}
-	return fmt.Errorf("%w: the group was made again, with %d lanes instead of %d: subscribe again", bus.ErrInvalid, lanes, len(s.lanes))
+	return fmt.Errorf("%w: the group was declared anew with %d lanes instead of %d: subscribe again", bus.ErrInvalid, lanes, len(s.lanes))
 }
 
 func (s *source) note(state groupState) {

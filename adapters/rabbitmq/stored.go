@@ -112,7 +112,7 @@ func encodeStored(m *bus.Message, facts any) (amqp.Publishing, error) {
 func splitStored(d *amqp.Delivery) (size int64, tail storedTail, err error) {
 	size, ok := d.Headers[sizeHeader].(int64)
 	if !ok || size < 0 || size > int64(len(d.Body)) {
-		return 0, tail, fmt.Errorf("stored message %q: a payload of %d in %d bytes", d.MessageId, size, len(d.Body))
+		return 0, tail, fmt.Errorf("stored message %q: the payload has %d bytes by its header, and the record %d", d.MessageId, size, len(d.Body))
 	}
 	if err := json.Unmarshal(d.Body[size:], &tail); err != nil {
 		return 0, tail, fmt.Errorf("stored message %q: %w", d.MessageId, err)

@@ -184,7 +184,7 @@ func (t *topology) declareLane(cfg Config, group string, lanes, lane int) error 
 		return fmt.Errorf("declare lane %d: %w", lane, err)
 	}
 	if err := t.declareQueue(parkedName(group, lane), laneArgs(cfg.Queue, t.session.Conn.Properties)); err != nil {
-		return fmt.Errorf("declare what lane %d parks in: %w", lane, err)
+		return fmt.Errorf("declare the parking queue of lane %d: %w", lane, err)
 	}
 	ch, err := t.channel()
 	if err != nil {

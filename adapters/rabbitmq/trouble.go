@@ -37,11 +37,11 @@ func (p spot) String() string {
 	case ownTraffic:
 		return "lanes cannot be woken"
 	case deliveryLimit:
-		return "what is parked may be lost"
+		return "parked messages may be lost"
 	case kept:
-		return "what the topic kept cannot be moved"
+		return "the messages that the topic kept cannot be moved to the group"
 	case counting:
-		return "the members cannot be counted, and share the lanes as they come"
+		return "the members cannot be counted, so each takes the lanes that it gets"
 	default:
 		return fmt.Sprintf("lane %d cannot be consumed", int32(p))
 	}

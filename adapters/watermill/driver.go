@@ -102,7 +102,7 @@ func (d *busDriver) As(target any) bool {
 // Subscribe implements driver.Driver.
 func (d *busDriver) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	if s.Start != bus.Earliest && (s.Start != bus.Latest || !d.config.Latest) {
-		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill's subscribers cannot be told where to begin", s.Start, bus.ErrUnsupported))
+		return nil, d.fail("subscribe", s.Topic, fmt.Errorf("start at %v: %w: Watermill's subscribers take no start", s.Start, bus.ErrUnsupported))
 	}
 	src := newSource(d, s.Topic, s.Group, o)
 	d.mu.Lock()

@@ -179,7 +179,7 @@ func (l *poisonLog) readRecord(w *message.Message) (r poisonRecord) {
 		return r
 	}
 	if err == nil {
-		err = errors.New("it is neither an entry, nor a removal, nor a mark")
+		err = errors.New("the message is neither an entry, nor a removal, nor a mark")
 	}
 	id := w.UUID
 	if id == "" {

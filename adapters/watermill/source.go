@@ -155,7 +155,7 @@ func (s *source) next(ctx context.Context, wait bool) (*message.Message, error) 
 			return nil, err
 		}
 		if err := within(ctx, func() error { return s.resubscribe(messages) }); err != nil {
-			return nil, fmt.Errorf("the subscription ended, and could not be made again: %w", err)
+			return nil, fmt.Errorf("the subscription ended, and subscribing again failed: %w", err)
 		}
 	}
 }

@@ -119,7 +119,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		case <-ctx.Done():
 		case <-s.closing:
 		case err := <-over: // it cannot go on
-			s.bus.Logger().ErrorContext(ctx, "the subscription ended", "topic", topic, "group", s.group, "error", err)
+			s.bus.Logger().ErrorContext(ctx, "the subscription ended", "topic", topic, "group", s.group, "err", err)
 			close(sub.ending)
 			return
 		}
@@ -128,7 +128,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		defer patience.Stop()
 		stop()
 		if err := <-over; err != nil {
-			s.bus.Logger().ErrorContext(ctx, "the subscription did not end cleanly", "topic", topic, "group", s.group, "error", err)
+			s.bus.Logger().ErrorContext(ctx, "the subscription did not end cleanly", "topic", topic, "group", s.group, "err", err)
 		}
 	}()
 	return sub.out, nil

@@ -151,7 +151,7 @@ func (p *Params) Err() error {
 	errs := p.errs
 	for _, name := range unknown {
 		if !redact.IsName(name) {
-			errs = append(errs, errors.New("a parameter of the query has no name that one can have"))
+			errs = append(errs, errors.New("a parameter's name is empty or has characters that no parameter has"))
 			continue
 		}
 		if len(known) == 0 {

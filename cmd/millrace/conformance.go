@@ -18,8 +18,8 @@ func conformanceCommand(ctx context.Context, args []string, stdout, stderr io.Wr
 	fs := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	broker := addressFlag(fs, "url", "the broker to check", "kafka://localhost:9092?partitions=8")
 	run := fs.String("run", "", "run only the checks that match this `regexp`")
-	timeout := fs.Duration("timeout", time.Minute, "bound for each check")
-	asJSON := fs.Bool("json", false, "print one object a line: test, status, detail, seconds")
+	timeout := fs.Duration("timeout", time.Minute, "the longest time of each check")
+	asJSON := fs.Bool("json", false, "print one JSON object a line: test, status, detail, seconds")
 	list := fs.Bool("list", false, "list the checks")
 	if code, done := parse(fs, args, stderr); done {
 		return code

@@ -36,9 +36,9 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"conformance", "check that a broker keeps the contract", conformanceCommand},
-		{"poison", "look into a poison queue; replay or drop its entries", poisonCommand},
-		{"relay", "publish an outbox's messages on a broker, until it is stopped", relayCommand},
-		{"outbox", "status, retry, prune or migrate: look after an outbox", outboxCommand},
+		{"poison", "list, replay or drop the entries of a poison queue", poisonCommand},
+		{"relay", "publish an outbox's messages on a broker until stopped", relayCommand},
+		{"outbox", "maintain an outbox: status, retry, prune, migrate", outboxCommand},
 		{"version", "print the version", versionCommand},
 	}
 }

@@ -106,7 +106,7 @@ func TestPoison(t *testing.T) {
 	expect("groups ", exitOK, "3  ", "charge")
 	expect("ls --since yesterday", exitUsage, "want a time like")
 	expect("show --id 1,9", exitPartly, `no entry "9"`)
-	expect("drop ", exitUsage, "nothing chooses the entries")
+	expect("drop ", exitUsage, "no flag chooses entries")
 	expect("drop --id=", exitUsage, "--id is empty")
 	expect("drop --handler charge --key=", exitUsage, "--key is empty")
 	expect("drop --id 9", exitFail, "no entry matches")
@@ -118,7 +118,7 @@ func TestPoison(t *testing.T) {
 	if code := run(t.Context(), strings.Fields("poison ls --group g --url postgres://127.0.0.1:1/none"), io.Discard, io.Discard); code != exitFail {
 		t.Errorf("a server that is not there: exit %d", code)
 	}
-	expect("replay --all --expect 2", exitFail, "3 entries match, not 2")
+	expect("replay --all --expect 2", exitFail, "3 entries match, and 2 were expected")
 	expect("replay --all --dry-run", exitOK, "3 entries match")
 	expect("drop --key b", exitOK, "1 of 1 entries dropped")
 	expect("replay --handler charge --text CUSTOMER", exitOK, "2 of 2 entries replayed")

@@ -47,10 +47,10 @@ func outboxCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	var run func(context.Context, *database) error
 	switch action {
 	case "status":
-		fs.BoolVar(&asJSON, "json", false, "print one object")
+		fs.BoolVar(&asJSON, "json", false, "print one JSON object")
 		run = func(ctx context.Context, d *database) error { return printStatus(ctx, d, asJSON, stdout) }
 	case "retry":
-		broker = addressFlag(fs, "broker", "a broker whose poison store's messages are taken, too", "kafka://localhost:9092")
+		broker = addressFlag(fs, "broker", "a broker whose poison store's messages are put back, too", "kafka://localhost:9092")
 		run = func(ctx context.Context, d *database) error {
 			if !broker.isGiven() { // only parked ones
 				return retry(ctx, d, "", stdout)

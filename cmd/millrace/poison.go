@@ -88,24 +88,24 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	fs := flag.NewFlagSet("poison "+action, flag.ContinueOnError)
 	at := addressFlag(fs, "url", "the bus", "kafka://localhost:9092")
 	fs.StringVar(&c.group, "group", "", "the `group` of the poison queue; required")
-	ids := fs.String("id", "", "`ids` of entries or messages, separated by commas")
+	ids := fs.String("id", "", "choose the entries with these `ids`, their own or their messages', separated by commas")
 	f := &c.filter
-	fs.StringVar(&f.Topic, "topic", "", "only of this `topic`")
-	fs.StringVar(&f.Handler, "handler", "", "only of this `handler`")
-	fs.StringVar(&f.Class, "class", "", "only of this `class`, such as permanent or panic")
-	fs.StringVar(&f.Key, "key", "", "only of this `key`")
-	fs.StringVar(&f.Text, "text", "", "only if the error contains this `text`")
-	since := fs.String("since", "", "only poisoned at this `time` (RFC 3339) or this long ago (such as 2h), or later")
-	until := fs.String("until", "", "only poisoned before this `time`")
-	fs.StringVar(&f.After, "after", "", "only behind the entry with this `id`")
-	fs.IntVar(&f.Limit, "limit", 0, "at most so many; 0 is all")
-	fs.BoolVar(&c.asJSON, "json", false, "print one object a line")
+	fs.StringVar(&f.Topic, "topic", "", "choose entries of this `topic`")
+	fs.StringVar(&f.Handler, "handler", "", "choose entries of this `handler`")
+	fs.StringVar(&f.Class, "class", "", "choose entries of this `class`, such as permanent or panic")
+	fs.StringVar(&f.Key, "key", "", "choose entries of this `key`")
+	fs.StringVar(&f.Text, "text", "", "choose entries whose error contains this `text`")
+	since := fs.String("since", "", "choose entries poisoned at this `time` or later: RFC 3339, or a duration before now such as 2h")
+	until := fs.String("until", "", "choose entries poisoned before this `time`: RFC 3339, or a duration before now such as 2h")
+	fs.StringVar(&f.After, "after", "", "choose entries after the one with this `id`")
+	fs.IntVar(&f.Limit, "limit", 0, "choose at most this many entries; 0 is all")
+	fs.BoolVar(&c.asJSON, "json", false, "print one JSON object a line")
 	expect := -1
 	changes := action == "replay" || action == "drop"
 	if changes {
-		fs.IntVar(&expect, "expect", -1, "do nothing unless exactly so many match")
-		fs.BoolVar(&c.options.DryRun, "dry-run", false, "only count")
-		fs.BoolVar(&c.all, "all", false, "all entries; needed if nothing else chooses")
+		fs.IntVar(&expect, "expect", -1, "do nothing unless exactly this many entries match; -1 is any number")
+		fs.BoolVar(&c.options.DryRun, "dry-run", false, "count the matching entries, and change nothing")
+		fs.BoolVar(&c.all, "all", false, "choose all entries; required if no other flag chooses")
 	}
 	if code, done = parse(fs, args, stderr); done {
 		return nil, code, true
@@ -153,7 +153,7 @@ func parsePoison(action string, args []string, stdout, stderr io.Writer) (c *poi
 	}
 	chosen := len(f.IDs) > 0 || f.Topic+f.Handler+f.Class+f.Key+f.Text+*since+*until+f.After != "" || f.Limit > 0
 	if changes && !c.all && !chosen {
-		return fail("nothing chooses the entries: add --id, --handler, … or --all")
+		return fail("no flag chooses entries: add --id, --handler, … or --all")
 	}
 	c.options.Progress = func(done, total int) { fmt.Fprintf(stderr, "%d of %d\n", done, total) }
 	return c, exitOK, false

@@ -16,7 +16,7 @@ func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
 	fs := flag.NewFlagSet("relay", flag.ContinueOnError)
 	from := addressFlag(fs, "from", "the outbox's database", "postgres://localhost/shop")
 	to := addressFlag(fs, "to", "the broker", "kafka://localhost:9092")
-	poll := fs.Duration("poll", outbox.DefaultPoll, "the longest pause between two looks")
+	poll := fs.Duration("poll", outbox.DefaultPoll, "the longest pause between two looks at the outbox")
 	lease := fs.Duration("lease", outbox.DefaultLease, "how long the messages of a dead relay wait for another relay")
 	batch := fs.Int("batch", outbox.DefaultBatch, "the largest number of messages in one publish call")
 	var t tables
@@ -51,7 +51,7 @@ func relayCommand(ctx context.Context, args []string, _, stderr io.Writer) int {
 	log.Info("relaying until it is told to stop")
 	err = r.Run(ctx)
 	s := r.Stats()
-	log.Info("stopped", "sent", s.Sent, "poisoned", s.Poisoned, "parked", s.Parked, "failures", s.Failures, "lease losses", s.LeaseLosses)
+	log.Info("stopped", "sent", s.Sent, "poisoned", s.Poisoned, "parked", s.Parked, "failures", s.Failures, "lease_losses", s.LeaseLosses)
 	if err != nil {
 		fmt.Fprintln(stderr, "millrace relay:", err)
 		return exitFail

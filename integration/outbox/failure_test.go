@@ -298,7 +298,7 @@ func TestRefused(t *testing.T) {
 // TestBrokerAway: nothing is lost or poisoned while the broker refuses everything, writers do not
 // notice, and the relay keeps a bounded number of rows in hand.
 func TestBrokerAway(t *testing.T) {
-	testlog.Expect(t, "its key waits", "many keys of a topic wait")
+	testlog.Expect(t, "its key waits", "messages of many keys of a topic cannot be published")
 	databases(t, func(t *testing.T, s *store) {
 		f, b := newFaulty(t)
 		away := true

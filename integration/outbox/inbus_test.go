@@ -255,7 +255,7 @@ func TestOnceInBusAtTheStart(t *testing.T) {
 // changes nothing any more. A middleware that calls the handler again does not repeat the effect.
 func TestOnceInBusAround(t *testing.T) {
 	databases(t, func(t *testing.T, s *store) {
-		b := openBus(t, s.busURL(t, "same"), bus.WithLogger(testlog.New(t, "settled already")))
+		b := openBus(t, s.busURL(t, "same"), bus.WithLogger(testlog.New(t, "a handler failed after its message was settled")))
 		topic, e := unique("orders"), s.effects(t, false)
 		const n = 20
 		msgs, sum := orders(n)

@@ -65,7 +65,7 @@ func New(db *sql.DB, c Config) (*Store, error) {
 		errs = append(errs, errors.New("the database is nil"))
 	}
 	if !tableName.MatchString(c.Table) {
-		errs = append(errs, fmt.Errorf("table is %q: want letters, digits and _, and perhaps a schema and a dot before", c.Table))
+		errs = append(errs, fmt.Errorf("table is %q: want letters, digits and _, after a schema and a dot if need be", c.Table))
 	}
 	if c.TTL < time.Second {
 		errs = append(errs, fmt.Errorf("TTL is %v: want at least 1s", c.TTL))

@@ -59,7 +59,7 @@ type noLoader struct{}
 
 // Load implements jsonschema.URLLoader.
 func (noLoader) Load(url string) (any, error) {
-	return nil, fmt.Errorf("%s: only references within the schema are followed", url)
+	return nil, fmt.Errorf("%s: references out of the schema are not followed", url)
 }
 
 func check(s *jsonschema.Schema, m *bus.Message) error {

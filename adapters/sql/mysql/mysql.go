@@ -293,7 +293,7 @@ func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*
 	s.dialect = dialect(c.Prefix)
 	s.init()
 	if n := s.db.Stats().MaxOpenConnections; n == 1 {
-		err := fmt.Errorf("mysql: %w: the pool has one connection: want at least 2, or publishing and reading wait for each other", bus.ErrInvalid)
+		err := fmt.Errorf("mysql: %w: the pool has one connection: want at least 2, because publishing and reading would wait for each other", bus.ErrInvalid)
 		return nil, errors.Join(err, s.Close())
 	}
 	var autocommit bool

@@ -27,7 +27,7 @@ func dialect(schema string) *sqllog.Dialect {
 		Check:      "SET CONSTRAINTS ALL IMMEDIATE",
 		// With another level, each settlement in a lane would refuse those that began before it.
 		JoinCondition: "current_setting('transaction_isolation') = 'read committed'",
-		JoinHint:      "its isolation level must be read committed",
+		JoinHint:      "the isolation level must be read committed",
 		Log: func(topic int64) (string, string) {
 			return prefix + logOf(topic), "topic = " + strconv.FormatInt(topic, 10)
 		},

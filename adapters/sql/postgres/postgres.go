@@ -193,7 +193,7 @@ func open(ctx context.Context, pc *pgxpool.Config, c Config, common sqllog.Confi
 
 func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*sqllog.Driver, error) {
 	if s.pool.Config().MaxConns < 2 {
-		err := fmt.Errorf("postgres: %w: the pool has one connection: want at least 2, or publishing and reading wait for each other", bus.ErrInvalid)
+		err := fmt.Errorf("postgres: %w: the pool has one connection: want at least 2, because publishing and reading would wait for each other", bus.ErrInvalid)
 		return nil, errors.Join(err, s.Close())
 	}
 	if c.NoListen {

@@ -76,5 +76,5 @@ func (s *Session) BlockedBy() string {
 	if s.flowing == nil {
 		return ""
 	}
-	return cmp.Or(s.reason, "for a reason that it does not tell")
+	return cmp.Or(s.reason, "without a reason")
 }

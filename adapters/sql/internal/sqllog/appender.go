@@ -468,7 +468,7 @@ func (d *Driver) publishEvents(ctx context.Context, t topic, msgs []*bus.Message
 
 // errRefused is wrapped where a message that a handler emits to a store's topic is none that the
 // store takes.
-var errRefused = errors.New("the event store refuses it")
+var errRefused = errors.New("the event store refuses the event")
 
 // appendIn inserts records of topics of both kinds within the transaction x.
 func (d *Driver) appendIn(ctx context.Context, x driver.Execer, records []Record) error {

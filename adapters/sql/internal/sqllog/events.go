@@ -33,7 +33,7 @@ var (
 	// was written; the same may succeed at once.
 	ErrRaced = errors.New("another process has appended to the stream")
 	// ErrHeld is returned if a transaction that is not over has appended to one of the streams.
-	ErrHeld = errors.New("a transaction that is open has appended to the stream")
+	ErrHeld = errors.New("an open transaction has appended to the stream")
 )
 
 // Append is written as a whole or not at all.

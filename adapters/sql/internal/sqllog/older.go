@@ -13,7 +13,7 @@ import (
 // meantime. A member keeps its lanes only as long as the database shows all that the member knows
 // of it. Each statement that stores progress asks for that, too.
 
-var errOlder = errors.New("the database has come back in an older state: it lacks messages or positions that it had confirmed; reading again from what it has")
+var errOlder = errors.New("the database has come back in an older state: it lacks messages or positions that it had confirmed; the member reads again from the positions that are left")
 
 // memories returns the source's knowledge of the lanes, and the witness.
 func (s *Source) memories() (bases map[bus.Lane]Basis, w Witness) {

@@ -181,7 +181,7 @@ func (p *parkings) exactly(ctx context.Context, places []int) error {
 }
 
 // errNotStored ends a transaction whose lane went while it was under way.
-var errNotStored = fmt.Errorf("%w: the lane went while its messages were being parked", bus.ErrStale)
+var errNotStored = fmt.Errorf("%w: the lane was lost while its messages were being parked", bus.ErrStale)
 
 // park stores the messages of all lanes that are held. The lanes' rows are locked in the order of their shards, as by
 // everybody.

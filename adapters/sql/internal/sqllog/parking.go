@@ -41,7 +41,7 @@ func decodeParked(doc []byte, topic string, t bus.Token) (bus.Delivery, error) {
 	return d, nil
 }
 
-var errNoMessage = errors.New("there is no message in it")
+var errNoMessage = errors.New("the row has no message")
 
 // parkedID is the id of the message in a document, "" if it cannot be read.
 func parkedID(doc []byte) string {

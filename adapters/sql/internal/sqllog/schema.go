@@ -93,7 +93,7 @@ func lockMigrations(ctx context.Context, d *Dialect, tx *sql.Tx) error {
 		return err
 	}
 	if got.Int64 != 1 {
-		return errors.New("another process has held it for a minute")
+		return errors.New("another process has held the lock for a minute")
 	}
 	return nil
 }

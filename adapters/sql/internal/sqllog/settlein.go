@@ -18,7 +18,7 @@ func (s *Source) SettleIn(ctx context.Context, tx driver.Execer, tokens []bus.To
 	case !s.transactional:
 		err = errNotTransactional
 	case missing != "":
-		err = fmt.Errorf("topic %q is not known here yet", missing)
+		err = fmt.Errorf("topic %q is not known in this process yet", missing)
 	default:
 		st, err = s.joinIn(ctx, tx, tokens, records)
 	}
@@ -105,7 +105,7 @@ func (d *Driver) CheckTransaction(ctx context.Context, tx driver.Execer) error {
 	defer d.calls.Done()
 	n, err := affected(ctx, tx, d.dialect.SQL("UPDATE {meta} SET swept = swept + 1 WHERE install = ?"), d.install)
 	if err == nil && n == 0 {
-		err = errors.New("its tables are another bus's")
+		err = errors.New("the tables there belong to another bus")
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w: the handler's transaction is not in the database of the bus: %w", d.dialect.Name, bus.ErrInvalid, err)

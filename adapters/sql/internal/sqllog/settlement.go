@@ -42,9 +42,9 @@ type settled struct {
 }
 
 var (
-	errDoubt     = errors.New("it is being found out whether the last transaction of this lane was committed")
-	errWithdrawn = fmt.Errorf("%w: it is not parked any more: %w", bus.ErrStale, bus.ErrNotFound)
-	errScattered = errors.New("too many unfinished messages lie between finished ones to keep them all; waiting for older ones to finish")
+	errDoubt     = errors.New("the outcome of the lane's last transaction is not known yet; the driver is looking it up")
+	errWithdrawn = fmt.Errorf("%w: the message is no longer parked: %w", bus.ErrStale, bus.ErrNotFound)
+	errScattered = errors.New("too many unfinished messages lie between finished ones: the lane's row has no room for them; settling waits for older messages to finish")
 )
 
 // isPassing says whether a settlement failed because of what passes by itself in a moment.
@@ -267,7 +267,7 @@ func (st *settlement) findOut(cause error) error {
 		case err == nil, !st.isHeld(), !sleep(b.Next(), s.closing, nil):
 			// The lanes go to their next owner, which sees the committed state in them.
 			st.giveUp()
-			return errors.Join(fmt.Errorf("%w, and it is not known here whether this was settled", bus.ErrStale), cause)
+			return errors.Join(fmt.Errorf("%w, and the outcome of the transaction is not known: its messages may be settled or not", bus.ErrStale), cause)
 		}
 	}
 }

@@ -300,7 +300,7 @@ func (s *Source) Close(ctx context.Context) error {
 	s.work.Wait()
 	s.driver.hub.remove(s)
 	if err := s.leave(ctx); err != nil {
-		s.err = s.driver.fail("close", s.topic.name, fmt.Errorf("what was settled last may be given again: %w", err))
+		s.err = s.driver.fail("close", s.topic.name, fmt.Errorf("the messages settled last may be delivered again: %w", err))
 	}
 	s.driver.hub.moved(s.group)
 	s.driver.announcer.moved(s.group)

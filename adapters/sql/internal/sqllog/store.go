@@ -101,7 +101,7 @@ type Witness struct {
 }
 
 // ErrNoWitness is the error of Read if the witness is not there.
-var ErrNoWitness = errors.New("a message is not there any more that was read before")
+var ErrNoWitness = errors.New("a message that was read before no longer exists")
 
 // Cursor is the first position of a shard that has not been read.
 type Cursor struct {

@@ -336,7 +336,7 @@ func checksTransactions(t *testing.T, db Database) {
 	if _, err := tx.ExecContext(bounded(t), "UPDATE "+db.Prefix+"meta SET install = 'another'"); err != nil {
 		t.Fatal(err)
 	}
-	if err := host.CheckTransaction(bounded(t), tx); !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), "another bus's") {
+	if err := host.CheckTransaction(bounded(t), tx); !errors.Is(err, bus.ErrInvalid) || !strings.Contains(err.Error(), "belong to another bus") {
 		t.Errorf("another installation: %v", err)
 	}
 	_ = tx.Rollback()

@@ -40,8 +40,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	url := fs.String("url", "", "the `URL` of the broker to check; required")
 	pattern := fs.String("run", "", "run only the checks that match this `regexp`")
-	timeout := fs.Duration("timeout", time.Minute, "bound for each check")
-	asJSON := fs.Bool("json", false, "print one object a line: test, status, detail, seconds")
+	timeout := fs.Duration("timeout", time.Minute, "the longest time of each check")
+	asJSON := fs.Bool("json", false, "print one JSON object a line: test, status, detail, seconds")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	} else if err != nil {
