@@ -194,8 +194,9 @@ type subscription struct {
 // afterPatience bounds handing back given-up messages.
 const afterPatience = 10 * time.Second
 
-// errEnding gives a message back without counting a try. Nothing more is handed out meanwhile.
-var errEnding = bus.Unavailable(errors.New("the subscription ends, and the message was not acked"), time.Minute)
+// errEnding gives a message back without counting a try. The delay is so short that the router keeps
+// the message until its drain, which follows at once: a longer one would store it at the broker.
+var errEnding = bus.Postpone(errors.New("the subscription ends, and the message was not acked"), 100*time.Millisecond)
 
 // handle returns nil when m was acked.
 func (s *subscription) handle(ctx context.Context, m *bus.Message) error {

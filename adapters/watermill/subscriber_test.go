@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/adapters/watermill"
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/testlog"
 	"github.com/millrace-go/millrace/router"
 )
 
@@ -150,6 +151,28 @@ func TestCloseGivesBack(t *testing.T) {
 		t.Errorf("came %s", again.UUID)
 	} else {
 		again.Ack()
+	}
+}
+
+// TestCloseIsNoOutage: the end of a subscription gives messages back, one that is out and one that
+// nobody has received, and logs neither a failure nor a pause.
+func TestCloseIsNoOutage(t *testing.T) {
+	b, err := bus.Open(t.Context(), "memory:", bus.WithLogger(testlog.New(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	for range 20 {
+		sub := subscriber(t, b, "g", watermill.SubscriberConfig{CloseTimeout: time.Millisecond})
+		messages, err := sub.Subscribe(t.Context(), "t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		publish(t, b, "t", &bus.Message{}, &bus.Message{})
+		receive(t, messages)
+		if err := sub.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
