@@ -16,9 +16,10 @@ import (
 // The statements below go through transactions of any client library. So parameters are texts,
 // numbers and bytes only, and arrays are in their text form.
 
-// settleText also has the server end the session if it hears nothing from the session for this long
-// while the transaction is open. Otherwise a vanished host would hold the lane's row, and the lock
-// that readers of the outputs wait for, until the network gives up.
+// settleText also has the server end the session if the transaction stands still for ten seconds
+// from then on, or for the session's own limit if that is shorter. Otherwise a vanished host would
+// hold the lane's row, and the lock that readers of the outputs wait for, until the network gives
+// up.
 const settleText = settleStart + settleEnd
 
 // settlePlacedText settles if the row is still at a place in the table.
@@ -29,7 +30,9 @@ AND (CAST(? AS int8) = 0 OR (SELECT m.id FROM {of} m WHERE m.topic = ? AND m.sha
 AND (CAST(? AS int8) = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)`
 
 const settleEnd = ` RETURNING ctid)
-SELECT CAST(ctid AS text), set_config('idle_in_transaction_session_timeout', '10000', TRUE) FROM settled`
+SELECT CAST(ctid AS text), set_config('idle_in_transaction_session_timeout',
+CASE WHEN CAST(current_setting('idle_in_transaction_session_timeout') AS interval) BETWEEN '1ms' AND '10s'
+THEN current_setting('idle_in_transaction_session_timeout') ELSE '10s' END, TRUE) FROM settled`
 
 // Settle implements sqllog.Store. It asks for the row at the place where the last settlement has
 // left it: a search by key visits every version of the row that the server keeps, and while

@@ -87,7 +87,7 @@ func TestFullPool(t *testing.T) {
 
 // TestDeferredConstraints: two handlers' transactions settle in one lane. One has locked a row that
 // the other's deferred constraint looks at. The check must wait where the database sees both
-// waiters, and not in the commit, with the lane's turn.
+// waiters, and not in the commit, with the lane's lock.
 func TestDeferredConstraints(t *testing.T) {
 	db := database(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -145,10 +145,46 @@ func TestDeferredConstraints(t *testing.T) {
 		err = first.Commit()
 	}
 	if err = end(err); err != nil {
-		t.Errorf("who holds the row waits for the turn of who waits for the row: %v", err)
+		t.Errorf("the holder of the row waits for the lane of the waiter for the row: %v", err)
 	}
 	if err := <-settled; err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
+	}
+	sqltest.Close(t, s)
+}
+
+// TestIdleLimitOfTheCaller: a handler's transaction may stand still for ten seconds after it has
+// settled, and no longer than its session allows anyway.
+func TestIdleLimitOfTheCaller(t *testing.T) {
+	db := database(t)
+	b, in := db.Open(t, "shards=1"), sqltest.Topic()
+	sqltest.Publish(t, b, in, sqltest.Texts("a", "b", "c", "d")...)
+	source, err := b.Driver().Subscribe(t.Context(), bus.Subscription{Topic: in, Group: "g", InFlight: 10, Bytes: 1 << 20, Transactional: true}, sqltest.NewObserver())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := source.(driver.JoiningSource)
+	ds := sqltest.Receive(t, s, 4)
+	for i, c := range []struct{ set, want string }{{"0", "10s"}, {"10 min", "10s"}, {"3s", "3s"}, {"9999ms", "9999ms"}} {
+		tx, err := db.DB.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback()
+		if _, err := tx.ExecContext(t.Context(), "SET LOCAL idle_in_transaction_session_timeout = '"+c.set+"'"); err != nil {
+			t.Fatal(err)
+		}
+		end, err := s.SettleIn(t.Context(), tx, []bus.Token{ds[i].Token}, nil)
+		if err != nil {
+			t.Fatal(end(err))
+		}
+		var got string
+		if err := tx.QueryRowContext(t.Context(), "SHOW idle_in_transaction_session_timeout").Scan(&got); err != nil || got != c.want {
+			t.Errorf("of %s: the limit is %q, %v, want %s", c.set, got, err, c.want)
+		}
+		if err := end(tx.Commit()); err != nil {
+			t.Error(err)
+		}
 	}
 	sqltest.Close(t, s)
 }
