@@ -166,7 +166,7 @@ func (k *keeper) limitSession(ctx context.Context, conn *sql.Conn) (restore func
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.patience())
 		defer cancel()
-		if set(ctx, before) != nil { // the pool must not get it like this
+		if set(ctx, before) != nil { // the pool must not get the connection like this: it drops a bad one
 			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		}
 	}, nil

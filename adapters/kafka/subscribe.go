@@ -80,7 +80,7 @@ func (d *busDriver) Subscribe(ctx context.Context, s bus.Subscription, o bus.Lan
 	}
 	d.mu.Unlock()
 	if closed {
-		_ = src.Close(ctx)
+		_ = src.Close(ctx) // it has consumed nothing, and the driver's end is the error to tell
 		return nil, fail("subscribe", s.Topic, bus.ErrClosed)
 	}
 	return src, nil

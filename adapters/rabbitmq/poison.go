@@ -310,6 +310,6 @@ func consumeStream(s *amqplink.Session, stream string, offset any) (*streamReade
 			return &streamReader{ch, deliveries}, nil
 		}
 	}
-	_ = ch.Close()
+	_ = ch.Close() // err says why nothing is read
 	return nil, err
 }

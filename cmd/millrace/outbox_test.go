@@ -138,6 +138,7 @@ func TestOutboxRetry(t *testing.T) {
 		return n
 	}
 	stop := s.relay(t, "refusing:"+name)
+	// The relay is another program: the table is all that tells.
 	for end := time.Now().Add(time.Minute); poisoned() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nothing was poisoned")

@@ -81,7 +81,11 @@ func (s *store) count(t testing.TB, text string, args ...any) (n int) {
 
 // databases runs a test on each database, with tables of its own.
 func databases(t *testing.T, test func(t *testing.T, s *store)) {
-	for _, d := range []outbox.Dialect{outbox.SQLite, outbox.Postgres, outbox.MySQL} {
+	inDialects(t, []outbox.Dialect{outbox.SQLite, outbox.Postgres, outbox.MySQL}, test)
+}
+
+func inDialects(t *testing.T, dialects []outbox.Dialect, test func(t *testing.T, s *store)) {
+	for _, d := range dialects {
 		t.Run(d.String(), func(t *testing.T) {
 			test(t, newStore(t, d))
 		})

@@ -124,7 +124,7 @@ func (w *writers) transaction() (committed int, err error) {
 	if w.dialect == outbox.SQLite {
 		w.writing.Lock()
 		defer func() {
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(5 * time.Millisecond) // the relay gets the lock, too
 			w.writing.Unlock()
 		}()
 	}

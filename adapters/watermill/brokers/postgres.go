@@ -33,7 +33,7 @@ func openPostgres(ctx context.Context, p *driver.Params) (driver.Driver, error) 
 	q.Del("payload")
 	q.Del("poll")
 	for _, libpq := range []string{"sslmode", "sslrootcert", "sslcert", "sslkey", "connect_timeout", "application_name", "search_path"} {
-		_ = p.Text(libpq, "")
+		_ = p.Text(libpq, "") // the client library reads it; here it is only known
 	}
 	if err := p.Err(); err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func openPostgres(ctx context.Context, p *driver.Params) (driver.Driver, error) 
 	db, err := stdsql.Open("pgx", u.String())
 	if err == nil {
 		if err = db.PingContext(ctx); err != nil {
-			_ = db.Close()
+			_ = db.Close() // err says why
 		}
 	}
 	if err != nil {

@@ -22,7 +22,7 @@ func within[T io.Closer](ctx context.Context, open func() (T, error)) (T, error)
 	case <-ctx.Done():
 		go func() {
 			if late := <-over; late.err == nil {
-				_ = late.value.Close()
+				_ = late.value.Close() // nobody waits for it any more
 			}
 		}()
 		var none T

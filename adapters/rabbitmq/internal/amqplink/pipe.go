@@ -113,7 +113,7 @@ func (p *pipe) Close() error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
-	_ = p.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	_ = p.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)) // it fails on a closed connection, where no write waits
 	p.wake()
 	<-p.ended
 	return p.Conn.Close()
