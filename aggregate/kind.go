@@ -50,7 +50,7 @@ func Tries(n int) Option { return func(o *options) { o.tries = n } }
 
 // Define defines a kind. Its streams are named name-id; name has 1 to 200 bytes. *S has a method
 // Apply, which changes the state by an event and cannot refuse it. Apply gets events from the
-// beginning on, the zero S first. What is wrong with the definition is an error of [Kind.Check],
+// beginning on, the zero S first. Mistakes in the definition are errors of [Kind.Check],
 // and of all calls of its repositories.
 func Define[S, E any, P interface {
 	*S
@@ -85,7 +85,7 @@ func (k *Kind[S, E]) Check() error {
 func (k *Kind[S, E]) Stream(id string) string { return k.name + "-" + id }
 
 // In returns the kind's repository in a store. Make one in a process: commands that meet in a
-// repository never conflict. What is wrong with the kind is an error of each call.
+// repository never conflict. Mistakes in the kind are errors of each call.
 func (k *Kind[S, E]) In(s *eventstore.Store) *Repository[S, E] {
 	return &Repository[S, E]{kind: k, store: s, invalid: k.Check(), live: &live[S, E]{byID: map[string]*aggregate[S, E]{}}}
 }

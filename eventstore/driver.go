@@ -11,8 +11,8 @@ import (
 )
 
 // Host is an optional ability of a bus's driver, found with bus.As: its topics can be event stores.
-// It is for authors of drivers; package internal/storetest has the tests. What is published to a
-// store's topic must be appended as [Published] says, and what groups of it receive must have the
+// It is for authors of drivers; package internal/storetest has the tests. The driver appends messages published
+// to a store's topic as [Published] says. The messages that groups of the topic receive have the
 // headers [HeaderVersion] and [HeaderPosition].
 type Host interface {
 	// OpenStore opens the store in a topic, and creates it with so many shards if there is no such

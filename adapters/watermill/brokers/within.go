@@ -5,7 +5,8 @@ import (
 	"io"
 )
 
-// within opens what takes no context, and waits for it within ctx. What is opened after that is closed again.
+// within calls open, which takes no context, and waits for it within ctx. A value that comes later
+// is closed again.
 func within[T io.Closer](ctx context.Context, open func() (T, error)) (T, error) {
 	type result struct {
 		value T
