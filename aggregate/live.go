@@ -333,7 +333,8 @@ func (r *Repository[S, E]) commit(ctx context.Context, a *aggregate[S, E], p *pr
 	}
 }
 
-// failed deals with a proposal that was not appended. Its commands are decided again if they can be.
+// failed deals with a proposal that was not appended. Its commands are decided again if they can
+// be.
 func (r *Repository[S, E]) failed(a *aggregate[S, E], p *proposal[S, E], err error) {
 	conflict, isConflict := errors.AsType[*eventstore.Conflict](err)
 	if a.behind = true; p.applied || !isConflict {

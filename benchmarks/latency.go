@@ -10,7 +10,8 @@ import (
 // latencyRates are how many messages a second are sent: about a tenth of what Watermill can do.
 var latencyRates = map[string]int{"memory": 8000, "kafka": 200, "rabbitmq": 200, "postgres": 200, "mysql": 200, "sqlite": 100}
 
-// latencySenders share the sending, so that a slow call does not delay the next message. In memory no call is slow.
+// latencySenders share the sending, so that a slow call does not delay the next message. In memory
+// no call is slow.
 func latencySenders(broker string) int {
 	if broker == "memory" {
 		return 1

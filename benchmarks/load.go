@@ -31,8 +31,8 @@ func (l load) one(number int) load {
 // slabSize is how much memory payloads share, so that the benchmark's own allocations hardly show.
 const slabSize = 64 << 10
 
-// send calls publish with the messages of each call, from the callers' goroutines. The slice is the caller's own until the next
-// call, the payloads are for keeps.
+// send calls publish with the messages of each call, from the callers' goroutines. The slice is the
+// caller's own until the next call, the payloads are for keeps.
 func (l load) send(publish func(items []item) error) error {
 	names := keyNames(l.keys)
 	var next atomic.Int64

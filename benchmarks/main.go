@@ -3,8 +3,9 @@
 //
 //	. ../.brokers/env && go run . -paths memory,kafka
 //
-// Each message carries its number, and a round is counted only if every number arrived exactly once. A library that fails on a
-// path has no figure there; the other paths run, and the program ends with an error.
+// Each message carries its number, and a round is counted only if every number arrived exactly
+// once. A library that fails on a path has no figure there; the other paths run, and the program
+// ends with an error.
 package main
 
 import (

@@ -177,8 +177,8 @@ func (s *watermillOutbox) consume(ctx context.Context, _ time.Duration, l *ledge
 
 func (s *watermillOutbox) close() error { return errors.Join(s.kafka.close(), s.db.Close()) }
 
-// rawOutbox is a table and a loop: read some rows, produce them, delete them. It knows one relay only, and that no transaction
-// commits late.
+// rawOutbox is a table and a loop: read some rows, produce them, delete them. It knows one relay
+// only, and that no transaction commits late.
 type rawOutbox struct {
 	place *place
 	conn  *pgx.Conn

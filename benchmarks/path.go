@@ -104,7 +104,8 @@ func (p path) progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "\r\033[K%-26s %s", p.name, fmt.Sprintf(format, args...))
 }
 
-// calibrate finds out how many messages make a round last long enough. A short trial says too little of a quick library.
+// calibrate finds out how many messages make a round last long enough. A short trial says too
+// little of a quick library.
 func (p path) calibrate(ctx context.Context, name string, open opener) (n int, err error) {
 	for n = firstCount; ; {
 		p.progress("trial: %s, %d messages", name, n)

@@ -20,13 +20,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// place is where one round happens: a topic of its own, and for SQL tables of its own. A broker that had to keep the
-// topics of all rounds would become slower with each.
+// place is where one round happens: a topic of its own, and for SQL tables of its own. A broker
+// that had to keep the topics of all rounds would become slower with each.
 type place struct {
 	broker string
 	// url is for the clients themselves. ours is the same with Millrace's parameters.
 	url, ours string
-	// topic is also the name of the group, and part of the name of everything else that the round makes.
+	// topic is also the name of the group, and part of the name of everything else that the round
+	// makes.
 	topic string
 	lanes int
 	// target is where the messages go that are written here; nil but for the relay's path.
@@ -213,7 +214,8 @@ func (p *place) mysqlDB() (*stdsql.DB, error) {
 	return db, nil
 }
 
-// cleanMySQL drops the tables that have the topic in their name, which is how all sides name theirs.
+// cleanMySQL drops the tables that have the topic in their name, which is how all sides name
+// theirs.
 func (p *place) cleanMySQL(ctx context.Context) error {
 	db, err := p.mysqlDB()
 	if err != nil {
@@ -241,7 +243,8 @@ func (p *place) cleanMySQL(ctx context.Context) error {
 	return err
 }
 
-// onSQLite gives the round a file in the directory of temporary files, which must be on a disk for the figures to mean anything.
+// onSQLite gives the round a file in the directory of temporary files, which must be on a disk for
+// the figures to mean anything.
 func (p *place) onSQLite() error {
 	dir, err := os.MkdirTemp("", p.topic)
 	if err != nil {

@@ -7,7 +7,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// kafkaSide is franz-go with its defaults: idempotent, acks=all, and records with the headers that ours have.
+// kafkaSide is franz-go with its defaults: idempotent, acks=all, and records with the headers that
+// ours have.
 type kafkaSide struct {
 	brokers []string
 	topic   string

@@ -11,8 +11,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// rabbitSide is amqp091-go on a direct exchange and as many queues as ours have, bound by a number that the key gives. All
-// callers share one channel, with publisher confirms.
+// rabbitSide is amqp091-go on a direct exchange and as many queues as ours have, bound by a number
+// that the key gives. All callers share one channel, with publisher confirms.
 type rabbitSide struct {
 	publishing, consuming *amqp.Connection
 	topic                 string

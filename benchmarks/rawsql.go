@@ -12,10 +12,11 @@ import (
 	_ "modernc.org/sqlite"
 )
 
-// sqlSide is database/sql on a table with the columns of ours, numbered by the database. A call is one insert of as many rows,
-// prepared; reading is by a cursor on the number, page by page, with the position stored after each. Numbers are given at the
-// insert and seen at the commit, so the cursor stops before one that is missing: its transaction is still open. (Nothing rolls
-// back here, and a call's numbers are given together.)
+// sqlSide is database/sql on a table with the columns of ours, numbered by the database. A call is
+// one insert of as many rows, prepared; reading is by a cursor on the number, page by page, with
+// the position stored after each. Numbers are given at the insert and seen at the commit, so the
+// cursor stops before one that is missing: its transaction is still open. (Nothing rolls back here,
+// and a call's numbers are given together.)
 type sqlSide struct {
 	write, read *stdsql.DB
 	table       string
@@ -88,7 +89,8 @@ func (s *sqlSide) insert(rows int) (*stdsql.Stmt, error) {
 	return s.inserts[rows], nil
 }
 
-// publish does without the context in its statements: watching it costs SQLite's library a goroutine a statement.
+// publish does without the context in its statements: watching it costs SQLite's library a
+// goroutine a statement.
 func (s *sqlSide) publish(_ context.Context, l load) error {
 	return l.send(func(items []item) error {
 		insert, err := s.insert(len(items))

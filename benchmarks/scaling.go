@@ -209,7 +209,8 @@ func blocked(ctx context.Context, broker string, x int) (mib float64, err error)
 	return mib, nil
 }
 
-// scale measures the curves whose names begin with one of the prefixes, prints them, and draws each into dir.
+// scale measures the curves whose names begin with one of the prefixes, prints them, and draws each
+// into dir.
 func scale(ctx context.Context, dir, prefixes string) error {
 	for _, c := range curves {
 		if !hasPrefix(c.name, prefixes) {

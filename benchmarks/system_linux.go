@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// sleepFor sleeps in the kernel: a goroutine's sleep ends up to a millisecond late here, and one that looks at the clock instead takes a
-// processor from the broker.
+// sleepFor sleeps in the kernel: a goroutine's sleep ends up to a millisecond late here, and one
+// that looks at the clock instead takes a processor from the broker.
 func sleepFor(d time.Duration) {
 	t := syscall.NsecToTimespec(int64(d))
 	_ = syscall.Nanosleep(&t, nil) // a signal may wake it early

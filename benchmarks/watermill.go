@@ -16,8 +16,8 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
-// watermills are Watermill's own packages, configured for durable use: acks=all, publisher confirms with a pool of
-// channels, the same type of queue, committed rows. The rest is their default.
+// watermills are Watermill's own packages, configured for durable use: acks=all, publisher confirms
+// with a pool of channels, the same type of queue, committed rows. The rest is their default.
 var watermills = map[string]opener{
 	"memory":   watermillMemory,
 	"kafka":    watermillKafka,

@@ -23,8 +23,9 @@ var (
 	ErrStale = errors.New("stale token: the lane has another owner")
 	// ErrLaneLost is the cause that ends a handler's context when this process no longer owns the
 	// message's lane. The router ignores such a handler's result: the lane's new owner handles the
-	// message again. The cause is ErrLaneLost itself when the process has handed the lane over. When
-	// the lane was lost without a warning, the cause wraps ErrLaneLost and the driver's reason.
+	// message again. The cause is ErrLaneLost itself when the process has handed the lane over.
+	// When the lane was lost without a warning, the cause wraps ErrLaneLost and the driver's
+	// reason.
 	ErrLaneLost = errors.New("lane lost")
 )
 

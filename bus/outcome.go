@@ -90,8 +90,9 @@ type BatchError struct {
 	Errs []error
 }
 
-// PerMessage makes a batch handler's outcome of one error per message, index-aligned with the batch. It
-// returns nil if all are nil. Each message follows its own error: successful messages are settled.
+// PerMessage makes a batch handler's outcome of one error per message, index-aligned with the
+// batch. It returns nil if all are nil. Each message follows its own error: successful messages are
+// settled.
 func PerMessage(errs []error) error {
 	for _, err := range errs {
 		if err != nil {
@@ -108,8 +109,8 @@ func (e *BatchError) Error() string {
 // Unwrap returns the errors of the failed messages.
 func (e *BatchError) Unwrap() []error { return (&PublishError{e.Errs}).Unwrap() }
 
-// Outcomes returns one error for each of a handler's n messages: the entries of [PerMessage], or any
-// other error n times. Routers and middleware call it.
+// Outcomes returns one error for each of a handler's n messages: the entries of [PerMessage], or
+// any other error n times. Routers and middleware call it.
 func Outcomes(err error, n int) []error {
 	errs := make([]error, n)
 	if be, ok := errors.AsType[*BatchError](err); ok {

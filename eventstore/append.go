@@ -9,8 +9,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Expected is the state that a stream must be in for an append: [New], [Any], [Exists] or [At]. Its zero
-// value is New.
+// Expected is the state that a stream must be in for an append: [New], [Any], [Exists] or [At]. Its
+// zero value is New.
 type Expected struct{ version int64 }
 
 var (

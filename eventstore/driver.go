@@ -11,17 +11,17 @@ import (
 )
 
 // Host is an optional ability of a bus's driver, found with bus.As: its topics can be event stores.
-// It is for authors of drivers; package internal/storetest has the tests. The driver appends messages published
-// to a store's topic as [Published] says. The messages that groups of the topic receive have the
-// headers [HeaderVersion] and [HeaderPosition].
+// It is for authors of drivers; package internal/storetest has the tests. The driver appends
+// messages published to a store's topic as [Published] says. The messages that groups of the topic
+// receive have the headers [HeaderVersion] and [HeaderPosition].
 type Host interface {
 	// OpenStore opens the store in a topic, and creates it with so many shards if there is no such
 	// topic. The error wraps bus.ErrInvalid if the topic exists and is no store.
 	OpenStore(ctx context.Context, topic string, shards int) (Backend, error)
 }
 
-// Part is the part of an append that goes to one stream. The messages are complete, and have the stream as their
-// key. A driver may keep them beyond the call, and must not change them.
+// Part is the part of an append that goes to one stream. The messages are complete, and have the
+// stream as their key. A driver may keep them beyond the call, and must not change them.
 type Part struct {
 	Stream   string
 	Expected Expected
@@ -52,7 +52,8 @@ func Published(m *bus.Message) (Part, error) {
 type Backend interface {
 	// Append appends all parts or none. Each has another stream. The result is index-aligned.
 	Append(ctx context.Context, parts []Part) ([]Appended, error)
-	// AppendIn appends in a transaction of the caller. A stream that is closed is a [*Conflict], too.
+	// AppendIn appends in a transaction of the caller. A stream that is closed is a [*Conflict],
+	// too.
 	AppendIn(ctx context.Context, tx driver.Execer, part Part) error
 
 	// Read returns the first events of a stream from a version on, Back the last ones before a
@@ -74,8 +75,8 @@ type Backend interface {
 	// returns the first version that is left.
 	Truncate(ctx context.Context, stream string, before int64) (first int64, err error)
 
-	// Snapshot returns the stream's snapshot, or a zero one. SaveSnapshot replaces it, unless it has
-	// the same schema and a later version.
+	// Snapshot returns the stream's snapshot, or a zero one. SaveSnapshot replaces it, unless it
+	// has the same schema and a later version.
 	Snapshot(ctx context.Context, stream string) (Snapshot, error)
 	SaveSnapshot(ctx context.Context, stream string, snap Snapshot) error
 }

@@ -7,8 +7,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// failingTopic is a topic with so many blocked lanes that it is claimed by itself, little by little. So it
-// keeps no other topic waiting. The broker refuses the topic or one of its partitions.
+// failingTopic is a topic with so many blocked lanes that it is claimed by itself, little by
+// little. So it keeps no other topic waiting. The broker refuses the topic or one of its
+// partitions.
 type failingTopic struct {
 	lanes int       // blocked ones
 	calls int       // under way
@@ -21,8 +22,8 @@ const (
 	maxBlocked = 1000
 	// From maxTried blocked keys on, no new key is tried.
 	maxTried = 5000
-	// maxDue is the number of lanes that a claim tries again, and for a failing topic the least number of
-	// new lanes.
+	// maxDue is the number of lanes that a claim tries again, and for a failing topic the least
+	// number of new lanes.
 	maxDue       = 100
 	failingPause = 100 * time.Millisecond
 )

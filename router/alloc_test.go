@@ -12,8 +12,9 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestAllocations holds the way of a message through memory, from the publisher to the handler, to two allocations: the
-// publisher's own message, and its id. All else is allocated for many at once, or pooled, of which the race detector drops a quarter.
+// TestAllocations holds the way of a message through memory, from the publisher to the handler, to
+// two allocations: the publisher's own message, and its id. All else is allocated for many at once,
+// or pooled, of which the race detector drops a quarter.
 func TestAllocations(t *testing.T) {
 	const n = 20_000
 	m, err := memory.Open(memory.Config{})

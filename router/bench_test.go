@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// BenchmarkMemory publishes one message a call, through the router, to a handler, in the order of 10,000 keys.
+// BenchmarkMemory publishes one message a call, through the router, to a handler, in the order of
+// 10,000 keys.
 func BenchmarkMemory(b *testing.B) {
 	router.Unchecked(b)
 	keys := make([]string, 10_000)

@@ -140,7 +140,8 @@ func (c *consumer) nextToCancel() []*laneCancellations {
 	}
 }
 
-// takeDelayed takes the delayed messages that may be meant, as if they were being fetched, and settles those that are not stored.
+// takeDelayed takes the delayed messages that may be meant, as if they were being fetched, and
+// settles those that are not stored.
 func (c *consumer) takeDelayed(batch []*task) (lanes []*laneCancellations) {
 	byLane := map[*lane]*laneCancellations{}
 	for _, t := range batch {

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// lines is a log's handler that keeps WARN and ERROR records, each with its time since the start, its class and the
-// number of failures that were left out.
+// lines is a log's handler that keeps WARN and ERROR records, each with its time since the start,
+// its class and the number of failures that were left out.
 type lines struct {
 	start time.Time
 
@@ -49,8 +49,8 @@ func (l *lines) Enabled(context.Context, slog.Level) bool { return true }
 func (l *lines) WithAttrs([]slog.Attr) slog.Handler       { return l }
 func (l *lines) WithGroup(string) slog.Handler            { return l }
 
-// TestFailuresDoNotFloodTheLog: the log tells of the first failure of each class at once, and of the rest once a
-// second, with their number. Nothing is left out for ever.
+// TestFailuresDoNotFloodTheLog: the log tells of the first failure of each class at once, and of
+// the rest once a second, with their number. Nothing is left out for ever.
 func TestFailuresDoNotFloodTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bustest.New(t)

@@ -10,9 +10,10 @@
 //
 // # Order and concurrency
 //
-// Messages of one topic with equal keys are handled one at a time, in publish order. Everything else runs
-// concurrently, up to [Workers] calls at once, on every broker: concurrency does not depend on the number of Kafka
-// partitions or queues. While a message waits for its next try, only its key waits with it.
+// Messages of one topic with equal keys are handled one at a time, in publish order. Everything
+// else runs concurrently, up to [Workers] calls at once, on every broker: concurrency does not
+// depend on the number of Kafka partitions or queues. While a message waits for its next try, only
+// its key waits with it.
 //
 // # Failure
 //

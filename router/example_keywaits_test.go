@@ -18,7 +18,8 @@ type poisonedHook chan struct{}
 
 func (h poisonedHook) Poisoned(context.Context, driver.PoisonEntry) { h <- struct{}{} }
 
-// After a refused message its key waits until somebody replays the message, so the key's order is kept.
+// After a refused message its key waits until somebody replays the message, so the key's order is
+// kept.
 func ExamplePolicy_keyWaits() {
 	ctx, stop := context.WithCancel(context.Background())
 	b, err := memory.Open(memory.Config{}, bus.WithLogger(nil))

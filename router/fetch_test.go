@@ -56,8 +56,9 @@ func (s *laneAwaySource) Fetch(ctx context.Context, tokens []bus.Token, dst []bu
 	return n, &bus.PublishError{Errs: errs}
 }
 
-// TestOneLaneCannotBeFetched: parked messages of other lanes are handled when they are due. Those of the lane are handled once when
-// it is back, by the same router or by the next one. The router does not ask for the lane all the time, and stops without it.
+// TestOneLaneCannotBeFetched: parked messages of other lanes are handled when they are due. Those
+// of the lane are handled once when it is back, by the same router or by the next one. The router
+// does not ask for the lane all the time, and stops without it.
 func TestOneLaneCannotBeFetched(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprintf("restart=%t", restart), func(t *testing.T) {

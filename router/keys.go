@@ -20,7 +20,8 @@ func newKeyTable(inFlight int) keyTable {
 
 func (k *keyTable) slot(t *task) **task { return &k.slots[t.hash&uint64(len(k.slots)-1)] }
 
-// enter puts t behind the earlier tasks of its key. It returns true if there are none: t is the head and may run.
+// enter puts t behind the earlier tasks of its key. It returns true if there are none: t is the
+// head and may run.
 func (k *keyTable) enter(t *task) bool {
 	t.hash = maphash.String(k.seed, t.key)
 	slot := k.slot(t)

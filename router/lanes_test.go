@@ -348,7 +348,8 @@ func (c *committing) Commit(context.Context) error {
 	return c.commit(c.n - 1)
 }
 
-// TestAtMostOnceOfABatchWhoseLaneGoes: what is of other lanes is settled, and so it must be handled.
+// TestAtMostOnceOfABatchWhoseLaneGoes: what is of other lanes is settled, and so it must be
+// handled.
 func TestAtMostOnceOfABatchWhoseLaneGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
@@ -375,7 +376,8 @@ func TestAtMostOnceOfABatchWhoseLaneGoes(t *testing.T) {
 	})
 }
 
-// At most once: a handler is called when its message's settlement is durable for sure, and its lane was ours all the time.
+// At most once: a handler is called when its message's settlement is durable for sure, and its lane
+// was ours all the time.
 func TestAtMostOnceKnowsThatItIsSettled(t *testing.T) {
 	goes := func(f *fake) {
 		f.mu.Lock()
@@ -422,8 +424,9 @@ func TestAtMostOnceKnowsThatItIsSettled(t *testing.T) {
 	}
 }
 
-// TestLostLaneCancelsBatchAtOnce: when a driver has told that lanes are lost, no handler works on their messages unknowing, also not on a
-// batch of several lanes: the next owner may begin with them.
+// TestLostLaneCancelsBatchAtOnce: when a driver has told that lanes are lost, no handler works on
+// their messages unknowing, also not on a batch of several lanes: the next owner may begin with
+// them.
 func TestLostLaneCancelsBatchAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()

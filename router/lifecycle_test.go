@@ -388,8 +388,8 @@ func TestShutdownCutsTheDrainShort(t *testing.T) {
 	})
 }
 
-// TestStoppedHandlersAreForgotten: handlers that come and go while the router runs leave nothing behind. One that failed is seen until another
-// takes its place.
+// TestStoppedHandlersAreForgotten: handlers that come and go while the router runs leave nothing
+// behind. One that failed is seen until another takes its place.
 func TestStoppedHandlersAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)

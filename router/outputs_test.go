@@ -85,8 +85,8 @@ func ten() (msgs []*bus.Message) {
 	return msgs
 }
 
-// TestOutputsOfABatchFailOneByOne: an output that the broker does not take is the trouble of the message that led to it, and
-// of no other in its batch.
+// TestOutputsOfABatchFailOneByOne: an output that the broker does not take is the trouble of the
+// message that led to it, and of no other in its batch.
 func TestOutputsOfABatchFailOneByOne(t *testing.T) {
 	testlog.Expect(t, "handler failed", "message poisoned")
 	synctest.Test(t, func(t *testing.T) {
@@ -167,7 +167,8 @@ func TestWrongOutputIsToldWhenItIsEmitted(t *testing.T) {
 	})
 }
 
-// TestIgnoredWithOutputsThatFail: a batch's message whose error was ignored is not settled before its outputs are published.
+// TestIgnoredWithOutputsThatFail: a batch's message whose error was ignored is not settled before
+// its outputs are published.
 func TestIgnoredWithOutputsThatFail(t *testing.T) {
 	testlog.Expect(t, "handler failed")
 	synctest.Test(t, func(t *testing.T) {
@@ -219,7 +220,8 @@ func TestEqualIDsAreInBatchesOfTheirOwn(t *testing.T) {
 	})
 }
 
-// TestHistoryOfShortDelays: a handler is told of the failures before, also of tries that never left the process.
+// TestHistoryOfShortDelays: a handler is told of the failures before, also of tries that never left
+// the process.
 func TestHistoryOfShortDelays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
@@ -247,7 +249,8 @@ func TestHistoryOfShortDelays(t *testing.T) {
 	})
 }
 
-// TestGoexitEndsTheCall: whoever wants to know how a call ended is told, when the handler has ended its goroutine, too.
+// TestGoexitEndsTheCall: whoever wants to know how a call ended is told, when the handler has ended
+// its goroutine, too.
 func TestGoexitEndsTheCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
@@ -295,7 +298,8 @@ type nilError struct{ text string }
 
 func (e *nilError) Error() string { return e.text }
 
-// TestUsersMistakesDoNotEndTheProcess: an error without a text, and an ending that panics, are failures of their message.
+// TestUsersMistakesDoNotEndTheProcess: an error without a text, and an ending that panics, are
+// failures of their message.
 func TestUsersMistakesDoNotEndTheProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
@@ -314,7 +318,8 @@ func TestUsersMistakesDoNotEndTheProcess(t *testing.T) {
 	})
 }
 
-// TestKeyWaitsIsRefusedWhereItCannotBe: a key that does not wait although its policy says so is found out at the start.
+// TestKeyWaitsIsRefusedWhereItCannotBe: a key that does not wait although its policy says so is
+// found out at the start.
 func TestKeyWaitsIsRefusedWhereItCannotBe(t *testing.T) {
 	for want, opts := range map[string][]router.Option{
 		"Unordered":   {router.Policy{KeyWaits: true}, router.Unordered()},

@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	// parkFrom is the delay from which a message waits at the broker. Shorter ones are not worth the writing.
+	// parkFrom is the delay from which a message waits at the broker. Shorter ones are not worth
+	// the writing.
 	parkFrom = time.Second
 	// maxFetched bounds the messages in flight that have come back from the broker, beside the
 	// in-flight bound. So they need not wait for room while the intake takes all of it.
@@ -245,7 +246,8 @@ func (c *consumer) hasHistory(t *task) bool {
 	return c.canPark && t.entry == nil && !t.unparkable && (t.tries > 0 || t.due.After(time.Now()))
 }
 
-// await has the first of a message's line handled when it is due, unless messages of its key are in flight.
+// await has the first of a message's line handled when it is due, unless messages of its key are in
+// flight.
 func (c *consumer) await(e *parkedMessage) {
 	if e.line == nil {
 		c.lot.wait(e)

@@ -51,8 +51,8 @@ func numbers(n int) (ids []string) {
 	return ids
 }
 
-// TestLongDelayBlocksItsKeyOnly: far more messages of other keys pass than may be in flight, and the key's own come
-// behind it, in order, also those that came while it was being handled again.
+// TestLongDelayBlocksItsKeyOnly: far more messages of other keys pass than may be in flight, and
+// the key's own come behind it, in order, also those that came while it was being handled again.
 func TestLongDelayBlocksItsKeyOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
@@ -250,7 +250,8 @@ func TestKeyWaits(t *testing.T) {
 	}
 }
 
-// TestUnavailablePausesAndProbes: no try is counted, nothing is called in the pause, one call is let through after it.
+// TestUnavailablePausesAndProbes: no try is counted, nothing is called in the pause, one call is
+// let through after it.
 func TestUnavailablePausesAndProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)
@@ -339,8 +340,9 @@ func (s countedSource) Park(ctx context.Context, ps []driver.Parking) error {
 	return s.ParkingSource.Park(ctx, ps)
 }
 
-// TestQuickKeysAreNotParked: keys always have followers when messages come quicker than they are handled. That is no reason to move
-// them to the broker. In virtual time, the handlers take no time at all.
+// TestQuickKeysAreNotParked: keys always have followers when messages come quicker than they are
+// handled. That is no reason to move them to the broker. In virtual time, the handlers take no time
+// at all.
 func TestQuickKeysAreNotParked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memoryBus := openBus(t)

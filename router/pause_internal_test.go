@@ -8,7 +8,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestReclaimedProbe: a worker may lose the call that is let through before it has begun it. Then another is let through.
+// TestReclaimedProbe: a worker may lose the call that is let through before it has begun it. Then
+// another is let through.
 func TestReclaimedProbe(t *testing.T) {
 	c := newConsumer(New(nil, "g").core, bus.Subscription{}, consumerConfig{inFlight: inFlight{messages: 1, bytes: 1}}, &routeTable{})
 	c.crew.watchdog = time.AfterFunc(time.Hour, func() {})

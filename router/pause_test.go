@@ -12,8 +12,9 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// TestPauseEndsAlthoughTheProbesLaneWent: the call that was let through ends within the pause that another call has asked for meanwhile, and its
-// message goes with its lane. The pause ends in time all the same.
+// TestPauseEndsAlthoughTheProbesLaneWent: the call that was let through ends within the pause that
+// another call has asked for meanwhile, and its message goes with its lane. The pause ends in time
+// all the same.
 func TestPauseEndsAlthoughTheProbesLaneWent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()

@@ -75,8 +75,8 @@ func TestTheHandlersMarkWins(t *testing.T) {
 	}
 }
 
-// An error that the policy ignores counts as success in every way: outputs are published, and whoever waits for the
-// success is told.
+// An error that the policy ignores counts as success in every way: outputs are published, and
+// whoever waits for the success is told.
 func TestIgnoredByThePolicyIsSuccess(t *testing.T) {
 	boom := errors.New("boom")
 	for _, batches := range []bool{false, true} {

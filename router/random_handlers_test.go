@@ -74,7 +74,8 @@ func (w *world) verdict(ctx context.Context, m *bus.Message) error {
 	return nil
 }
 
-// output notes an output that was published with a settlement. A replay makes a second message of one that is poisoned and not settled.
+// output notes an output that was published with a settlement. A replay makes a second message of
+// one that is poisoned and not settled.
 func (w *world) output(m *bus.Message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

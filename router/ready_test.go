@@ -30,8 +30,8 @@ func (f *fakeLot) Park(_ context.Context, ps []driver.Parking) error { return f.
 
 func (f *fakeLot) Fetch(context.Context, []bus.Token, []bus.Delivery) (int, error) { return 0, nil }
 
-// TestLaneGoesWhileWhatIsReadyIsParked: a message is to be tried again, while the broker still parks it, and is given back, because its lane
-// goes.
+// TestLaneGoesWhileWhatIsReadyIsParked: a message is to be tried again, while the broker still
+// parks it, and is given back, because its lane goes.
 func TestLaneGoesWhileWhatIsReadyIsParked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release, gate := make(chan struct{}), make(chan struct{})

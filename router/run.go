@@ -10,9 +10,10 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// Run consumes until ctx ends, [Router.Shutdown] is called, a function of Go fails or a handler's start fails for
-// good. Then it drains: no new messages, running handlers to their end with a live context, at most for the
-// [DrainTimeout], everything settled. It returns nil after a clean drain that was asked for.
+// Run consumes until ctx ends, [Router.Shutdown] is called, a function of Go fails or a handler's
+// start fails for good. Then it drains: no new messages, running handlers to their end with a live
+// context, at most for the [DrainTimeout], everything settled. It returns nil after a clean drain
+// that was asked for.
 //
 // Handlers, and functions of Go, see the values of ctx.
 //
@@ -153,8 +154,8 @@ func (c *core) add(r *Route) {
 	c.launch(consumers[0])
 }
 
-// forgetStopped forgets handlers that were stopped before r came, because their consumers hold much memory. One that failed is kept for
-// Health, until r takes its place.
+// forgetStopped forgets handlers that were stopped before r came, because their consumers hold much
+// memory. One that failed is kept for Health, until r takes its place.
 func (c *core) forgetStopped(r *Route) {
 	c.routes = slices.DeleteFunc(c.routes, func(o *Route) bool {
 		replaced := o.name == r.name || o.group == r.group && o.topic == r.topic
@@ -260,9 +261,9 @@ func (r *Router) Ready(ctx context.Context) error {
 	}
 }
 
-// Shutdown asks Run to drain and waits for it within ctx; when ctx ends, the drain is cut short: the contexts of
-// handlers that still run are cancelled. It returns Run's error. Before Run it makes every later Run fail. It may be
-// called any number of times.
+// Shutdown asks Run to drain and waits for it within ctx; when ctx ends, the drain is cut short:
+// the contexts of handlers that still run are cancelled. It returns Run's error. Before Run it
+// makes every later Run fail. It may be called any number of times.
 func (r *Router) Shutdown(ctx context.Context) error {
 	c := r.core
 	c.mu.Lock()

@@ -146,13 +146,14 @@ func (c *consumer) reclaim(w *worker) {
 }
 
 const (
-	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then serves them all. It is
-	// the number of bits of worker.finished.
+	// maxTake is how many tasks a worker takes at once when handlers are quick; one lock then
+	// serves them all. It is the number of bits of worker.finished.
 	maxTake = 32
 	// quick is the longest time of a handler call at which taking many tasks at once is worth more
 	// than spreading them.
 	quick = 20 * time.Microsecond
-	// watchdogDelay is how long tasks wait behind a call that turned out slow, while others are idle.
+	// watchdogDelay is how long tasks wait behind a call that turned out slow, while others are
+	// idle.
 	watchdogDelay = time.Millisecond
 )
 
@@ -228,7 +229,8 @@ func (c *consumer) takeBatch(w *worker) bool {
 	return false
 }
 
-// steal takes one task that another worker took but has not begun, because the one before it turned out to be slow.
+// steal takes one task that another worker took but has not begun, because the one before it turned
+// out to be slow.
 func (c *consumer) steal(w *worker) bool {
 	for _, v := range c.crew.workers {
 		if v == w || v.n < 2 {

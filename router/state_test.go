@@ -21,8 +21,9 @@ func Unchecked(b *testing.B) {
 	b.Cleanup(func() { observeMove = checkMove })
 }
 
-// CheckStates says which task of a router is not in the one place that its state names. When the router rests, no task is in the hands of a
-// goroutine, and all that are in flight must be in a place.
+// CheckStates says which task of a router is not in the one place that its state names. When the
+// router rests, no task is in the hands of a goroutine, and all that are in flight must be in a
+// place.
 func CheckStates(r *Router, rests bool) error {
 	r.core.mu.Lock()
 	consumers := slices.Clone(r.core.consumers)

@@ -20,7 +20,8 @@ import (
 
 type slowHook struct{}
 
-// hookTime is more than what a minute's delay may have added at random, so that one which is shortened by it shows.
+// hookTime is more than what a minute's delay may have added at random, so that one which is
+// shortened by it shows.
 const hookTime = 7 * time.Second
 
 func (slowHook) Handled(context.Context, router.Handled) { time.Sleep(hookTime) }
@@ -72,8 +73,8 @@ func TestUndecodableRecordStopsNobody(t *testing.T) {
 	})
 }
 
-// Messages behind one that has not succeeded are settled, and it is not; also where it cannot be parked at the stop, so
-// that only its position brings it back.
+// Messages behind one that has not succeeded are settled, and it is not; also where it cannot be
+// parked at the stop, so that only its position brings it back.
 func TestFailedRecordIsNotCommittedPast(t *testing.T) {
 	t.Run("restart", func(t *testing.T) { failedAndRestarted(t, func(b *bus.Bus) *bus.Bus { return b }) })
 	t.Run("restart without parking", func(t *testing.T) {

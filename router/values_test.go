@@ -12,7 +12,8 @@ import (
 
 type valueKey struct{}
 
-// The values of Run's context reach the handlers of single messages and of batches; its end only begins the drain.
+// The values of Run's context reach the handlers of single messages and of batches; its end only
+// begins the drain.
 func TestRunValues(t *testing.T) {
 	b := bustest.New(t, bus.WithLogger(testlog.New(t)))
 	r := router.New(b, "g")

@@ -1,5 +1,5 @@
-// Package all registers every driver that comes with Millrace. A service that knows its broker imports that driver
-// alone, and does not compile the others.
+// Package all registers every driver that comes with Millrace. A service that knows its broker
+// imports that driver alone, and does not compile the others.
 package all
 
 import (

@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestOneLaneCannotBegin: a lane that cannot be read holds up no other one, and comes whole when it can.
+// TestOneLaneCannotBegin: a lane that cannot be read holds up no other one, and comes whole when it
+// can.
 func TestOneLaneCannotBegin(t *testing.T) {
 	parkingOf := parkingTopic("t", "g")
 	for name, fault := range map[string]kfake.Fault{

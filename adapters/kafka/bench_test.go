@@ -11,8 +11,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// The benchmarks compare the driver with the native client, which does the same: the same headers, acks and
-// compression, on the same machine. Run both halves of a pair in one command, and look at their ratio.
+// The benchmarks compare the driver with the native client, which does the same: the same headers,
+// acks and compression, on the same machine. Run both halves of a pair in one command, and look at
+// their ratio.
 
 var benchPayload = func() []byte {
 	p := make([]byte, 256)

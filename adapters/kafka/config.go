@@ -21,8 +21,8 @@ import (
 
 // Config configures a Kafka bus. A field that is zero has its default.
 type Config struct {
-	// Brokers are the addresses to begin with, host:port or host (port 9092). At least one is needed; the others of
-	// the cluster are found through them.
+	// Brokers are the addresses to begin with, host:port or host (port 9092). At least one is
+	// needed; the others of the cluster are found through them.
 	Brokers []string
 	// TLS is the configuration of encrypted connections. nil is no encryption.
 	TLS *tls.Config
@@ -46,20 +46,24 @@ type Config struct {
 	// sixteenth longer. Defaults to 30 s; 1 s to 10 min.
 	PublishTimeout time.Duration
 
-	// Partitions is how many partitions a topic is created with when it does not exist. Defaults to 0: topics are
-	// not created, and a missing one is an error. At most 10,000.
+	// Partitions is how many partitions a topic is created with when it does not exist. Defaults to
+	// 0: topics are not created, and a missing one is an error. At most 10,000.
 	Partitions int
-	// Replication is the replication factor of topics that are created. Defaults to the broker's default.
+	// Replication is the replication factor of topics that are created. Defaults to the broker's
+	// default.
 	Replication int
 
-	// Instance makes the group memberships static (KIP-345): a member that restarts within SessionTimeout gets its
-	// lanes back without a rebalance. It must be unique among the processes of a group. The price is that after a
-	// clean shutdown, too, the lanes wait for SessionTimeout before another member gets them. Defaults to none.
+	// Instance makes the group memberships static (KIP-345): a member that restarts within
+	// SessionTimeout gets its lanes back without a rebalance. It must be unique among the processes
+	// of a group. The price is that after a clean shutdown, too, the lanes wait for SessionTimeout
+	// before another member gets them. Defaults to none.
 	Instance string
-	// SessionTimeout is after how long without a sign of life a process counts as dead, and its lanes go to others.
-	// Defaults to 15 s; the broker allows 6 s to 30 min unless it is configured otherwise.
+	// SessionTimeout is after how long without a sign of life a process counts as dead, and its
+	// lanes go to others. Defaults to 15 s; the broker allows 6 s to 30 min unless it is configured
+	// otherwise.
 	SessionTimeout time.Duration
-	// Rack is where this process is, as the brokers call it (broker.rack), to read from replicas nearby (KIP-392).
+	// Rack is where this process is, as the brokers call it (broker.rack), to read from replicas
+	// nearby (KIP-392).
 	Rack string
 	// CommitInterval is how long a settlement may wait to be committed. After a crash, the messages
 	// settled in the last interval are delivered again. Defaults to 100 ms; 1 ms to 1 min.
@@ -108,8 +112,8 @@ var codecs = map[string]func() kgo.CompressionCodec{
 
 var codecNames = []string{"snappy", "none", "lz4", "zstd", "gzip"} // the default first
 
-// ParseURL reads the URL of a Kafka bus into a Config: see the package documentation for its form. All mistakes are
-// reported at once, none with the password.
+// ParseURL reads the URL of a Kafka bus into a Config: see the package documentation for its form.
+// All mistakes are reported at once, none with the password.
 func ParseURL(rawURL string) (Config, error) {
 	p, err := driver.ParseParams(rawURL)
 	if err != nil {

@@ -128,7 +128,8 @@ func TestOpenFindsNobody(t *testing.T) {
 	}
 }
 
-// certificate makes a server's certificate for 127.0.0.1, and a client configuration that trusts it.
+// certificate makes a server's certificate for 127.0.0.1, and a client configuration that trusts
+// it.
 func certificate(tb testing.TB) (server, client *tls.Config) {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -192,7 +193,8 @@ func TestTLSAndSASL(t *testing.T) {
 	}
 }
 
-// TestURLWithSASL goes the way of a URL, without TLS: its certificate would have to be the system's.
+// TestURLWithSASL goes the way of a URL, without TLS: its certificate would have to be the
+// system's.
 func TestURLWithSASL(t *testing.T) {
 	c := fakeCluster(t, kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "us er", "p/@?:w"))
 	b, err := bus.Open(within(t), "kafka://us%20er:p%2F%40%3F%3Aw@"+strings.Join(c.ListenAddrs(), ",")+"?sasl=scram-sha-512&partitions=2")

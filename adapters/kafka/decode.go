@@ -72,7 +72,8 @@ func (d *decoder) reserve(batch []accepted) int {
 	return n
 }
 
-// message decodes the next record for which memory was reserved. The message shares nothing with the record.
+// message decodes the next record for which memory was reserved. The message shares nothing with
+// the record.
 func (d *decoder) message(r *kgo.Record) *bus.Message {
 	m := &d.messages[0]
 	d.messages = d.messages[1:]
@@ -103,7 +104,8 @@ func (d *decoder) message(r *kgo.Record) *bus.Message {
 	return m
 }
 
-// field sets the field of m that the header holds, and returns false if it is one of the message's own headers.
+// field sets the field of m that the header holds, and returns false if it is one of the message's
+// own headers.
 func (d *decoder) field(m *bus.Message, h *kgo.RecordHeader) bool {
 	switch h.Key {
 	case headerSpecVersion:

@@ -53,7 +53,8 @@ func decodeAll(records ...*kgo.Record) []*bus.Message {
 	return ms
 }
 
-// TestSlabs sends messages of all sizes through encoder and decoder, so that slabs end at every place.
+// TestSlabs sends messages of all sizes through encoder and decoder, so that slabs end at every
+// place.
 func TestSlabs(t *testing.T) {
 	when := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	var sent []*bus.Message

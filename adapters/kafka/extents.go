@@ -62,7 +62,8 @@ type offsetAnswer struct {
 	err    error
 }
 
-// offsetsAt asks a leader for an offset of each of these partitions, or says for each why it has none.
+// offsetsAt asks a leader for an offset of each of these partitions, or says for each why it has
+// none.
 func (d *busDriver) offsetsAt(ctx context.Context, leader int32, topic string, partitions []kmsg.MetadataResponseTopicPartition, at int64) map[int32]offsetAnswer {
 	answers := map[int32]offsetAnswer{}
 	req := kmsg.NewPtrListOffsetsRequest()
@@ -123,7 +124,8 @@ func (d *busDriver) findAnywhere(ctx context.Context, name string, partitions in
 	return found, errors.Join(errs...)
 }
 
-// askFor asks for a topic, which has no partitions in the answer if it is unknown, and for the brokers.
+// askFor asks for a topic, which has no partitions in the answer if it is unknown, and for the
+// brokers.
 func askFor(ctx context.Context, of kmsg.Requestor, name string) (found kmsg.MetadataResponseTopic, brokers []kmsg.MetadataResponseBroker, err error) {
 	req := kmsg.NewPtrMetadataRequest()
 	topic := kmsg.NewMetadataRequestTopic()

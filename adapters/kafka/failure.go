@@ -87,7 +87,8 @@ func (w *wire) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e kgo.BrokerE2E) {
 // errNotSent marks failures from before a record was handed to the client.
 var errNotSent = errors.New("nothing was sent")
 
-// retryable says whether the same call may succeed later. Network failures may pass; verdicts says which of the broker's answers do.
+// retryable says whether the same call may succeed later. Network failures may pass; verdicts says
+// which of the broker's answers do.
 func retryable(err error) bool {
 	if errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, bus.ErrClosed) || errors.Is(err, bus.ErrInvalid) || errors.Is(err, bus.ErrUnsupported) || errors.Is(err, bus.ErrNotFound) {
 		return false

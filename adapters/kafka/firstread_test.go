@@ -17,8 +17,9 @@ import (
 	"github.com/millrace-go/millrace/internal/faults"
 )
 
-// TestConnectionsEndAtTheFirstRead: a broker that closes new connections at once looks like one that wants TLS. Once a connection has
-// worked, it is an outage like another: what is published meanwhile waits, and goes when it ends.
+// TestConnectionsEndAtTheFirstRead: a broker that closes new connections at once looks like one
+// that wants TLS. Once a connection has worked, it is an outage like another: what is published
+// meanwhile waits, and goes when it ends.
 func TestConnectionsEndAtTheFirstRead(t *testing.T) {
 	c := fakeConfig(fakeCluster(t, kfake.NumBrokers(1)))
 	through := faults.NewProxy(t, c.Brokers[0])
@@ -35,7 +36,8 @@ func TestConnectionsEndAtTheFirstRead(t *testing.T) {
 	topic := name("t")
 	onePartition(t, b, topic)
 
-	// The first message asks for the producer's identity. That connection is lost, and so are those that follow it.
+	// The first message asks for the producer's identity. That connection is lost, and so are those
+	// that follow it.
 	through.CutAnswer(func(request []byte) bool {
 		isInit := len(request) > 6 && binary.BigEndian.Uint16(request[4:]) == uint16(kmsg.InitProducerID)
 		if isInit {

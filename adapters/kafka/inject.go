@@ -51,7 +51,8 @@ func sizeOf(records []kgo.Record) (size int) {
 	return size
 }
 
-// ensureParking creates a parking topic, whatever the bus does with others, and lets it grow with its topic.
+// ensureParking creates a parking topic, whatever the bus does with others, and lets it grow with
+// its topic.
 func (d *busDriver) ensureParking(ctx context.Context, parking, topic string, partition int32) error {
 	if n, ok := d.parker.known.Load(parking); ok && partition < n.(int32) {
 		return nil
@@ -99,7 +100,8 @@ func (d *busDriver) growParking(ctx context.Context, parking string, n int) erro
 	}
 }
 
-// Inject implements driver.Injector. Keys are taken to be in the partitions in which this driver puts them.
+// Inject implements driver.Injector. Keys are taken to be in the partitions in which this driver
+// puts them.
 func (d *busDriver) Inject(ctx context.Context, topic, group string, ps []driver.Parking) error {
 	if d.isClosed() {
 		return fail("inject", topic, bus.ErrClosed)
@@ -154,7 +156,8 @@ func inject(topic string, partition int32, p *driver.Parking) (r kgo.Record, err
 	return r, nil
 }
 
-// knowsGroup is an error unless the group has a position in the topic, or members that have not committed one yet.
+// knowsGroup is an error unless the group has a position in the topic, or members that have not
+// committed one yet.
 func (d *busDriver) knowsGroup(ctx context.Context, topic, group string) error {
 	committed, err := d.adm.FetchOffsetsForTopics(ctx, group, topic)
 	if err == nil {

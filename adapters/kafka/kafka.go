@@ -5,9 +5,9 @@
 //	kafka://HOST:PORT,HOST:PORT?partitions=12
 //	kafka://USER:PASSWORD@HOST:PORT?sasl=scram-sha-512&tls=true
 //
-// The hosts are where to begin; the rest of the cluster is found through them. The port defaults to 9092; in a list,
-// give every host a port or none but the last. A list of IPv6 addresses cannot be written as a URL: use names, or
-// [Config]. Parameters:
+// The hosts are where to begin; the rest of the cluster is found through them. The port defaults to
+// 9092; in a list, give every host a port or none but the last. A list of IPv6 addresses cannot be
+// written as a URL: use names, or [Config]. Parameters:
 //
 //	partitions=0       with how many partitions a missing topic is created; 0: it is an error (0 to 10,000)
 //	replication=-1     the replication factor of topics that are created; -1: the broker's default (to 100)
@@ -31,9 +31,9 @@
 // says how many replicas are needed. If a publish's context ends while its batch is under way, the
 // publish reports "not known"; the message may still be written.
 //
-// Messages of equal keys go to one partition (murmur2, as with Kafka's own clients) and are read in the order in
-// which they were written. Adding partitions to a topic moves keys, so that their order is lost at that moment. New partitions are
-// read within 30 s, from their beginning.
+// Messages of equal keys go to one partition (murmur2, as with Kafka's own clients) and are read in
+// the order in which they were written. Adding partitions to a topic moves keys, so that their
+// order is lost at that moment. New partitions are read within 30 s, from their beginning.
 //
 // A commit holds a partition's first unfinished offset. Its metadata holds the finished offsets
 // beyond, so that a restart or a new owner does not receive these messages again. Settlements are
@@ -78,9 +78,9 @@
 // parking topic loses the messages parked in it. With access control, members need Read, Write,
 // Create, Describe and Alter for both kinds of topics.
 //
-// Messages travel as CloudEvents in binary mode: their fields in the headers ce_id, ce_source, ce_type, ce_subject,
-// ce_time and content-type, the key as the record's key. A record without these headers is an ordinary message: its
-// ID is made of topic, partition and offset.
+// Messages travel as CloudEvents in binary mode: their fields in the headers ce_id, ce_source,
+// ce_type, ce_subject, ce_time and content-type, the key as the record's key. A record without
+// these headers is an ordinary message: its ID is made of topic, partition and offset.
 //
 // # Native client
 //
@@ -104,7 +104,8 @@ func init() {
 	})
 }
 
-// Open opens a Kafka bus. It returns once a broker has answered, or with the last failure when ctx ends.
+// Open opens a Kafka bus. It returns once a broker has answered, or with the last failure when ctx
+// ends.
 func Open(ctx context.Context, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	d, err := open(ctx, c)
 	if err != nil {

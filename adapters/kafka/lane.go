@@ -42,7 +42,8 @@ type commit struct {
 	metadata string
 	settled  int // how many parked messages were settled before it
 
-	// Of commits within a transaction: the window as it will be, and the last position that the transaction finishes.
+	// Of commits within a transaction: the window as it will be, and the last position that the
+	// transaction finishes.
 	window *window.Window
 	last   int64
 }
@@ -65,7 +66,8 @@ func (l *lane) commit(room int, tail string) commit {
 // messages as finished.
 const (
 	metadataMark = "mr1:"
-	// metadataRoom is Kafka's default of offset.metadata.max.bytes. More makes the broker refuse the partition's commit.
+	// metadataRoom is Kafka's default of offset.metadata.max.bytes. More makes the broker refuse
+	// the partition's commit.
 	metadataRoom = 4096
 )
 

@@ -15,8 +15,9 @@ import (
 	"github.com/millrace-go/millrace/internal/backoff"
 )
 
-// partitionLog reads a partition straight from its leader, beside groups and consumers. Unlike a consumer, it says how
-// far it has read even if nothing is there: after compaction, an offset may be of no record for ever.
+// partitionLog reads a partition straight from its leader, beside groups and consumers. Unlike a
+// consumer, it says how far it has read even if nothing is there: after compaction, an offset may
+// be of no record for ever.
 type partitionLog struct {
 	driver    *busDriver
 	topic     string
@@ -50,14 +51,15 @@ func (l *partitionLog) bounded(ctx context.Context) (context.Context, context.Ca
 	return context.WithTimeout(ctx, l.patience)
 }
 
-// stands says whether nothing has been read since a point in time, for longer than the reader is to wait.
+// stands says whether nothing has been read since a point in time, for longer than the reader is to
+// wait.
 func (l *partitionLog) stands(since time.Time) bool {
 	return l.once || l.patience > 0 && time.Since(since) > l.patience
 }
 
-// read returns the records from offset on that one request brings, and the offset after them, which is at least
-// offset. Both may be nothing new: when offset is the end, before an open transaction, or shortly after a change of leaders. It waits,
-// within ctx, for a leader that can be reached.
+// read returns the records from offset on that one request brings, and the offset after them, which
+// is at least offset. Both may be nothing new: when offset is the end, before an open transaction,
+// or shortly after a change of leaders. It waits, within ctx, for a leader that can be reached.
 func (l *partitionLog) read(ctx context.Context, offset int64) (records []*kgo.Record, next int64, err error) {
 	return l.readAs(ctx, offset, committed)
 }
@@ -184,8 +186,9 @@ func (l *partitionLog) each(ctx context.Context, start, end int64, f func(*kgo.R
 // errShort: the log ends before a record that was in it.
 var errShort = errors.New("the partition ends before a record that was written to it: the partition was cut off, or its topic was created anew")
 
-// at returns the records at these offsets, which ascend and are of committed records, as far as they are still there. A record is
-// missing only if the log goes on behind it, or begins behind it: an empty answer says nothing.
+// at returns the records at these offsets, which ascend and are of committed records, as far as
+// they are still there. A record is missing only if the log goes on behind it, or begins behind it:
+// an empty answer says nothing.
 func (l *partitionLog) at(ctx context.Context, offsets []int64) (map[int64]*kgo.Record, error) {
 	found := make(map[int64]*kgo.Record, len(offsets))
 	moved := time.Now()
@@ -239,8 +242,8 @@ func (l *partitionLog) begin(ctx context.Context, offset int64) (int64, error) {
 	return e.start, err
 }
 
-// extent asks the leader where the log begins and ends. Both decide over what counts as lost, so the
-// leader is looked up anew.
+// extent asks the leader where the log begins and ends. Both decide over what counts as lost, so
+// the leader is looked up anew.
 func (l *partitionLog) extent(ctx context.Context) (e extent, err error) {
 	l.known = false
 	err = l.ask(ctx, func(ctx context.Context) error {

@@ -11,7 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestReplayWhileItsLaneMoves: a lane is handed over when the command that is being carried out in it is done. Its next owner does not do it again.
+// TestReplayWhileItsLaneMoves: a lane is handed over when the command that is being carried out in
+// it is done. Its next owner does not do it again.
 func TestReplayWhileItsLaneMoves(t *testing.T) {
 	c := fakeCluster(t)
 	b, other := open(t, fakeConfig(c)), open(t, fakeConfig(c))
@@ -64,7 +65,8 @@ func TestReplayWhileItsLaneMoves(t *testing.T) {
 	}
 }
 
-// TestTopicGetsAnID: a topic that has an id from the brokers' upgrade on is the same topic: its lanes stay.
+// TestTopicGetsAnID: a topic that has an id from the brokers' upgrade on is the same topic: its
+// lanes stay.
 func TestTopicGetsAnID(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", numbers(0, 2)...)

@@ -53,7 +53,8 @@ func TestCallersOptions(t *testing.T) {
 	}
 }
 
-// TestOldBrokersDoNotFence: where a transaction's positions are not checked against the group, exactly once is refused.
+// TestOldBrokersDoNotFence: where a transaction's positions are not checked against the group,
+// exactly once is refused.
 func TestOldBrokersDoNotFence(t *testing.T) {
 	old := kversion.Stable()
 	old.SetMaxKeyVersion(int16(kmsg.TxnOffsetCommit), 2)

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace-go/millrace/internal/parking"
 )
 
-// order is a command in a lane's parking log, and how far it is carried out. Each try does the same, so that nothing is parked
-// twice when one that failed had been written.
+// order is a command in a lane's parking log, and how far it is carried out. Each try does the
+// same, so that nothing is parked twice when one that failed had been written.
 type order struct {
 	key       string
 	offset    int64

@@ -129,7 +129,8 @@ func (m *member) leave(tb testing.TB) {
 	closeSource(tb, m.source)
 }
 
-// TestMembersComeAndGo loses nothing, and hands each lane over so cleanly that nothing is handled twice.
+// TestMembersComeAndGo loses nothing, and hands each lane over so cleanly that nothing is handled
+// twice.
 func TestMembersComeAndGo(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
@@ -219,7 +220,8 @@ func TestOtherLanesGoOn(t *testing.T) {
 	})
 }
 
-// TestHandoverTakesAtMostASecond after a clean Close, measured from one member's Close to the other's first message.
+// TestHandoverTakesAtMostASecond after a clean Close, measured from one member's Close to the
+// other's first message.
 func TestHandoverIsQuick(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
@@ -307,7 +309,8 @@ func TestConnectionsBreak(t *testing.T) {
 	})
 }
 
-// TestStaticMember: a member that comes back in time gets its lanes without a rebalance; another has to wait.
+// TestStaticMember: a member that comes back in time gets its lanes without a rebalance; another
+// has to wait.
 func TestStaticMember(t *testing.T) {
 	cluster := fakeCluster(t)
 	c := fakeConfig(cluster)

@@ -9,7 +9,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestParkAgain: a message that fails each time it comes back is parked again and again, and is never gone.
+// TestParkAgain: a message that fails each time it comes back is parked again and again, and is
+// never gone.
 func TestParkAgain(t *testing.T) {
 	for _, exactlyOnce := range []bool{false, true} {
 		name := map[bool]string{false: "at least once", true: "exactly once"}[exactlyOnce]

@@ -54,7 +54,8 @@ func positionOf(key []byte) (int64, bool) {
 	return position, err == nil
 }
 
-// encodeParked makes the record of a parked message, or of the command to park it, which has no writer.
+// encodeParked makes the record of a parked message, or of the command to park it, which has no
+// writer.
 func encodeParked(r *kgo.Record, topic, key string, partition int32, p *driver.Parking, writer string) error {
 	err := encodeStored(r, topic, key, p.Message, parkedFacts{Facts: stored.FactsOf(&p.Delivery), Writer: writer})
 	r.Partition = partition

@@ -102,8 +102,8 @@ func TestOwnRecordsAreNotAdopted(t *testing.T) {
 	}
 }
 
-// TestFetchBehindOpenTransaction: a transaction that somebody has left open on the parking log holds up nothing that is parked behind
-// it.
+// TestFetchBehindOpenTransaction: a transaction that somebody has left open on the parking log
+// holds up nothing that is parked behind it.
 func TestFetchBehindOpenTransaction(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
@@ -133,8 +133,8 @@ func TestFetchBehindOpenTransaction(t *testing.T) {
 	})
 }
 
-// TestFetchFromALateLeader: an empty answer says nothing of a record: after a change of leaders the new one may not know at once how
-// far the log reaches.
+// TestFetchFromALateLeader: an empty answer says nothing of a record: after a change of leaders the
+// new one may not know at once how far the log reaches.
 func TestFetchFromALateLeader(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))
@@ -183,7 +183,8 @@ func TestParkThatCannotStopsNothing(t *testing.T) {
 	f.committed(t, "g", at(9))
 }
 
-// TestRemovalsHoldUpNoCommits: while the parking log cannot be written to, positions are committed; removals come later.
+// TestRemovalsHoldUpNoCommits: while the parking log cannot be written to, positions are committed;
+// removals come later.
 func TestRemovalsHoldUpNoCommits(t *testing.T) {
 	f := newFake(t)
 	publish(t, f.bus, "t", numbers(0, 10)...)

@@ -46,9 +46,10 @@ func (p *parker) take(d *busDriver) (*pen, error) {
 	return p.pen, nil
 }
 
-// renew has the next records written by a new client, which asks anew for the partitions of topics, their ids and limits. To purge a
-// topic from the client would do that, too, but then the client numbers its records from 0 again, as the same producer: the broker
-// takes them for repeats, acknowledges them, and drops them.
+// renew has the next records written by a new client, which asks anew for the partitions of topics,
+// their ids and limits. To purge a topic from the client would do that, too, but then the client
+// numbers its records from 0 again, as the same producer: the broker takes them for repeats,
+// acknowledges them, and drops them.
 func (p *parker) renew(d *busDriver) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -87,8 +87,8 @@ func (s *source) recordsOf(batch *[]parkee) []kgo.Record {
 	return records
 }
 
-// parkWithin parks in a transaction, which also settles at the origin. If single ones are too large, they are looked for, so that the others
-// are parked without them.
+// parkWithin parks in a transaction, which also settles at the origin. If single ones are too
+// large, they are looked for, so that the others are parked without them.
 func (s *source) parkWithin(ctx context.Context, batch []parkee) {
 	for roomy := false; ; {
 		records := s.recordsOf(&batch)

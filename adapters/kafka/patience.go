@@ -15,7 +15,8 @@ type patience struct {
 	ended chan struct{} // closed by a timer
 }
 
-// begin returns a channel that is closed when the timeout is over, and at most a sixteenth of it later.
+// begin returns a channel that is closed when the timeout is over, and at most a sixteenth of it
+// later.
 func (p *patience) begin() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TestPatience: nobody's wait ends early, nor later than by a sixteenth, and waits that begin together share a timer.
+// TestPatience: nobody's wait ends early, nor later than by a sixteenth, and waits that begin
+// together share a timer.
 func TestPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 16 * time.Second

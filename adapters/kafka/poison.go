@@ -12,8 +12,8 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// poisonTopic is where a group's entries are: compacted, so that they stay until they are removed, with one
-// partition, so that they have an order.
+// poisonTopic is where a group's entries are: compacted, so that they stay until they are removed,
+// with one partition, so that they have an order.
 func poisonTopic(group string) string { return "millrace.poison." + group }
 
 type poisonStore struct {

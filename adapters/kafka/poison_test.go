@@ -141,8 +141,8 @@ func TestPoisonListIsLong(t *testing.T) {
 	}
 }
 
-// TestPoisonListWaitsForTheLeader: a store that was created just now, or whose leader has moved, is listed as soon as
-// its leader answers.
+// TestPoisonListWaitsForTheLeader: a store that was created just now, or whose leader has moved, is
+// listed as soon as its leader answers.
 func TestPoisonListWaitsForTheLeader(t *testing.T) {
 	const topic = "millrace.poison.g"
 	for name, fault := range map[string]kfake.Fault{

@@ -17,7 +17,8 @@ type seen struct {
 	replaced *driver.PoisonEntry // the newest, if it is not the first
 }
 
-// list yields the entries in the order of their first record. It returns nil after yield has returned false.
+// list yields the entries in the order of their first record. It returns nil after yield has
+// returned false.
 func (s *poisonStore) list(ctx context.Context, yield func(driver.PoisonEntry, error) bool) error {
 	if s.driver.isClosed() {
 		return bus.ErrClosed

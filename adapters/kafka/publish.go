@@ -51,8 +51,8 @@ func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Messa
 	}
 }
 
-// publishBuffer bounds the bytes of messages that are being published, of all callers. A broker that does not answer
-// costs this much memory, then publishers wait.
+// publishBuffer bounds the bytes of messages that are being published, of all callers. A broker
+// that does not answer costs this much memory, then publishers wait.
 const publishBuffer = 256 << 20
 
 // call is the records of one publish on their way.
@@ -70,8 +70,8 @@ type call struct {
 	errs []error // by record; nil as long as none failed
 }
 
-// produce hands the records to the client, which keeps their order. They are sent even if ctx ends: the client cannot
-// cancel a record without failing its neighbours, which may be other callers'.
+// produce hands the records to the client, which keeps their order. They are sent even if ctx ends:
+// the client cannot cancel a record without failing its neighbours, which may be other callers'.
 func (d *busDriver) produce(ctx context.Context, client *kgo.Client, records []kgo.Record, size int) *call {
 	c := &call{driver: d, size: size, records: records, done: make(chan struct{}), left: len(records), began: d.wire.traffic(), client: client}
 	if len(records) > 0 {

@@ -382,7 +382,8 @@ func TestAnswerLost(t *testing.T) {
 	}
 }
 
-// TestPublishIsBounded: a broker that does not answer costs the buffer's memory, then publishers wait.
+// TestPublishIsBounded: a broker that does not answer costs the buffer's memory, then publishers
+// wait.
 func TestPublishIsBounded(t *testing.T) {
 	c := fakeCluster(t)
 	config := fakeConfig(c)

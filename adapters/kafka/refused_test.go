@@ -79,8 +79,9 @@ func TestRefusedOutputs(t *testing.T) {
 	})
 }
 
-// TestInvalidRecordIsRefusedAlone: an invalid record fails no other message of its call, and none of other callers. The others keep their order. If the
-// refusal comes while a call is being handed to the client, the first part of that call may fail, and another try helps.
+// TestInvalidRecordIsRefusedAlone: an invalid record fails no other message of its call, and none
+// of other callers. The others keep their order. If the refusal comes while a call is being handed
+// to the client, the first part of that call may fail, and another try helps.
 func TestInvalidRecordIsRefusedAlone(t *testing.T) {
 	c := realConfig(t)
 	c.Linger = 20 * time.Millisecond // the callers share batches

@@ -7,8 +7,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// rehearseEach finds which outputs are refused, in transactions that are always aborted, and notes it at their settlements. When one record
-// is refused, the client reports the error of all records of the transaction.
+// rehearseEach finds which outputs are refused, in transactions that are always aborted, and notes
+// it at their settlements. When one record is refused, the client reports the error of all records
+// of the transaction.
 func (s *source) rehearseEach(ctx context.Context, outputs []*writes, errs []error) (found bool, err error) {
 	for _, w := range outputs {
 		refused, err := s.rehearse(ctx, w, errs)

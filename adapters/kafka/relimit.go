@@ -14,8 +14,9 @@ import (
 // errBatchTooLarge is the failure of a record that the topic would take in a smaller batch.
 var errBatchTooLarge = errors.New("the batch was larger than the topic's limit, which was lowered meanwhile")
 
-// blameBatches finds records that were refused only for the batch that they were in, after a topic's max.message.bytes was lowered: their
-// failure is one that passes. From then on batches are smaller.
+// blameBatches finds records that were refused only for the batch that they were in, after a
+// topic's max.message.bytes was lowered: their failure is one that passes. From then on batches are
+// smaller.
 func (c *call) blameBatches(ctx context.Context, topic string, largest int, errs []error) {
 	c.driver.topics.lower(ctx, c.client, topic, c.limit, largest)
 	limit := int(c.driver.topics.limit(topic))
@@ -53,8 +54,8 @@ func (t *topics) lower(ctx context.Context, client *kgo.Client, name string, was
 // isBatchTooLarge says whether a record was refused for the size of its batch.
 func isBatchTooLarge(err error) bool { return errors.Is(err, errBatchTooLarge) }
 
-// mayRepeat says whether records were refused for their batches, and none of their partitions may have taken later ones of the call: then they can
-// be sent again in their order.
+// mayRepeat says whether records were refused for their batches, and none of their partitions may
+// have taken later ones of the call: then they can be sent again in their order.
 func mayRepeat(records []kgo.Record, errs []error, refused func(error) bool) bool {
 	repeat := map[int32]bool{}
 	for i, err := range errs {

@@ -135,7 +135,8 @@ func (r *refusal) first() error {
 func (r *refusal) Error() string { return r.first().Error() }
 func (r *refusal) Unwrap() error { return r.first() }
 
-// refusedOf notes which settlements have outputs that the broker will never take, and returns whether there are any.
+// refusedOf notes which settlements have outputs that the broker will never take, and returns
+// whether there are any.
 func refusedOf(err error, outputs []*writes, errs []error) (found bool) {
 	r, ok := errors.AsType[*refusal](err)
 	if !ok {

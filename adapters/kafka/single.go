@@ -15,14 +15,15 @@ import (
 // to keep its order.
 var errNeighbour = errors.New("the broker refused a batch because of one of its records")
 
-// isInvalid says whether the broker calls a record invalid. It says so of all records of the batch, and the client of all that wait for the
-// partition, other callers' too.
+// isInvalid says whether the broker calls a record invalid. It says so of all records of the batch,
+// and the client of all that wait for the partition, other callers' too.
 func isInvalid(err error) bool {
 	return errors.Is(err, kerr.InvalidRecord) || errors.Is(err, kerr.InvalidTimestamp)
 }
 
-// judgeSingly sends each record again that was refused with others, so that its outcome is its own. If a later record of the call is in the
-// log, or may be, that would change their order: then their failure is one that passes.
+// judgeSingly sends each record again that was refused with others, so that its outcome is its own.
+// If a later record of the call is in the log, or may be, that would change their order: then their
+// failure is one that passes.
 func (d *busDriver) judgeSingly(ctx context.Context, topic string, records []kgo.Record, errs []error) error {
 	inOrder := mayRepeat(records, errs, isInvalid)
 	ctx, cancel := context.WithTimeout(ctx, d.config.PublishTimeout)
@@ -42,7 +43,8 @@ func (d *busDriver) judgeSingly(ctx context.Context, topic string, records []kgo
 	return publishError(errs)
 }
 
-// publishAlone publishes a record in a batch of its own. It takes the parker's client, with which nobody else writes to topics of messages.
+// publishAlone publishes a record in a batch of its own. It takes the parker's client, with which
+// nobody else writes to topics of messages.
 func (d *busDriver) publishAlone(ctx context.Context, topic string, r *kgo.Record) error {
 	refuse := func(err error) error { return publishFailure(topic, fmt.Errorf("%w: %w", errNotSent, err), true) }
 	select {

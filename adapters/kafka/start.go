@@ -13,8 +13,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// start is where a new group begins: the positions of all partitions when it subscribed. It is committed as a whole before anything is
-// consumed. So a partition without a position was added later, and begins with its oldest message.
+// start is where a new group begins: the positions of all partitions when it subscribed. It is
+// committed as a whole before anything is consumed. So a partition without a position was added
+// later, and begins with its oldest message.
 type start struct {
 	positions map[int32]int64
 	since     time.Time // of a StartAt, which the positions know to the millisecond: messages from before it are skipped
@@ -51,7 +52,8 @@ func (d *busDriver) start(ctx context.Context, s bus.Subscription, id [16]byte) 
 		o.Metadata = d.topics.incarnation(id).tail("")
 		offsets[s.Topic][p] = o
 	}
-	// Another member may have begun in the meantime. Its positions are older, and hold: it misses nothing since it subscribed.
+	// Another member may have begun in the meantime. Its positions are older, and hold: it misses
+	// nothing since it subscribed.
 	begun, err = d.positions(ctx, s)
 	if err != nil || len(begun) > 0 {
 		maps.Copy(begin.positions, begun)
@@ -89,7 +91,8 @@ func (d *busDriver) positions(ctx context.Context, s bus.Subscription) (map[int3
 	return positions, nil
 }
 
-// saveStart commits, as a member, where the group begins, unless another member has done it. It tries until ctx ends.
+// saveStart commits, as a member, where the group begins, unless another member has done it. It
+// tries until ctx ends.
 func (s *source) saveStart(ctx context.Context) error {
 	s.mu.Lock()
 	begin, tail, topicID := s.start, s.tail(""), s.topicID

@@ -14,8 +14,9 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestMemberDiesBeforeItsFirstCommit: a new group begins where its first member subscribed, whatever becomes of this member. Every partition
-// has its position before the member is given anything.
+// TestMemberDiesBeforeItsFirstCommit: a new group begins where its first member subscribed,
+// whatever becomes of this member. Every partition has its position before the member is given
+// anything.
 func TestMemberDiesBeforeItsFirstCommit(t *testing.T) {
 	starts := map[string]func() bus.Start{
 		"latest":   func() bus.Start { return bus.Latest },

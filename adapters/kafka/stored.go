@@ -24,7 +24,8 @@ const (
 	headerKey   = "millrace-key"
 )
 
-// headerTombstone marks a message without a payload. A record without a value would remove the entry.
+// headerTombstone marks a message without a payload. A record without a value would remove the
+// entry.
 const headerTombstone = "millrace-tombstone"
 
 // storeRoom is how much larger than a message its record may be: a panic's stack takes most of it.
@@ -47,7 +48,8 @@ func encodeStored(r *kgo.Record, topic, key string, m *bus.Message, facts any) e
 	return nil
 }
 
-// split divides the headers of a stored message's record into the message's and ours. ok is false if there are none of ours.
+// split divides the headers of a stored message's record into the message's and ours. ok is false
+// if there are none of ours.
 func split(headers []kgo.RecordHeader) (message, ours []kgo.RecordHeader, ok bool) {
 	for i := len(headers) - 1; i >= 0; i-- {
 		if headers[i].Key == headerFacts {
@@ -60,7 +62,8 @@ func split(headers []kgo.RecordHeader) (message, ours []kgo.RecordHeader, ok boo
 // errForeign is the error of a record that no driver of this kind has written.
 var errForeign = errors.New("the record has no facts about a message: another program wrote it")
 
-// decodeStored returns the message of a record, and fills facts. An error says why the record is unreadable.
+// decodeStored returns the message of a record, and fills facts. An error says why the record is
+// unreadable.
 func decodeStored(r *kgo.Record, facts any) (*bus.Message, error) {
 	message, ours, ok := split(r.Headers)
 	if !ok {
@@ -100,8 +103,8 @@ func unreadable(r *kgo.Record, why error) driver.PoisonEntry {
 	}
 }
 
-// compacted are the configs of a topic with stored messages, which takes records of this size. Its segments are small, because
-// the newest one is not compacted, and is read to its end.
+// compacted are the configs of a topic with stored messages, which takes records of this size. Its
+// segments are small, because the newest one is not compacted, and is read to its end.
 func compacted(size int) map[string]*string {
 	const segment = 32 << 20
 	limit, bytes, policy := strconv.Itoa(size), strconv.Itoa(max(segment, size)), "compact"

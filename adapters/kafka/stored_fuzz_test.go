@@ -9,7 +9,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// FuzzStored: whatever a record in a parking or poison topic holds, it is a message, or unreadable with its own bytes.
+// FuzzStored: whatever a record in a parking or poison topic holds, it is a message, or unreadable
+// with its own bytes.
 func FuzzStored(f *testing.F) {
 	f.Add([]byte("k"), []byte("v"), "ce_id", []byte("x"), []byte(`{"attempt":2}`))
 	f.Add([]byte(nil), []byte(nil), headerKey, []byte("k"), []byte(`{`))

@@ -39,8 +39,8 @@ func newTopics(c *Config) *topics {
 	return &topics{config: c}
 }
 
-// limit is the largest batch of a topic. The client asks when it first meets one of the topic's partitions, which is
-// after ensure has looked the topic up.
+// limit is the largest batch of a topic. The client asks when it first meets one of the topic's
+// partitions, which is after ensure has looked the topic up.
 func (t *topics) limit(name string) int32 {
 	if l, ok := t.limits.Load(name); ok {
 		return l.(int32)
@@ -68,7 +68,8 @@ func (t *topics) has(name string) bool {
 	return ok
 }
 
-// ensure sees to it that a topic exists: it is created if the configuration says with how many partitions.
+// ensure sees to it that a topic exists: it is created if the configuration says with how many
+// partitions.
 func (t *topics) ensure(ctx context.Context, name string) error {
 	if t.has(name) {
 		return nil

@@ -22,8 +22,9 @@ import (
 // this transaction alone. So findOut can see later whether the transaction was committed.
 const commitMark = "#"
 
-// transact publishes records and settles deliveries in one transaction. After an error that is no refusal and not of the context,
-// nothing of it has happened. It holds commitLock, so that no other commit comes between.
+// transact publishes records and settles deliveries in one transaction. After an error that is no
+// refusal and not of the context, nothing of it has happened. It holds commitLock, so that no other
+// commit comes between.
 func (s *source) transact(ctx context.Context, tokens []bus.Token, all []*writes) error {
 	select {
 	case <-s.commitLock:
@@ -66,8 +67,8 @@ func (s *source) transact(ctx context.Context, tokens []bus.Token, all []*writes
 	return nil
 }
 
-// errNotEnded: the client has taken the transaction for empty, and has not asked the broker to end it. It was seen after
-// connections broke.
+// errNotEnded: the client has taken the transaction for empty, and has not asked the broker to end
+// it. It was seen after connections broke.
 var errNotEnded = errors.New("the client did not send the end of the transaction")
 
 // ends counts the ends of transactions that the broker has answered.
@@ -173,8 +174,8 @@ func (s *source) ensureFor(ctx context.Context, w *writes) error {
 	return d.topics.ensure(ctx, w.topic)
 }
 
-// commitWithin adds the group's positions to the transaction. The generation fences them: a member that has lost a partition
-// without knowing is refused.
+// commitWithin adds the group's positions to the transaction. The generation fences them: a member
+// that has lost a partition without knowing is refused.
 func (s *source) commitWithin(ctx context.Context, client *kgo.Client, commits []commit) error {
 	id, epoch, err := client.ProducerID(ctx)
 	if err != nil {

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// TestFailedTransactionIsAborted at once: the readers of its outputs do not wait for the transaction's timeout.
+// TestFailedTransactionIsAborted at once: the readers of its outputs do not wait for the
+// transaction's timeout.
 func TestFailedTransactionIsAborted(t *testing.T) {
 	c := fakeCluster(t)
 	b := open(t, fakeConfig(c))

@@ -49,7 +49,8 @@ func output(topic, text string) []driver.Output {
 	return []driver.Output{{Topic: topic, Message: &bus.Message{ID: bus.NewID(), Source: "/s", Time: time.Now(), Payload: []byte(text)}}}
 }
 
-// TestExactlyOnce: whatever breaks, and whoever dies, each message's output is there once, in the order of its key.
+// TestExactlyOnce: whatever breaks, and whoever dies, each message's output is there once, in the
+// order of its key.
 func TestExactlyOnce(t *testing.T) {
 	for _, broker := range []struct {
 		name           string
@@ -77,7 +78,8 @@ func exactlyOnce(t *testing.T, c kafka.Config, messages, dead int) {
 	const keys = 20
 	in, out, group := name("in"), name("out"), name("g")
 	patient := c
-	// The short timeout is for dying members: a reader must not be taken for dead on a busy machine.
+	// The short timeout is for dying members: a reader must not be taken for dead on a busy
+	// machine.
 	patient.SessionTimeout = 0
 	well := open(t, patient)
 	onePartition(t, well, out)
@@ -369,7 +371,8 @@ func TestExactlyOnceInBatches(t *testing.T) {
 	}
 }
 
-// TestParkingInTransactions: parking is one with the settlement at the origin, and the end of a parked message with its outputs.
+// TestParkingInTransactions: parking is one with the settlement at the origin, and the end of a
+// parked message with its outputs.
 func TestParkingInTransactions(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)
@@ -403,7 +406,8 @@ func TestParkingInTransactions(t *testing.T) {
 	})
 }
 
-// TestCancelledExactlyOnce: a delayed message is withdrawn while others are settled in transactions, and gone for the next member, too.
+// TestCancelledExactlyOnce: a delayed message is withdrawn while others are settled in
+// transactions, and gone for the next member, too.
 func TestCancelledExactlyOnce(t *testing.T) {
 	eachBroker(t, func(t *testing.T, c kafka.Config) {
 		b := open(t, c)

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestTopicUnknownForAMoment: a broker that has not heard of a topic yet says, for a moment, that it is unknown. Messages that are published after
-// that are not taken for repeats of earlier ones.
+// TestTopicUnknownForAMoment: a broker that has not heard of a topic yet says, for a moment, that
+// it is unknown. Messages that are published after that are not taken for repeats of earlier ones.
 func TestTopicUnknownForAMoment(t *testing.T) {
 	c := fakeCluster(t, kfake.SeedTopics(1, "t"))
 	b := open(t, fakeConfig(c))

@@ -43,7 +43,8 @@ var verdicts = map[*kerr.Error]verdict{
 	kerr.UnsupportedCompressionType:  {about: theTopics},
 	kerr.UnsupportedForMessageFormat: {about: theTopics},
 
-	// The leader has written the record, and does not know of the replicas; or it ceased to be the leader after that.
+	// The leader has written the record, and does not know of the replicas; or it ceased to be the
+	// leader after that.
 	kerr.RequestTimedOut:              {passes: true, unclear: true},
 	kerr.NotEnoughReplicasAfterAppend: {passes: true, unclear: true},
 	kerr.NotLeaderForPartition:        {passes: true, unclear: true},
@@ -86,7 +87,8 @@ func isMissing(err error) bool {
 	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID)
 }
 
-// isRefused says whether the broker does not take a record, or any of its topic, and will not with another try.
+// isRefused says whether the broker does not take a record, or any of its topic, and will not with
+// another try.
 func isRefused(err error) bool {
 	v, _ := judge(err)
 	return v.about != theBrokers && !v.passes && !isMissing(err)

@@ -14,8 +14,8 @@ import (
 // transaction. Otherwise the time is the session timeout: earlier, nobody else is the lanes' owner.
 const leastTransactionTimeout = 10 * time.Second
 
-// writer is a source's transactional producer, guarded by commitLock. Its id is the member's own, because the
-// group's generation fences members, not the id.
+// writer is a source's transactional producer, guarded by commitLock. Its id is the member's own,
+// because the group's generation fences members, not the id.
 type writer struct {
 	id     string
 	client *kgo.Client // nil: none was needed, or the last one failed
@@ -48,8 +48,8 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 		kgo.TransactionalID(w.id),
 		kgo.TransactionTimeout(max(d.config.SessionTimeout, leastTransactionTimeout)),
 		kgo.RecordPartitioner(partitioner{s.parking, others}),
-		// Before KIP-890 positions are added to a transaction by a request of their own, and with it, they still may be: one way for
-		// both, which takes the version of before.
+		// Before KIP-890 positions are added to a transaction by a request of their own, and with
+		// it, they still may be: one way for both, which takes the version of before.
 		kgo.MaxVersions(d.versions(kmsg.TxnOffsetCommit, 4)),
 		kgo.WithHooks(&w.ends),
 	)
@@ -61,8 +61,9 @@ func (w *writer) open(s *source) (*kgo.Client, error) {
 	return client, nil
 }
 
-// abortPatience bounds how long commitLock is held to abort a transaction. The broker would do it too, after the transaction's timeout;
-// until then the readers of its outputs wait, and the next owner of the lanes.
+// abortPatience bounds how long commitLock is held to abort a transaction. The broker would do it
+// too, after the transaction's timeout; until then the readers of its outputs wait, and the next
+// owner of the lanes.
 const abortPatience = 5 * time.Second
 
 // abort has the broker abort the client's transaction: a new client of the same id does so,

@@ -48,8 +48,9 @@ type Config struct {
 	// User and Password default to guest and guest, which RabbitMQ accepts on its own machine only.
 	User     string
 	Password string `json:"-"`
-	// Credentials returns the user and password for each connection, in place of User and Password, so that they can change without a
-	// restart. An error is a failed try to connect, which is repeated. It is called by several goroutines.
+	// Credentials returns the user and password for each connection, in place of User and Password,
+	// so that they can change without a restart. An error is a failed try to connect, which is
+	// repeated. It is called by several goroutines.
 	Credentials func() (user, password string, err error) `json:"-"`
 	// VHost defaults to "/".
 	VHost string

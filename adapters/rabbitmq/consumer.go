@@ -194,8 +194,8 @@ func (c *consumer) parkingClosed() <-chan struct{} {
 	return c.parking.closed
 }
 
-// cancelled takes the broker's word that it has ended a consumer of this channel. more is false when
-// the channel has ended, and no more comes.
+// cancelled takes the broker's word that it has ended a consumer of this channel. more is false
+// when the channel has ended, and no more comes.
 func (c *consumer) cancelled(queue string, more bool) error {
 	if !more {
 		c.cancels = nil

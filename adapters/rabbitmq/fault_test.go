@@ -476,8 +476,9 @@ func TestGroupsExchangeIsMadeAgain(t *testing.T) {
 	settle(t, s, got)
 }
 
-// TestCutInTheHandshake: a server that hangs up when it is told a password looks like one that refuses it. Once a connection has worked,
-// it is an outage: what fails meanwhile may be tried again.
+// TestCutInTheHandshake: a server that hangs up when it is told a password looks like one that
+// refuses it. Once a connection has worked, it is an outage: what fails meanwhile may be tried
+// again.
 func TestCutInTheHandshake(t *testing.T) {
 	c := brokerConfig(t)
 	p := faults.NewProxy(t, c.Hosts[0])

@@ -118,8 +118,8 @@ func parkOne(t testing.TB, ctx context.Context, d *busDriver, s *source, topic s
 	return ps[0]
 }
 
-// An owner dies after the result of a command was stored, and before it has removed the command. The
-// next owner does not carry the command out again.
+// An owner dies after the result of a command was stored, and before it has removed the command.
+// The next owner does not carry the command out again.
 func TestOwnerDiesOverACommand(t *testing.T) {
 	ctx := testContext(t)
 	p, c := newProxy(t)
@@ -160,8 +160,8 @@ func TestCommandOfManyOwners(t *testing.T) {
 	nextOwner(t, ctx, s, d, topic, wantIDs(0, 3))
 }
 
-// A former owner's record of a command comes late: this owner is about to store its own. The message
-// is parked once.
+// A former owner's record of a command comes late: this owner is about to store its own. The
+// message is parked once.
 func TestLateRecordOfAWaitingCommand(t *testing.T) {
 	ctx := testContext(t)
 	p, c := newProxy(t)
@@ -182,8 +182,8 @@ func TestLateRecordOfAWaitingCommand(t *testing.T) {
 	nextOwner(t, ctx, s, direct, topic, wantIDs(0, 2))
 }
 
-// A command that its owner can never carry out stays, however often the owner gives it back. Another
-// owner carries it out.
+// A command that its owner can never carry out stays, however often the owner gives it back.
+// Another owner carries it out.
 func TestCommandThatCannotBeCarriedOut(t *testing.T) {
 	ctx := testContext(t)
 	topic, c := oneLane(t, brokerConfig(t))

@@ -136,7 +136,8 @@ func (p *parking) carryOut(commands []amqp.Delivery) {
 }
 
 // understand removes the withdrawn messages, and returns the orders to store. From here on, the
-// name of a command is known: a result of an owner before may still come, and is not parked as well.
+// name of a command is known: a result of an owner before may still come, and is not parked as
+// well.
 func (p *parking) understand(commands []amqp.Delivery) (orders []order, told []driver.Parked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

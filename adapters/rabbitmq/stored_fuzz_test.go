@@ -8,7 +8,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// FuzzStored: whatever a record in a parking or poison queue holds, it is a message, or unreadable with its own bytes.
+// FuzzStored: whatever a record in a parking or poison queue holds, it is a message, or unreadable
+// with its own bytes.
 func FuzzStored(f *testing.F) {
 	f.Add(parkHeader, "message", dueHeader, "x", []byte("body"))
 	f.Add(poisonHeader, poisonPut, entryHeader, "e", []byte(`{"message":{"id":"a"}}`))

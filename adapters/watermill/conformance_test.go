@@ -29,7 +29,8 @@ func read(t *testing.T, path string) string {
 	return string(data)
 }
 
-// reported reads the table of the report: check → column → pass, fail, lacking or varies, and whether a note explains it.
+// reported reads the table of the report: check → column → pass, fail, lacking or varies, and
+// whether a note explains it.
 func reported(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	text := read(t, report)
@@ -120,7 +121,8 @@ func verify(t *testing.T, url string, checks []string, column string, want map[s
 	}
 }
 
-// TestReportNamesParameters asks each URL form which parameters it knows: it says so about an unknown one.
+// TestReportNamesParameters asks each URL form which parameters it knows: it says so about an
+// unknown one.
 func TestReportNamesParameters(t *testing.T) {
 	text := read(t, report)
 	known := regexp.MustCompile(`parameter "nonsense" is unknown: want one of ([^\n]*)`)

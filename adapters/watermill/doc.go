@@ -1,4 +1,5 @@
-// Package watermill joins Millrace and Watermill (github.com/ThreeDotsLabs/watermill), in both directions:
+// Package watermill joins Millrace and Watermill (github.com/ThreeDotsLabs/watermill), in both
+// directions:
 //
 //   - [Driver] makes any Watermill pub/sub a Millrace driver, and so reaches the brokers that Millrace has no driver of its
 //     own for. Package brokers below this one opens Watermill's own for Kafka, AMQP, PostgreSQL and memory by URL.

@@ -13,10 +13,10 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Subscribers makes the subscriber of a group: with Watermill the group is a property of the subscriber (a consumer
-// group, a queue's name). It is called once for each subscription, which closes the subscriber when it ends. Where there
-// are no groups it may return the same subscriber for all: wrap it so that its Close does nothing, and close it by
-// [Config.Close].
+// Subscribers makes the subscriber of a group: with Watermill the group is a property of the
+// subscriber (a consumer group, a queue's name). It is called once for each subscription, which
+// closes the subscriber when it ends. Where there are no groups it may return the same subscriber
+// for all: wrap it so that its Close does nothing, and close it by [Config.Close].
 type Subscribers func(group string) (message.Subscriber, error)
 
 // Config describes a Watermill pub/sub. Its zero value claims nothing.
@@ -31,16 +31,18 @@ type Config struct {
 	// return on, so it may start at bus.Latest. Most pub/subs subscribe in the background, and
 	// would miss messages that come meanwhile.
 	Latest bool
-	// Batch is how many messages one Publish call may have, because it publishes all of them or none. Defaults to 1: of
-	// the messages of one call Watermill does not tell which are published when it fails.
+	// Batch is how many messages one Publish call may have, because it publishes all of them or
+	// none. Defaults to 1: of the messages of one call Watermill does not tell which are published
+	// when it fails.
 	Batch int
-	// UUIDBytes is how long a UUID may be, for tables with a column of fixed length. A longer id is cut in the UUID, and
-	// whole in the metadata. Defaults to no limit.
+	// UUIDBytes is how long a UUID may be, for tables with a column of fixed length. A longer id is
+	// cut in the UUID, and whole in the metadata. Defaults to no limit.
 	UUIDBytes int
 	// MaxMessage is the largest message in bytes, if it is known.
 	MaxMessage int
-	// Reader makes a subscriber that is given everything that a topic has, in the order of its publishing, and disturbs
-	// no group. It makes poison queues readable; nil is for pub/subs that cannot do that.
+	// Reader makes a subscriber that is given everything that a topic has, in the order of its
+	// publishing, and disturbs no group. It makes poison queues readable; nil is for pub/subs that
+	// cannot do that.
 	Reader func() (message.Subscriber, error)
 	// Poison opens the poison stores, which may be another bus's. Defaults to the topic
 	// "GROUP.poison" of the pub/sub itself: a log to which removals, too, are appended. Without a
@@ -51,7 +53,8 @@ type Config struct {
 	Close func() error
 }
 
-// Driver makes a driver of any Watermill publisher and the subscribers of its groups, which it then owns:
+// Driver makes a driver of any Watermill publisher and the subscribers of its groups, which it then
+// owns:
 //
 //	b := bus.New(watermill.Driver(pub, subscribers, watermill.Config{Durable: true}))
 //

@@ -37,7 +37,8 @@ func (e *ending) Subscribe(context.Context, string) (<-chan *message.Message, er
 // Close implements message.Publisher and message.Subscriber.
 func (*ending) Close() error { return nil }
 
-// TestSubscriptionsThatEnd are made again, the first time at once, and then with pauses that grow, as long as no message comes.
+// TestSubscriptionsThatEnd are made again, the first time at once, and then with pauses that grow,
+// as long as no message comes.
 func TestSubscriptionsThatEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &ending{}

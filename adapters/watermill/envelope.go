@@ -31,7 +31,8 @@ func Wrap(topic string, m *bus.Message) (*bus.Message, error) {
 	return &bus.Message{ID: bus.NewID(), Key: m.Key, Payload: data}, nil
 }
 
-// Unwrap takes the message, and where it is to go, out of an envelope of Watermill's forwarder. Its error is permanent.
+// Unwrap takes the message, and where it is to go, out of an envelope of Watermill's forwarder. Its
+// error is permanent.
 func Unwrap(wrapped *bus.Message) (topic string, m *bus.Message, err error) {
 	var e envelope
 	if err := json.Unmarshal(wrapped.Payload, &e); err != nil {

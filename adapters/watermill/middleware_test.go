@@ -58,7 +58,8 @@ func watermillRouter(t *testing.T) *message.Router {
 	return r
 }
 
-// TestWatermillMiddlewareInOurRouter: it retries, bounds the time and changes the message, and our handler sees it.
+// TestWatermillMiddlewareInOurRouter: it retries, bounds the time and changes the message, and our
+// handler sees it.
 func TestWatermillMiddlewareInOurRouter(t *testing.T) {
 	b := open(t, "memory:")
 	r := router.New(b, "g")

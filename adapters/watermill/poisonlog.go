@@ -18,8 +18,9 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// poisonLog is a poison store on a topic, to which Watermill can only append: entries, removals, and a mark by each
-// List, which reads from the beginning to its own mark. All have one key, so that they stay in order.
+// poisonLog is a poison store on a topic, to which Watermill can only append: entries, removals,
+// and a mark by each List, which reads from the beginning to its own mark. All have one key, so
+// that they stay in order.
 type poisonLog struct {
 	driver *busDriver
 	topic  string

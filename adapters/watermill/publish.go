@@ -10,8 +10,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// Publish implements driver.Driver. Publishers of Watermill need not heed a context, so when ctx ends the call goes on
-// in the background: it is not known then whether it publishes.
+// Publish implements driver.Driver. Publishers of Watermill need not heed a context, so when ctx
+// ends the call goes on in the background: it is not known then whether it publishes.
 func (d *busDriver) Publish(ctx context.Context, topic string, msgs []*bus.Message) error {
 	if err := ctx.Err(); err != nil {
 		return driver.FailAll(len(msgs), d.fail("publish", topic, err))

@@ -13,8 +13,8 @@ import (
 
 // PublisherConfig configures a [Publisher]. The zero value is its default.
 type PublisherConfig struct {
-	// Key gives a message's key, as the partition key of Watermill's Kafka package does. Defaults to the metadata
-	// [KeyMetadata], which a [Subscriber] of this package fills.
+	// Key gives a message's key, as the partition key of Watermill's Kafka package does. Defaults
+	// to the metadata [KeyMetadata], which a [Subscriber] of this package fills.
 	Key func(topic string, msg *message.Message) (string, error)
 }
 

@@ -17,8 +17,8 @@ import (
 //	b, err := kafka.Open(ctx, config)
 //	b = bus.New(watermill.Shared(b.Driver()))
 //
-// It has the abilities of d, transactions, parking and replays included.
-// It need not stay: a service that reads through d alone sees the same messages, and Watermill's UUID as a header.
+// It has the abilities of d, transactions, parking and replays included. It need not stay: a
+// service that reads through d alone sees the same messages, and Watermill's UUID as a header.
 func Shared(d bus.Driver) bus.Driver { return &shared{driver.Of(bus.New(d))} }
 
 type shared struct{ driver.Driver }
@@ -71,7 +71,8 @@ func (d *shared) outputs(outputs []driver.Output) []driver.Output {
 	return readable
 }
 
-// Subscribe implements driver.Driver. The source has the abilities of the driver's: routers look for them in it.
+// Subscribe implements driver.Driver. The source has the abilities of the driver's: routers look
+// for them in it.
 func (d *shared) Subscribe(ctx context.Context, s bus.Subscription, o bus.LaneObserver) (bus.Source, error) {
 	src, err := d.Driver.Subscribe(ctx, s, o)
 	if err != nil {
@@ -130,7 +131,8 @@ func (s *sharedSource) Receive(ctx context.Context, dst []bus.Delivery, maxBytes
 	return n, err
 }
 
-// Commit implements driver.Committer. Where the driver's source is none, settlements are durable already.
+// Commit implements driver.Committer. Where the driver's source is none, settlements are durable
+// already.
 func (s *sharedSource) Commit(ctx context.Context) error {
 	if c, ok := s.Source.(driver.Committer); ok {
 		return c.Commit(ctx)

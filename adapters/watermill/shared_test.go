@@ -48,7 +48,8 @@ func kafkaService(t *testing.T, rawURL, group string) (message.Publisher, messag
 	return pub, sub
 }
 
-// amqpService is a Watermill service on RabbitMQ. The exchange is Millrace's, so it must be declared like that.
+// amqpService is a Watermill service on RabbitMQ. The exchange is Millrace's, so it must be
+// declared like that.
 func amqpService(t *testing.T, rawURL, topic, group string) (message.Publisher, message.Subscriber) {
 	t.Helper()
 	config := amqp.NewDurablePubSubConfig(rawURL, amqp.GenerateQueueNameTopicNameWithSuffix(group))
@@ -64,7 +65,8 @@ func amqpService(t *testing.T, rawURL, topic, group string) (message.Publisher, 
 	return pub, sub
 }
 
-// TestSharedTopic: a Watermill service and one on our own driver read each other's messages, and their own, on one topic.
+// TestSharedTopic: a Watermill service and one on our own driver read each other's messages, and
+// their own, on one topic.
 func TestSharedTopic(t *testing.T) {
 	for _, broker := range []string{"kafka", "rabbitmq"} {
 		t.Run(broker, func(t *testing.T) {

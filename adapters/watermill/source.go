@@ -71,8 +71,8 @@ func (s *source) subscribe() error {
 	return nil
 }
 
-// resubscribe follows when the pub/sub has closed the channel by itself. It is called off the goroutine in Receive, which
-// may not wait for it to its end, and call it again.
+// resubscribe follows when the pub/sub has closed the channel by itself. It is called off the
+// goroutine in Receive, which may not wait for it to its end, and call it again.
 func (s *source) resubscribe(ended <-chan *message.Message) error {
 	s.renewing.Lock()
 	defer s.renewing.Unlock()
@@ -160,8 +160,8 @@ func (s *source) next(ctx context.Context, wait bool) (*message.Message, error) 
 	}
 }
 
-// pause waits before the subscription is made again: not at all the first time, then longer and longer, so that a pub/sub that ends each at
-// once is not asked without a pause.
+// pause waits before the subscription is made again: not at all the first time, then longer and
+// longer, so that a pub/sub that ends each at once is not asked without a pause.
 func (s *source) pause(ctx context.Context) error {
 	var d time.Duration
 	if s.ends++; s.ends > 1 {
@@ -238,8 +238,8 @@ func (s *source) isClosed() bool {
 // patience bounds the wait for a pub/sub that does not end its messages' contexts.
 const patience = time.Second
 
-// await waits until the pub/sub has seen the acks: then it ends the messages' contexts. A Close before that makes most
-// of them drop the ack.
+// await waits until the pub/sub has seen the acks: then it ends the messages' contexts. A Close
+// before that makes most of them drop the ack.
 func (s *source) await(ctx context.Context, acked []*message.Message) {
 	t := time.NewTimer(patience)
 	defer t.Stop()

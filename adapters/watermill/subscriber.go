@@ -18,8 +18,9 @@ import (
 type SubscriberConfig struct {
 	// Start is where the group begins on a topic that it has not seen. Defaults to bus.Earliest.
 	Start bus.Start
-	// Unacked is how many messages of a subscription may be out at the same time without an Ack, each of another key or
-	// without one. Defaults to 64. 1 is the letter of Watermill's contract, and one handler at a time.
+	// Unacked is how many messages of a subscription may be out at the same time without an Ack,
+	// each of another key or without one. Defaults to 64. 1 is the letter of Watermill's contract,
+	// and one handler at a time.
 	Unacked int
 	// NackDelay is after how long a nacked message comes again. Defaults to 100 ms.
 	NackDelay time.Duration
@@ -57,7 +58,8 @@ func (c *SubscriberConfig) complete() error {
 	return nil
 }
 
-// Subscriber makes a bus the Watermill subscriber of a group. It is a [message.SubscribeInitializer], too.
+// Subscriber makes a bus the Watermill subscriber of a group. It is a
+// [message.SubscribeInitializer], too.
 //
 // Messages of one key come one at a time, in order, the next after the Ack of the former. Messages
 // of other keys come meanwhile. Ack settles; Nack brings the message again, to this subscription,
@@ -151,7 +153,8 @@ func (s *subscriber) ready(ctx context.Context, r *router.Router) error {
 // initializing bounds SubscribeInitialize, which has no context.
 const initializing = 30 * time.Second
 
-// SubscribeInitialize implements message.SubscribeInitializer: it gives the group its place in the topic.
+// SubscribeInitialize implements message.SubscribeInitializer: it gives the group its place in the
+// topic.
 func (s *subscriber) SubscribeInitialize(topic string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), initializing)
 	defer cancel()
@@ -194,8 +197,9 @@ type subscription struct {
 // afterPatience bounds handing back given-up messages.
 const afterPatience = 10 * time.Second
 
-// errEnding gives a message back without counting a try. The delay is so short that the router keeps
-// the message until its drain, which follows at once: a longer one would store it at the broker.
+// errEnding gives a message back without counting a try. The delay is so short that the router
+// keeps the message until its drain, which follows at once: a longer one would store it at the
+// broker.
 var errEnding = bus.Postpone(errors.New("the subscription ends, and the message was not acked"), 100*time.Millisecond)
 
 // handle returns nil when m was acked.

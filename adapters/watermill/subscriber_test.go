@@ -86,7 +86,8 @@ func TestKeysOneAtATime(t *testing.T) {
 	out["b1"].Ack()
 }
 
-// TestMessageContext: it has the values of Subscribe's context, ends with the Ack, and with Subscribe's context.
+// TestMessageContext: it has the values of Subscribe's context, ends with the Ack, and with
+// Subscribe's context.
 func TestMessageContext(t *testing.T) {
 	b := open(t, "memory:")
 	sub := subscriber(t, b, "g", watermill.SubscriberConfig{})
@@ -196,7 +197,8 @@ func TestClosedBus(t *testing.T) {
 	}
 }
 
-// TestPublisherErrors: the error says which messages failed, and those behind a failure are not tried.
+// TestPublisherErrors: the error says which messages failed, and those behind a failure are not
+// tried.
 func TestPublisherErrors(t *testing.T) {
 	b := open(t, "memory:")
 	pub := watermill.Publisher(b, watermill.PublisherConfig{})
@@ -241,7 +243,8 @@ func publish(t *testing.T, b *bus.Bus, topic string, msgs ...*bus.Message) {
 	}
 }
 
-// TestStopsAreNoTries: a message that was out when its subscription ended comes again as if it had not been tried.
+// TestStopsAreNoTries: a message that was out when its subscription ended comes again as if it had
+// not been tried.
 func TestStopsAreNoTries(t *testing.T) {
 	for _, url := range []string{"memory:", "sqlite:" + filepath.Join(t.TempDir(), "bus.db")} {
 		t.Run(url[:6], func(t *testing.T) {

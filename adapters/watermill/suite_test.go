@@ -17,8 +17,8 @@ import (
 // (a crash repeats), and makes the suite leave tests out.
 var features = tests.Features{ConsumerGroups: true, GuaranteedOrder: true, Persistent: true}
 
-// pubSub makes a group's publisher and subscriber on a bus. One key for each payload, because the suite demands order
-// among messages of equal payload, and gives them no key.
+// pubSub makes a group's publisher and subscriber on a bus. One key for each payload, because the
+// suite demands order among messages of equal payload, and gives them no key.
 func pubSub(t *testing.T, b *bus.Bus, group string) (message.Publisher, message.Subscriber) {
 	t.Helper()
 	sub, err := watermill.Subscriber(b, group, watermill.SubscriberConfig{NackDelay: time.Millisecond, CloseTimeout: time.Second})
@@ -51,7 +51,8 @@ func TestWatermillSuite(t *testing.T) {
 	}
 }
 
-// TestWatermillStress is the suite several times at once (STRESS_TEST_COUNT), each time with fewer messages.
+// TestWatermillStress is the suite several times at once (STRESS_TEST_COUNT), each time with fewer
+// messages.
 func TestWatermillStress(t *testing.T) {
 	for _, n := range natives {
 		t.Run(n.name, func(t *testing.T) {

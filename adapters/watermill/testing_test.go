@@ -20,7 +20,8 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick")) // sarama's; it never ends
 }
 
-// natives are the URLs of Millrace's own drivers, each with a place of its own, which is cleaned up.
+// natives are the URLs of Millrace's own drivers, each with a place of its own, which is cleaned
+// up.
 var natives = []struct {
 	name string
 	url  func(tb testing.TB) string

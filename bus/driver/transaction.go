@@ -16,8 +16,8 @@ type TransactionalSource interface {
 	bus.Source
 
 	// SettleWith settles deliveries, and publishes the outputs of each in their order, to topics of
-	// the same bus. It has one caller at a time. An error made by [bus.PerMessage] gives the outcome of
-	// each settlement:
+	// the same bus. It has one caller at a time. An error made by [bus.PerMessage] gives the
+	// outcome of each settlement:
 	//
 	//   - nil: it is done.
 	//   - wraps ErrStale: the ownership has ended; the outputs are not published.
@@ -61,8 +61,8 @@ type JoiningSource interface {
 	// SettleIn settles deliveries in tx, and publishes outputs in their order. Call it last, right
 	// before tx ends: from here on other writers wait. It may be called concurrently.
 	//
-	// After an error the caller must roll tx back. An error made by [bus.PerMessage] is by token. It
-	// wraps ErrStale for each message that cannot be settled: its ownership has ended, or it is
+	// After an error the caller must roll tx back. An error made by [bus.PerMessage] is by token.
+	// It wraps ErrStale for each message that cannot be settled: its ownership has ended, or it is
 	// settled or parked since. It wraps ErrNotFound, too, for a message that was withdrawn from
 	// parking.
 	//

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// TLS reads the parameters ca, cert and key, which name PEM files, and returns a configuration for clients:
+// TLS reads the parameters ca, cert and key, which name PEM files, and returns a configuration for
+// clients:
 //
 //   - ca: the authorities that the server's certificate must come from, in place of the system's. The file is read once.
 //   - cert and key: the client's own certificate. The files are read for each connection, so that a renewed certificate is used without
@@ -65,9 +66,10 @@ func tlsConfig(ca, cert, key string) (*tls.Config, error) {
 	return c, nil
 }
 
-// Password returns a function that returns the password to connect with: the URL's, or the content of the file that the parameter
-// passwordfile names, without the end of its line. The file is read at each call, so that a changed password is used without a
-// restart: call the function for each connection.
+// Password returns a function that returns the password to connect with: the URL's, or the content
+// of the file that the parameter passwordfile names, without the end of its line. The file is read
+// at each call, so that a changed password is used without a restart: call the function for each
+// connection.
 func (p *Params) Password() func() (string, error) {
 	path := p.Text("passwordfile", "")
 	fixed, given := p.url.User.Password()
@@ -93,8 +95,9 @@ func (p *Params) Password() func() (string, error) {
 	return read
 }
 
-// IsTLSRefusal reports whether err says that client and server cannot agree on TLS: one of them does not trust the other's certificate,
-// or does not speak TLS. It lasts until somebody changes the settings, or renews a certificate.
+// IsTLSRefusal reports whether err says that client and server cannot agree on TLS: one of them
+// does not trust the other's certificate, or does not speak TLS. It lasts until somebody changes
+// the settings, or renews a certificate.
 func IsTLSRefusal(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true

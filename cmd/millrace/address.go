@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// address is a URL that a command needs. Everybody on the machine can read a program's arguments, so a URL with a password can come
-// from a file or from the environment.
+// address is a URL that a command needs. Everybody on the machine can read a program's arguments,
+// so a URL with a password can come from a file or from the environment.
 type address struct {
 	name, example string // of the flag
 	url, file     string

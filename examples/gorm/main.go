@@ -1,5 +1,5 @@
-// Command gorm publishes and handles messages in transactions of GORM. It is a module of its own, so that nobody else
-// compiles GORM.
+// Command gorm publishes and handles messages in transactions of GORM. It is a module of its own,
+// so that nobody else compiles GORM.
 package main
 
 import (

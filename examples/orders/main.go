@@ -1,5 +1,5 @@
-// Command orders replays real orders through the bus that BUS_URL names, and reconciles the result to the cent.
-// README.md tells more.
+// Command orders replays real orders through the bus that BUS_URL names, and reconciles the result
+// to the cent. README.md tells more.
 package main
 
 import (

@@ -46,7 +46,8 @@ func TestFailingHandlersChangeNothing(t *testing.T) {
 	}
 }
 
-// TestRefusedOrdersAreReplayed: the customers' later orders wait, so that nothing is out of order in the end.
+// TestRefusedOrdersAreReplayed: the customers' later orders wait, so that nothing is out of order
+// in the end.
 func TestRefusedOrdersAreReplayed(t *testing.T) {
 	_, want, _ := runOrders(t.Context(), "memory:", "-n", "3000")
 	sqlite := "sqlite:" + filepath.Join(t.TempDir(), "bus.db")
@@ -70,7 +71,8 @@ func TestRefusedOrdersAreReplayed(t *testing.T) {
 	}
 }
 
-// TestInterruptedRunGoesOn stops a run on a durable bus several times; the report in the end is that of one run.
+// TestInterruptedRunGoesOn stops a run on a durable bus several times; the report in the end is
+// that of one run.
 func TestInterruptedRunGoesOn(t *testing.T) {
 	_, want, _ := runOrders(t.Context(), "memory:", "-n", "5000")
 	dir := t.TempDir()
@@ -161,7 +163,8 @@ func TestWrongUsage(t *testing.T) {
 	}
 }
 
-// TestOutbox: orders that are taken into a table and published from its outbox add up to the same, also after interruptions.
+// TestOutbox: orders that are taken into a table and published from its outbox add up to the same,
+// also after interruptions.
 func TestOutbox(t *testing.T) {
 	_, want, _ := runOrders(t.Context(), "memory:", "-n", "5000")
 	dir := t.TempDir()

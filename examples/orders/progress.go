@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// progress shows how far the run is: on a terminal one line that is written over, elsewhere a line now and then.
+// progress shows how far the run is: on a terminal one line that is written over, elsewhere a line
+// now and then.
 type progress struct {
 	w        io.Writer
 	terminal bool

@@ -14,8 +14,8 @@ import (
 	"github.com/millrace-go/millrace/router"
 )
 
-// refusal makes loyalty refuse a share of all orders for good, until it is repaired; then somebody replays them. The
-// customers' later orders wait, so that their order is kept.
+// refusal makes loyalty refuse a share of all orders for good, until it is repaired; then somebody
+// replays them. The customers' later orders wait, so that their order is kept.
 type refusal struct {
 	share    float64
 	repaired atomic.Bool

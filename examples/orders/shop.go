@@ -15,8 +15,8 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// shop is where orders are taken with -outbox: each goes into the shop's own table and, in the same transaction, into the
-// outbox, from where a relay publishes it.
+// shop is where orders are taken with -outbox: each goes into the shop's own table and, in the same
+// transaction, into the outbox, from where a relay publishes it.
 type shop struct {
 	db     *sql.DB
 	outbox *outbox.Outbox

@@ -29,8 +29,8 @@ func waitsUntilKilled(ctx context.Context, b *bus.Bus, topic, group string) erro
 	return r.Run(ctx)
 }
 
-// killedLoad: after the process was killed that had a key wait, a hundred thousand messages of a thousand other keys pass at the rate at which
-// they pass in a topic where none waits, in order.
+// killedLoad: after the process was killed that had a key wait, a hundred thousand messages of a
+// thousand other keys pass at the rate at which they pass in a topic where none waits, in order.
 func killedLoad(t *testing.T, k *killed) {
 	const keys, round = 1000, 5000
 	limits := pairwise.Limits{Enough: 20, Slow: 20 * time.Second, Share: 0.8}

@@ -114,7 +114,8 @@ var privilegedBrokers = []privileged{
 	},
 }
 
-// TestLeastPrivileges: with the rights that docs/security.md names everything works, and without one of them the error says so.
+// TestLeastPrivileges: with the rights that docs/security.md names everything works, and without
+// one of them the error says so.
 func TestLeastPrivileges(t *testing.T) {
 	page, err := os.ReadFile("../../docs/security.md")
 	if err != nil {
@@ -153,8 +154,8 @@ func TestLeastPrivileges(t *testing.T) {
 	}
 }
 
-// useEverything opens a bus, and has a message handled, another one parked until it is due, and a third poisoned and replayed.
-// It gives up when the log has said that something was refused.
+// useEverything opens a bus, and has a message handled, another one parked until it is due, and a
+// third poisoned and replayed. It gives up when the log has said that something was refused.
 func useEverything(t *testing.T, url string, p *place, guarantee router.Level, refused string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
 	defer cancel()

@@ -26,10 +26,12 @@ import (
 // secured is a broker that takes TLS.
 type secured struct {
 	name string
-	// url is the broker's, without a user, and the parameters that have a client trust it. wrong are those of a client that does not.
+	// url is the broker's, without a user, and the parameters that have a client trust it. wrong
+	// are those of a client that does not.
 	url          func(t *testing.T) string
 	trust, wrong func(t *testing.T) string
-	// certificate are the parameters with a client's own certificate, and whether it is needed beside a password.
+	// certificate are the parameters with a client's own certificate, and whether it is needed
+	// beside a password.
 	certificate func(t *testing.T) string
 	needed      bool
 	// setPassword makes a user that may do everything, or changes its password.
@@ -97,8 +99,8 @@ var securedBrokers = []secured{
 	},
 }
 
-// TestTransport goes the way of a URL to servers that are set up for TLS: the server is verified, and so is the client, by a certificate
-// and a password, which changes while the bus is open.
+// TestTransport goes the way of a URL to servers that are set up for TLS: the server is verified,
+// and so is the client, by a certificate and a password, which changes while the bus is open.
 func TestTransport(t *testing.T) {
 	for _, broker := range securedBrokers {
 		t.Run(broker.name, func(t *testing.T) {
@@ -147,7 +149,8 @@ func TestTransport(t *testing.T) {
 	}
 }
 
-// TestCertificateAlone: where the server knows users by their certificates, a URL needs no password.
+// TestCertificateAlone: where the server knows users by their certificates, a URL needs no
+// password.
 func TestCertificateAlone(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -167,7 +170,8 @@ func TestCertificateAlone(t *testing.T) {
 	}
 }
 
-// refused opens a bus that the server, or the client, must refuse at once, and looks for want in the error.
+// refused opens a bus that the server, or the client, must refuse at once, and looks for want in
+// the error.
 func refused(ctx context.Context, t *testing.T, why, url, want string) {
 	t.Helper()
 	b, err := bus.Open(ctx, url)
@@ -234,7 +238,8 @@ func withUser(t *testing.T, rawURL, user string) string {
 	return u.String()
 }
 
-// asAdmin runs statements as the user of the tests. Those in may may fail: the second time, what they make exists, or is gone.
+// asAdmin runs statements as the user of the tests. Those in may may fail: the second time, what
+// they make exists, or is gone.
 func asAdmin(t *testing.T, driver, dsn string, may []string, must ...string) {
 	t.Helper()
 	db, err := sql.Open(driver, dsn)

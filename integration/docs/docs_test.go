@@ -25,7 +25,8 @@ func read(t *testing.T, path string) string {
 	return string(data)
 }
 
-// TestReadmeStartCompiles: the program of the README is examples/hello, which is compiled with everything else.
+// TestReadmeStartCompiles: the program of the README is examples/hello, which is compiled with
+// everything else.
 func TestReadmeStartCompiles(t *testing.T) {
 	_, rest, _ := strings.Cut(read(t, "../../README.md"), "```go\n")
 	program, _, _ := strings.Cut(rest, "```")
@@ -69,7 +70,8 @@ func TestCoreNeedsTheStandardLibraryOnly(t *testing.T) {
 	}
 }
 
-// TestConfigurationListsEveryParameter asks each driver which parameters it knows: it says so about an unknown one.
+// TestConfigurationListsEveryParameter asks each driver which parameters it knows: it says so about
+// an unknown one.
 func TestConfigurationListsEveryParameter(t *testing.T) {
 	doc := read(t, "../../docs/configuration.md")
 	known := regexp.MustCompile(`parameter "nonsense" is unknown: want one of ([^\n]*)`)
@@ -107,7 +109,8 @@ func TestConfigurationListsEveryParameter(t *testing.T) {
 	}
 }
 
-// TestFailureTableIsChecked: each situation in failure-handling.md names a check of the suite, and no such check is missing.
+// TestFailureTableIsChecked: each situation in failure-handling.md names a check of the suite, and
+// no such check is missing.
 func TestFailureTableIsChecked(t *testing.T) {
 	_, rest, _ := strings.Cut(read(t, "../../docs/failure-handling.md"), "\n## What happens\n")
 	table, _, _ := strings.Cut(rest, "\n## ")

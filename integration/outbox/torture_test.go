@@ -78,8 +78,8 @@ type writers struct {
 	keys     int  // at most, of a transaction
 	mayFail  bool // because the database is killed
 
-	// writing is for SQLite, which lets in at random whoever waits for its one lock: its writers wait
-	// for each other here instead, and leave some room for the relays.
+	// writing is for SQLite, which lets in at random whoever waits for its one lock: its writers
+	// wait for each other here instead, and leave some room for the relays.
 	writing sync.Mutex
 
 	mu         sync.Mutex

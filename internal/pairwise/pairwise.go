@@ -1,5 +1,5 @@
-// Package pairwise compares how long two things take on a machine that others use, too: it does them
-// in alternation, pair by pair.
+// Package pairwise compares how long two things take on a machine that others use, too: it does
+// them in alternation, pair by pair.
 package pairwise
 
 import (

@@ -8,8 +8,8 @@ import (
 	"github.com/millrace-go/millrace/eventstore"
 )
 
-// Bench measures a store in a bus: one caller appends to one stream, one event and ten at a time, and
-// reads a stream of 100 events.
+// Bench measures a store in a bus: one caller appends to one stream, one event and ten at a time,
+// and reads a stream of 100 events.
 func Bench(b *testing.B, over *bus.Bus) {
 	s, err := eventstore.Open(b.Context(), over, topic())
 	if err != nil {

@@ -1,6 +1,7 @@
-// Command testcert writes an authority's certificate, and certificates of a server on 127.0.0.1 and of a client by it, for the brokers
-// that scripts/brokers starts: ca.pem, server.pem, server.key, client.pem, client.key and, in one file, server-all.pem. It changes
-// nothing in a folder that has them.
+// Command testcert writes an authority's certificate, and certificates of a server on 127.0.0.1 and
+// of a client by it, for the brokers that scripts/brokers starts: ca.pem, server.pem, server.key,
+// client.pem, client.key and, in one file, server-all.pem. It changes nothing in a folder that has
+// them.
 package main
 
 import (

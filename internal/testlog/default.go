@@ -11,8 +11,8 @@ import (
 )
 
 // Strict returns a run of m with a default log ([slog.Default]) in which a record of level WARN or
-// ERROR fails the run, unless a test that runs has said [Expect]. Call it from TestMain. The log goes
-// to standard error.
+// ERROR fails the run, unless a test that runs has said [Expect]. Call it from TestMain. The log
+// goes to standard error.
 func Strict(m Runner) Runner { return strict{m} }
 
 // Runner is what [testing.M] is to those who run it.

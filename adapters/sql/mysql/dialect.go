@@ -48,7 +48,8 @@ func maxMessage(ctx context.Context, db *sql.DB) (int, error) {
 	return (packet - 64<<10) / 10 * 7, nil
 }
 
-// Names are compared byte by byte. Each statement can be repeated, because here a transaction does not undo it.
+// Names are compared byte by byte. Each statement can be repeated, because here a transaction does
+// not undo it.
 const options = " ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
 
 var migrations = [][]string{
@@ -122,8 +123,9 @@ var migrations = [][]string{
 		`INSERT IGNORE INTO {meta} (one, version, install, swept) VALUES (1, 0, UUID(), 0)`,
 	},
 	{
-		// pos 0 is the lane's counter, in chg, which else is the number of the last change from outside.
-		// due: microseconds since 1970, 0 is any time. free: 1 if its key does not wait for it. doc: NULL is withdrawn.
+		// pos 0 is the lane's counter, in chg, which else is the number of the last change from
+		// outside. due: microseconds since 1970, 0 is any time. free: 1 if its key does not wait
+		// for it. doc: NULL is withdrawn.
 		`CREATE TABLE IF NOT EXISTS {parked} (
 	grp     INT            NOT NULL,
 	shard   SMALLINT       NOT NULL,

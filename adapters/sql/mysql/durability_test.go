@@ -8,7 +8,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestDurability: a commit is as durable as the server makes it, and the driver's sessions change nothing about it.
+// TestDurability: a commit is as durable as the server makes it, and the driver's sessions change
+// nothing about it.
 func TestDurability(t *testing.T) {
 	db := database(t)
 	b := db.Open(t)

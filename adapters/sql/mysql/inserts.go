@@ -10,12 +10,13 @@ import (
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
-// inserts are prepared statements that insert messages of one topic. The first row asks for the topic's row with a lock,
-// before the table gives out the first number, and the lock stays until the commit: so messages become visible in the
-// order of their numbers. One statement that does all is a transaction by itself, and takes one round trip.
+// inserts are prepared statements that insert messages of one topic. The first row asks for the
+// topic's row with a lock, before the table gives out the first number, and the lock stays until
+// the commit: so messages become visible in the order of their numbers. One statement that does all
+// is a transaction by itself, and takes one round trip.
 //
-// Statements are prepared, because the server takes longer to read a payload in a text than to store it. Each number of
-// rows needs one of its own, so only some are kept.
+// Statements are prepared, because the server takes longer to read a payload in a text than to
+// store it. Each number of rows needs one of its own, so only some are kept.
 type inserts struct {
 	db                      *sql.DB
 	columns, first, further string
@@ -33,8 +34,8 @@ type insert struct {
 	dropped bool // to be closed by the last user
 }
 
-// Sizes that are always kept: all up to smallRows, and its doubles up to mostRows. The server keeps some kilobytes a row for
-// each connection.
+// Sizes that are always kept: all up to smallRows, and its doubles up to mostRows. The server keeps
+// some kilobytes a row for each connection.
 const (
 	smallRows = 16
 	mostRows  = 256
@@ -55,7 +56,8 @@ func (i *inserts) text(rows int) string {
 	return i.columns + i.first + strings.Repeat(i.further, rows-1)
 }
 
-// sizes returns the sizes of the statements that insert n messages: one, if it is small or came before.
+// sizes returns the sizes of the statements that insert n messages: one, if it is small or came
+// before.
 func (i *inserts) sizes(n int) (sizes []int) {
 	for ; n > mostRows; n -= mostRows {
 		sizes = append(sizes, mostRows)

@@ -7,8 +7,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// settleText has the epoch come back as the last id: it is told whether or not the row has changed, and by connections
-// that count changed rows only.
+// settleText has the epoch come back as the last id: it is told whether or not the row has changed,
+// and by connections that count changed rows only.
 const settleText = `UPDATE {lane} l SET win = ?, pos = ?, epoch = LAST_INSERT_ID(epoch) WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?
 AND (? = 0 OR (SELECT m.id FROM {of} m WHERE m.topic = ? AND m.shard = l.shard AND m.seq = ?) = ?)
 AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = l.grp AND p.shard = l.shard AND p.pos = 0) >= ?)`
@@ -29,7 +29,8 @@ func (s *store) Settle(ctx context.Context, x driver.Execer, group int64, member
 	return id == int64(p.Epoch), err
 }
 
-// AppendIn implements sqllog.Store. The statements are not prepared for the next time: the connection is somebody else's.
+// AppendIn implements sqllog.Store. The statements are not prepared for the next time: the
+// connection is somebody else's.
 func (s *store) AppendIn(ctx context.Context, x driver.Execer, batch []sqllog.Record) error {
 	b := buffers.Get().(*buffer)
 	defer b.free()

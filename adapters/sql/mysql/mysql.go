@@ -1,6 +1,7 @@
-// Package mysql is a bus in a MySQL or MariaDB database: an insert-only log in tables, for services that have the database
-// anyway. The engine is shared with the other SQL drivers; the library is go-sql-driver/mysql. Tested with MariaDB 10.11
-// and 11.8 and with MySQL 9.7; it needs InnoDB, and SKIP LOCKED: MySQL 8.0 or MariaDB 10.6.
+// Package mysql is a bus in a MySQL or MariaDB database: an insert-only log in tables, for services
+// that have the database anyway. The engine is shared with the other SQL drivers; the library is
+// go-sql-driver/mysql. Tested with MariaDB 10.11 and 11.8 and with MySQL 9.7; it needs InnoDB, and
+// SKIP LOCKED: MySQL 8.0 or MariaDB 10.6.
 //
 // # URLs
 //
@@ -24,7 +25,8 @@
 //	connect_timeout=10s         for one connection (100ms to 5m)
 //	max_conns=16                connections at the same time (2 to 1000); two more keep leases
 //
-// The bus sets autocommit=1, wait_timeout=10, innodb_lock_wait_timeout=5 and the isolation level READ COMMITTED in its sessions.
+// The bus sets autocommit=1, wait_timeout=10, innodb_lock_wait_timeout=5 and the isolation level
+// READ COMMITTED in its sessions.
 //
 // # Delivery semantics
 //
@@ -90,19 +92,22 @@ func init() {
 
 // Config configures a bus. A field that is zero has its default.
 type Config struct {
-	// Prefix comes before the names of the tables. Small letters, digits and _. Defaults to "millrace_".
+	// Prefix comes before the names of the tables. Small letters, digits and _. Defaults to
+	// "millrace_".
 	Prefix string
-	// Shards is the number of lanes of topics that this bus creates: how many processes of a group can share one.
-	// 1 to 256. Defaults to 16.
+	// Shards is the number of lanes of topics that this bus creates: how many processes of a group
+	// can share one. 1 to 256. Defaults to 16.
 	Shards int
-	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults to 10 s.
+	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults
+	// to 10 s.
 	Lease time.Duration
-	// Poll is the longest pause between looks for messages that other processes published. 2 ms to 1 min. Defaults
-	// to 250 ms.
+	// Poll is the longest pause between looks for messages that other processes published. 2 ms to
+	// 1 min. Defaults to 250 ms.
 	Poll time.Duration
 	// Commit is how long settling gathers before it is written. 1 ms to 1 s. Defaults to 10 ms.
 	Commit time.Duration
-	// Retention is the age at which messages are deleted that every group has finished. Defaults to 0: never.
+	// Retention is the age at which messages are deleted that every group has finished. Defaults to
+	// 0: never.
 	Retention time.Duration
 	// NoMigrate leaves the tables as they are, and only checks their version.
 	NoMigrate bool
@@ -129,9 +134,9 @@ func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	return open(ctx, mc, size, c, common)
 }
 
-// Connection reads what a URL says of its connections, for programs that reach the same database beside the bus: user, password,
-// host and database, and the parameters passwordfile, socket, connect_timeout, tls, ca, cert and key. [driver.Params.Err] has the
-// mistakes.
+// Connection reads what a URL says of its connections, for programs that reach the same database
+// beside the bus: user, password, host and database, and the parameters passwordfile, socket,
+// connect_timeout, tls, ca, cert and key. [driver.Params.Err] has the mistakes.
 func Connection(p *driver.Params) *mysql.Config {
 	u := p.URL()
 	mc := mysql.NewConfig()
@@ -170,8 +175,8 @@ func secure(mc *mysql.Config, p *driver.Params) {
 	mc.TLS.InsecureSkipVerify = mode == "skip-verify"
 }
 
-// Open opens a bus over a pool of its own, made of mc, for which mysql.ParseDSN is the usual source. ctx bounds the
-// opening.
+// Open opens a bus over a pool of its own, made of mc, for which mysql.ParseDSN is the usual
+// source. ctx bounds the opening.
 func Open(ctx context.Context, mc *mysql.Config, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	common, err := c.complete()
 	if err != nil {
@@ -203,7 +208,8 @@ func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bu
 	return bus.New(d, opts...), nil
 }
 
-// Migrations returns the SQL that creates and updates the tables, for the prefix ("" is the default).
+// Migrations returns the SQL that creates and updates the tables, for the prefix ("" is the
+// default).
 func Migrations(prefix string) (string, error) {
 	c := Config{Prefix: prefix}
 	if _, err := c.complete(); err != nil {

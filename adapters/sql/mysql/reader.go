@@ -14,7 +14,8 @@ import (
 type reader struct {
 	store *store
 	topic int64
-	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in small ones.
+	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in
+	// small ones.
 	active  int
 	decoder sqllog.Decoder
 	query   []byte
@@ -22,8 +23,9 @@ type reader struct {
 
 func (s *store) Reader(topic int64) sqllog.Reader { return &reader{store: s, topic: topic} }
 
-// Read implements sqllog.Reader. Rows become visible in the order of their numbers, so whatever follows a cursor may be
-// taken. One statement reads all lanes; numbers are all that differs in it, so it is sent as a text, in one round trip.
+// Read implements sqllog.Reader. Rows become visible in the order of their numbers, so whatever
+// follows a cursor may be taken. One statement reads all lanes; numbers are all that differs in it,
+// so it is sent as a text, in one round trip.
 func (r *reader) Read(ctx context.Context, q *sqllog.Query) (sqllog.More, error) {
 	lane := max((q.Limit+r.active)/max(r.active, 1), 1)
 	if r.active == 0 || q.Even {

@@ -14,7 +14,8 @@ import (
 	"github.com/millrace-go/millrace/internal/brokertest"
 )
 
-// TestWithoutAutocommit: sessions in which nothing is committed by itself are made right, or refused if they are the caller's.
+// TestWithoutAutocommit: sessions in which nothing is committed by itself are made right, or
+// refused if they are the caller's.
 func TestWithoutAutocommit(t *testing.T) {
 	db := database(t)
 	c, err := driver.ParseDSN(brokertest.MySQLDSN(brokertest.URL(t, "mysql")))
@@ -46,7 +47,8 @@ func TestWithoutAutocommit(t *testing.T) {
 	}
 }
 
-// TestSessions: the server ends a session that stands still in a transaction, and a wait for a lock.
+// TestSessions: the server ends a session that stands still in a transaction, and a wait for a
+// lock.
 func TestSessions(t *testing.T) {
 	pool, ok := bus.As[*sql.DB](database(t).Open(t))
 	if !ok {

@@ -146,8 +146,8 @@ func (s *store) cut(ctx context.Context, batch []sqllog.Record) (pieces []piece,
 	return pieces, nil
 }
 
-// byTopic returns a batch in the order of the topics' ids, in which they are locked, so that two batches cannot wait for
-// each other.
+// byTopic returns a batch in the order of the topics' ids, in which they are locked, so that two
+// batches cannot wait for each other.
 func byTopic(batch []sqllog.Record) []sqllog.Record {
 	compare := func(a, b sqllog.Record) int { return cmp.Compare(a.Topic, b.Topic) }
 	if slices.IsSortedFunc(batch, compare) {
@@ -212,9 +212,9 @@ func finish(err error) error {
 	return &sqllog.Uncertain{Err: err}
 }
 
-// Commit implements sqllog.Store. The rows are looked up one by one, by the whole primary key: a condition on all of them may become
-// a scan of the index, which locks the rows of other groups too. The subqueries name the lane's row, so that it is locked before theirs,
-// as everybody does.
+// Commit implements sqllog.Store. The rows are looked up one by one, by the whole primary key: a
+// condition on all of them may become a scan of the index, which locks the rows of other groups
+// too. The subqueries name the lane's row, so that it is locked before theirs, as everybody does.
 func (s *store) Commit(ctx context.Context, group int64, member string, lanes []sqllog.Progress) (int, error) {
 	const row = "SELECT ? AS shard, ? AS epoch, ? AS pos, CAST(? AS BINARY) AS win, ? AS base, ? AS top, ? AS id, ? AS chg"
 	args := make([]any, 0, 8*len(lanes)+4)

@@ -49,7 +49,8 @@ func BenchmarkRaw(b *testing.B) {
 	}
 }
 
-// BenchmarkRawEach1 publishes as a simple library does: each message is a statement of its own on a connection of its own.
+// BenchmarkRawEach1 publishes as a simple library does: each message is a statement of its own on a
+// connection of its own.
 func BenchmarkRawEach1(b *testing.B) {
 	for _, goroutines := range []int{16, 64} {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {

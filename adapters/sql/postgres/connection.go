@@ -24,11 +24,13 @@ var native = []string{
 	"pool_health_check_period",
 }
 
-// Connection reads what a URL says of its connections, for programs that reach the same database beside the bus: user, password, host,
-// database, passwordfile, and the parameters that pgx and libpq define. [driver.Params.Err] has the mistakes; then the result is nil.
+// Connection reads what a URL says of its connections, for programs that reach the same database
+// beside the bus: user, password, host, database, passwordfile, and the parameters that pgx and
+// libpq define. [driver.Params.Err] has the mistakes; then the result is nil.
 //
-// A server that is not on this machine must prove who it is (sslmode=verify-full), unless sslmode or PGSSLMODE says otherwise. The
-// password's and the certificates' files are read for each connection.
+// A server that is not on this machine must prove who it is (sslmode=verify-full), unless sslmode
+// or PGSSLMODE says otherwise. The password's and the certificates' files are read for each
+// connection.
 func Connection(p *driver.Params) *pgxpool.Config {
 	q := url.Values{}
 	for _, name := range native {

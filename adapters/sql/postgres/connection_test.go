@@ -36,7 +36,8 @@ func TestServerMustProveWhoItIs(t *testing.T) {
 		if err := pc.BeforeConnect(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
-		// A host that falls back to another setting is not verified; other hosts have settings of their own.
+		// A host that falls back to another setting is not verified; other hosts have settings of
+		// their own.
 		verified := now.TLSConfig != nil && !now.TLSConfig.InsecureSkipVerify
 		for _, f := range now.Fallbacks {
 			verified = verified && f.TLSConfig != nil && !f.TLSConfig.InsecureSkipVerify

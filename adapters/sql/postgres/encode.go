@@ -8,8 +8,9 @@ import (
 	"github.com/millrace-go/millrace/internal/sqlmessage"
 )
 
-// encoder writes the parameters of an insert in the protocol's binary form: an array for each column. The library's own
-// encoding of arrays takes several times as long, which shows at this place alone.
+// encoder writes the parameters of an insert in the protocol's binary form: an array for each
+// column. The library's own encoding of arrays takes several times as long, which shows at this
+// place alone.
 type encoder struct {
 	params  [13][]byte
 	buffers [13][]byte // the params' values, kept for the next time

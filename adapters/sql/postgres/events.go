@@ -164,7 +164,8 @@ func (s *store) appendBatch(ctx context.Context, topic int64, appends []*sqllog.
 	return finishEvents(rows.Err())
 }
 
-// finishEvents judges the error of a statement that appends. An error that the server reports has undone it.
+// finishEvents judges the error of a statement that appends. An error that the server reports has
+// undone it.
 func finishEvents(err error) error {
 	if err == nil || pgconn.SafeToRetry(err) {
 		return err

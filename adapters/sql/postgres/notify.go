@@ -13,7 +13,8 @@ func (s *store) Notify(ctx context.Context, texts []string) error {
 	return err
 }
 
-// Listen implements sqllog.Notifier, on a connection of its own, which does not count against the pool's bound.
+// Listen implements sqllog.Notifier, on a connection of its own, which does not count against the
+// pool's bound.
 func (s *store) Listen(ctx context.Context, ready func(), heard func(text string)) error {
 	pooled, err := s.pool.Acquire(ctx)
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package postgres is a bus in a PostgreSQL database: an insert-only log in tables, for services that have the database
-// anyway. The engine is shared with the other SQL drivers; the library is pgx. Tested with PostgreSQL 15, 17 and 18.
+// Package postgres is a bus in a PostgreSQL database: an insert-only log in tables, for services
+// that have the database anyway. The engine is shared with the other SQL drivers; the library is
+// pgx. Tested with PostgreSQL 15, 17 and 18.
 //
 // # URLs
 //
@@ -16,19 +17,20 @@
 //	listen=true                 hear of other processes' messages by LISTEN, on a connection of its own; false: by looking
 //	migrate=true                create and update the tables; false: only check their version
 //
-// passwordfile= names a file with the password, in place of the URL's; it is read for each connection. Without sslmode, a server on
-// another machine must prove who it is (verify-full).
+// passwordfile= names a file with the password, in place of the URL's; it is read for each
+// connection. Without sslmode, a server on another machine must prove who it is (verify-full).
 //
-// Parameters of the connections, as pgx and libpq define them: sslmode, sslrootcert, sslcert, sslkey, sslpassword, sslsni,
-// sslnegotiation, channel_binding, connect_timeout, application_name, target_session_attrs, passfile, search_path,
-// statement_timeout, default_query_exec_mode, pool_max_conns (16 if it is not given), pool_min_conns,
-// pool_max_conn_lifetime, pool_max_conn_idle_time, pool_health_check_period.
+// Parameters of the connections, as pgx and libpq define them: sslmode, sslrootcert, sslcert,
+// sslkey, sslpassword, sslsni, sslnegotiation, channel_binding, connect_timeout, application_name,
+// target_session_attrs, passfile, search_path, statement_timeout, default_query_exec_mode,
+// pool_max_conns (16 if it is not given), pool_min_conns, pool_max_conn_lifetime,
+// pool_max_conn_idle_time, pool_health_check_period.
 //
-// Two connections more than pool_max_conns keep leases, so that handlers that hold the pool's do not cost their process its lanes;
-// one more listens.
+// Two connections more than pool_max_conns keep leases, so that handlers that hold the pool's do
+// not cost their process its lanes; one more listens.
 //
-// Behind PgBouncer in transaction mode: listen=false, and default_query_exec_mode=exec if it is older than 1.21 or has
-// prepared statements switched off.
+// Behind PgBouncer in transaction mode: listen=false, and default_query_exec_mode=exec if it is
+// older than 1.21 or has prepared statements switched off.
 //
 // # Delivery semantics
 //
@@ -51,9 +53,9 @@
 //
 // # Topology
 //
-// Tables in the schema: topic, log, grp, lane, member, poison, parked, meta, and the sequence log_seq.
-// [Migrations] prints their definitions. Advisory locks are taken with two keys; the first is a
-// hash of the schema's name.
+// Tables in the schema: topic, log, grp, lane, member, poison, parked, meta, and the sequence
+// log_seq. [Migrations] prints their definitions. Advisory locks are taken with two keys; the first
+// is a hash of the schema's name.
 //
 // The first event store (package eventstore) adds the tables store, event and snapshot, and brings
 // the tables from version 2 to 3. Programs that know no event stores cannot open version 3.
@@ -85,20 +87,22 @@ func init() {
 type Config struct {
 	// Schema is where the tables are. Small letters, digits and _. Defaults to "millrace".
 	Schema string
-	// Shards is the number of lanes of topics that this bus creates: how many processes of a group can share one.
-	// 1 to 256. Defaults to 16.
+	// Shards is the number of lanes of topics that this bus creates: how many processes of a group
+	// can share one. 1 to 256. Defaults to 16.
 	Shards int
-	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults to 10 s.
+	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults
+	// to 10 s.
 	Lease time.Duration
-	// Poll is the longest pause between looks for messages, should a notification be missed. 2 ms to 1 min.
-	// Defaults to 250 ms.
+	// Poll is the longest pause between looks for messages, should a notification be missed. 2 ms
+	// to 1 min. Defaults to 250 ms.
 	Poll time.Duration
 	// Commit is how long settling gathers before it is written. 1 ms to 1 s. Defaults to 10 ms.
 	Commit time.Duration
-	// Retention is the age at which messages are deleted that every group has finished. Defaults to 0: never.
+	// Retention is the age at which messages are deleted that every group has finished. Defaults to
+	// 0: never.
 	Retention time.Duration
-	// NoListen does without LISTEN, which needs a connection of its own: messages of other processes are then found by
-	// looking, at the latest after Poll.
+	// NoListen does without LISTEN, which needs a connection of its own: messages of other
+	// processes are then found by looking, at the latest after Poll.
 	NoListen bool
 	// NoMigrate leaves the tables as they are, and only checks their version.
 	NoMigrate bool
@@ -131,8 +135,8 @@ func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	return d, nil
 }
 
-// Open opens a bus over a pool of its own, made of pc, for which pgxpool.ParseConfig is the usual source. ctx bounds
-// the opening.
+// Open opens a bus over a pool of its own, made of pc, for which pgxpool.ParseConfig is the usual
+// source. ctx bounds the opening.
 func Open(ctx context.Context, pc *pgxpool.Config, c Config, opts ...bus.Option) (*bus.Bus, error) {
 	common, err := c.complete()
 	if err != nil {
@@ -158,7 +162,8 @@ func New(ctx context.Context, pool *pgxpool.Pool, c Config, opts ...bus.Option) 
 	return bus.New(d, opts...), nil
 }
 
-// Migrations returns the SQL that creates and updates the tables, for the schema ("" is the default).
+// Migrations returns the SQL that creates and updates the tables, for the schema ("" is the
+// default).
 func Migrations(schema string) (string, error) {
 	c := Config{Schema: schema}
 	if _, err := c.complete(); err != nil {

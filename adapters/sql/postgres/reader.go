@@ -54,7 +54,8 @@ const maxSightings = 16
 
 // see takes a new head and the holders that were seen after it, and moves safe.
 func (f *fence) see(head int64, holders []string) {
-	// A prepared transaction has another name than it had before, so it could be any of the earlier holders.
+	// A prepared transaction has another name than it had before, so it could be any of the earlier
+	// holders.
 	prepared := slices.ContainsFunc(holders, func(h string) bool { return strings.HasPrefix(h, "-1/") })
 	kept := f.pending[:0]
 	for _, s := range f.pending {
@@ -82,7 +83,8 @@ type reader struct {
 	fence fence
 	// behind: the last read ended far below the head, so the head need not be looked at.
 	behind bool
-	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in small ones.
+	// active is how many lanes had rows, so that few busy ones are read in large pieces and many in
+	// small ones.
 	active int
 
 	decoder sqllog.Decoder

@@ -31,7 +31,8 @@ func newPool(t *testing.T, change func(*pgxpool.Config)) *pgxpool.Pool {
 	return pool
 }
 
-// TestPreparedStatementsGo: a pooler or a hook resets the sessions, and with them the prepared statements.
+// TestPreparedStatementsGo: a pooler or a hook resets the sessions, and with them the prepared
+// statements.
 func TestPreparedStatementsGo(t *testing.T) {
 	db := database(t)
 	pool := newPool(t, func(pc *pgxpool.Config) {

@@ -111,7 +111,8 @@ func onTable(d *sqllog.Dialect, table, column string) tables {
 			params: []uint32{oidInt4, oidInt2, oidInt8, oidText},
 		},
 		read: statement{
-			// Planned each time, a tenth of a millisecond: a plan that was made when the table was tiny scans all of it.
+			// Planned each time, a tenth of a millisecond: a plan that was made when the table was
+			// tiny scans all of it.
 			text: of(`SELECT l.shard, l.seq, l.time, l.id, l.msg_key, l.type, l.source, l.subject, l.content_type, l.headers, l.payload{column}
 FROM unnest($2::int2[], $3::int8[]) c (shard, pos), LATERAL (SELECT * FROM {of} l WHERE l.topic = $1 AND l.shard = c.shard AND l.seq >= c.pos ORDER BY l.seq LIMIT $4) l LIMIT $5`),
 			params: []uint32{oidInt4, oidInt2Array, oidInt8Array, oidInt8, oidInt8},
@@ -199,8 +200,8 @@ func (s *store) acquire(ctx context.Context, statements ...*statement) (*session
 	return conn, nil
 }
 
-// lacksPrepared says whether err is that a prepared statement is not there, because a pooler or a hook has reset the session. From then on
-// none is prepared, as nobody says when it happens again.
+// lacksPrepared says whether err is that a prepared statement is not there, because a pooler or a
+// hook has reset the session. From then on none is prepared, as nobody says when it happens again.
 func (s *store) lacksPrepared(err error) bool {
 	e, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || e.Code != "26000" {

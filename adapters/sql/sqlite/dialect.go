@@ -42,9 +42,10 @@ func dialect(prefix string) *sqllog.Dialect {
 	}
 }
 
-// A topic's messages are a table of their own, in the order of seq: publishing appends to one place of the file, which
-// is twice as fast as a table or an index in the order of shards, and a reader passes over no other topic's messages.
-// SQLite numbers them, from the greatest number that is there, as long as the newest message is never deleted.
+// A topic's messages are a table of their own, in the order of seq: publishing appends to one place
+// of the file, which is twice as fast as a table or an index in the order of shards, and a reader
+// passes over no other topic's messages. SQLite numbers them, from the greatest number that is
+// there, as long as the newest message is never deleted.
 const logColumns = `(
 	seq          INTEGER PRIMARY KEY,
 	shard        INTEGER NOT NULL,

@@ -40,7 +40,8 @@ func Example_exactlyOnce() {
 	// Output: pay o1
 }
 
-// The bus is in the database of the shop: a handler's rows and the settlement of its message commit together.
+// The bus is in the database of the shop: a handler's rows and the settlement of its message commit
+// together.
 func Example_onceInBus() {
 	folder, err := os.MkdirTemp("", "millrace")
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package sqlite is a bus in an SQLite file: for services that want durable messages and have no server, on one machine,
-// in one process or several. The engine is shared with the other SQL drivers; the library is modernc.org/sqlite, which
-// needs no C compiler.
+// Package sqlite is a bus in an SQLite file: for services that want durable messages and have no
+// server, on one machine, in one process or several. The engine is shared with the other SQL
+// drivers; the library is modernc.org/sqlite, which needs no C compiler.
 //
 // # URLs
 //
@@ -33,14 +33,15 @@
 // Messages of the same process arrive at once, by a signal. Messages of another process arrive at
 // its next look, after 2 ms when busy and after the poll interval when idle.
 //
-// There is one writer at a time. A handler that settles in its own transaction must not publish by other means than bus.Emit before it
-// ends: publishing would wait for the handler's own transaction.
+// There is one writer at a time. A handler that settles in its own transaction must not publish by
+// other means than bus.Emit before it ends: publishing would wait for the handler's own
+// transaction.
 //
 // # Topology
 //
-// Tables with the prefix: topic, grp, lane, member, poison, parked, meta, and one for the messages of
-// each topic, log_1 and so on. [Migrations] prints their definitions. Only one connection writes;
-// four read.
+// Tables with the prefix: topic, grp, lane, member, poison, parked, meta, and one for the messages
+// of each topic, log_1 and so on. [Migrations] prints their definitions. Only one connection
+// writes; four read.
 //
 // The first event store (package eventstore) adds the tables store and snapshot, and brings the
 // tables from version 2 to 3; each store has a table for its events, such as event_7. Programs that
@@ -48,7 +49,8 @@
 //
 // # Native client
 //
-// bus.As[*sql.DB] is the pool of the connections that read; they can write too, and then compete with the bus.
+// bus.As[*sql.DB] is the pool of the connections that read; they can write too, and then compete
+// with the bus.
 package sqlite
 
 import (
@@ -71,22 +73,25 @@ func init() { driver.Register("sqlite", fromURL) }
 
 // Config configures a bus. A field that is zero has its default.
 type Config struct {
-	// Synchronous is "full" or "normal"; see the package's documentation. Defaults to "full". It is of no effect on a
-	// pool given to New.
+	// Synchronous is "full" or "normal"; see the package's documentation. Defaults to "full". It is
+	// of no effect on a pool given to New.
 	Synchronous string
-	// Shards is the number of lanes of topics that this bus creates: how many processes of a group can share one.
-	// 1 to 256. Defaults to 16.
+	// Shards is the number of lanes of topics that this bus creates: how many processes of a group
+	// can share one. 1 to 256. Defaults to 16.
 	Shards int
-	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults to 10 s.
+	// Lease is how long the lanes of a process that died stay its own. 500 ms to 10 min. Defaults
+	// to 10 s.
 	Lease time.Duration
-	// Poll is the longest pause between looks for messages that other processes published. 2 ms to 1 min. Defaults
-	// to 250 ms.
+	// Poll is the longest pause between looks for messages that other processes published. 2 ms to
+	// 1 min. Defaults to 250 ms.
 	Poll time.Duration
 	// Commit is how long settling gathers before it is written. 1 ms to 1 s. Defaults to 10 ms.
 	Commit time.Duration
-	// Retention is the age at which messages are deleted that every group has finished. Defaults to 0: never.
+	// Retention is the age at which messages are deleted that every group has finished. Defaults to
+	// 0: never.
 	Retention time.Duration
-	// Prefix comes before the names of the tables. Small letters, digits and _. Defaults to "millrace_".
+	// Prefix comes before the names of the tables. Small letters, digits and _. Defaults to
+	// "millrace_".
 	Prefix string
 	// NoMigrate leaves the tables as they are, and only checks their version.
 	NoMigrate bool
@@ -152,7 +157,8 @@ func New(ctx context.Context, db *sql.DB, c Config, opts ...bus.Option) (*bus.Bu
 	return bus.New(d, opts...), nil
 }
 
-// Migrations returns the SQL that creates and updates the tables, for the prefix ("" is the default).
+// Migrations returns the SQL that creates and updates the tables, for the prefix ("" is the
+// default).
 func Migrations(prefix string) (string, error) {
 	c := Config{Prefix: prefix}
 	if _, err := c.complete(); err != nil {
@@ -183,7 +189,8 @@ func (c *Config) complete() (sqllog.Config, error) {
 	return common, nil
 }
 
-// busyTimeout is how long a statement waits for another process's transaction before it fails and is tried again.
+// busyTimeout is how long a statement waits for another process's transaction before it fails and
+// is tried again.
 const busyTimeout = 5 * time.Second
 
 // readers is the number of connections that read.
@@ -240,8 +247,9 @@ func newDriver(ctx context.Context, s *store, c Config, common sqllog.Config) (*
 	return sqllog.New(ctx, s, common)
 }
 
-// file returns the path of the database, "" if it is in memory. It is the first to open a connection: when several
-// processes create a file at once, the switch to WAL fails for some, without waiting for the busy timeout.
+// file returns the path of the database, "" if it is in memory. It is the first to open a
+// connection: when several processes create a file at once, the switch to WAL fails for some,
+// without waiting for the busy timeout.
 func (s *store) file(ctx context.Context) (path string, err error) {
 	for {
 		err = s.write.QueryRowContext(ctx, "SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path)

@@ -94,8 +94,8 @@ func (r failingRows) Next(row []sqldriver.Value) error {
 	return r.Rows.Next(row)
 }
 
-// TestStatements counts the statements of a call that publishes, and of a batch that is settled: one for 16 messages, and
-// one for a lane.
+// TestStatements counts the statements of a call that publishes, and of a batch that is settled:
+// one for 16 messages, and one for a lane.
 func TestStatements(t *testing.T) {
 	db, c := pool(t)
 	const lanes = 4

@@ -64,7 +64,8 @@ func (p *prepared) close() {
 	}
 }
 
-// insertRows is how many messages one statement inserts: more than one saves about a fifth of the time.
+// insertRows is how many messages one statement inserts: more than one saves about a fifth of the
+// time.
 const insertRows = 16
 
 func (s *store) init() {
@@ -90,7 +91,8 @@ func (s *store) topic(id int64) *statements {
 			commit: prepared{db: s.write, text: s.dialect.SQL("UPDATE {lane} SET pos = ?, win = ? WHERE grp = ? AND shard = ? AND owner = ? AND epoch = ? AND pos <= ? AND pos >= ?" +
 				" AND (? = 0 OR (SELECT id FROM " + log + " WHERE seq = ?) = ?) AND (? = 0 OR (SELECT p.chg FROM {parked} p WHERE p.grp = ? AND p.shard = ? AND p.pos = 0) >= ?)")},
 			witness: prepared{db: s.read, text: "SELECT COUNT(*) FROM " + log + " WHERE seq = ? AND id = ?"},
-			// The shards wanted are four masks of 64 bits, so that one statement does for any set of them.
+			// The shards wanted are four masks of 64 bits, so that one statement does for any set
+			// of them.
 			read: prepared{db: s.read, text: "SELECT seq, shard, id, msg_key, type, source, subject, time, content_type, headers, payload" + version + " FROM " + log +
 				" WHERE seq >= ? AND seq <= ? AND ((CASE shard >> 6 WHEN 0 THEN ? WHEN 1 THEN ? WHEN 2 THEN ? ELSE ? END) >> (shard & 63)) & 1 ORDER BY seq"},
 		}
@@ -293,7 +295,8 @@ type reader struct {
 
 func (s *store) Reader(topic int64) sqllog.Reader { return &reader{of: s.topic(topic)} }
 
-// Read implements sqllog.Reader. The table is in the order of positions, so one pass serves all shards.
+// Read implements sqllog.Reader. The table is in the order of positions, so one pass serves all
+// shards.
 func (r *reader) Read(_ context.Context, q *sqllog.Query) (sqllog.More, error) {
 	ctx := context.Background() // as in Append
 	headStmt, err := r.of.head.get()

@@ -43,7 +43,8 @@ func (s *store) Sweep(ctx context.Context, topic int64, limits []int64, age time
 	}
 }
 
-// old looks at the old messages after cursor, n of them up to last. first is the first that can be deleted, 0 if there is none.
+// old looks at the old messages after cursor, n of them up to last. first is the first that can be
+// deleted, 0 if there is none.
 func (s *store) old(ctx context.Context, look string, cursor, before int64, limits []int64) (first, last int64, n int, err error) {
 	rows, err := s.read.QueryContext(ctx, look, cursor, sweepRows, before)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// TestOverlappingWriters inserts as the driver does, in transactions that stay open, each on a connection of its own.
+// TestOverlappingWriters inserts as the driver does, in transactions that stay open, each on a
+// connection of its own.
 func TestOverlappingWriters(t *testing.T) {
 	const writers = 8
 	path := filepath.Join(t.TempDir(), "bus.db")

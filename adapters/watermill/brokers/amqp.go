@@ -16,8 +16,9 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// AMQPMarshaler is watermill-amqp's default marshaler, which also reads what that refuses and would be given again for
-// ever: headers that are no strings, as Millrace's own driver, dead-letter exchanges and quorum queues write them.
+// AMQPMarshaler is watermill-amqp's default marshaler, which also reads what that refuses and would
+// be given again for ever: headers that are no strings, as Millrace's own driver, dead-letter
+// exchanges and quorum queues write them.
 type AMQPMarshaler struct{ amqp.DefaultMarshaler }
 
 // Unmarshal implements amqp.Marshaler.
@@ -80,8 +81,8 @@ func openAMQP(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	}), nil
 }
 
-// poisonOnRabbitMQ keeps poison entries by Millrace's own driver on the same server, because a queue cannot be looked
-// through by watermill-amqp. It connects when it is first needed.
+// poisonOnRabbitMQ keeps poison entries by Millrace's own driver on the same server, because a
+// queue cannot be looked through by watermill-amqp. It connects when it is first needed.
 type poisonOnRabbitMQ struct {
 	url string
 

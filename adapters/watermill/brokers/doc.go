@@ -7,8 +7,9 @@
 //	watermill+sql+postgres://user:password@host/database   watermill-sql, its default schema
 //	watermill+gochannel:NAME                               gochannel, persistent, shared by the openers of NAME
 //
-// Services that use Watermill with the same settings share topics, groups and messages with them: docs/watermill.md
-// lists the parameters, and what each pub/sub can and cannot do. A pub/sub with settings of its own is made into a bus by
+// Services that use Watermill with the same settings share topics, groups and messages with them:
+// docs/watermill.md lists the parameters, and what each pub/sub can and cannot do. A pub/sub with
+// settings of its own is made into a bus by
 // [github.com/millrace-go/millrace/adapters/watermill.Driver].
 package brokers
 

@@ -15,7 +15,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// channels are the gochannels that have a name. Poison stores, which a gochannel cannot be, are kept in memory beside it.
+// channels are the gochannels that have a name. Poison stores, which a gochannel cannot be, are
+// kept in memory beside it.
 var channels = struct {
 	sync.Mutex
 	byName map[string]*channel

@@ -16,9 +16,10 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// KafkaMarshaler is watermill-kafka's default marshaler with the key: the record's key is the metadata
-// [watermill.KeyMetadata], in both directions. A message without one has no key, so that it goes to any partition; the
-// partitioning marshaler of watermill-kafka would give all of these an empty key, and so one partition.
+// KafkaMarshaler is watermill-kafka's default marshaler with the key: the record's key is the
+// metadata [watermill.KeyMetadata], in both directions. A message without one has no key, so that
+// it goes to any partition; the partitioning marshaler of watermill-kafka would give all of these
+// an empty key, and so one partition.
 type KafkaMarshaler struct{ kafka.DefaultMarshaler }
 
 // Marshal implements kafka.Marshaler.
@@ -90,7 +91,8 @@ func openKafka(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	}), nil
 }
 
-// patientReader waits until a topic that was made just now has its leaders. Subscribers without a group do not.
+// patientReader waits until a topic that was made just now has its leaders. Subscribers without a
+// group do not.
 type patientReader struct{ message.Subscriber }
 
 // Subscribe implements message.Subscriber.

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace-go/millrace/bus/driver"
 )
 
-// postgresBatch is how many messages one INSERT has: PostgreSQL takes 65,535 parameters, three a message.
+// postgresBatch is how many messages one INSERT has: PostgreSQL takes 65,535 parameters, three a
+// message.
 const postgresBatch = 1000
 
 // postgresUUID is the length of the default schema's column uuid.

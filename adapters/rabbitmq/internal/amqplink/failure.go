@@ -39,8 +39,9 @@ func Retryable(err error) bool {
 	}
 }
 
-// isGuess reports whether the client took a server that hung up in the handshake for one that refuses the password or the virtual host.
-// RabbitMQ refuses a password in this way, and a node in trouble does the same.
+// isGuess reports whether the client took a server that hung up in the handshake for one that
+// refuses the password or the virtual host. RabbitMQ refuses a password in this way, and a node in
+// trouble does the same.
 func isGuess(err error) bool {
 	return errors.Is(err, amqp.ErrCredentials) || errors.Is(err, amqp.ErrVhost)
 }

@@ -137,7 +137,8 @@ func (l *Link) Get(ctx context.Context) (*Session, error) {
 			return nil, bus.ErrClosed
 		case <-ctx.Done():
 			if cause != nil {
-				// The cause does not decide whether the call may be tried again: a link that has been connected goes on trying.
+				// The cause does not decide whether the call may be tried again: a link that has
+				// been connected goes on trying.
 				return nil, fmt.Errorf("no connection: %w (the last try: %s)", context.Cause(ctx), cause.Error())
 			}
 			return nil, fmt.Errorf("no connection: %w", context.Cause(ctx))

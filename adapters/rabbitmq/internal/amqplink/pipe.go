@@ -49,7 +49,8 @@ func (p *pipe) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// lastWords returns the error that ended reading. The client library keeps no more of it than its text.
+// lastWords returns the error that ended reading. The client library keeps no more of it than its
+// text.
 func (p *pipe) lastWords() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -94,7 +95,8 @@ func (p *pipe) send() {
 				p.mu.Lock()
 				p.err = err
 				p.mu.Unlock()
-				// The reader sees it, and ends the session. Before, it may read why the server hung up.
+				// The reader sees it, and ends the session. Before, it may read why the server hung
+				// up.
 				time.AfterFunc(100*time.Millisecond, func() { p.Conn.Close() })
 				return
 			}

@@ -12,9 +12,9 @@ import (
 	"github.com/millrace-go/millrace/internal/budget"
 )
 
-// Bounds of the messages that a [Pipeline] has under way. When a queue does not confirm, its channel
-// at the broker soon takes no more. With 200 to 400 more messages before that channel, the broker
-// reads no more from the whole connection. So a pipeline has fewer under way.
+// Bounds of the messages that a [Pipeline] has under way. When a queue does not confirm, its
+// channel at the broker soon takes no more. With 200 to 400 more messages before that channel, the
+// broker reads no more from the whole connection. So a pipeline has fewer under way.
 const (
 	PipelineMessages = 224
 	pipelineBytes    = 8 << 20

@@ -24,12 +24,13 @@
 // A source is a member with an id of its own that never comes back. Its lease is its member row,
 // renewed by database time. While the row lives, the lanes that name the member as their owner are
 // its. The first member that sees an ended lease deletes the row. A lane is unowned if its owner is
-// no member. Everything that gives lanes out happens under the lock of the group's row; taking a lane
-// adds one to its epoch. A position is written only where owner and epoch still match, so that a
-// member that was presumed dead cannot move it. The member itself gives everything up before its
+// no member. Everything that gives lanes out happens under the lock of the group's row; taking a
+// lane adds one to its epoch. A position is written only where owner and epoch still match, so that
+// a member that was presumed dead cannot move it. The member itself gives everything up before its
 // lease ends by its own clock, counted from before the renewal was sent.
 //
-// One lease for a member and not one for a lane: a renewal is one row, whatever the number of lanes.
+// One lease for a member and not one for a lane: a renewal is one row, whatever the number of
+// lanes.
 //
 // # Settling
 //
@@ -39,9 +40,9 @@
 //
 // # Goroutines
 //
-// Of a driver: one for each batch of messages or events under way to the database; one that tells other processes; one that
-// listens to them; one that deletes old messages. Of a source: a reader, a committer, a keeper of its membership, and
-// one while lanes are surrendered. All end with Close.
+// Of a driver: one for each batch of messages or events under way to the database; one that tells
+// other processes; one that listens to them; one that deletes old messages. Of a source: a reader,
+// a committer, a keeper of its membership, and one while lanes are surrendered. All end with Close.
 //
 // # Locks
 //

@@ -279,8 +279,8 @@ func beyond(prefix string) []byte {
 	return end
 }
 
-// Truncate implements eventstore.Backend. Events that a group has not finished stay: it would pass over
-// it, and its members would take the database for an older state of itself.
+// Truncate implements eventstore.Backend. Events that a group has not finished stay: it would pass
+// over it, and its members would take the database for an older state of itself.
 func (e *events) Truncate(ctx context.Context, stream string, before int64) (first int64, err error) {
 	err = e.call(ctx, "truncate", func(ctx context.Context) error {
 		db, key := e.driver.store.DB(), []byte(stream)

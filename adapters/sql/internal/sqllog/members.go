@@ -104,7 +104,8 @@ func (d *Driver) join(ctx context.Context, group int64, m member) error {
 func (d *Driver) claim(ctx context.Context, group int64, m string, choose func(view) []laneRow) (taken []claimed, busy bool, err error) {
 	err = d.transact(ctx, d.store.KeeperDB(), func(tx *sql.Tx) error {
 		taken, busy = nil, false
-		// The row's lock makes this the only transaction that gives out lanes of the group, until it ends.
+		// The row's lock makes this the only transaction that gives out lanes of the group, until
+		// it ends.
 		mine, err := exists(ctx, tx, d.dialect.SQL("SELECT 1 FROM {grp} WHERE id = ?"+d.dialect.SkipLocked), group)
 		if err != nil || !mine {
 			busy = !mine
@@ -199,8 +200,8 @@ func (s *Source) depart(ctx context.Context) error {
 	})
 }
 
-// refused says why progress was not stored: of the lanes that the member does not own under these epochs, errTaken; of
-// those that it owns, errOlder, unless the progress is there after all.
+// refused says why progress was not stored: of the lanes that the member does not own under these
+// epochs, errTaken; of those that it owns, errOlder, unless the progress is there after all.
 func (s *Source) refused(ctx context.Context, member string, progress []Progress) (map[int32]error, error) {
 	why := map[int32]error{}
 	of := map[int32]Progress{}

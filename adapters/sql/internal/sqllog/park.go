@@ -65,7 +65,8 @@ func (p *parkings) busy() (places []int) {
 	return places
 }
 
-// store parks the deliveries at these places of the call. Where the database refuses one of them for itself, each is parked by itself.
+// store parks the deliveries at these places of the call. Where the database refuses one of them
+// for itself, each is parked by itself.
 func (p *parkings) store(ctx context.Context, places []int) error {
 	if len(places) == 0 {
 		return nil
@@ -138,9 +139,9 @@ func (p *parkings) transact(ctx context.Context, places []int) error {
 	return err
 }
 
-// exactly parks in the transaction that settles the messages at their origin, so that a crash in between cannot make two of
-// one. Those that cannot be settled there are stale. A transaction that has settled a message and
-// cannot store it is not committed: the message would be lost.
+// exactly parks in the transaction that settles the messages at their origin, so that a crash in
+// between cannot make two of one. Those that cannot be settled there are stale. A transaction that
+// has settled a message and cannot store it is not committed: the message would be lost.
 func (p *parkings) exactly(ctx context.Context, places []int) error {
 	s := p.source
 	for {
@@ -183,8 +184,8 @@ func (p *parkings) exactly(ctx context.Context, places []int) error {
 // errNotStored ends a transaction whose lane went while it was under way.
 var errNotStored = fmt.Errorf("%w: the lane was lost while its messages were being parked", bus.ErrStale)
 
-// park stores the messages of all lanes that are held. The lanes' rows are locked in the order of their shards, as by
-// everybody.
+// park stores the messages of all lanes that are held. The lanes' rows are locked in the order of
+// their shards, as by everybody.
 func (p *parkings) park(ctx context.Context, tx *sql.Tx, places []int) error {
 	s := p.source
 	p.lanes = nil

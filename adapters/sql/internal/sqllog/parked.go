@@ -62,8 +62,8 @@ func (s *Source) Fetch(ctx context.Context, tokens []bus.Token, dst []bus.Delive
 	return n, nil
 }
 
-// poison moves a parked row that cannot be read to the group's poison queue, so that no other waits for it. If that fails, the row stays
-// for the lane's next owner.
+// poison moves a parked row that cannot be read to the group's poison queue, so that no other waits
+// for it. If that fails, the row stays for the lane's next owner.
 func (s *Source) poison(ctx context.Context, t bus.Token, doc []byte, why error) {
 	e := unreadable(fmt.Sprintf("%s/%d/%d/parked", s.topic.name, t.Lane, t.Position), doc, why)
 	e.Topic, e.Group, e.Lane, e.Position = s.topic.name, s.groupName, t.Lane, t.Position
@@ -78,8 +78,8 @@ func (s *Source) poison(ctx context.Context, t bus.Token, doc []byte, why error)
 // marks are n parameters.
 func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?, ", n), ", ") }
 
-// removeParked deletes the rows of parked messages that were settled, in lanes that are still this member's. Lanes that turn out to
-// belong to somebody else are lost.
+// removeParked deletes the rows of parked messages that were settled, in lanes that are still this
+// member's. Lanes that turn out to belong to somebody else are lost.
 func (s *Source) removeParked(ctx context.Context, member string, lanes []*lane) error {
 	for _, l := range lanes {
 		for {

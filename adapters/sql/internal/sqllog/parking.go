@@ -106,9 +106,9 @@ func (d *Driver) insertParked(ctx context.Context, tx *sql.Tx, group int64, rows
 	return nil
 }
 
-// draw takes n numbers from a lane's counter, and returns the last. The transaction holds the counter until it ends. It
-// is updated, and inserted only where it is missing: MySQL's inserts leave shared locks and locks of gaps, for which two
-// transactions wait for each other.
+// draw takes n numbers from a lane's counter, and returns the last. The transaction holds the
+// counter until it ends. It is updated, and inserted only where it is missing: MySQL's inserts
+// leave shared locks and locks of gaps, for which two transactions wait for each other.
 func (d *Driver) draw(ctx context.Context, tx *sql.Tx, group int64, shard int32, n int) (last int64, err error) {
 	there, err := affected(ctx, tx, d.dialect.SQL("UPDATE {parked} SET chg = chg + ? WHERE grp = ? AND shard = ? AND pos = 0"), n, group, shard)
 	if err == nil && there == 0 {

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace-go/millrace/internal/stored"
 )
 
-// poisonStore is the poison table's part for one group. An entry is one row with a JSON document, so that whoever looks
-// into the table can read it.
+// poisonStore is the poison table's part for one group. An entry is one row with a JSON document,
+// so that whoever looks into the table can read it.
 type poisonStore struct {
 	driver *Driver
 	group  string
@@ -58,7 +58,8 @@ func (s *poisonStore) Put(ctx context.Context, entries ...driver.PoisonEntry) er
 	})
 }
 
-// listPage is how many entries List reads at once: it keeps no cursor open while its caller looks at them.
+// listPage is how many entries List reads at once: it keeps no cursor open while its caller looks
+// at them.
 const listPage = 100
 
 // List implements driver.PoisonStore.
@@ -121,7 +122,8 @@ func (s *poisonStore) Remove(ctx context.Context, ids ...string) error {
 	})
 }
 
-// document is how an entry is stored. Bytes that need not be text are base64, as encoding/json writes them.
+// document is how an entry is stored. Bytes that need not be text are base64, as encoding/json
+// writes them.
 type document struct {
 	ID string `json:"id"`
 	stored.Entry

@@ -125,7 +125,8 @@ func (p *publisher) failure(r *request, err error, definite, retryable bool) err
 // run writes batches until nothing is left.
 func (p *publisher) run() {
 	for {
-		// Callers that the last batch has woken may publish again at once: let them, for their messages to go along.
+		// Callers that the last batch has woken may publish again at once: let them, for their
+		// messages to go along.
 		runtime.Gosched()
 		batch, ok := p.take()
 		if !ok {
@@ -157,8 +158,8 @@ func (p *publisher) cut(r *request) int {
 	return len(r.records)
 }
 
-// take takes whole requests from the queue: as many as fit into a batch, at least one. It returns false, and one
-// goroutine less is running, when there is none.
+// take takes whole requests from the queue: as many as fit into a batch, at least one. It returns
+// false, and one goroutine less is running, when there is none.
 func (p *publisher) take() (batch []piece, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +186,8 @@ func (p *publisher) take() (batch []piece, ok bool) {
 	return batch, true
 }
 
-// send writes one batch, however often it takes, as long as it is certain that it has not been written.
+// send writes one batch, however often it takes, as long as it is certain that it has not been
+// written.
 func (p *publisher) send(batch []piece) {
 	for b := (backoff.Backoff{}); ; {
 		records := p.gather(batch)

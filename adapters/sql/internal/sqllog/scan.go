@@ -11,8 +11,8 @@ import (
 
 // scan implements eventstore.Scan: it merges the lanes by position. A position is emitted when each
 // lane has a later event in hand, or has none up to the look that was the last for all lanes that
-// had run empty. Those are read again together, in one look: the events of the others were read before,
-// below its fence.
+// had run empty. Those are read again together, in one look: the events of the others were read
+// before, below its fence.
 type scan struct {
 	*events
 	reader Reader

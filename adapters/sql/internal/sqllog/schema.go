@@ -11,9 +11,9 @@ import (
 )
 
 // Versions of the tables. The driver makes those of topics and groups when it opens, and those of
-// event stores when the first store is opened. Until then a program that knows no stores can use the
-// tables, too. Afterwards it must not open them: it would write what it publishes to a store's topic
-// where nobody reads it.
+// event stores when the first store is opened. Until then a program that knows no stores can use
+// the tables, too. Afterwards it must not open them: it would write what it publishes to a store's
+// topic where nobody reads it.
 const (
 	versionOfTopics = 2
 	versionOfStores = 3
@@ -39,8 +39,8 @@ func (d *Dialect) Script() string {
 
 func setVersion(n int) string { return fmt.Sprintf("UPDATE {meta} SET version = %d", n) }
 
-// prepare brings the tables to the version that topics and groups need, or checks that they have it,
-// and returns the identity of the installation.
+// prepare brings the tables to the version that topics and groups need, or checks that they have
+// it, and returns the identity of the installation.
 func prepare(ctx context.Context, s Store, migrate bool) (install string, err error) {
 	version, install, err := upgrade(ctx, s, versionOfTopics, migrate)
 	if err != nil {

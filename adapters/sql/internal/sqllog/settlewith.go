@@ -161,8 +161,8 @@ func (s *Source) append(ctx context.Context, x driver.Execer, records []Record) 
 	return nil
 }
 
-// outputs are the records of the outputs of those at places, by topic, so that locks are taken in one order. It is nil if it
-// has noted in errs that some are refused.
+// outputs are the records of the outputs of those at places, by topic, so that locks are taken in
+// one order. It is nil if it has noted in errs that some are refused.
 func (s *Source) outputs(ctx context.Context, ss []driver.Settlement, places []int, errs []error) ([]Record, error) {
 	d := s.driver
 	records := []Record{}

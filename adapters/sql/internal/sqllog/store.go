@@ -28,17 +28,18 @@ type Store interface {
 	// not go back and the database has the progress's basis. It returns how many rows it changed,
 	// or any smaller number if the driver does not know.
 	Commit(ctx context.Context, group int64, member string, lanes []Progress) (int, error)
-	// Settle is Commit of one lane within the transaction x, which may be of another client library and has the row's lock
-	// afterwards. It returns whether it has written, and may set p.Place for the next call after x has committed.
+	// Settle is Commit of one lane within the transaction x, which may be of another client library
+	// and has the row's lock afterwards. It returns whether it has written, and may set p.Place for
+	// the next call after x has committed.
 	Settle(ctx context.Context, x driver.Execer, group int64, member string, p *Progress) (mine bool, err error)
-	// AppendIn is Append within the transaction x, of one batch by topic: from here on until its end it may hold up writers
-	// and readers of the topics.
+	// AppendIn is Append within the transaction x, of one batch by topic: from here on until its
+	// end it may hold up writers and readers of the topics.
 	AppendIn(ctx context.Context, x driver.Execer, batch []Record) error
-	// Head returns a position of the topic up to which all messages are visible, and which all that are published
-	// from now on exceed.
+	// Head returns a position of the topic up to which all messages are visible, and which all that
+	// are published from now on exceed.
 	Head(ctx context.Context, topic int64) (int64, error)
-	// Last returns the last position of the topic that was given out, or a later one that no message has. It waits for
-	// nobody.
+	// Last returns the last position of the topic that was given out, or a later one that no
+	// message has. It waits for nobody.
 	Last(ctx context.Context, db *sql.DB, topic int64) (int64, error)
 	// Fault judges an error.
 	Fault(err error) Fault
@@ -52,14 +53,16 @@ type Store interface {
 type Notifier interface {
 	// Notify sends the texts.
 	Notify(ctx context.Context, texts []string) error
-	// Listen calls ready once it listens, then heard for each text, until ctx or the connection ends.
+	// Listen calls ready once it listens, then heard for each text, until ctx or the connection
+	// ends.
 	Listen(ctx context.Context, ready func(), heard func(text string)) error
 }
 
 // Sweeper is a store whose log is not in the order of shards, so it deletes old messages in a way
 // of its own.
 type Sweeper interface {
-	// Sweep deletes messages that are older than age and below the limit of their shard, until closing is closed.
+	// Sweep deletes messages that are older than age and below the limit of their shard, until
+	// closing is closed.
 	Sweep(ctx context.Context, topic int64, limits []int64, age time.Duration, closing <-chan struct{}) error
 }
 
@@ -88,12 +91,14 @@ type Query struct {
 	// Even gives each cursor the same share of Limit, so that More is Ready unless all cursors were
 	// read to their end.
 	Even bool
-	// Limit bounds the records, Bytes their [bus.Message.Size]: reading stops with the record that reaches it.
+	// Limit bounds the records, Bytes their [bus.Message.Size]: reading stops with the record that
+	// reaches it.
 	Limit, Bytes int
 	Records      []Record
 }
 
-// Witness is a message that was read before. If it has gone, so may others have, and their numbers are given out again.
+// Witness is a message that was read before. If it has gone, so may others have, and their numbers
+// are given out again.
 type Witness struct {
 	Shard int32
 	Seq   int64
@@ -141,8 +146,8 @@ type Basis struct {
 	Topic int64
 	// Stored is the position that was committed.
 	Stored int64
-	// Top is the newest message that was read, and ID its id; 0 if it may have been deleted, because the group has
-	// finished it.
+	// Top is the newest message that was read, and ID its id; 0 if it may have been deleted,
+	// because the group has finished it.
 	Top int64
 	ID  string
 	// Changes is the number of the last change to the parked messages.

@@ -11,8 +11,8 @@ import (
 
 // topic is a topic's row, which never changes.
 type topic struct {
-	// id is the row's number, and minus the number if the topic is an event store. So whoever has the
-	// id knows the table.
+	// id is the row's number, and minus the number if the topic is an event store. So whoever has
+	// the id knows the table.
 	id     int64
 	name   string
 	shards int
@@ -98,8 +98,8 @@ func (t *topics) create(ctx context.Context, name string) (found topic, err erro
 	return found, err
 }
 
-// run is how many messages without a key go to one shard before the next shard: so that a batch touches few
-// places of the table.
+// run is how many messages without a key go to one shard before the next shard: so that a batch
+// touches few places of the table.
 const run = 64
 
 // shard returns the shard of a key, or the next shard for no key.

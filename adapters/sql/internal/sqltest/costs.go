@@ -13,8 +13,8 @@ import (
 // tries is how often a cost is measured. The least counts: background work only adds.
 const tries = 10
 
-// RoundTrips counts the round trips of a call that publishes, and of a batch that is settled, whatever its size. params are
-// those with which the driver does nothing by itself.
+// RoundTrips counts the round trips of a call that publishes, and of a batch that is settled,
+// whatever its size. params are those with which the driver does nothing by itself.
 func RoundTrips(t *testing.T, db Database, params ...string) {
 	behind, proxy := db.through(t)
 	b := behind.Open(t, append(params, "poll=1m", "lease=10m", "commit=1s")...)

@@ -29,11 +29,12 @@ func (db Database) through(t testing.TB) (Database, *Proxy) {
 	return db, proxy
 }
 
-// Cuts publishes and consumes over connections that are cut again and again, and nobody has to do anything about it.
-// A message whose call returned nil is handled, in the order of its key. A message that was definitely not published is
-// not handled. A message with an unknown outcome comes at most once, in its place in the log. That place may follow
-// messages that were published later on a new connection: the server still carries out the statements that it had
-// received before the cut.
+// Cuts publishes and consumes over connections that are cut again and again, and nobody has to do
+// anything about it. A message whose call returned nil is handled, in the order of its key. A
+// message that was definitely not published is not handled. A message with an unknown outcome comes
+// at most once, in its place in the log. That place may follow messages that were published later
+// on a new connection: the server still carries out the statements that it had received before the
+// cut.
 func Cuts(t *testing.T, db Database) {
 	const keys, each = 8, 120
 	behind, proxy := db.through(t)
@@ -113,8 +114,8 @@ func covers(seen map[string]int64, all map[string]bool) bool {
 	return true
 }
 
-// Partition cuts a member off without a word: it gives its lanes up by its own clock before anybody else takes them,
-// and it joins again when the network is back.
+// Partition cuts a member off without a word: it gives its lanes up by its own clock before anybody
+// else takes them, and it joins again when the network is back.
 func Partition(t *testing.T, db Database) {
 	behind, proxy := db.through(t)
 	topic := Topic()

@@ -63,7 +63,8 @@ func Keeps(t *testing.T, o *Observer, lease time.Duration, but int) {
 	}
 }
 
-// lockedLane: a lane of an owner that is dead is locked. The live member has all others meanwhile, and this one after it.
+// lockedLane: a lane of an owner that is dead is locked. The live member has all others meanwhile,
+// and this one after it.
 func lockedLane(t *testing.T, db Database) {
 	topic, o := Topic(), NewObserver()
 	b := db.Open(t, "lease=600ms")

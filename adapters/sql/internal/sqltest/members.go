@@ -45,8 +45,8 @@ func shares(t *testing.T, db Database) {
 	observers[1].Await(t, lanes)
 }
 
-// handOverKeepsOrder has members joining and leaving under load: nothing is lost, nothing that was settled comes again,
-// and no key is ever handled by two at once or out of order.
+// handOverKeepsOrder has members joining and leaving under load: nothing is lost, nothing that was
+// settled comes again, and no key is ever handled by two at once or out of order.
 func handOverKeepsOrder(t *testing.T, db Database) {
 	const keys, each = 40, 50
 	topic := Topic()
@@ -283,8 +283,8 @@ func (db Database) groupID(t testing.TB, topic string) int64 {
 	return db.number(t, fmt.Sprintf("SELECT id FROM %sgrp WHERE topic = %d AND name = 'g'", db.Prefix, db.topicID(t, topic)))
 }
 
-// killedProcess kills a process that owns all lanes and has settled a part: another takes over when the lease ends,
-// and is given the rest.
+// killedProcess kills a process that owns all lanes and has settled a part: another takes over when
+// the lease ends, and is given the rest.
 func killedProcess(t *testing.T, db Database) {
 	topic := Topic()
 	b := db.Open(t, "lease=1s")

@@ -238,8 +238,8 @@ func startPositions(t *testing.T, db Database) {
 	}
 }
 
-// manyPublishers publishes from many goroutines of several buses, while a group reads along: it must get all messages,
-// those of a goroutine in its order.
+// manyPublishers publishes from many goroutines of several buses, while a group reads along: it
+// must get all messages, those of a goroutine in its order.
 func manyPublishers(t *testing.T, db Database) {
 	const buses, writers, each = 3, 8, 60
 	topic := Topic()

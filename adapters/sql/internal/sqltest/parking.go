@@ -96,8 +96,8 @@ func ParksOnce(t *testing.T, db Database) {
 	}
 }
 
-// ParksAsItsLaneGoes has a member lose its lane while a transaction settles messages at their origin and parks
-// them. They must not be settled there without being parked.
+// ParksAsItsLaneGoes has a member lose its lane while a transaction settles messages at their
+// origin and parks them. They must not be settled there without being parked.
 func ParksAsItsLaneGoes(t *testing.T, db Database) {
 	b, topic, o := db.Open(t, "shards=1", "lease=500ms"), Topic(), newParkingObserver()
 	s := transactional(t, b, topic, o)

@@ -25,13 +25,15 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Hang holds up all that is sent, in both directions, without closing anything, until it is called with false.
+// Hang holds up all that is sent, in both directions, without closing anything, until it is called
+// with false.
 func (p *Proxy) Hang(on bool) {
 	p.Stall(faults.ToServer, on)
 	p.Stall(faults.ToClient, on)
 }
 
-// CutAtCommit cuts the next connection on which a client commits, when the server has answered: the answer is lost.
+// CutAtCommit cuts the next connection on which a client commits, when the server has answered: the
+// answer is lost.
 func (p *Proxy) CutAtCommit() {
 	p.CutAnswer(func(said []byte) bool {
 		said = bytes.ToUpper(said)
@@ -42,7 +44,8 @@ func (p *Proxy) CutAtCommit() {
 	})
 }
 
-// Trips returns how many round trips there were: how often a client has spoken after the server had.
+// Trips returns how many round trips there were: how often a client has spoken after the server
+// had.
 func (p *Proxy) Trips() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

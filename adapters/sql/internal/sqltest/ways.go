@@ -15,7 +15,8 @@ import (
 // item is the type of the messages that package conformance sends in a way of settling.
 type item struct{}
 
-// ways has handlers settle in their own transactions, while they fail, wait, are replayed and change members.
+// ways has handlers settle in their own transactions, while they fail, wait, are replayed and
+// change members.
 func ways(t *testing.T, db Database) {
 	users, err := db.Connect(db.URL)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Command conformance checks any broker against the contract, as millrace conformance does, and knows Watermill's
-// pub/subs beside Millrace's own drivers.
+// Command conformance checks any broker against the contract, as millrace conformance does, and
+// knows Watermill's pub/subs beside Millrace's own drivers.
 //
 //	go run ./cmd/conformance --url 'watermill+kafka://localhost:9092?partitions=8'
 package main

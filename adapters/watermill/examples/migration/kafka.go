@@ -31,8 +31,9 @@ func oldKafka(brokers []string, group string) (message.Publisher, func() (messag
 	}, err
 }
 
-// migrateKafka moves the handler from Watermill to Millrace, back, and for good, while orders keep coming. Both are the
-// same consumer group, one after the other: each begins where the other has stopped.
+// migrateKafka moves the handler from Watermill to Millrace, back, and for good, while orders keep
+// coming. Both are the same consumer group, one after the other: each begins where the other has
+// stopped.
 func migrateKafka(ctx context.Context, rawURL string, out io.Writer) (err error) {
 	config, err := kafka.ParseURL(rawURL)
 	if err != nil {

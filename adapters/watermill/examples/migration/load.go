@@ -21,8 +21,8 @@ const (
 // publishFunc publishes one order.
 type publishFunc func(ctx context.Context, id, customer string, payload []byte) error
 
-// viaWatermill publishes as the old service always has: the customer is metadata, from which its marshaler takes the
-// partition key.
+// viaWatermill publishes as the old service always has: the customer is metadata, from which its
+// marshaler takes the partition key.
 func viaWatermill(pub message.Publisher, topic string) publishFunc {
 	return func(_ context.Context, id, customer string, payload []byte) error {
 		w := message.NewMessage(id, payload)
@@ -31,7 +31,8 @@ func viaWatermill(pub message.Publisher, topic string) publishFunc {
 	}
 }
 
-// viaMillrace publishes as the new service does: the customer is the key. The header is for old consumers.
+// viaMillrace publishes as the new service does: the customer is the key. The header is for old
+// consumers.
 func viaMillrace(b *bus.Bus, topic string) publishFunc {
 	return func(ctx context.Context, id, customer string, payload []byte) error {
 		return b.PublishMessages(ctx, topic, &bus.Message{

@@ -1,5 +1,5 @@
-// Command migration moves a handler from Watermill to Millrace while orders keep coming, on Kafka and on RabbitMQ, and
-// checks in a ledger that none of them was lost.
+// Command migration moves a handler from Watermill to Millrace while orders keep coming, on Kafka
+// and on RabbitMQ, and checks in a ledger that none of them was lost.
 //
 //	GOWORK=off go run ./examples/migration --kafka kafka://localhost:9092?partitions=8 --rabbitmq amqp://guest:guest@localhost/
 //

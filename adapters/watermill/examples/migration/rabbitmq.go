@@ -14,8 +14,8 @@ import (
 	"github.com/millrace-go/millrace/bus"
 )
 
-// migrateRabbitMQ moves the handler of a queue. While both run they share the queue; the last step leaves the queue for
-// Millrace's own driver, with its lanes and its order by key.
+// migrateRabbitMQ moves the handler of a queue. While both run they share the queue; the last step
+// leaves the queue for Millrace's own driver, with its lanes and its order by key.
 func migrateRabbitMQ(ctx context.Context, rawURL string, out io.Writer) (err error) {
 	queue := "migration-" + bus.NewID()
 	config := amqp.NewDurableQueueConfig(rawURL)
