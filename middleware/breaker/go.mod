@@ -9,5 +9,3 @@ require (
 	github.com/sony/gobreaker/v2 v2.4.0
 	go.uber.org/goleak v1.3.0
 )
-
-require github.com/stretchr/testify v1.11.1 // indirect

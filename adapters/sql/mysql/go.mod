@@ -10,7 +10,4 @@ require (
 	go.uber.org/goleak v1.3.0
 )
 
-require (
-	filippo.io/edwards25519 v1.2.0 // indirect
-	github.com/stretchr/testify v1.11.1 // indirect
-)
+require filippo.io/edwards25519 v1.2.0 // indirect
