@@ -183,8 +183,8 @@ func (k *keeper) share(ctx context.Context, free uint64) (alive bool, err error)
 	return true, nil
 }
 
-// leave gives up at once all buckets that the relay no longer uses.
-func (k *keeper) leave(ctx context.Context) error {
+// giveUp gives up at once all buckets that the relay no longer uses.
+func (k *keeper) giveUp(ctx context.Context) error {
 	for _, text := range []string{"UPDATE {outbox_bucket} SET owner = NULL WHERE owner = ?", "DELETE FROM {outbox_relay} WHERE id = ?"} {
 		if _, err := k.db.ExecContext(ctx, k.outbox.sql(text), k.id); err != nil {
 			return fmt.Errorf("outbox: give up the relay's share: %w", err)

@@ -100,7 +100,7 @@ func reason(cause error) string {
 
 // park keeps a row from being tried again, until [Outbox.Retry].
 func (p *pump) park(r row, cause error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), giveUpTimeout)
 	defer cancel()
 	_, err := p.db.ExecContext(ctx, p.outbox.sql("UPDATE {outbox} SET parked = ? WHERE seq = ? AND lane = ? AND created = ?"), reason(cause), r.seq, r.lane, r.created)
 	if err != nil {

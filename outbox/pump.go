@@ -363,7 +363,7 @@ func (p *pump) drain(cancel context.CancelFunc) {
 			p.sent = append(p.sent, l.rows[0].rowID)
 		}
 	}
-	ctx, stop := context.WithTimeout(context.Background(), max(leaveTimeout, p.config.DrainTimeout))
+	ctx, stop := context.WithTimeout(context.Background(), max(giveUpTimeout, p.config.DrainTimeout))
 	defer stop()
 	if err := p.remove(ctx); err != nil {
 		p.failed(err)

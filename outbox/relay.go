@@ -148,9 +148,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.outbox.mu.Unlock()
 	stop()
 	work.Wait()
-	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTimeout)
 	defer cancel()
-	if lerr := r.keeper.leave(leaving); lerr != nil {
+	if lerr := r.keeper.giveUp(ending); lerr != nil {
 		r.failed(lerr) // the lease ends by itself
 	}
 	return err
@@ -180,7 +180,7 @@ func (r *Relay) awaitTables(ctx context.Context) (fit bool, err error) {
 	}
 }
 
-const leaveTimeout = 5 * time.Second
+const giveUpTimeout = 5 * time.Second
 
 // listen hears of commits in other processes.
 func (r *Relay) listen(ctx context.Context) {
