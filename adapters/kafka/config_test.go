@@ -65,7 +65,7 @@ func TestParseURLMistakes(t *testing.T) {
 		"kafka://h?compression=rar":          "want one of snappy, none, lz4, zstd, gzip",
 		"kafka://h?partitions=x":             "whole number between 0 and 10000",
 		"kafka://h?tls=yes":                  "want one of false, true",
-		"kafka://h?group=x":                  `parameter "group" is unknown: want one of commit, compression`,
+		"kafka://h?group=x":                  `parameter "group" is unknown: want one of ca, cert, commit, compression`,
 		"kafka://h?commit=0s":                "between 1ms and 1m0s",
 		"kafka://u:hunter2@h":                "how they are sent: plain, scram-sha-256 or scram-sha-512",
 		"kafka://u@h?sasl=plain":             "want kafka://USER:PASSWORD@HOST",
