@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // Logging logs the end of each call of a handler: at debug level if it succeeded, else at warn
@@ -34,7 +35,7 @@ func Logging(l *slog.Logger) bus.Middleware {
 		}
 		for m := range c.Messages() {
 			if c.Len() == 1 {
-				attrs = append(attrs, slog.String("id", m.ID), slog.String("type", m.Type))
+				attrs = append(attrs, slog.Any("id", logattr.Text(m.ID)), slog.Any("type", logattr.Text(m.Type)))
 			}
 		}
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // PoisonGroup is the group in which a relay poisons the messages that the broker refuses. Several
@@ -73,7 +74,7 @@ func (p *pump) finishPoison(c *call) {
 			return
 		}
 		p.Relay.parked.Add(1)
-		p.log.Tell(slog.LevelError, "outbox: the broker refused a message, and so did its poison store: it is parked in the table", c.topic, "topic", c.topic, "id", id, "error", c.cause)
+		p.log.Tell(slog.LevelError, "outbox: the broker refused a message, and so did its poison store: it is parked in the table", c.topic, "topic", c.topic, "id", logattr.Text(id), "err", c.cause)
 		delete(p.blocked, l.id)
 		p.giveBack(l)
 	default:
@@ -85,7 +86,7 @@ func (p *pump) finishPoison(c *call) {
 // nowPoisoned counts and tells.
 func (p *pump) nowPoisoned(c *call) {
 	p.poisoned.Add(1)
-	p.log.Tell(slog.LevelError, "outbox: the broker refused a message, which is in the poison store now", c.topic, "topic", c.topic, "id", c.lanes[0].rows[0].msg.ID, "error", c.cause)
+	p.log.Tell(slog.LevelError, "outbox: the broker refused a message, which is in the poison store now", c.topic, "topic", c.topic, "id", logattr.Text(c.lanes[0].rows[0].msg.ID), "err", c.cause)
 }
 
 // reason makes an error's text fit for every database.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // pump is the relay's loop. One goroutine has all of this state; calls to the broker are goroutines
@@ -326,7 +327,7 @@ func (p *pump) fail(ctx context.Context, l *laneRows, err error) {
 		}
 	}
 	if b.tries == 1 {
-		p.log.Tell(slog.LevelWarn, "outbox: a message was not published and its key waits", b.topic, "topic", b.topic, "id", l.rows[0].msg.ID, "error", err)
+		p.log.Tell(slog.LevelWarn, "outbox: a message was not published and its key waits", b.topic, "topic", b.topic, "id", logattr.Text(l.rows[0].msg.ID), "err", err)
 	}
 	p.wait(l, b)
 }

@@ -191,7 +191,7 @@ func (r *Relay) listen(ctx context.Context) {
 			r.wake() // a commit may have been announced before
 		}, r.wake)
 		if err != nil && ctx.Err() == nil {
-			r.log.Tell(slog.LevelWarn, "outbox: listening for commits failed", nil, "error", err)
+			r.log.Tell(slog.LevelWarn, "outbox: listening for commits failed", nil, "err", err)
 		}
 		tries++
 		select {
@@ -203,7 +203,7 @@ func (r *Relay) listen(ctx context.Context) {
 
 func (r *Relay) failed(err error) {
 	r.failures.Add(1)
-	r.log.Tell(slog.LevelWarn, "outbox: the relay failed and tries again", nil, "error", err)
+	r.log.Tell(slog.LevelWarn, "outbox: the relay failed and tries again", nil, "err", err)
 }
 
 // RelayStats holds a relay's counters and current state, for metrics. [Outbox.Status] describes the

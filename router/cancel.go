@@ -10,6 +10,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // named identifies what one cancellation applies to: delayed messages with this key and id.
@@ -35,7 +36,7 @@ func (t *task) named() named {
 func (c *consumer) cancelDelayed(t *task) {
 	what := t.named()
 	if what.key == "" || what.id == "" {
-		c.log.Warn("a cancellation names no message: its key or its header is missing", "id", t.h.Delivery.ID, "header", bus.HeaderCancels)
+		c.log.Warn("a cancellation names no message: its key or its header is missing", "id", logattr.Text(t.h.Delivery.ID), "header", bus.HeaderCancels)
 		c.settle(t)
 		return
 	}
@@ -59,7 +60,7 @@ func (c *consumer) cancelHeld(l *lane, what named) {
 			continue
 		}
 		c.settle(h)
-		c.log.Debug("a delayed message is cancelled", "id", what.id)
+		c.log.Debug("a delayed message is cancelled", "id", logattr.Text(what.id))
 	}
 	clear(c.held[len(kept):])
 	c.held = kept
@@ -194,7 +195,7 @@ func (c *consumer) cancelWaiting(l *lane, names cancellations) {
 	for _, t := range cancelled {
 		c.unpark(t.place)
 		c.settle(t)
-		c.log.Debug("a delayed message is cancelled", "id", t.h.Delivery.ID)
+		c.log.Debug("a delayed message is cancelled", "id", logattr.Text(t.h.Delivery.ID))
 	}
 }
 
@@ -290,7 +291,7 @@ func (c *consumer) cancelled(l *laneCancellations, f cancelFate) {
 		switch {
 		case e.state == parkedGone:
 		case f == cancelDone && l.names.of(e, e.id):
-			c.log.Debug("a delayed message is cancelled", "id", e.id)
+			c.log.Debug("a delayed message is cancelled", "id", logattr.Text(e.id))
 			c.unpark(e)
 		default:
 			c.comeBack(e)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // decide decides the next step after a try that ended with err, and notes it in the task.
@@ -18,7 +19,7 @@ func (c *consumer) decide(t *task, err error) {
 		c.retryStale(t)
 	case t.joined:
 		if err != nil {
-			c.log.Error("a handler failed after its message was settled; the message does not come again", "handler", t.route.name, "id", t.h.Delivery.ID, "err", err)
+			c.log.Error("a handler failed after its message was settled; the message does not come again", "handler", t.route.name, "id", logattr.Text(t.h.Delivery.ID), "err", err)
 		}
 		c.succeed(t)
 	case err == nil:
@@ -50,7 +51,7 @@ func (c *consumer) decideError(t *task, err error) {
 	}
 	ruling, err := r.policy.judged(err, t.h.Delivery.Attempt, first, now)
 	if ruling.kind == succeeded {
-		c.log.Info("error ignored", "handler", r.name, "id", t.h.Delivery.ID, "err", err)
+		c.log.Info("error ignored", "handler", r.name, "id", logattr.Text(t.h.Delivery.ID), "err", err)
 		c.succeed(t)
 		return
 	}
@@ -69,7 +70,7 @@ func (c *consumer) decideError(t *task, err error) {
 		t.failure.Class = ""
 		how := class(err, "failed")
 		c.blame.Tell(slog.LevelWarn, "handler failed; the message is tried again", failureOf{r.name, how},
-			"handler", r.name, "class", how, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
+			"handler", r.name, "class", how, "id", logattr.Text(t.h.Delivery.ID), "attempt", t.h.Delivery.Attempt, "in", ruling.delay, "err", err)
 		c.retryLater(t, now, ruling.delay, 1)
 		return
 	}
@@ -81,14 +82,14 @@ func (c *consumer) decideError(t *task, err error) {
 func (c *consumer) wasNoTry(t *task, err error, now time.Time) bool {
 	if d, ok := bus.UnavailableFor(err); ok {
 		c.blame.Tell(slog.LevelWarn, "the handler says that a dependency is not available; consuming pauses", t.route.name,
-			"handler", t.route.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+			"handler", t.route.name, "id", logattr.Text(t.h.Delivery.ID), "for", d, "err", err)
 		t.tries--
 		t.unavailable, t.lacks = max(d, time.Millisecond), err
 		c.retryAt(t, now, 0)
 		return true
 	}
 	if d, ok := bus.PostponedFor(err); ok {
-		c.log.Debug("the message is postponed", "handler", t.route.name, "id", t.h.Delivery.ID, "for", d, "err", err)
+		c.log.Debug("the message is postponed", "handler", t.route.name, "id", logattr.Text(t.h.Delivery.ID), "for", d, "err", err)
 		t.tries--
 		c.retryLater(t, now, d, 0)
 		return true
@@ -102,7 +103,7 @@ func (c *consumer) giveUp(t *task, err error, now time.Time) {
 	switch r.policy.Then {
 	case Drop:
 		c.blame.Tell(slog.LevelError, "handler failed; the message is dropped, as its policy says", failureOf{r.name, class},
-			"handler", r.name, "class", class, "id", t.h.Delivery.ID, "attempt", t.h.Delivery.Attempt, "err", err)
+			"handler", r.name, "class", class, "id", logattr.Text(t.h.Delivery.ID), "attempt", t.h.Delivery.Attempt, "err", err)
 		t.outcome = settle
 	case Stop:
 		t.outcome = abandon

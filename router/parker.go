@@ -8,6 +8,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // stuckTasks could not be parked, and are tried again. For each key only the first task is tried:
@@ -60,13 +61,13 @@ func (c *consumer) fatesOf(ps []driver.Parking, err error) (fates []fate, failed
 		switch {
 		case err == nil:
 		case errors.Is(err, bus.ErrStale):
-			c.log.Debug("a message was to be parked, but its lane has another owner; it comes again", "id", ps[i].ID, "err", err)
+			c.log.Debug("a message was to be parked, but its lane has another owner; it comes again", "id", logattr.Text(ps[i].ID), "err", err)
 		case c.ctx.Err() != nil || errors.Is(err, bus.ErrClosed):
 			fates[i] = parkLost
 			lost++
 		case byDelivery && !bus.IsRetryable(err):
 			fates[i] = parkRefused
-			c.log.Warn("the broker does not park a message; it waits in this process, and counts as in flight", "id", ps[i].ID, "until", ps[i].Due, "err", err)
+			c.log.Warn("the broker does not park a message; it waits in this process, and counts as in flight", "id", logattr.Text(ps[i].ID), "until", ps[i].Due, "err", err)
 		case byDelivery && bus.IsDefinite(err):
 			fates[i], failed = parkAgain, err
 		default:

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // poisonEntry returns the entry of a message that its handler has refused.
@@ -129,7 +130,7 @@ func (c *consumer) putEntry(t *task) error {
 	switch {
 	case err == nil:
 		c.blame.Tell(slog.LevelError, "message poisoned", failureOf{t.entry.Handler, t.failure.Class},
-			"handler", t.entry.Handler, "class", t.failure.Class, "id", t.h.Delivery.ID, "entry", t.entry.ID, "attempt", t.failure.Attempts, "err", t.failure.Text)
+			"handler", t.entry.Handler, "class", t.failure.Class, "id", logattr.Text(t.h.Delivery.ID), "entry", t.entry.ID, "attempt", t.failure.Attempts, "err", t.failure.Text)
 		if t.route != nil {
 			t.route.poisoned.Add(1)
 		} else if t.failure.Class == unknownType {
@@ -140,7 +141,7 @@ func (c *consumer) putEntry(t *task) error {
 		}
 	case t.lane.ctx.Err() != nil:
 	case isRefusal(err):
-		c.log.Error("the poison queue refuses a message; the message stays in flight, and is put again later", "id", t.h.Delivery.ID, "lane", t.h.Delivery.Lane, "position", t.h.Delivery.Position, "in", refusedFor, "err", err)
+		c.log.Error("the poison queue refuses a message; the message stays in flight, and is put again later", "id", logattr.Text(t.h.Delivery.ID), "lane", t.h.Delivery.Lane, "position", t.h.Delivery.Position, "in", refusedFor, "err", err)
 	}
 	return err
 }
@@ -302,6 +303,6 @@ func (c *consumer) unpoison(t *task) {
 		err = store.Remove(ctx, t.waitingID())
 	}
 	if err != nil {
-		c.log.Warn("a message waits for no replay any more, but its entry is still in the poison queue: drop it there", "id", t.h.Delivery.ID, "entry", t.waitingID(), "err", err)
+		c.log.Warn("a message waits for no replay any more, but its entry is still in the poison queue: drop it there", "id", logattr.Text(t.h.Delivery.ID), "entry", t.waitingID(), "err", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/millrace-go/millrace/bus"
 	"github.com/millrace-go/millrace/bus/driver"
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/logattr"
 )
 
 // transact settles tasks, and publishes the messages they emitted, in transactions, however often
@@ -71,7 +72,7 @@ func (c *consumer) notifySettled(t *task, err error) {
 		return
 	}
 	if terr := t.onSettled(c.ctx, err); terr != nil && err == nil {
-		c.log.Error("a message was settled, and a function of OnSuccess or OnEnd failed after that", "id", t.h.Delivery.ID, "err", terr)
+		c.log.Error("a message was settled, and a function of OnSuccess or OnEnd failed after that", "id", logattr.Text(t.h.Delivery.ID), "err", terr)
 	}
 	t.onSettled = nil
 }

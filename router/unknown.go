@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/millrace-go/millrace/bus"
+	"github.com/millrace-go/millrace/internal/logattr"
 	"github.com/millrace-go/millrace/internal/reserved"
 )
 
@@ -17,13 +18,9 @@ import (
 // unknownType is the class of failure of a message that no handler takes.
 const unknownType = "unknown type"
 
-const (
-	// maxSkippedTypes bounds the types that are counted, and told of, one by one: foreign publishers
-	// choose their names.
-	maxSkippedTypes = 100
-	// maxTypeText bounds a type in the log.
-	maxTypeText = 128
-)
+// maxSkippedTypes bounds the types that are counted, and told of, one by one: foreign publishers
+// choose their names.
+const maxSkippedTypes = 100
 
 // skips says whether a type is settled unhandled that no handler takes.
 func (t *routeTable) skips(typ string) bool {
@@ -78,11 +75,11 @@ func (c *consumer) tellOfType(typ string) {
 	switch s := &c.skipping; {
 	case !s.count(typ) || typ == reserved.TypeStreamClosed:
 	case c.table.skip[typ]:
-		c.log.Info("messages of a type are skipped, because router.Skip names it", "type", typ)
+		c.log.Info("messages of a type are skipped, because router.Skip names it", "type", logattr.Text(typ))
 	case s.more:
 		c.log.Warn("messages of further types that no handler takes are skipped; the log does not name more types", "types", maxSkippedTypes)
 	default:
-		c.log.Warn("messages of a type that no handler takes are skipped, because of router.SkipUnknown; if that is right, name the type in router.Skip", "type", cut(typ, maxTypeText))
+		c.log.Warn("messages of a type that no handler takes are skipped, because of router.SkipUnknown; if that is right, name the type in router.Skip", "type", logattr.Text(typ))
 	}
 }
 
@@ -95,6 +92,8 @@ func (c *consumer) tellSkipped(d bus.Delivery) {
 
 // errUnknownType says why no handler takes a type, and what to do.
 func errUnknownType(typ string, table *routeTable) error {
+	const most = 128 // bytes: the log has this text
+	typ = cut(typ, most)
 	known := strings.Join(slices.Sorted(maps.Keys(table.byType)), ", ")
 	switch {
 	case typ == "":
