@@ -19,7 +19,7 @@ import (
 
 // TestStates goes through the states of a subscription, each with its reason and the time since when.
 func TestStates(t *testing.T) {
-	testlog.Expect(t, "cannot subscribe yet", "disconnected", "the handler says that what it needs is not available")
+	testlog.Expect(t, "cannot subscribe yet", "disconnected", "a dependency is not available")
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		f.subscribeErr = []error{errors.New("connection refused"), errors.New("connection refused")}
