@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -54,17 +53,10 @@ func (s *source) wrong(what string, err error) {
 		return
 	}
 	told := what
-	if _, said := judge(err); !said && (condition.Unreachable(err) || wasHungUp(err)) {
+	if _, said := judge(err); !said && condition.Unreachable(err) {
 		told = driver.Disconnected
 	}
-	s.conditions.Report(what, told, &bus.Error{Op: "receive", Broker: "kafka", Topic: s.sub.Topic, Err: translate(err), Retryable: retryable(err) || wasHungUp(err)})
-}
-
-// wasHungUp says whether a broker has closed a new connection at once. The client then supposes that
-// TLS is missing, but a source has been connected before.
-func wasHungUp(err error) bool {
-	_, ok := errors.AsType[*kgo.ErrFirstReadEOF](err)
-	return ok
+	s.conditions.Report(what, told, &bus.Error{Op: "receive", Broker: "kafka", Topic: s.sub.Topic, Err: translate(err), Retryable: retryable(err)})
 }
 
 // event leaves an error for Receive that tells of something that has happened and does not last.

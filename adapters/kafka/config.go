@@ -157,7 +157,7 @@ func fromParams(p *driver.Params) (Config, error) {
 	mechanism := p.Enum("sasl", "none", "plain", "scram-sha-256", "scram-sha-512")
 	name := u.User.Username()
 	password := p.Password()
-	secret, _ := password()
+	secret, _ := password() // Password has told p of an error
 	switch {
 	case mechanism == "none" && u.User != nil:
 		p.Fail("user and password are given: say with parameter \"sasl\" how they are sent: plain, scram-sha-256 or scram-sha-512")
