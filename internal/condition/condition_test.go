@@ -1,47 +1,22 @@
 package condition_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/millrace-go/millrace/internal/condition"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
 // newSet makes a Set whose lines are "second level text", with the attributes that do not depend on the date.
 func newSet(lines *[]string) *condition.Set {
-	start := time.Now()
-	var mu sync.Mutex
-	return condition.NewSet(slog.New(handler(func(r slog.Record) {
-		line := fmt.Sprint(int(time.Since(start).Seconds()), " ", r.Level, " ", r.Message)
-		r.Attrs(func(a slog.Attr) bool {
-			if a.Key != "since" {
-				line += " " + a.String()
-			}
-			return true
-		})
-		mu.Lock()
-		defer mu.Unlock()
-		*lines = append(*lines, line)
-	})))
+	return condition.NewSet(testlog.Lines(lines, "since"))
 }
-
-type handler func(slog.Record)
-
-func (h handler) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelInfo }
-func (h handler) Handle(_ context.Context, r slog.Record) error {
-	h(r)
-	return nil
-}
-func (h handler) WithAttrs([]slog.Attr) slog.Handler { return h }
-func (h handler) WithGroup(string) slog.Handler      { return h }
 
 func want(t *testing.T, lines []string, want ...string) {
 	t.Helper()

@@ -1,44 +1,21 @@
 package ratelog_test
 
 import (
-	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/millrace-go/millrace/internal/ratelog"
+	"github.com/millrace-go/millrace/internal/testlog"
 )
 
 // newLog makes a Log whose lines are "second level text arguments".
 func newLog(lines *[]string) *ratelog.Log {
-	start := time.Now()
-	var mu sync.Mutex
-	return ratelog.New(slog.New(handler(func(r slog.Record) {
-		line := fmt.Sprint(int(time.Since(start).Seconds()), " ", r.Level, " ", r.Message)
-		r.Attrs(func(a slog.Attr) bool {
-			line += " " + a.String()
-			return true
-		})
-		mu.Lock()
-		defer mu.Unlock()
-		*lines = append(*lines, line)
-	})))
+	return ratelog.New(testlog.Lines(lines))
 }
-
-type handler func(slog.Record)
-
-func (h handler) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelInfo }
-func (h handler) Handle(_ context.Context, r slog.Record) error {
-	h(r)
-	return nil
-}
-func (h handler) WithAttrs([]slog.Attr) slog.Handler { return h }
-func (h handler) WithGroup(string) slog.Handler      { return h }
 
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
