@@ -109,8 +109,8 @@ func (a aroundBatch) HandleBatch(ctx context.Context, ms []*Message) error {
 // EventTypes returns these types; nil takes all.
 type EventTyper interface{ EventTypes() []string }
 
-// Checker is an optional part of a [Handler]: Check returns what is wrong with it, nil if nothing
-// is. A router reports it before anything is consumed.
+// Checker is an optional part of a [Handler]: Check returns its mistake, nil if there
+// is none. A router reports it before anything is consumed.
 type Checker interface{ Check() error }
 
 // Idempotent is an optional part of a [Handler]: its effect happens once for each message, however
@@ -214,7 +214,7 @@ func (t typedBatch[T]) EventTypes() []string { return typesOf[T]() }
 // Check implements Checker.
 func (t typedBatch[T]) Check() error { return checkTyped[T](t.h == nil) }
 
-// checkTyped reports what is wrong with a handler of events of type T; missing says that it has no
+// checkTyped reports the mistake of a handler of events of type T; missing says that it has no
 // function.
 func checkTyped[T any](missing bool) error {
 	if missing {

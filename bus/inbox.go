@@ -221,7 +221,7 @@ func (in *inbox) close(ctx context.Context) {
 }
 
 // inboxObserver is the observer of a source that finishes messages as soon as it receives them. The
-// log has what is wrong with the source.
+// log has its conditions.
 type inboxObserver struct{ conditions *condition.Set }
 
 func (inboxObserver) Assigned([]Lane)                  {}

@@ -162,7 +162,7 @@ func (t *abilityTrial) settleWith(s bus.Source, token bus.Token, topic, id strin
 	return s.(driver.TransactionalSource).SettleWith(t.ctx, []driver.Settlement{{Token: token, Outputs: []driver.Output{{Topic: topic, Message: m}}}})
 }
 
-// hosts refuses to take part in what is no transaction in the driver's database.
+// hosts refuses to take part in anything but a transaction in the driver's database.
 func (t *abilityTrial) hosts(host driver.TransactionHost, s driver.JoiningSource) {
 	if err := host.CheckTransaction(t.ctx, foreign{}); err == nil {
 		t.errorf("CheckTransaction accepts what is no transaction of the database")

@@ -136,7 +136,7 @@ type narrowLane struct {
 	lane  int32
 }
 
-// narrowRooms knows the positions of what is parked.
+// narrowRooms knows the positions of the parked messages.
 type narrowRooms struct {
 	mu     sync.Mutex
 	topics map[bus.Source]string

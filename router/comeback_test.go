@@ -114,7 +114,7 @@ func TestReplayToNobody(t *testing.T) {
 	})
 }
 
-// TestKeyGoesOnByItself: what a key waits for is tried again by itself a day later. If that succeeds, nothing is left to be replayed.
+// TestKeyGoesOnByItself: a message that its key waits for is tried again by itself a day later. If that succeeds, nothing is left to be replayed.
 func TestKeyGoesOnByItself(t *testing.T) {
 	for _, fails := range []int{1, 3} {
 		synctest.Test(t, func(t *testing.T) {
@@ -219,8 +219,9 @@ func TestKeyWaitsElsewhere(t *testing.T) {
 	}
 }
 
-// TestKeyWaitsNoMore: what a key waits for is tried again a day later. If that is to be tried once more soon, it waits for no replay meanwhile:
-// there is no entry, and the lane's next owner goes on with the tries.
+// TestKeyWaitsNoMore: a message that its key waits for is tried again a day later. If it is to be
+// tried once more soon, it waits for no replay meanwhile: there is no entry, and the lane's next
+// owner goes on with the tries.
 func TestKeyWaitsNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBus(t)

@@ -179,7 +179,7 @@ func (r *Route) Health() RouteHealth {
 	return h
 }
 
-// describe fills in what is known of the subscription.
+// describe fills in the facts of the subscription.
 func (c *consumer) describe(h *RouteHealth) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

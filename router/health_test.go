@@ -92,7 +92,7 @@ func TestStates(t *testing.T) {
 	})
 }
 
-// TestConditionsInHealth: what a driver tells is in health at once, and gone at once; the log has it once.
+// TestConditionsInHealth: a condition that a driver tells is in health at once, and gone at once; the log has it once.
 func TestConditionsInHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()

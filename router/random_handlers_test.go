@@ -43,7 +43,7 @@ func (w *world) begin(ctx context.Context, m *bus.Message) {
 	}
 }
 
-// verdict is what a handler returns.
+// verdict is a handler's result.
 func (w *world) verdict(ctx context.Context, m *bus.Message) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -88,7 +88,7 @@ func probed(t testing.TB, ctx context.Context, s *source) {
 	}
 }
 
-// waitParking waits until holds reports true of what is parked in the lane, which it gets locked.
+// waitParking waits until holds reports true of the lane's parking, which it gets locked.
 func waitParking(t testing.TB, ctx context.Context, l *lane, what string, holds func(*parking) bool) {
 	t.Helper()
 	for {

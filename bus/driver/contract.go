@@ -43,18 +43,18 @@ type Committer interface {
 	Commit(ctx context.Context) error
 }
 
-// ConditionObserver is an optional ability of a [bus.LaneObserver]: a driver tells it what is wrong
-// with the subscription, whether or not anybody calls Receive. The router has it, for health and
+// ConditionObserver is an optional ability of a [bus.LaneObserver]: a driver tells it the
+// conditions of the subscription, whether or not anybody calls Receive. The router has it, for health and
 // for its log.
 type ConditionObserver interface {
 	bus.LaneObserver
-	// Condition says that something does not work: what is a short statement of it, such as
+	// Condition says that something does not work. The text what is a short statement of it, such as
 	// "lane 3 cannot be consumed", and err the reason in the broker's words. The driver goes on
 	// trying. A nil err says that it works again. If err is not retryable ([bus.IsRetryable]), it
 	// will not pass until somebody acts, and its text says what to do.
 	//
-	// The driver tells at once, and may repeat itself. While the broker cannot be reached, what is
-	// [Disconnected]. Condition does not block. The driver makes one call at a time.
+	// The driver tells at once, and may repeat itself. While the broker cannot be reached, the
+	// text is [Disconnected]. Condition does not block. The driver makes one call at a time.
 	Condition(what string, err error)
 }
 

@@ -17,8 +17,8 @@
 //	[TransactionalSource] source   type assertion     exactly once within the broker               Kafka, SQL
 //	[JoiningSource]       source   type assertion     settling in the handler's own transaction    PostgreSQL, MySQL, SQLite
 //
-// The observer of a subscription may have an ability, too: [ConditionObserver] is told what does
-// not work, [ParkingObserver] what is parked.
+// The observer of a subscription may have an ability, too: [ConditionObserver] is told of
+// conditions, [ParkingObserver] of parked messages.
 //
 // [bus.Capabilities] claim what sources can do. The router refuses a source that lacks what its
 // driver claims: a driver around another driver loses a method set easily, and nothing else would

@@ -15,7 +15,7 @@ type address struct {
 	url, file     string
 }
 
-// addressFlag adds --name and --name-file. what is said of the URL in the help.
+// addressFlag adds --name and --name-file. The help says that the URL is that of what.
 func addressFlag(fs *flag.FlagSet, name, what, example string) *address {
 	a := &address{name: name, example: example}
 	fs.StringVar(&a.url, name, "", "the `URL` of "+what+"; by default that of --"+name+"-file, or of $"+a.variable())

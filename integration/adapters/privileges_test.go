@@ -33,7 +33,7 @@ type privileged struct {
 	prepare func(t *testing.T, p *place) (url string)
 	// grant gives the rights of the rules.
 	grant func(t *testing.T, p *place, rules []string)
-	// refused is what the server's errors say.
+	// refused is the text by which the server's errors refuse.
 	refused string
 }
 

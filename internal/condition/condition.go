@@ -1,6 +1,6 @@
-// Package condition keeps what is wrong with a subscription, for health and for the log.
+// Package condition keeps the conditions of a subscription, for health and for the log.
 //
-// A condition is named by a statement of what is wrong, such as "settling failed". It begins with
+// A condition is something that does not work. Its name is a statement of it, such as "settling failed". It begins with
 // an error, and ends when the same works again. A [Reporter] is a driver's side: it merges what
 // several goroutines meet. A [Set] is the side of the router: it knows since when, and writes the
 // log.
@@ -23,7 +23,7 @@ const Disconnected = "disconnected"
 // needs nobody's attention; health has it from the start.
 const Patience = time.Second
 
-// Condition is what is wrong now.
+// Condition is one thing that does not work now.
 type Condition struct {
 	What  string
 	Err   error

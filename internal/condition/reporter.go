@@ -34,7 +34,7 @@ func NewReporter(observer any) *Reporter {
 	return r
 }
 
-// Report notes what a worker meets, in place of its last report. A nil err says that the worker
+// Report notes the condition that a worker meets, in place of its last report. A nil err says that the worker
 // goes on; what does not count then. It does not block.
 func (r *Reporter) Report(worker, what string, err error) {
 	if r.observer == nil {

@@ -2,7 +2,7 @@ package parking
 
 import "testing"
 
-// FuzzParseCommand: what is read as a command is written as the same command.
+// FuzzParseCommand: a text that is read as a command is written as the same command.
 func FuzzParseCommand(f *testing.F) {
 	for _, text := range []string{"new", "replace 55", "withdraw -1", "replace", "withdraw 99999999999999999999", "new 1"} {
 		f.Add(text)

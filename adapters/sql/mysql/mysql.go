@@ -134,7 +134,7 @@ func fromURL(ctx context.Context, p *driver.Params) (driver.Driver, error) {
 	return open(ctx, mc, size, c, common)
 }
 
-// Connection reads what a URL says of its connections, for programs that reach the same database
+// Connection reads the parts of a URL that tell how to connect, for programs that reach the same database
 // beside the bus: user, password, host and database, and the parameters passwordfile, socket,
 // connect_timeout, tls, ca, cert and key. [driver.Params.Err] has the mistakes.
 func Connection(p *driver.Params) *mysql.Config {

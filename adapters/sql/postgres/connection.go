@@ -24,7 +24,7 @@ var native = []string{
 	"pool_health_check_period",
 }
 
-// Connection reads what a URL says of its connections, for programs that reach the same database
+// Connection reads the parts of a URL that tell how to connect, for programs that reach the same database
 // beside the bus: user, password, host, database, passwordfile, and the parameters that pgx and
 // libpq define. [driver.Params.Err] has the mistakes; then the result is nil.
 //

@@ -384,8 +384,8 @@ func fetchesAtOnce(t *testing.T, db Database) {
 	Close(t, s)
 }
 
-// scattered: what is settled behind more unfinished messages than the lane's row can name would come
-// again after a crash. So it is refused, until older messages are finished.
+// scattered: a message that is settled behind more unfinished messages than the lane's row can name
+// would come again after a crash. So it is refused, until older messages are finished.
 func scattered(t *testing.T, db Database) {
 	const n = 9000
 	b, in, out := db.Open(t, "shards=1"), Topic(), Topic()
